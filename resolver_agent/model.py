@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 FENCE = "255.255.255.255"
 """The limited broadcast address: ``connect()`` refuses it in the kernel at once, without a packet."""
@@ -105,9 +108,7 @@ class NodeState:
         """Return the state with one more observation taken in."""
         if observation.kind in (Kind.PRIMARY, Kind.STANDBY):
             return NodeState(latest=observation, role_seen=observation, over=False)
-        return NodeState(
-            latest=observation, role_seen=self.role_seen, over=self.over or observation.kind is Kind.DEAD
-        )
+        return NodeState(latest=observation, role_seen=self.role_seen, over=self.over or observation.kind is Kind.DEAD)
 
     def fresh(self, *, now: float, max_age_s: float) -> Observation | None:
         """Return the observation of a role that still counts: not over, and younger than ``max_age_s`` seconds."""
@@ -206,3 +207,57 @@ class Alert:
 
     key: str
     text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Fitness:
+    """Whether a node may serve reads, and its replay lag behind the group's primary.
+
+    ``fit_since`` is None while it is not fit, and ``why`` then says why. ``lagging`` latches between the limit and half
+    of it. The lags are None while nothing is known to measure against.
+    """
+
+    fit_since: float | None
+    why: str = ""
+    lagging: bool = False
+    lag_bytes: int | None = None
+    lag_s: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GroupState:
+    """One name's part of a decision, with what the next decision has to remember of it.
+
+    ``target`` is None while nothing was ever known. ``own`` is the local server's address in this group (R3).
+    ``primary`` is the last known primary's address, ``primary_lost`` that it has been seen in recovery since.
+    ``lsns`` is the history of the primary's LSN as (seen at, LSN), oldest first. ``foreign`` are the nodes
+    refused for a system identifier that is not the group's.
+    """
+
+    target: Target | None = None
+    reason: Reason = Reason(Code.UNKNOWN, "never seen")
+    own: str | None = None
+    primary: str | None = None
+    primary_lost: bool = False
+    system_id: int | None = None
+    foreign: frozenset[Node] = frozenset()
+    lsns: tuple[tuple[float, int], ...] = ()
+    fitness: Mapping[Node, Fitness] = MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Where every name leads.
+
+    ``role`` is the last known local role; ``recheck_at`` is when the passing of time alone may change something.
+    """
+
+    groups: Mapping[str, GroupState]
+    role: Role | None = None
+    alerts: tuple[Alert, ...] = ()
+    recheck_at: float = float("inf")
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets of all names that have one, in the order of the configuration."""
+        return tuple(state.target for state in self.groups.values() if state.target is not None)
