@@ -1,0 +1,80 @@
+"""What systemd and a service tell each other: sd_notify(3) messages, and sd_listen_fds(3) sockets.
+
+Nothing here depends on systemd: without its environment variables every call does nothing. Telling systemd must never
+harm the service, so no message blocks and no failure is raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_FIRST_LISTEN_FD = 3
+
+
+class Notifier:
+    """Sends the state of this service to systemd.
+
+    ``watchdog_s`` is the time in seconds after which systemd kills a service that has not called ``watchdog()``, or
+    None where it does not watch this process.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._address = environ.get("NOTIFY_SOCKET", "")
+        if self._address.startswith("@"):  # the abstract namespace
+            self._address = "\0" + self._address[1:]
+        self.watchdog_s = _watchdog_s(environ)
+
+    def ready(self) -> None:
+        """Say that start-up, or a reload, is complete."""
+        self._send("READY=1")
+
+    def reloading(self) -> None:
+        """Say that a reload has begun; ``ready()`` ends it."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def stopping(self) -> None:
+        """Say that the service is about to end."""
+        self._send("STOPPING=1")
+
+    def watchdog(self) -> None:
+        """Say that the service is alive."""
+        self._send("WATCHDOG=1")
+
+    def status(self, text: str) -> None:
+        """Set the one line that ``systemctl status`` shows."""
+        self._send("STATUS=" + " ".join(text.split()))
+
+    def _send(self, message: str) -> None:
+        if not self._address:
+            return
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.sendto(message.encode(errors="replace"), socket.MSG_DONTWAIT, self._address)
+
+
+def listen_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
+    """Return the sockets that systemd passed to this process, in the order of the socket unit; closed on exec."""
+    if _integer(environ, "LISTEN_PID") != os.getpid():
+        return []
+    descriptors = range(_FIRST_LISTEN_FD, _FIRST_LISTEN_FD + (_integer(environ, "LISTEN_FDS") or 0))
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)  # noqa: FBT003 - the standard library's signature
+    return [socket.socket(fileno=descriptor) for descriptor in descriptors]
+
+
+def _watchdog_s(environ: Mapping[str, str]) -> float | None:
+    if "WATCHDOG_PID" in environ and _integer(environ, "WATCHDOG_PID") != os.getpid():
+        return None
+    microseconds = _integer(environ, "WATCHDOG_USEC")
+    return microseconds / 1_000_000 if microseconds else None
+
+
+def _integer(environ: Mapping[str, str], name: str) -> int | None:
+    value = environ.get(name, "")
+    return int(value) if value.isdecimal() else None
