@@ -139,5 +139,5 @@ def test_a_passed_socket_serves(tmp_path: Path) -> None:
         client.connect(str(tmp_path / "control.sock"))
         # The shell gives the descriptor the number that systemd would.
         shell = 'exec 3<&0; exec "$0" -c "$1"'
-        subprocess.run(["sh", "-c", shell, sys.executable, _ACTIVATED], stdin=listener, check=True, timeout=10)
+        subprocess.run(["sh", "-c", shell, sys.executable, _ACTIVATED], stdin=listener.fileno(), check=True, timeout=10)
         assert client.recv(16) == b"served"
