@@ -97,18 +97,23 @@ class NodeState:
 
     A probe that could not ask (unreachable, barred) says nothing of the role, so it must not hide the last one that
     did. ``over`` reports that the server which had this role was seen dead since: the role is then history, kept
-    because "was last seen in recovery" outlives the server (rule R2).
+    because "was last seen in recovery" outlives the server (rule R2). ``same_since`` is when this very server was
+    first seen.
     """
 
     latest: Observation | None = None
     role_seen: Observation | None = None
     over: bool = False
+    same_since: float = 0.0
 
     def after(self, observation: Observation) -> NodeState:
         """Return the state with one more observation taken in."""
         if observation.kind in (Kind.PRIMARY, Kind.STANDBY):
-            return NodeState(latest=observation, role_seen=observation, over=False)
-        return NodeState(latest=observation, role_seen=self.role_seen, over=self.over or observation.kind is Kind.DEAD)
+            same = self.role_seen is not None and self.role_seen.identity == observation.identity
+            since = self.same_since if same else observation.at
+            return NodeState(latest=observation, role_seen=observation, same_since=since)
+        over = self.over or observation.kind is Kind.DEAD
+        return dataclasses.replace(self, latest=observation, over=over)
 
     def fresh(self, *, now: float, max_age_s: float) -> Observation | None:
         """Return the observation of a role that still counts: not over, and younger than ``max_age_s`` seconds."""
@@ -214,7 +219,7 @@ class Fitness:
     """Whether a node may serve reads, and its replay lag behind the group's primary.
 
     ``fit_since`` is None while it is not fit, and ``why`` then says why. ``lagging`` latches between the limit and half
-    of it. The lags are None while nothing is known to measure against.
+    of it. The lags are None while nothing is known to measure against, ``lag_s`` also where no limit is set on it.
     """
 
     fit_since: float | None
