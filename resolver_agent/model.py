@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ class PatroniWord:
     """What Patroni says of one group. ``leader`` holds the leader lock; a ``benched`` node is no read target."""
 
     leader: Node | None = None
-    benched: Mapping[Node, str] = MappingProxyType({})
+    benched: Mapping[Node, str] = dataclasses.field(default_factory=dict)
     system_id: int | None = None
 
 
@@ -148,7 +147,7 @@ class Observations:
     local: NodeState
     assumed: Role | None = None
     holds_lock: bool = False
-    patroni: Mapping[str, PatroniWord] = MappingProxyType({})
+    patroni: Mapping[str, PatroniWord] = dataclasses.field(default_factory=dict)
 
 
 class Code(enum.Enum):
@@ -247,7 +246,7 @@ class GroupState:
     system_id: int | None = None
     foreign: frozenset[Node] = frozenset()
     lsns: tuple[tuple[float, int], ...] = ()
-    fitness: Mapping[Node, Fitness] = MappingProxyType({})
+    fitness: Mapping[Node, Fitness] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
