@@ -1,0 +1,293 @@
+"""From the text of the configuration file to a ``Config``, or to every error in it at once.
+
+Only ``load`` touches the file system; ``parse`` is a function of its arguments. This module knows the keys and what has
+to fit together; ``values.py`` knows what a single value may look like, ``reading.py`` how plain values are taken apart
+and faults collected, ``yamltext.py`` how YAML is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import stat
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from resolver_agent import values, yamltext
+from resolver_agent.model import Fallback, Node, Route
+from resolver_agent.reading import Reader, Required, Table, as_is
+from resolver_agent.yamltext import dotted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration file: ``errors`` holds one ``FILE: key: fault`` each."""
+
+    def __init__(self, errors: Iterable[str]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("\n".join(self.errors))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PatroniApi:
+    """Where Patroni's REST API listens on every node of a group, and the TLS files to reach it with."""
+
+    port: int
+    cacert: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A managed name, in lower case, and the nodes behind it. A limit of None is no limit."""
+
+    name: str
+    nodes: tuple[Node, ...]
+    route: Route
+    max_lag_bytes: int | None
+    max_lag_s: float | None
+    failback_delay_s: float
+    patroni: PatroniApi | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A configuration in which everything fits together.
+
+    ``groups`` are in the file's order. ``postgresql`` holds the libpq keywords for every node, without host and port;
+    ``local`` those for the server on this node, complete. Both may hold passwords. ``citus`` is False for ``off``.
+    """
+
+    path: str
+    fallback: Fallback
+    groups: tuple[Group, ...]
+    postgresql: Mapping[str, str] = dataclasses.field(repr=False)
+    local: Mapping[str, str] = dataclasses.field(repr=False)
+    interval_s: float
+    timeout_s: float
+    citus: bool
+    hosts_file: str
+    runtime_dir: str
+    log_format: str
+    log_level: str
+    warnings: tuple[str, ...] = ()
+
+
+_FALLBACK = (
+    "it has no default, write none (reads through a name stop while it has no fit standby), primary (that name goes to "
+    "its primary: only where readers on standbys use a database role of their own) or all (as primary, but every name "
+    "together)"
+)
+_NAMES = "expected the names in pg_dist_node, e.g. wk1: {nodes: [192.168.234.203, 192.168.234.204]}"
+_NODES = "expected a list of addresses, e.g. [192.168.234.203, 192.168.234.204]"
+
+_PER_NAME: Table = {
+    "route": (values.member(Route), Route.FOLLOW),
+    "port": (values.port, 5432),
+    "max_lag_bytes": (values.optional(values.size_bytes), None),
+    "max_lag_seconds": (values.optional(values.duration_s), None),
+    "failback_delay": (partial(values.duration_s, zero=True), 10.0),
+}
+_TOP: Table = {
+    "fallback": (values.member(Fallback), Required(_FALLBACK)),
+    "names": (values.filled(dict, _NAMES), Required(_NAMES)),
+    "postgresql": (as_is, {}),
+    "local": (as_is, {}),
+    **_PER_NAME,
+    "interval": (values.duration_s, 1.0),
+    "timeout": (values.duration_s, 2.0),
+    "citus": (values.word("auto", "off"), "auto"),
+    "hosts_file": (values.path, "/etc/hosts"),
+    "runtime_dir": (values.path, "/run/resolver-agent"),
+    "log": (as_is, {}),
+}
+_PATRONI_API: Table = {
+    "port": (values.port, Required("expected the port of Patroni's REST API, e.g. 8008")),
+    **dict.fromkeys(("cacert", "cert", "key"), (values.path, None)),
+}
+_LOG: Table = {
+    "format": (values.word("text", "json"), "text"),
+    "level": (values.word("debug", "info", "warning", "error"), "info"),
+}
+
+_UNDER_A_NAME = dict.fromkeys(("nodes", "patroni"), "it belongs under a name: names.NAME.nodes, names.NAME.patroni")
+_AT_THE_TOP = dict.fromkeys(_TOP.keys() - _PER_NAME.keys(), "it is set once for all names, at the top level")
+
+_ANY_SERVER = {
+    "connect_timeout": "`timeout` bounds every probe: remove it",
+    "target_session_attrs": "servers of either role have to answer: remove it",
+}
+_EVERY_NODE = {
+    **_ANY_SERVER,
+    **dict.fromkeys(("host", "hostaddr"), "the nodes are given under `names`: remove it"),
+    "port": "the nodes' port is `port` at the top level or at a name: remove it",
+}
+_SECRETS = frozenset(("password", "sslpassword", "oauth_client_secret"))
+_DEFAULT_SOCKET_DIR = "/var/run/postgresql"
+_DEFAULT_LOGIN = {"user": "resolver_agent", "dbname": "postgres"}
+
+
+def _nodes(
+    reader: Reader, key: str, group: Mapping[str, Any], *, managed: Iterable[str], seen: dict[tuple[Route, Node], str]
+) -> tuple[Node, ...]:
+    """Return the nodes of one name. ``seen`` has the key of every node read so far, and takes in these."""
+    nodes = []
+    for i, item in enumerate(group["nodes"] or ()):
+        at = f"{key}[{i}]"
+        host = reader.value(at, values.node_host, item)
+        if host is None:
+            continue
+        if host in managed:
+            reader.error(at, f"{host!r} is a name that this agent manages, expected an address or another DNS name")
+        nodes.append(node := Node(host, group["port"]))
+        first = seen.setdefault((group["route"], node), at)
+        if first != at:
+            reader.error(at, f"{host} is {first} already, expected each node once, and behind one name of a route")
+    return tuple(nodes)
+
+
+def _patroni_api(reader: Reader, key: str, found: Any) -> PatroniApi | None:
+    return None if found is None else PatroniApi(**reader.fields(key, found, _PATRONI_API, misplaced={}))
+
+
+def _groups(
+    reader: Reader, key: str, names: Mapping[str, Any], *, defaults: Mapping[str, Any], hostname: str
+) -> tuple[Group, ...]:
+    """Return the names in the file's order; what a name does not set is as at the top level."""
+    table = {
+        "nodes": (values.filled(list, _NODES), Required(_NODES)),
+        "patroni": (as_is, None),
+        **{name: (parse, defaults[name]) for name, (parse, _) in _PER_NAME.items()},
+    }
+    managed = {name.lower() for name in names}
+    seen: dict[tuple[Route, Node], str] = {}
+    groups: dict[str, Group] = {}
+    for written, found in names.items():
+        at = dotted(key, written)
+        name = reader.value(at, partial(values.managed_name, hostname=hostname), written, written)
+        if name in groups:
+            reader.error(at, "given a second time, expected once: names compare without regard to case")
+        group = reader.fields(at, found, table, misplaced=_AT_THE_TOP)
+        groups[name] = Group(
+            name=name,
+            nodes=_nodes(reader, f"{at}.nodes", group, managed=managed, seen=seen),
+            route=group["route"],
+            max_lag_bytes=group["max_lag_bytes"],
+            max_lag_s=group["max_lag_seconds"],
+            failback_delay_s=group["failback_delay"],
+            patroni=_patroni_api(reader, f"{at}.patroni", group["patroni"]),
+        )
+    return tuple(groups.values())
+
+
+def _patroni_server(postgresql: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """Return address and login of the local server as Patroni itself uses them, from its ``postgresql:`` section.
+
+    Patroni connects to ``localhost`` over TCP unless ``use_unix_socket`` is set, and its password is known to work only
+    there, so the same choice is made here. What its section does not say is left out; its faults are Patroni's to
+    report.
+    """
+    section = _map_of(postgresql)
+    hosts, _, port = str(section.get("listen") or section.get("connect_address") or "").rpartition(":")
+    listening = [host.strip(" []") for host in hosts.split(",")]
+    everywhere = {"*", "localhost", "0.0.0.0", "127.0.0.1"}  # noqa: S104 - compared with, not bound to
+    address = {"host": "localhost" if everywhere & {*listening} else listening[0], "port": port}
+    if str(section.get("use_unix_socket")).lower() in ("true", "yes", "on"):
+        folders = str(_map_of(section.get("parameters")).get("unix_socket_directories", _DEFAULT_SOCKET_DIR)).split(",")
+        absolute = [folder.strip() for folder in folders if folder.strip().startswith("/")]
+        address["host"] = absolute[0] if absolute else address["host"]
+    superuser = _map_of(_map_of(section.get("authentication")).get("superuser"))
+    login = {"user" if key == "username" else key: str(value) for key, value in superuser.items() if value is not None}
+    return {key: value for key, value in address.items() if value}, login if "user" in login else {}
+
+
+def _map_of(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _with_login(given: dict[str, str], patroni: dict[str, str]) -> dict[str, str]:
+    """Return the keywords with a login added where they have none of their own; two logins are never mixed."""
+    if "service" in given:
+        return given
+    own = given.keys() & {"user", "password", "passfile"}
+    return {**_DEFAULT_LOGIN, **({} if own else patroni), **given}
+
+
+def parse(text: str | bytes, *, path: str, hostname: str) -> Config:
+    """Return the configuration that the text holds: all of it, or its ``resolver_agent:`` section if it is Patroni's.
+
+    Args:
+        text: YAML.
+        path: the file's name, for error messages.
+        hostname: this host's own name, which cannot be managed.
+
+    Raises:
+        ConfigError: with every error in the text.
+    """
+    try:
+        document, faults = yamltext.read(text)
+    except yamltext.YamlError as exc:
+        raise ConfigError([f"{path}: {exc}"]) from exc
+    is_patronis = isinstance(document, dict) and not {"resolver_agent", "scope"}.isdisjoint(document)
+    prefix = "resolver_agent" if is_patronis else ""
+    if is_patronis and prefix not in document:
+        raise ConfigError([f"{path}: {prefix}: missing, expected this section in Patroni's configuration"])
+    reader = Reader()
+    for key, fault in faults.items():
+        if key.startswith(prefix):  # the rest of the file is Patroni's to judge
+            reader.error(key, fault)
+    section = document[prefix] if is_patronis else document
+    address, login = _patroni_server(document.get("postgresql")) if is_patronis else ({}, {})
+
+    top = reader.fields(prefix, section, _TOP, misplaced=_UNDER_A_NAME)
+    log = reader.fields(dotted(prefix, "log"), top["log"], _LOG, misplaced={})
+    groups = _groups(reader, dotted(prefix, "names"), top["names"] or {}, defaults=top, hostname=hostname)
+    given = reader.keywords(dotted(prefix, "postgresql"), top["postgresql"], refused=_EVERY_NODE)
+    local = reader.keywords(dotted(prefix, "local"), top["local"], refused=_ANY_SERVER)
+    if (local.get("host") or "").lower() in {group.name for group in groups}:
+        reader.error(dotted(prefix, "local.host"), "a managed name found, expected a socket's folder or an address")
+    if reader.errors:
+        raise ConfigError(f"{path}: {error}" for error in reader.errors)
+    postgresql = _with_login(given, login)
+    return Config(
+        path=path,
+        fallback=top["fallback"],
+        groups=groups,
+        postgresql=MappingProxyType(postgresql),
+        local=MappingProxyType(
+            {"host": _DEFAULT_SOCKET_DIR, "port": str(top["port"]), **address, **postgresql, **local}
+        ),
+        interval_s=top["interval"],
+        timeout_s=top["timeout"],
+        citus=top["citus"] == "auto",
+        hosts_file=top["hosts_file"],
+        runtime_dir=top["runtime_dir"],
+        log_format=log["format"],
+        log_level=log["level"],
+    )
+
+
+def load(path: str) -> Config:
+    """Return the configuration in a file, with warnings about the file itself.
+
+    Raises:
+        ConfigError: the file cannot be read, or with every error in it.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            text, mode = file.read(), stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    except OSError as exc:
+        raise ConfigError([f"{path}: {exc.strerror}, expected a configuration file that can be read"]) from exc
+    config = parse(text, path=path, hostname=socket.gethostname())
+    if mode & stat.S_IROTH and not _SECRETS.isdisjoint({*config.postgresql, *config.local}):
+        warning = (
+            f"{path}: holds a password and everybody can read it (mode {mode:04o}): chmod {mode & ~0o007:04o} {path}"
+        )
+        return dataclasses.replace(config, warnings=(warning,))
+    return config

@@ -1,0 +1,184 @@
+"""What a single value of the configuration file may look like.
+
+Each parser takes a plain value (text, a whole number, a bool, None, a list or a map), returns what it means, and raises
+``ValueError`` saying what was found and what was expected. Which key a value stands under is the caller's business.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import ipaddress
+import re
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_E = TypeVar("_E", bound=enum.Enum)
+_T = TypeVar("_T")
+
+_DURATIONS_MS = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000}
+_SIZES = {"B": 1, "kB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
+_QUANTITY = re.compile(r"(-?[0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
+
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?")
+_LOOPBACK = re.compile(r"localhost[46]?(\..*)?|.*\.localhost|ip6-.*", re.IGNORECASE)
+# inet_aton() reads these as numbers, so a resolver never looks for them in the hosts file.
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
+_WITH_PORT = re.compile(r"\[.*\](:.*)?|[^:]*:[^:]*")
+
+_NAME_RULES: tuple[tuple[Callable[[str], object], str], ...] = (
+    (lambda name: name.endswith("."), "ends in a dot, expected a host name without it"),
+    (lambda name: len(name) > 253, "is longer than the 253 characters of a host name"),  # noqa: PLR2004 - RFC 1035
+    (lambda name: max(map(len, name.split("."))) > 63, "has a label of more than 63 characters"),  # noqa: PLR2004 - RFC 1035
+    (
+        lambda name: not all(map(_LABEL.fullmatch, name.split("."))),
+        "is not a host name, expected letters, digits and inner hyphens in labels separated by dots",
+    ),
+    (lambda name: _NUMBER.fullmatch(name.rpartition(".")[2]), "reads as a number or an address, expected a host name"),
+)
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error message shows it; lists and maps by kind only."""
+    if value in ([], {}):
+        return f"an empty {'list' if value == [] else 'map'}"
+    kinds = {dict: "a map", list: "a list", type(None): "null", bool: str(value).lower()}
+    return kinds.get(type(value)) or repr(value)
+
+
+def text(value: Any) -> str:
+    """Return a piece of text, also where YAML reads a whole number."""
+    if type(value) not in (str, int):
+        raise ValueError(f"{shown(value)} found, expected text (put it in quotes if it is meant as such)")
+    if "\0" in str(value):
+        raise ValueError("a zero byte found, expected text without one")
+    return str(value)
+
+
+def path(value: Any) -> str:
+    """Return an absolute path."""
+    if not (isinstance(value, str) and value.startswith("/") and "\0" not in value):
+        raise ValueError(f"{shown(value)} found, expected an absolute path")
+    return value
+
+
+def port(value: Any) -> int:
+    """Return a TCP port."""
+    if type(value) is not int or not 0 < value < 2**16:
+        raise ValueError(f"{shown(value)} found, expected a port: a whole number from 1 to 65535")
+    return value
+
+
+def port_text(value: Any) -> str:
+    """Return a TCP port as libpq takes it, given as a whole number or as text."""
+    return str(port(int(value) if isinstance(value, str) and value.isdecimal() else value))
+
+
+def word(*words: str) -> Callable[[Any], str]:
+    """Return a parser that accepts just these words."""
+
+    def parse(value: Any) -> str:
+        if value not in words:
+            raise ValueError(f"{shown(value)} found, expected {' or '.join(words)}")
+        return str(value)
+
+    return parse
+
+
+def member(kind: type[_E]) -> Callable[[Any], _E]:
+    """Return a parser for the values of an enumeration of words."""
+    parse_word = word(*(item.value for item in kind))
+    return lambda value: kind(parse_word(value))
+
+
+def filled(kind: type[_T], expected: str) -> Callable[[Any], _T]:
+    """Return a parser for a list or a map with something in it."""
+
+    def parse(value: Any) -> _T:
+        if isinstance(value, kind) and value:
+            return value
+        raise ValueError(f"{shown(value)} found, {expected}")
+
+    return parse
+
+
+def optional(parse: Callable[[Any], _T]) -> Callable[[Any], _T | None]:
+    """Return a parser that lets null through as None."""
+    return lambda value: None if value is None else parse(value)
+
+
+def _quantity(value: Any, *, units: Mapping[str, int], example: str, zero: bool) -> float:
+    """Return a number in the smallest of the units; 0 needs no unit."""
+    match = _QUANTITY.fullmatch(str(value)) if type(value) in (str, int) else None
+    if match is None:
+        raise ValueError(f"{shown(value)} found, expected {example}")
+    number, unit = float(match[1]), match[2]
+    if number < 0 or (number == 0 and not zero):
+        raise ValueError(f"{shown(value)} found, expected {'0 or more' if zero else 'more than 0'}: {example}")
+    if number and unit not in units:
+        fault = f"the unit {unit!r}" if unit else f"{shown(value)} without a unit"
+        raise ValueError(f"{fault} found, expected one of {', '.join(units)}: {example}")
+    return number * units.get(unit, 0)
+
+
+def duration_s(value: Any, *, zero: bool = False) -> float:
+    """Return a duration such as ``500ms``, ``10s``, ``2m`` or ``1h`` in seconds."""
+    return _quantity(value, units=_DURATIONS_MS, example="a duration such as 500ms, 10s, 2m or 1h", zero=zero) / 1000
+
+
+def size_bytes(value: Any) -> int:
+    """Return a size such as ``64MB`` in bytes; the units are PostgreSQL's, powers of 1024."""
+    return int(_quantity(value, units=_SIZES, example="a size such as 16kB, 64MB or 1GB", zero=False))
+
+
+def host_name(value: str) -> str:
+    """Return a valid host name in lower case, as names compare without regard to case."""
+    for broken, fault in _NAME_RULES:
+        if broken(value):
+            raise ValueError(f"{value!r} {fault}")
+    return value.lower()
+
+
+def managed_name(value: str, *, hostname: str) -> str:
+    """Return a name for the block in lower case; neither a name of the loopback nor one of this host's own."""
+    name = host_name(value)
+    if _LOOPBACK.fullmatch(name):
+        raise ValueError(f"{value!r} is a name of the loopback address, expected one that no other line gives")
+    own = hostname.lower().rstrip(".")
+    if name in (own, own.partition(".")[0]):
+        raise ValueError(f"{value!r} is this host's own name, expected a name for a group of nodes")
+    return name
+
+
+def node_host(value: Any) -> str:
+    """Return a node's IPv4 or IPv6 address in its one usual spelling, or its DNS name in lower case."""
+    if isinstance(value, dict) or (isinstance(value, str) and _WITH_PORT.fullmatch(value)):
+        raise ValueError(
+            f"{shown(value)} found, expected an address without a port or brackets: all nodes behind a name "
+            "need the same port, so put `port:` at the name"
+        )
+    if type(value) is not str:
+        raise ValueError(f"{shown(value)} found, expected an IP address or a DNS name")
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        if ":" in value or _NUMBER.fullmatch(value.rpartition(".")[2]):
+            raise ValueError(f"{value!r} found, which is not a valid IP address") from None
+        return host_name(value)
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id:
+            raise ValueError(f"{value!r} has a zone, expected an address that means the same on every host")
+        address = address.ipv4_mapped or address
+    if address.is_unspecified or address.is_multicast or str(address) == "255.255.255.255":
+        raise ValueError(f"{value!r} is no server's address, expected one that can be connected to")
+    return str(address)
+
+
+@functools.cache
+def libpq_keywords() -> frozenset[str]:
+    """Return the connection keywords that the libpq in use knows, without those for debugging (``replication``)."""
+    from psycopg import pq  # noqa: PLC0415 - costs 0.1 s
+
+    return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults() if option.dispchar != b"D")
