@@ -80,9 +80,9 @@ class Config:
 
 
 _FALLBACK = (
-    "it has no default, write none (reads through a name stop while it has no fit standby), primary (that name goes to "
-    "its primary: only where readers on standbys use a database role of their own) or all (as primary, but every name "
-    "together)"
+    "there is no default, expected none (reads through a name stop while it has no fit standby), primary (that name then "
+    "leads to its primary: only where readers on standbys use a database role of their own) or all (as primary, with "
+    "every name at once)"
 )
 _NAMES = "expected the names in pg_dist_node, e.g. wk1: {nodes: [192.168.234.203, 192.168.234.204]}"
 _NODES = "expected a list of addresses, e.g. [192.168.234.203, 192.168.234.204]"
@@ -116,11 +116,13 @@ _LOG: Table = {
     "level": (values.word("debug", "info", "warning", "error"), "info"),
 }
 
-_UNDER_A_NAME = dict.fromkeys(("nodes", "patroni"), "it belongs under a name: names.NAME.nodes, names.NAME.patroni")
+_UNDER_A_NAME = {key: f"it belongs under a name: names.NAME.{key}" for key in ("nodes", "patroni")}
 _AT_THE_TOP = dict.fromkeys(_TOP.keys() - _PER_NAME.keys(), "it is set once for all names, at the top level")
 
+# Connection keywords that the agent sets itself, or that would keep it from seeing a server.
 _ANY_SERVER = {
     "connect_timeout": "`timeout` bounds every probe: remove it",
+    "replication": "probes are ordinary sessions: remove it",
     "target_session_attrs": "servers of either role have to answer: remove it",
 }
 _EVERY_NODE = {

@@ -68,7 +68,7 @@ class Reader:
             result[name] = None if isinstance(default, Required) else default
             if name in present:
                 result[name] = self.value(at, parse, present[name], result[name])
-            elif isinstance(default, Required) and (found is None or present):
+            elif isinstance(default, Required) and isinstance(found, (dict, type(None))):
                 self.error(at, f"missing, {default.mend}")
         return result
 
@@ -88,4 +88,4 @@ class Reader:
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(sorted(known))}"
+    return f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(sorted(known))}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import ipaddress
+import math
 import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -81,7 +82,7 @@ def word(*words: str) -> Callable[[Any], str]:
 
     def parse(value: Any) -> str:
         if value not in words:
-            raise ValueError(f"{shown(value)} found, expected {' or '.join(words)}")
+            raise ValueError(f"{shown(value)} found, expected {', '.join(words[:-1])} or {words[-1]}")
         return str(value)
 
     return parse
@@ -117,9 +118,8 @@ def _quantity(value: Any, *, units: Mapping[str, int], example: str, zero: bool)
     number, unit = float(match[1]), match[2]
     if number < 0 or (number == 0 and not zero):
         raise ValueError(f"{shown(value)} found, expected {'0 or more' if zero else 'more than 0'}: {example}")
-    if number and unit not in units:
-        fault = f"the unit {unit!r}" if unit else f"{shown(value)} without a unit"
-        raise ValueError(f"{fault} found, expected one of {', '.join(units)}: {example}")
+    if unit not in units and (number or unit):
+        raise ValueError(f"{shown(value)} found, expected a number with its unit ({', '.join(units)}): {example}")
     return number * units.get(unit, 0)
 
 
@@ -130,7 +130,7 @@ def duration_s(value: Any, *, zero: bool = False) -> float:
 
 def size_bytes(value: Any) -> int:
     """Return a size such as ``64MB`` in bytes; the units are PostgreSQL's, powers of 1024."""
-    return int(_quantity(value, units=_SIZES, example="a size such as 16kB, 64MB or 1GB", zero=False))
+    return math.ceil(_quantity(value, units=_SIZES, example="a size such as 16kB, 64MB or 1GB", zero=False))
 
 
 def host_name(value: str) -> str:
