@@ -125,7 +125,7 @@ class Site:
         source = f"{of.conninfo} application_name={server.name}"
         self._run(server, "pg_basebackup", "-d", source, "-D", str(server.data), "-R", "--checkpoint=fast", "--no-sync")
         server.start()
-        server.wait_until("SELECT count(*) = 1 FROM pg_stat_wal_receiver WHERE status = 'streaming'")
+        server.wait_for_stream(of)
 
     def _add(self, name: str, address: str) -> Postgres:
         folder = self.folder / name

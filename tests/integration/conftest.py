@@ -1,0 +1,218 @@
+"""A healthy cluster for every test that asks for one, and agents as the processes that they are."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from resolver_agent.throwaway import Postgres, Site
+from tests.integration.proxy import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from typing_extensions import Self
+
+ADDRESSES = {
+    "cn": ["127.0.1.1", "127.0.1.2"],
+    "wk1": ["127.0.2.1", "127.0.2.2"],
+    "wk2": ["127.0.3.1", "127.0.3.2"],
+}
+ROLE = "resolver_agent"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+    """The servers behind one name: ``nodes`` in configured order, and the roles they had when the test began."""
+
+    name: str
+    nodes: tuple[Postgres, ...]
+    primary: Postgres
+    standby: Postgres
+
+
+class Agent:
+    """The agent as a process. A context manager; what it says is in ``lines``."""
+
+    def __init__(self, config: Path, *, hosts_file: Path, env: Mapping[str, str] | None = None) -> None:
+        self.hosts_file = hosts_file
+        self.lines: list[str] = []
+        self._heard = threading.Condition()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "resolver_agent.cli", "run", "-c", config],
+            env=os.environ | (env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._listener = threading.Thread(target=self._listen)
+        self._listener.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.wait()
+
+    def stop(self) -> int:
+        """Stop it as systemd does, and return its exit code (negative: the signal it died of)."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self, *, timeout_s: float = 10.0) -> int:
+        """Wait for its end, and return its exit code."""
+        code = self.process.wait(timeout_s)
+        self._listener.join()
+        return code
+
+    def wait_for_line(self, pattern: str, *, since: int = 0, timeout_s: float = 10.0) -> str:
+        """Return the first line from number ``since`` on that matches a regular expression, said by now or in time."""
+
+        def found() -> str | None:
+            return next((line for line in self.lines[since:] if re.search(pattern, line)), None)
+
+        with self._heard:
+            line = self._heard.wait_for(found, timeout_s)
+        assert line is not None, f"nothing like {pattern!r} in:\n{self._said()}"
+        return line
+
+    def target(self, name: str) -> str | None:
+        """Return the address that the hosts file has for a name, as the resolver would."""
+        for line in self.hosts_file.read_text().splitlines():
+            address, *names = line.partition("#")[0].split() or [""]
+            if name in names:
+                return address
+        return None
+
+    def wait_for_target(self, name: str, address: str, *, timeout_s: float = 10.0) -> None:
+        """Wait until the hosts file has an address for a name."""
+        deadline = time.monotonic() + timeout_s
+        while (seen := self.target(name)) != address:
+            assert self.process.poll() is None, f"the agent has ended:\n{self._said()}"
+            assert time.monotonic() < deadline, f"{name} is {seen}, not {address}:\n{self._said()}"
+            time.sleep(0.002)
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stream:
+            for line in stream:
+                with self._heard:
+                    self.lines.append(line.rstrip("\n"))
+                    self._heard.notify_all()
+
+    def _said(self) -> str:
+        return "\n".join(self.lines)
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[Site]:
+    """The folder and port that all servers of the suite share."""
+    with Site() as site:
+        yield site
+
+
+@pytest.fixture(scope="session")
+def six_servers(site: Site) -> dict[str, list[Postgres]]:
+    """Three pairs, in whatever state the last test left them; tests use ``cluster``."""
+    groups = site.groups(ADDRESSES)
+    for primary, standby in groups.values():
+        primary.run_sql(f"CREATE ROLE {ROLE} LOGIN")
+        standby.wait_for_replay(of=primary)
+    return groups
+
+
+@pytest.fixture
+def cluster(site: Site, six_servers: dict[str, list[Postgres]]) -> dict[str, Group]:
+    """The groups ``cn``, ``wk1`` and ``wk2``, each a primary and a standby that streams from it.
+
+    Their roles follow from what earlier tests did: use ``primary`` and ``standby``, not positions. A test may promote,
+    pause, stop and kill; one that changes a server's configuration uses ``pair``.
+    """
+    return {name: heal(site, name, servers) for name, servers in six_servers.items()}
+
+
+@pytest.fixture
+def pair() -> Iterator[Group]:
+    """A primary and its standby for one test alone, on a port of their own."""
+    with Site() as site:
+        primary, standby = site.groups({"wk1": ["127.0.9.1", "127.0.9.2"]})["wk1"]
+        primary.run_sql(f"CREATE ROLE {ROLE} LOGIN")
+        standby.wait_for_replay(of=primary)
+        yield Group("wk1", (primary, standby), primary, standby)
+
+
+@pytest.fixture
+def start_proxy() -> Iterator[Callable[[str, Postgres], Proxy]]:
+    """Put a network in front of a server: ``start_proxy("127.0.8.1", server)`` listens there on the server's port."""
+    with contextlib.ExitStack() as proxies:
+        yield lambda address, server: proxies.enter_context(
+            Proxy(address, server.port, to=(server.address, server.port))
+        )
+
+
+@pytest.fixture
+def hosts_file(tmp_path: Path) -> Path:
+    """A hosts file with other people's lines."""
+    path = tmp_path / "hosts"
+    path.write_text("127.0.0.1\tlocalhost\n")
+    return path
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, hosts_file: Path) -> Callable[..., Path]:
+    """Write an agent's configuration: ``write_config(local_server, groups, **settings)``; settings win."""
+
+    def write(local: Postgres, groups: Mapping[str, Group], **settings: Any) -> Path:
+        defaults = {
+            "fallback": "none",
+            "names": {name: {"nodes": [node.address for node in group.nodes]} for name, group in groups.items()},
+            "postgresql": {"user": ROLE, "dbname": "postgres"},
+            "local": {"host": str(local.socket_dir)},
+            "port": local.port,
+            "hosts_file": str(hosts_file),
+            "runtime_dir": str(tmp_path / "run"),
+        }
+        path = tmp_path / "resolver-agent.yml"
+        path.write_text(yaml.safe_dump(defaults | settings, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def start_agent(hosts_file: Path) -> Iterator[Callable[..., Agent]]:
+    """Start an agent that is gone after the test: ``start_agent(config, env={…})``."""
+    with contextlib.ExitStack() as agents:
+        yield lambda config, env=None: agents.enter_context(Agent(config, hosts_file=hosts_file, env=env))
+
+
+def heal(site: Site, name: str, servers: list[Postgres]) -> Group:
+    """Make a pair whole again, whatever happened to it, with as little as will do."""
+    for server in servers:
+        server.resume()
+    running = [server for server in servers if server.is_running]
+    if not running:
+        servers[0].start()
+        running = [servers[0]]
+    primary = next((server for server in running if not server.is_in_recovery), None)
+    if primary is None:
+        primary = running[0]
+        primary.promote()
+    standby = servers[1] if primary is servers[0] else servers[0]
+    if not (standby.is_running and standby.is_in_recovery and standby.streams_from(primary)):
+        site.rejoin(standby, of=primary)
+    return Group(name, tuple(servers), primary, standby)
