@@ -1,0 +1,68 @@
+"""How often to probe: values and one token bucket. When a probe is due is the monitor's to wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+
+UNSETTLED_S = 0.02
+"""The interval between probes of a group without exactly one primary."""
+
+_HASTE_S = 60.0
+"""How long an unsettled group is probed that often, before it backs off to the configured interval."""
+
+
+def unsettled_delay_s(age_s: float, *, interval_s: float) -> float:
+    """Return the seconds until the next probe of a group that has been unsettled for ``age_s`` seconds."""
+    doublings = max(0.0, age_s - _HASTE_S) / 10
+    return min(interval_s, UNSETTLED_S * 2 ** min(doublings, 16))
+
+
+class TokenBucket:
+    """Limits what all groups together may do, in turn: so many tokens a second, and what each thing costs.
+
+    Waiters of one cost are served in the order they came; those of different costs share the tokens equally, so that
+    many dear reconnects to a lost site do not keep the cheap probes of the others waiting.
+    """
+
+    def __init__(self, *, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = burst
+        self._filled_at = 0.0
+        self._waiting: dict[int, collections.deque[asyncio.Future[None]]] = {}
+        self._spent: dict[int, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def take(self, cost: int) -> None:
+        """Wait until ``cost`` tokens are there, and take them."""
+        queue = self._waiting.setdefault(cost, collections.deque())
+        if not queue:
+            # Whoever was idle does not come back with a claim on all that the others spent meanwhile.
+            busy = [self._spent[other] for other, waiters in self._waiting.items() if waiters]
+            self._spent[cost] = max(self._spent.get(cost, 0.0), min(busy, default=0.0))
+        turn = asyncio.get_running_loop().create_future()
+        queue.append(turn)
+        self._serve()
+        await turn
+
+    def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
+        self._filled_at = now
+        while (cost := self._next()) is not None and self._tokens >= cost:
+            turn = self._waiting[cost].popleft()
+            if not turn.done():  # else its waiter was cancelled
+                self._tokens -= cost
+                self._spent[cost] += cost
+                turn.set_result(None)
+        if cost is not None and self._timer is None:
+            self._timer = loop.call_later((cost - self._tokens) / self._rate, self._wake)
+
+    def _next(self) -> int | None:
+        return min((cost for cost, queue in self._waiting.items() if queue), key=self._spent.__getitem__, default=None)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._serve()
