@@ -113,8 +113,8 @@ class _Found:
 class HostsFileWriter:
     """Reads and writes one file, following symbolic links to it.
 
-    A file that somebody else changed less than ``settle_s`` seconds ago may be half written (emptied, and not filled
-    yet), so a write waits that long, once, before it reads.
+    A file that somebody else changed less than ``settle_s`` seconds ago may be half written (emptied and not filled yet,
+    moved away and not put back), and would be taken for whole; so a write waits that long before it reads.
     """
 
     def __init__(self, path: str, *, settle_s: float = 0.1, system: System | None = None) -> None:
@@ -164,7 +164,6 @@ class HostsFileWriter:
             reraise=True,
         )
         try:
-            self._let_others_finish()
             outcome = retrying(self._attempt, transform)
         except _ChangedError as error:
             raise WriteError(self._path, f"was changed by somebody else during each of {_ATTEMPTS} writes") from error
@@ -191,12 +190,14 @@ class HostsFileWriter:
 
     def _let_others_finish(self) -> None:
         signature = self.signature()
-        if signature and signature != self._own:
-            age_s = self._call(time.time) - signature[3] / 1e9
-            if 0 <= age_s < self._settle_s:
-                self._call(time.sleep, self._settle_s - age_s)
+        if signature == self._own:
+            return
+        age_s = self._call(time.time) - signature[3] / 1e9 if signature else 0.0
+        if 0 <= age_s < self._settle_s:
+            self._call(time.sleep, self._settle_s - age_s)
 
     def _attempt(self, transform: Callable[[bytes], bytes]) -> Outcome:
+        self._let_others_finish()
         found = self._find()
         new = transform(found.snapshot.content)
         if new == found.snapshot.content:
@@ -230,8 +231,10 @@ class HostsFileWriter:
         with self._system.opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as fd:
             try:
                 self._system.write_all(fd, new)
-                notes = self._system.copy_attributes(found.real, found.status, fd) if found.status else []
-                if not found.status:
+                notes = []
+                if found.status:
+                    notes += self._system.copy_attributes(found.real, found.status, fd)
+                else:
                     self._call(os.fchmod, fd, 0o644)
                 self._call(os.fsync, fd)
                 self._confirm(found)

@@ -50,7 +50,7 @@ class System:
             done += self.call(os.pwrite, fd, content[done:], offset + done)
 
     def copy_attributes(self, source: str, status: os.stat_result, fd: int) -> list[str]:
-        """Give ``fd`` the extended attributes, mode and owner of ``source``, and return in words what could not be kept.
+        """Give ``fd`` the extended attributes, mode and owner of ``source``; return in words what could not be kept.
 
         The extended attributes include ACL and SELinux label. ``status`` is what ``stat`` said of ``source``.
         """
