@@ -113,8 +113,8 @@ class _Found:
 class HostsFileWriter:
     """Reads and writes one file, following symbolic links to it.
 
-    A file that somebody else changed less than ``settle_s`` seconds ago may be half written (emptied and not filled yet,
-    moved away and not put back), and would be taken for whole; so a write waits that long before it reads.
+    A file that somebody else changed less than ``settle_s`` seconds ago may be half written (emptied and not filled
+    yet, moved away and not put back) and would be taken for whole, so a write waits that long before it reads.
     """
 
     def __init__(self, path: str, *, settle_s: float = 0.1, system: System | None = None) -> None:

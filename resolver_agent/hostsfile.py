@@ -167,10 +167,10 @@ def _entry(target: Target) -> bytes:
     """Return the target's line; python-hosts validates it, and reading it back must give the same again."""
     from python_hosts import HostsEntry  # noqa: PLC0415  (slow to import, and `status` only reads)
 
-    comment = _comment(target)
-    line = f"{target.address}\t{target.name}\t# {comment}"
-    entry, memory = HostsEntry.str_to_hostentry(line), _parse(line)
-    if not entry or memory is None or (memory.name, memory.primary) != (target.name, target.primary):
+    line = f"{target.address}\t{target.name}\t# {_comment(target)}"
+    memory = _parse(line)
+    told = memory and (memory.name, memory.address, memory.primary) == (target.name, target.address, target.primary)
+    if not told or not HostsEntry.str_to_hostentry(line):
         raise ValueError(f"{target.name!r} with address {target.address!r} cannot be written to a hosts file")
     return line.encode("ascii") + b"\n"
 
