@@ -2,7 +2,7 @@
 
 Only ``load`` touches the file system; ``parse`` is a function of its arguments. This module knows the keys and what has
 to fit together; ``values.py`` knows what a single value may look like, ``reading.py`` how plain values are taken apart
-and faults collected, ``yamltext.py`` how YAML is read.
+and faults collected, ``yamltext.py`` how YAML is read, ``patronifile.py`` what Patroni's own section says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from resolver_agent import values, yamltext
+from resolver_agent import patronifile, values, yamltext
 from resolver_agent.model import Fallback, Node, Route
 from resolver_agent.reading import Reader, Required, Table, as_is
 from resolver_agent.yamltext import dotted
@@ -80,9 +80,9 @@ class Config:
 
 
 _FALLBACK = (
-    "there is no default, expected none (reads through a name stop while it has no fit standby), primary (that name then "
-    "leads to its primary: only where readers on standbys use a database role of their own) or all (as primary, with "
-    "every name at once)"
+    "there is no default, expected none (reads through a name stop while it has no fit standby), primary (that name "
+    "then leads to its primary: only where readers on standbys use a database role of their own) or all (as primary, "
+    "with every name at once)"
 )
 _NAMES = "expected the names in pg_dist_node, e.g. wk1: {nodes: [192.168.234.203, 192.168.234.204]}"
 _NODES = "expected a list of addresses, e.g. [192.168.234.203, 192.168.234.204]"
@@ -131,7 +131,6 @@ _EVERY_NODE = {
     "port": "the nodes' port is `port` at the top level or at a name: remove it",
 }
 _SECRETS = frozenset(("password", "sslpassword", "oauth_client_secret"))
-_DEFAULT_SOCKET_DIR = "/var/run/postgresql"
 _DEFAULT_LOGIN = {"user": "resolver_agent", "dbname": "postgres"}
 
 
@@ -188,31 +187,6 @@ def _groups(
     return tuple(groups.values())
 
 
-def _patroni_server(postgresql: Any) -> tuple[dict[str, str], dict[str, str]]:
-    """Return address and login of the local server as Patroni itself uses them, from its ``postgresql:`` section.
-
-    Patroni connects to ``localhost`` over TCP unless ``use_unix_socket`` is set, and its password is known to work only
-    there, so the same choice is made here. What its section does not say is left out; its faults are Patroni's to
-    report.
-    """
-    section = _map_of(postgresql)
-    hosts, _, port = str(section.get("listen") or section.get("connect_address") or "").rpartition(":")
-    listening = [host.strip(" []") for host in hosts.split(",")]
-    everywhere = {"*", "localhost", "0.0.0.0", "127.0.0.1"}  # noqa: S104 - compared with, not bound to
-    address = {"host": "localhost" if everywhere & {*listening} else listening[0], "port": port}
-    if str(section.get("use_unix_socket")).lower() in ("true", "yes", "on"):
-        folders = str(_map_of(section.get("parameters")).get("unix_socket_directories", _DEFAULT_SOCKET_DIR)).split(",")
-        absolute = [folder.strip() for folder in folders if folder.strip().startswith("/")]
-        address["host"] = absolute[0] if absolute else address["host"]
-    superuser = _map_of(_map_of(section.get("authentication")).get("superuser"))
-    login = {"user" if key == "username" else key: str(value) for key, value in superuser.items() if value is not None}
-    return {key: value for key, value in address.items() if value}, login if "user" in login else {}
-
-
-def _map_of(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 def _with_login(given: dict[str, str], patroni: dict[str, str]) -> dict[str, str]:
     """Return the keywords with a login added where they have none of their own; two logins are never mixed."""
     if "service" in given:
@@ -245,14 +219,14 @@ def parse(text: str | bytes, *, path: str, hostname: str) -> Config:
         if key.startswith(prefix):  # the rest of the file is Patroni's to judge
             reader.error(key, fault)
     section = document[prefix] if is_patronis else document
-    address, login = _patroni_server(document.get("postgresql")) if is_patronis else ({}, {})
+    address, login = patronifile.local_server(document.get("postgresql")) if is_patronis else ({}, {})
 
     top = reader.fields(prefix, section, _TOP, misplaced=_UNDER_A_NAME)
     log = reader.fields(dotted(prefix, "log"), top["log"], _LOG, misplaced={})
     groups = _groups(reader, dotted(prefix, "names"), top["names"] or {}, defaults=top, hostname=hostname)
     given = reader.keywords(dotted(prefix, "postgresql"), top["postgresql"], refused=_EVERY_NODE)
     local = reader.keywords(dotted(prefix, "local"), top["local"], refused=_ANY_SERVER)
-    if (local.get("host") or "").lower() in {group.name for group in groups}:
+    if (local.get("host") or "/").lower() in {group.name for group in groups}:
         reader.error(dotted(prefix, "local.host"), "a managed name found, expected a socket's folder or an address")
     if reader.errors:
         raise ConfigError(f"{path}: {error}" for error in reader.errors)
@@ -263,7 +237,7 @@ def parse(text: str | bytes, *, path: str, hostname: str) -> Config:
         groups=groups,
         postgresql=MappingProxyType(postgresql),
         local=MappingProxyType(
-            {"host": _DEFAULT_SOCKET_DIR, "port": str(top["port"]), **address, **postgresql, **local}
+            {"host": patronifile.DEFAULT_SOCKET_DIR, "port": str(top["port"]), **address, **postgresql, **local}
         ),
         interval_s=top["interval"],
         timeout_s=top["timeout"],

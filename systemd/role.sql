@@ -13,8 +13,8 @@
 --     local   postgres  resolver_agent                    peer map=resolver_agent
 --     host    postgres  resolver_agent  192.168.234.0/24  scram-sha-256
 --
--- The first line is for the agent on the same node. It runs as root, which pg_ident.conf lets log in as this role and no
--- other (with Patroni: postgresql.pg_ident):
+-- The first line is for the agent on the same node. It runs as root, which pg_ident.conf lets log in as this role and
+-- no other (with Patroni: postgresql.pg_ident):
 --
 --     # MAPNAME       SYSTEM-USERNAME  PG-USERNAME
 --     resolver_agent  root             resolver_agent
