@@ -50,6 +50,7 @@ class Agent:
         self.hosts_file = hosts_file
         self.lines: list[str] = []
         self._heard = threading.Condition()
+        self._ended = False
         self.process = subprocess.Popen(
             [sys.executable, "-m", "resolver_agent.cli", "run", "-c", config],
             env=os.environ | (env or {}),
@@ -86,7 +87,8 @@ class Agent:
             return next((line for line in self.lines[since:] if re.search(pattern, line)), None)
 
         with self._heard:
-            line = self._heard.wait_for(found, timeout_s)
+            self._heard.wait_for(lambda: found() or self._ended, timeout_s)
+            line = found()
         assert line is not None, f"nothing like {pattern!r} in:\n{self._said()}"
         return line
 
@@ -113,6 +115,9 @@ class Agent:
                 with self._heard:
                     self.lines.append(line.rstrip("\n"))
                     self._heard.notify_all()
+        with self._heard:
+            self._ended = True
+            self._heard.notify_all()
 
     def _said(self) -> str:
         return "\n".join(self.lines)
