@@ -1,0 +1,202 @@
+"""The daemon: observe, decide, write, report; round after round.
+
+Everything that decides is elsewhere (routing), as is everything that knows servers (monitor) or files (hostsblock).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resolver_agent import __version__, config, control, lock, logs, status
+from resolver_agent.hostsblock import HostsBlock
+from resolver_agent.journal import Journal
+from resolver_agent.model import Alert, Decision, Observations, Role
+from resolver_agent.monitor import Monitor
+from resolver_agent.probe import boottime
+from resolver_agent.routing import decide, resume
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable
+
+    from resolver_agent.config import Config
+    from resolver_agent.notify import Notifier
+
+_log = logging.getLogger(__name__)
+
+_TICK_S = 0.1
+"""How often the hosts file is looked at between rounds."""
+
+
+class Agent:
+    """One agent, for one hosts file, from ``run()`` until it is told to stop."""
+
+    def __init__(self, settings: Config, *, notifier: Notifier, passed: socket.socket | None = None) -> None:
+        self._config = settings
+        self._notifier = notifier
+        self._passed = passed
+        self._monitor = Monitor()
+        self._block = HostsBlock(settings.hosts_file)
+        self._journal = Journal()
+        self._decision = Decision(groups={})
+        self._reload_fault: Alert | None = None
+        self._stopping = False
+        self._reloading = False
+
+    async def run(self) -> None:
+        """Keep the names right until SIGTERM or SIGINT; SIGHUP reads the configuration again.
+
+        Raises:
+            lock.LockedError: another agent keeps this file.
+            lock.LockUnavailableError, OSError: the runtime folder cannot be used.
+            HostsFileError, BlockError: the hosts file cannot be read to begin with.
+        """
+        handlers = {"status": self._status, "plan": self._plan, "refresh": self._refresh}
+        path = str(Path(self._config.runtime_dir) / control.SOCKET_NAME)
+        with lock.exclusive(self._config.runtime_dir):
+            self._decision = resume(self._config, self._block.recall())
+            self._handle_signals()
+            async with control.serve(handlers, path=path, passed=self._passed):
+                _log.info("resolver-agent %s keeps %s, by %s", __version__, self._config.hosts_file, self._config.path)
+                self._notifier.ready()
+                try:
+                    self._monitor.watch(self._config)
+                    await self._first_look()
+                    while not self._stopping:
+                        await self._round()
+                        await self._pause()
+                finally:
+                    self._notifier.stopping()
+                    await self._monitor.close()
+            _log.info("stopped; %s stays as it is", self._config.hosts_file)
+
+    async def _first_look(self) -> None:
+        """Wait until every node was asked once: what is decided on half the evidence may have to be taken back."""
+        unasked = -1
+        while not self._stopping and not self._monitor.asked_all:
+            self._monitor.changed.clear()
+            await self._monitor.changed.wait()
+            self._monitor.check()
+            left = len(status.unasked(self._monitor.nodes))
+            if left != unasked:  # a loop that gets on is alive, one that does not is for the watchdog to end
+                self._notifier.watchdog()
+                unasked = left
+
+    async def _round(self) -> None:
+        """One pass from observations to a verified file."""
+        self._monitor.changed.clear()
+        self._monitor.check()
+        if self._reloading:
+            self._reload()
+        begun = boottime()
+        nodes, before = self._monitor.nodes, self._decision
+        self._decision = decide(self._config, self._observations(), before, begun)
+        took_s = boottime() - begun
+        await self._block.put(self._decision.targets, begun)
+        self._journal.nodes(nodes)
+        self._journal.decision(self._decision)
+        self._journal.faults(self._alerts(), boottime())
+        self._notifier.watchdog()
+        # With many names deciding takes its time: half of it is for the probes.
+        await asyncio.sleep(took_s)
+
+    async def _pause(self) -> None:
+        """Wait for news, for the time at which the decision may change by itself, or for the file to change."""
+        due = min(self._decision.recheck_at, boottime() + self._config.interval_s)
+        while (left_s := due - boottime()) > 0:
+            if await self._news_within(min(left_s, _TICK_S)) or self._block.disturbed():
+                return
+
+    async def _news_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._monitor.changed.wait(), seconds)
+        except (asyncio.TimeoutError, TimeoutError):
+            return False
+        return True
+
+    def _observations(self, assumed: Role | None = None) -> Observations:
+        return Observations(nodes=self._monitor.nodes, local=self._monitor.local, assumed=assumed)
+
+    def _alerts(self) -> list[Alert]:
+        reload_fault = [self._reload_fault] if self._reload_fault is not None else []
+        return [*self._decision.alerts, *self._block.alerts, *reload_fault]
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._ask_reload)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._monitor.changed.set()
+
+    def _ask_reload(self) -> None:
+        self._reloading = True
+        self._monitor.changed.set()
+
+    def _reload(self) -> None:
+        """Read the configuration again; a bad one changes nothing and is an alert until a good one comes."""
+        self._reloading = False
+        self._notifier.reloading()
+        errors: Iterable[str] = ()
+        try:
+            new = config.load(self._config.path)
+            fixed = [key for key in ("hosts_file", "runtime_dir") if getattr(new, key) != getattr(self._config, key)]
+            errors = [f"{new.path}: {key}: changes at a restart only" for key in fixed]
+        except config.ConfigError as error:
+            errors = error.errors
+        self._reload_fault = None
+        if errors:
+            self._reload_fault = Alert("config", f"the configuration stays as it was: {'; '.join(errors)}")
+        else:
+            self._config = new
+            self._monitor.watch(new)
+            logs.configure(new.log_format, new.log_level)
+            _log.info("read %s again", new.path)
+            for warning in new.warnings:
+                _log.warning("%s", warning)
+        self._notifier.ready()
+
+    def _status(self, _request: dict[str, Any]) -> dict[str, Any]:
+        now = boottime()
+        found = status.report(
+            self._config.groups,
+            self._decision,
+            self._monitor.nodes,
+            local=self._monitor.local,
+            alerts=self._journal.alerts.values(),
+            now=now,
+        )
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "config": self._config.path,
+            "hosts_file": self._config.hosts_file,
+            "trampled": self._block.trampled,
+            **found,
+        }
+
+    def _plan(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer what would be decided now, for an assumed role where one is given."""
+        if request.get("config") != fingerprint(self._config):
+            return {"other_config": True}
+        assumed = Role(request["role"]) if request.get("role") else None
+        decision = decide(self._config, self._observations(assumed), self._decision, boottime())
+        return status.plan(decision, self._monitor.nodes)
+
+    def _refresh(self, _request: dict[str, Any]) -> dict[str, Any]:
+        self._monitor.refresh()
+        return {"refreshed": True}
+
+
+def fingerprint(settings: Config) -> str:
+    """Return what tells whether two processes have the same configuration, without telling what it is."""
+    values = [(key, str(getattr(settings, key))) for key in settings.__slots__ if key != "warnings"]
+    return hashlib.sha256(repr(values).encode()).hexdigest()

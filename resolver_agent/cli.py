@@ -1,0 +1,221 @@
+"""The command line: arguments, output and exit codes. The only place that prints or exits.
+
+Everything else is imported late: ``status`` needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resolver_agent import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resolver_agent.config import Config
+
+_DEFAULT_CONFIG = "/etc/resolver-agent.yml"
+_DEFAULT_RUNTIME_DIR = "/run/resolver-agent"
+_DEFAULT_HOSTS_FILE = "/etc/hosts"
+
+OK, DIFFERENT, TROUBLE = 0, 1, 2
+
+_COLOURS = {"+": "32", "-": "31", "@": "36"}
+
+
+class _TroubleError(Exception):
+    """Ends the command with exit code 2 and its text on standard error."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except _TroubleError as error:
+        print(f"resolver-agent: {error}", file=sys.stderr)
+        return TROUBLE
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return TROUBLE
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-c", "--config", default=argparse.SUPPRESS, help=f"configuration file ({_DEFAULT_CONFIG})")
+    common.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="log every decision")
+    parser = argparse.ArgumentParser(prog="resolver-agent", description=__doc__ and _DESCRIPTION, parents=[common])
+    parser.add_argument("--version", action="version", version=f"resolver-agent {__version__}")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what `once` would change: exit 0 nothing, 1 something"
+    )
+    parser.add_argument("--validate-config", action="store_true", help="report everything wrong with the configuration")
+    parser.set_defaults(command=_without_command, role="auto")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, parents=[common])
+        added.set_defaults(command=run)
+        return added
+
+    command("run", _run, "keep the names right until stopped")
+    once = command("once", _once, "put the names right, once")
+    once.add_argument("--role", choices=["auto", "primary", "standby"], help="take this for the local role")
+    once.add_argument("--dry-run", action="store_true", help="show the difference and change nothing")
+    shown = command("status", _status, "say where the names lead, and why: exit 0 as wished, 1 alerts, 2 no agent")
+    shown.add_argument("--json", action="store_true", help="for programs")
+    command("remove", _remove, "take the names out of the hosts file again")
+    command("demo", _demo, "show all of it on throw-away PostgreSQL servers")
+    return parser
+
+
+_DESCRIPTION = "Keeps the names in a Citus cluster's metadata pointed at the right PostgreSQL servers, in /etc/hosts."
+
+
+def _without_command(options: argparse.Namespace) -> int:
+    if options.validate_config:
+        return _validate(options)
+    if options.dry_run:
+        return _once(options)
+    raise _TroubleError("say what to do: `resolver-agent --help` lists it")
+
+
+def _load(options: argparse.Namespace) -> Config:
+    from resolver_agent import config, logs  # noqa: PLC0415
+
+    try:
+        settings = config.load(getattr(options, "config", _DEFAULT_CONFIG))
+    except config.ConfigError as error:
+        raise _TroubleError("the configuration is not usable\n" + "\n".join(error.errors)) from error
+    logs.configure(settings.log_format, "debug" if getattr(options, "verbose", False) else settings.log_level)
+    return settings
+
+
+def _validate(options: argparse.Namespace) -> int:
+    settings = _load(options)
+    for warning in settings.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{settings.path}: {len(settings.groups)} names, nothing wrong")
+    return OK
+
+
+def _run(options: argparse.Namespace) -> int:
+    from resolver_agent import filewriter, hostsfile, lock, notify  # noqa: PLC0415
+    from resolver_agent.agent import Agent  # noqa: PLC0415
+
+    settings = _load(options)
+    for warning in settings.warnings:
+        logging.getLogger(__name__).warning("%s", warning)
+    passed = next(iter(notify.listen_sockets(os.environ)), None)
+    agent = Agent(settings, notifier=notify.Notifier(os.environ), passed=passed)
+    try:
+        asyncio.run(agent.run())
+    except (lock.LockedError, lock.LockUnavailableError, filewriter.HostsFileError) as error:
+        raise _TroubleError(str(error)) from error
+    except hostsfile.BlockError as error:
+        raise _TroubleError(f"{settings.hosts_file}: {error}") from error
+    return OK
+
+
+def _once(options: argparse.Namespace) -> int:
+    from resolver_agent import filewriter, hostsfile, lock, once  # noqa: PLC0415
+    from resolver_agent.model import Role  # noqa: PLC0415
+
+    settings = _load(options)
+    role = None if options.role in (None, "auto") else Role(options.role)
+    try:
+        found = once.look(settings, role=role)
+        if not options.dry_run and found.old != found.new:
+            once.write(settings, found)
+    except (lock.LockedError, lock.LockUnavailableError, filewriter.HostsFileError) as error:
+        raise _TroubleError(str(error)) from error
+    except hostsfile.BlockError as error:
+        raise _TroubleError(f"{settings.hosts_file}: {error}") from error
+    for target in found.targets:
+        print(target)
+    for alert in found.alerts:
+        print(f"alert: {alert}", file=sys.stderr)
+    for node in found.unasked:
+        print(f"could not be asked: {node}", file=sys.stderr)
+    diff = hostsfile.unified_diff(found.old, found.new, path=settings.hosts_file)
+    if diff:
+        print(_coloured(diff) if sys.stdout.isatty() else diff, end="")
+    if found.unasked:
+        return TROUBLE
+    return DIFFERENT if options.dry_run and diff else OK
+
+
+def _status(options: argparse.Namespace) -> int:
+    from resolver_agent import control, lock, status  # noqa: PLC0415
+
+    settings = _load(options) if hasattr(options, "config") else None  # else without PyYAML, and so quickly
+    runtime_dir = settings.runtime_dir if settings else _DEFAULT_RUNTIME_DIR
+    path = str(Path(runtime_dir) / control.SOCKET_NAME)
+    try:
+        if not lock.is_held(runtime_dir):  # else asking might start a stopped agent
+            raise control.ControlError(f"no agent runs in {runtime_dir}")  # noqa: TRY301
+        found = control.ask(path, "status")
+    except control.ControlError as error:
+        return _status_of_file(str(error), settings.hosts_file if settings else _DEFAULT_HOSTS_FILE, options)
+    print(json.dumps(found, ensure_ascii=False, indent=2) if options.json else status.as_text(found))
+    return DIFFERENT if found["alerts"] else OK
+
+
+def _status_of_file(why: str, hosts_file: str, options: argparse.Namespace) -> int:
+    """Say what the file says, since there is no agent to ask."""
+    from resolver_agent import hostsfile, status  # noqa: PLC0415
+
+    try:
+        targets = hostsfile.recall(Path(hosts_file).read_bytes())
+    except (OSError, hostsfile.BlockError) as error:
+        raise _TroubleError(f"{why}\n{hosts_file}: {error}") from error
+    if options.json:
+        names = [status.target_to_json(target) for target in targets]
+        print(json.dumps({"error": why, "hosts_file": hosts_file, "names": names}, ensure_ascii=False, indent=2))
+    else:
+        for target in targets:
+            print(target)
+    raise _TroubleError(f"{why}; the names are those in {hosts_file}")
+
+
+def _remove(options: argparse.Namespace) -> int:
+    from resolver_agent import filewriter, hostsfile, lock  # noqa: PLC0415
+
+    settings = _load(options)
+    try:
+        with lock.exclusive(settings.runtime_dir):
+            outcome = filewriter.HostsFileWriter(settings.hosts_file).update(hostsfile.remove)
+    except (lock.LockedError, lock.LockUnavailableError, filewriter.HostsFileError) as error:
+        raise _TroubleError(f"{error}; nothing was removed") from error
+    except hostsfile.BlockError as error:
+        raise _TroubleError(f"{settings.hosts_file}: {error}; nothing was removed") from error
+    done = "had no names of ours" if outcome.state is filewriter.State.UNCHANGED else "is as it was without us"
+    print(f"{settings.hosts_file} {done}")
+    return OK
+
+
+def _demo(_options: argparse.Namespace) -> int:
+    from resolver_agent import demo  # noqa: PLC0415
+
+    return demo.main()
+
+
+def _coloured(diff: str) -> str:
+    lines = (
+        f"\033[{_COLOURS[line[0]]}m{line.rstrip()}\033[0m\n" if line[:1] in _COLOURS else line
+        for line in diff.splitlines(keepends=True)
+    )
+    return "".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

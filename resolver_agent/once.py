@@ -1,0 +1,91 @@
+"""One pass, and done: what ``once`` and ``--dry-run`` do, on the agent's own path from observations to the file."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resolver_agent import control, hostsfile, lock, status
+from resolver_agent.agent import fingerprint
+from resolver_agent.filewriter import HostsFileWriter
+from resolver_agent.model import Observations, Role
+from resolver_agent.monitor import Monitor
+from resolver_agent.probe import boottime
+from resolver_agent.routing import decide, resume
+
+if TYPE_CHECKING:
+    from resolver_agent.config import Config
+    from resolver_agent.model import Target
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass found: where the names should lead, how the file would change, and what stood in the way.
+
+    ``unasked`` are the nodes that could not be asked, with the reason.
+    """
+
+    targets: tuple[Target, ...]
+    old: bytes
+    new: bytes
+    alerts: tuple[str, ...]
+    unasked: tuple[str, ...]
+
+
+def look(settings: Config, *, role: Role | None) -> Pass:
+    """Return what a pass would do, for the local role or the one given, and change nothing.
+
+    A running agent with the same configuration is asked what it sees; else every node is asked once.
+
+    Raises:
+        HostsFileError: the hosts file cannot be read.
+        BlockError: the markers in it do not make one block.
+    """
+    old = HostsFileWriter(settings.hosts_file).read().content
+    plan = _ask_agent(settings, role) or asyncio.run(_look_alone(settings, role, old))
+    targets = tuple(status.target_from_json(target) for target in plan["targets"])
+    return Pass(targets, old, hostsfile.render(old, targets), tuple(plan["alerts"]), tuple(plan["unasked"]))
+
+
+def write(settings: Config, found: Pass) -> None:
+    """Make the file say what the pass found.
+
+    Raises:
+        lock.LockedError: an agent keeps this file.
+        lock.LockUnavailableError: the runtime folder cannot be used.
+        HostsFileError: the file cannot be written.
+    """
+    with lock.exclusive(settings.runtime_dir):
+        HostsFileWriter(settings.hosts_file).update(lambda content: hostsfile.render(content, found.targets))
+
+
+def _ask_agent(settings: Config, role: Role | None) -> dict[str, Any] | None:
+    if not lock.is_held(settings.runtime_dir):  # else asking might start a stopped agent
+        return None
+    path = str(Path(settings.runtime_dir) / control.SOCKET_NAME)
+    try:
+        answer = control.ask(path, "plan", role=role and role.value, config=fingerprint(settings))
+    except control.ControlError:
+        return None
+    return answer if "targets" in answer else None
+
+
+async def _look_alone(settings: Config, role: Role | None, content: bytes) -> dict[str, Any]:
+    monitor = Monitor()
+    monitor.watch(settings)
+    try:
+        while not monitor.asked_all:
+            monitor.changed.clear()
+            await monitor.changed.wait()
+            monitor.check()
+        # Nobody has watched for how long nodes have been healthy, so no delay is owed.
+        groups = tuple(dataclasses.replace(group, failback_delay_s=0.0) for group in settings.groups)
+        at_once = dataclasses.replace(settings, groups=groups)
+        before = resume(at_once, hostsfile.recall(content))
+        observations = Observations(nodes=monitor.nodes, local=monitor.local, assumed=role)
+        decision = decide(at_once, observations, before, boottime())
+        return status.plan(decision, observations.nodes)
+    finally:
+        await monitor.close()

@@ -1,0 +1,157 @@
+"""What the agent says of itself: a report as plain data for ``--json``, and the same as text.
+
+Standard library only, so that ``resolver-agent status`` starts quickly.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from resolver_agent.model import FENCE, Code, Kind, Reason, Role, Standing, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from resolver_agent.config import Group
+    from resolver_agent.model import Alert, Decision, Node, NodeState
+
+_UNASKED = (Kind.BARRED, Kind.UNREACHABLE)
+
+
+def target_to_json(target: Target) -> dict[str, Any]:
+    """Return a target as plain data."""
+    return {
+        "name": target.name,
+        "address": target.address,
+        "standing": target.standing.value,
+        "wish": target.wish and target.wish.value,
+        "primary": target.primary,
+        "primary_lost": target.primary_lost,
+        "code": target.reason.code.value,
+        "reason": target.reason.text,
+    }
+
+
+def target_from_json(data: Mapping[str, Any]) -> Target:
+    """Return what ``target_to_json`` was given."""
+    return Target(
+        name=data["name"],
+        address=data["address"],
+        standing=Standing(data["standing"]),
+        wish=Role(data["wish"]) if data["wish"] else None,
+        primary=data["primary"],
+        primary_lost=data["primary_lost"],
+        reason=Reason(Code(data["code"]), data["reason"]),
+    )
+
+
+def plan(decision: Decision, nodes: Mapping[Node, NodeState]) -> dict[str, Any]:
+    """Return where the names of a decision lead, and what stood in its way, as plain data."""
+    return {
+        "targets": [target_to_json(target) for target in decision.targets],
+        "alerts": [alert.text for alert in decision.alerts],
+        "unasked": unasked(nodes),
+    }
+
+
+def unasked(nodes: Mapping[Node, NodeState]) -> list[str]:
+    """Return the nodes that could not be asked, each with the reason in words."""
+    return [
+        f"{node}: {state.latest.detail if state.latest else 'not asked yet'}"
+        for node, state in nodes.items()
+        if state.latest is None or state.latest.kind in _UNASKED
+    ]
+
+
+def report(
+    groups: Sequence[Group],
+    decision: Decision,
+    nodes: Mapping[Node, NodeState],
+    *,
+    local: NodeState,
+    alerts: Iterable[tuple[Alert, float]],
+    now: float,
+) -> dict[str, Any]:
+    """Return names, nodes and alerts as plain data; ``now`` in seconds of CLOCK_BOOTTIME."""
+
+    def wall(at: float) -> str | None:
+        """Return a moment of CLOCK_BOOTTIME by the clock on the wall; None if it was before this run."""
+        return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - (now - at))) if at else None
+
+    def name(group: Group) -> dict[str, Any]:
+        state = decision.groups[group.name]
+        if state.target is None:
+            return {"name": group.name, "address": None, "code": state.reason.code.value, "reason": state.reason.text}
+        return {**target_to_json(state.target), "since": wall(state.target.since)}
+
+    return {
+        "role": decision.role and decision.role.value,
+        "local": _node(local, now=now),
+        "names": [name(group) for group in groups],
+        "nodes": [
+            {"name": group.name, "node": str(node), **_node(nodes[node], now=now), **_fitness(decision, group, node)}
+            for group in groups
+            for node in group.nodes
+        ],
+        "alerts": [{"key": alert.key, "text": alert.text, "since": wall(since)} for alert, since in alerts],
+    }
+
+
+def as_text(status: Mapping[str, Any]) -> str:
+    """Return a report as an operator reads it."""
+    names = [
+        [one["name"], "fenced" if one["address"] == FENCE else one["address"] or "-", one.get("since") or "-",
+         one["reason"]]
+        for one in status["names"]
+    ]  # fmt: skip
+    nodes = [
+        [one["name"], one["node"], one["kind"], str(one["timeline"] or "-"), _lag(one), f"{one['age_s']:.1f} s ago"
+         if one["age_s"] is not None else "never", one["detail"]]
+        for one in status["nodes"]
+    ]  # fmt: skip
+    lines = [
+        f"resolver-agent {status['version']}, process {status['pid']}, {status['config']}; {status['hosts_file']}",
+        f"local PostgreSQL: {status['local']['kind']} {status['local']['detail']}".rstrip()
+        + (f", known as {status['role']}" if status["role"] and status["role"] != status["local"]["kind"] else ""),
+        "",
+        *_table(["name", "leads to", "since", "reason"], names),
+        "",
+        *_table(["name", "node", "state", "timeline", "lag", "asked", ""], nodes),
+    ]
+    if status["alerts"]:
+        lines += ["", *(f"alert since {one['since']}: {one['text']}" for one in status["alerts"])]
+    return "\n".join(lines)
+
+
+def _node(state: NodeState, *, now: float) -> dict[str, Any]:
+    latest, seen = state.latest, state.role_seen
+    return {
+        "kind": latest.kind.value if latest else "unknown",
+        "detail": latest.detail if latest else "not asked yet",
+        "address": seen.address if seen else None,
+        "role": state.last_role and state.last_role.value,
+        "timeline": seen.timeline if seen else None,
+        "lsn": f"{seen.lsn >> 32:X}/{seen.lsn & 0xFFFFFFFF:X}" if seen and seen.lsn is not None else None,
+        "age_s": round(now - latest.at, 3) if latest else None,
+    }
+
+
+def _fitness(decision: Decision, group: Group, node: Node) -> dict[str, Any]:
+    fitness = decision.groups[group.name].fitness.get(node)
+    if fitness is None:
+        return {"fit": None, "lag_bytes": None, "lag_s": None}
+    return {"fit": fitness.fit_since is not None, "lag_bytes": fitness.lag_bytes, "lag_s": fitness.lag_s}
+
+
+def _lag(node: Mapping[str, Any]) -> str:
+    if node["lag_bytes"] is None:
+        return "-"
+    return f"{node['lag_bytes']} B" + (f", {node['lag_s']:.1f} s" if node["lag_s"] is not None else "")
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
+    ]
