@@ -311,6 +311,10 @@ NAMES_AND_NODES = {
         names("wk1: {nodes: [10.0.0.1]}, wk2: {nodes: ['::ffff:10.0.0.1']}"),
         f"names.wk2.nodes[0]: 10.0.0.1 is names.wk1.nodes[0] {ALREADY}",
     ),
+    "node given by a managed name written in another case": (
+        names("WK1: {nodes: [10.0.0.1]}, wk2: {nodes: [wk1]}"),
+        "names.wk2.nodes[0]: 'wk1' is a name that this agent manages, expected an address or another DNS name",
+    ),
     "node given by a managed name": (
         names("wk1: {nodes: [10.0.0.1]}, wk2: {nodes: [10.0.0.2, WK1]}"),
         "names.wk2.nodes[1]: 'wk1' is a name that this agent manages, expected an address or another DNS name",
@@ -442,6 +446,7 @@ def test_a_value_means_what_it_says(line: str, field: str, expected: object) -> 
         ("max_lag_bytes: null", "max_lag_bytes", None),
         ("max_lag_seconds: 30s", "max_lag_s", 30.0),
         ("max_lag_seconds: ~", "max_lag_s", None),
+        ("max_lag_seconds: NULL", "max_lag_s", None),
         ("failback_delay: 0", "failback_delay_s", 0.0),
         ("failback_delay: 0s", "failback_delay_s", 0.0),
     ],
@@ -480,6 +485,15 @@ def test_a_port_belongs_to_all_nodes_of_a_name() -> None:
 def test_a_node_has_one_spelling(written: str, host: str) -> None:
     """IPv4, IPv6 and DNS names are nodes; spellings of one address are one node."""
     assert parse(nodes(written)).groups[0].nodes == (Node(host, 5432),)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["w", "wk-1", "a" * 63, "a." * 126 + "b", "wk1.3com", "10.0.0.1a", "0xwk", "localhosts", "none", "true"],
+)
+def test_any_valid_host_name_can_be_managed(name: str) -> None:
+    """Names at the limits of what is valid, and those that only look like a special one, are names."""
+    assert parse(names(f"{name}: {{nodes: [10.0.0.1]}}")).groups[0].name == name
 
 
 def test_names_keep_their_order_in_lower_case() -> None:
@@ -590,6 +604,12 @@ IN_PATRONIS_FILE: dict[str, tuple[str, str, dict[str, str], dict[str, str]]] = {
         {"host": "localhost", "port": "5433"},
     ),
     "listens on one address": ("{listen: 10.0.0.1:5433}", "", DEFAULT_LOGIN, {"host": "10.0.0.1", "port": "5433"}),
+    "listens on two addresses, not on localhost": (
+        "{listen: '10.0.0.1, 10.0.0.2:5433'}",
+        "",
+        DEFAULT_LOGIN,
+        {"host": "10.0.0.1", "port": "5433"},
+    ),
     "listens on IPv6": ("{listen: '[2001:db8::1]:5433'}", "", DEFAULT_LOGIN, {"host": "2001:db8::1", "port": "5433"}),
     "listens without a port": ("{listen: 10.0.0.1}", "", DEFAULT_LOGIN, {"host": "10.0.0.1", "port": "5432"}),
     "connect address only": (
