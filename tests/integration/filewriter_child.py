@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from resolver_agent import hostsfile
-from resolver_agent.filewriter import HostsFileError, HostsFileWriter
+from resolver_agent.filewriter import HostsFileError, HostsFileWriter, WriteError
 from resolver_agent.model import Role, Standing, Target
 from resolver_agent.system import System
 
@@ -173,5 +173,54 @@ def resolve() -> dict[str, Any]:
     return {"states": sorted(set(states)), "seen": seen}
 
 
+def change_often(address: str) -> None:
+    """Be an agent that changes the block 200 times."""
+    writer = HostsFileWriter(PATH, settle_s=0)
+    for i in range(200):
+        with contextlib.suppress(WriteError):  # the others never gave it a chance
+            writer.update(pointing_to((address, SHORT)[i % 2]))
+
+
+def edit_often(name: str) -> None:
+    """Be an administrator who replaces the file 200 times, as ``sed -i`` does."""
+    new = Path(name)
+    for _ in range(200):
+        new.write_bytes(Path(PATH).read_bytes() + b"# edited\n")
+        new.rename(PATH)
+
+
+def race() -> dict[str, Any]:
+    """Let agents and administrators loose on one file, and tell what was amiss in it meanwhile."""
+    path = Path(PATH)
+    head = path.read_bytes()
+    children = []
+    for work, argument in (
+        (change_often, LONG),
+        (change_often, "10.0.0.2"),
+        (edit_often, "sed1"),
+        (edit_often, "sed2"),
+    ):
+        child = os.fork()
+        if not child:
+            work(argument)
+            os._exit(0)
+        children.append(child)
+    amiss, looks = set(), 0
+    while children:
+        looks += 1
+        content = path.read_bytes()
+        if not content.startswith(head):
+            amiss.add(f"outside: {content!r}")
+        try:
+            hostsfile.recall(content)
+        except hostsfile.BlockError as error:
+            amiss.add(str(error))
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if child:
+            children.remove(child)
+            amiss |= {f"a writer failed: {status}"} if status else set()
+    return {"amiss": sorted(amiss), "looks": looks, "siblings": sorted(found.name for found in Path().iterdir())}
+
+
 if __name__ == "__main__":
-    print(json.dumps({"write": write, "die": die, "resolve": resolve}[sys.argv[1]]()))
+    print(json.dumps({"write": write, "die": die, "race": race, "resolve": resolve}[sys.argv[1]]()))

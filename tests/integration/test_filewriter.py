@@ -250,6 +250,14 @@ def test_killed_at_every_step(hosts: Path, setup: str, kinds: set[str], steps: i
     assert {name for step in found for name in step["siblings"]} <= {"hosts"}
 
 
+def test_several_writers_at_once(hosts: Path) -> None:
+    """Two agents and two administrators on one file: whoever looks sees it whole, and no temporary file stays."""
+    told = in_namespace(hosts.parent, ":", "race")
+    assert told["amiss"] == []
+    assert told["looks"] > 100
+    assert told["siblings"] == ["hosts"]
+
+
 def test_reader_sees_every_name_during_1000_changes(tmp_path: Path) -> None:
     """Lookups by glibc in a tight loop give one right address each time, first line, last line and block."""
     setup = "mkdir etc; cp -L /etc/ld.so.cache etc; echo 'hosts: files' >etc/nsswitch.conf; mount --bind etc /etc"
