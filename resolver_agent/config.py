@@ -125,6 +125,7 @@ _ANY_SERVER = {
     "replication": "probes are ordinary sessions: remove it",
     "target_session_attrs": "servers of either role have to answer: remove it",
 }
+_LOCAL = {**_ANY_SERVER, "hostaddr": "give the address as `host`"}
 _EVERY_NODE = {
     **_ANY_SERVER,
     **dict.fromkeys(("host", "hostaddr"), "the nodes are given under `names`: remove it"),
@@ -225,7 +226,7 @@ def parse(text: str | bytes, *, path: str, hostname: str) -> Config:
     log = reader.fields(dotted(prefix, "log"), top["log"], _LOG, misplaced={})
     groups = _groups(reader, dotted(prefix, "names"), top["names"] or {}, defaults=top, hostname=hostname)
     given = reader.keywords(dotted(prefix, "postgresql"), top["postgresql"], refused=_EVERY_NODE)
-    local = reader.keywords(dotted(prefix, "local"), top["local"], refused=_ANY_SERVER)
+    local = reader.keywords(dotted(prefix, "local"), top["local"], refused=_LOCAL)
     if (local.get("host") or "/").lower() in {group.name for group in groups}:
         reader.error(dotted(prefix, "local.host"), "a managed name found, expected a socket's folder or an address")
     if reader.errors:

@@ -184,6 +184,10 @@ KEYS = {
         "postgresql: {target_session_attrs: read-write}",
         "postgresql.target_session_attrs: not to be set here, servers of either role have to answer: remove it",
     ),
+    "hostaddr of the local server": (
+        "local: {hostaddr: 10.0.0.9}",
+        "local.hostaddr: not to be set here, give the address as `host`",
+    ),
     "replication session": (
         "local: {replication: database}",
         "local.replication: not to be set here, probes are ordinary sessions: remove it",
