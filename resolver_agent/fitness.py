@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from resolver_agent.config import Group
 
 _HISTORY_STEPS = 64
-"""The history of a primary's LSN is kept to this many steps per lag limit: about 1.5 % of it is close enough."""
+"""The history of a primary's LSN tells a lag to this part of its limit: about 1.5 % is close enough."""
 
 
 def describe(node: Node, state: NodeState, seen: Observation | None) -> str:
@@ -49,8 +49,8 @@ def extend_history(
     point = (primary.at, primary.lsn)
     if max_lag_s is None or not lsns or primary.lsn < lsns[-1][1]:  # a lower LSN is another history: a failover
         return (point,)
-    if len(lsns) > 1 and lsns[-1][0] - lsns[-2][0] < max_lag_s / _HISTORY_STEPS:
-        lsns = lsns[:-1]
+    if len(lsns) > 1 and primary.at - lsns[-2][0] < max_lag_s / _HISTORY_STEPS:
+        lsns = lsns[:-1]  # the points before and after it are close enough to each other
     oldest = next((i for i, (at, _) in enumerate(lsns) if primary.at - at <= 2 * max_lag_s), len(lsns))
     return (*lsns[max(0, oldest - 1) :], point)
 
@@ -76,7 +76,7 @@ def assess(
     for node in group.nodes:
         before = previous.get(node, Fitness(fit_since=None))
         seen = members.get(node)
-        lag_bytes, lag_s = _lag(group, seen, head=head, lsns=lsns, now=now)
+        lag_bytes, lag_s = _lag(group, seen, head=head, lsns=lsns)
         lagging, why_lagging = _lagging(group, lag_bytes=lag_bytes, lag_s=lag_s, before=before)
         if node in refused:
             why = refused[node]
@@ -90,24 +90,29 @@ def assess(
 
 
 def _lag(
-    group: Group, seen: Observation | None, *, head: int | None, lsns: tuple[tuple[float, int], ...], now: float
+    group: Group, seen: Observation | None, *, head: int | None, lsns: tuple[tuple[float, int], ...]
 ) -> tuple[int | None, float | None]:
     if seen is None or seen.lsn is None or head is None or seen.kind is not Kind.STANDBY:
         return None, None
     replayed = seen.lsn
-    if group.max_lag_s is None:  # then there is no history to tell it from
+    if group.max_lag_s is None or not lsns:  # then there is no history to tell it from
         return max(0, head - replayed), None
-    # The standby lags since the primary was first seen beyond what is replayed here.
-    passed_at = next((at for at, lsn in lsns if lsn > replayed), None)
-    return max(0, head - replayed), 0.0 if passed_at is None else max(0.0, now - passed_at)
+    # It lags since the primary was first seen beyond what is replayed here, and as long as it was itself seen to: a
+    # standby that was not asked since does not fall behind by the clock (R1).
+    passed_at = next((at for at, lsn in lsns if lsn > replayed), seen.at)
+    return max(0, head - replayed), max(0.0, seen.at - passed_at)
 
 
 def _lagging(group: Group, *, lag_bytes: int | None, lag_s: float | None, before: Fitness) -> tuple[bool, str]:
-    """Report whether a node lags too much: beyond a limit, and then until it is below half of it."""
-    share = 0.5 if before.lagging else 1.0
-    if group.max_lag_bytes is not None and lag_bytes is not None and lag_bytes > group.max_lag_bytes * share:
-        return True, f"lags more than {group.max_lag_bytes} bytes behind its primary"
-    if group.max_lag_s is not None and lag_s is not None and lag_s > group.max_lag_s * share:
-        return True, f"lags more than {group.max_lag_s:g} s behind its primary"
-    # An unknown lag is no evidence of having caught up.
-    return before.lagging and lag_bytes is None, ""
+    """Report whether a node lags too much, and say so: beyond a limit, and then until it is below half of it."""
+    for lag, limit, unit in ((lag_bytes, group.max_lag_bytes, "bytes"), (lag_s, group.max_lag_s, "s")):
+        if limit is None:
+            continue
+        words = f"{limit:.12g} {unit}"
+        if lag is None and before.lagging:
+            return True, f"lagged more than {words} behind its primary, and says no more"
+        if lag is not None and lag > limit:
+            return True, f"lags more than {words} behind its primary"
+        if lag is not None and before.lagging and lag >= limit / 2:
+            return True, f"lagged more than {words} behind its primary, and is not below half of it again"
+    return False, ""

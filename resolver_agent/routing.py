@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from resolver_agent.groupview import GroupView, look
+from resolver_agent.groupview import GroupView, look, nodes_at
 from resolver_agent.model import (
     FENCE,
     Alert,
@@ -32,10 +32,9 @@ from resolver_agent.model import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from resolver_agent.config import Config, Group
+    from resolver_agent.config import Config
 
 _NOTHING = GroupState()
-_SEEN_PRIMARY = (Code.PRIMARY, Code.LEADER, Code.LAST_PRIMARY)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def resume(config: Config, remembered: Iterable[Target]) -> Decision:
             primary=target.primary,
             primary_lost=target.primary_lost,
         )
-    # All names of one write were decided for one role. A file that says both was edited, and says nothing.
+    # Names that were held when the local role changed still say the old one: then each keeps its own wish.
     return Decision(groups=groups, role=wishes.pop() if len(wishes) == 1 else None)
 
 
@@ -88,7 +87,7 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
     choices = {}
     for view in views:
         if view.group.name not in owns:
-            wish = _wish(view.group, wished)
+            wish = _wish(view, wished)
             choose = _choose_primary if wish is Role.PRIMARY else _choose_standby
             choices[view.group.name] = choose(view, config.fallback)
     if config.fallback is Fallback.ALL:
@@ -121,43 +120,62 @@ def _local_role(views: list[GroupView], observations: Observations, previous: De
 def _own_addresses(views: list[GroupView], local: NodeState, fresh: Observation | None) -> dict[str, str]:
     """Return the local server's own address for each name of its own group (R3).
 
-    It stays recognised while it is down: until it is recognised elsewhere, or both it and the server at that address
-    were asked, each after the other's last start, and are not the same.
+    It stays recognised while it is down: until it is recognised at another address, or both it and the server at that
+    address were asked, each after the other's last start, and are not the same.
     """
-    owns = {view.group.name: view.own_seen.address for view in views if view.own_seen and view.own_seen.address}
-    if owns:
-        return owns
-    for view in views:
-        impostor = fresh is not None and any(
-            seen.address == view.before.own and seen.at >= local.same_since and fresh.at >= view.states[node].same_since
-            for node, seen in view.fresh.items()
-        )
-        if view.before.own is not None and not impostor:
-            owns[view.group.name] = view.before.own
-    return owns
+    seen = {view.group.name: view.own_seen.address for view in views if view.own_seen and view.own_seen.address}
+    addresses = set(seen.values())
+    remembered = {
+        view.group.name: view.before.own
+        for view in views
+        if view.before.own is not None
+        and (view.before.own in addresses if addresses else not _is_another(view, view.before.own, local, fresh))
+    }
+    return remembered | seen
 
 
-def _wish(group: Group, local: Role | None) -> Role:
-    match group.route:
+def _is_another(view: GroupView, own: str, local: NodeState, fresh: Observation | None) -> bool:
+    """Report whether the server at ``own``, or every one of the group, is seen to be another than the local server."""
+    return fresh is not None and all(
+        node in view.fresh and view.fresh[node].at >= local.same_since and fresh.at >= view.states[node].same_since
+        for node in nodes_at(own, view.group, view.states) or view.group.nodes
+    )
+
+
+def _wish(view: GroupView, local: Role | None) -> Role:
+    match view.group.route:
         case Route.PRIMARY:
             return Role.PRIMARY
         case Route.STANDBY:
             return Role.STANDBY
         case Route.FOLLOW:
-            return local or Role.PRIMARY
+            remembered = view.before.target.wish if view.before.target is not None else None
+            return local or remembered or Role.PRIMARY
 
 
 def _choose_primary(view: GroupView, _fallback: Fallback) -> _Choice:
     """The design's table for a name that wishes for a primary."""
-    primary = view.primary
-    standing = Standing.FENCED if primary.address == FENCE else Standing.PRIMARY
-    if primary.address is None:
-        # R2: what the block calls a standby was seen in recovery, if not by this run.
-        if view.before.target is not None and view.before.target.standing is Standing.STANDBY:
-            reason = Reason(Code.FENCED, f"no primary known; {view.before.target.address} was a standby")
-            return _Choice(FENCE, Standing.FENCED, reason, Role.PRIMARY)
-        return _keep(view, Role.PRIMARY, primary.reason.text)
-    return _Choice(primary.address, standing, primary.reason, Role.PRIMARY)
+    held = view.before.target
+    address = _primary_address(view, Role.PRIMARY)
+    if address is not None:
+        standing = Standing.FENCED if address == FENCE else Standing.PRIMARY
+        return _Choice(address, standing, view.primary.reason, Role.PRIMARY)
+    # R2: what the block calls a standby was seen in recovery, if not by this run.
+    if held is not None and (held.standing is Standing.STANDBY or view.seen_in_recovery(held.address)):
+        reason = Reason(Code.FENCED, f"no primary known; {held.address} was a standby")
+        return _Choice(FENCE, Standing.FENCED, reason, Role.PRIMARY)
+    return _keep(view, Role.PRIMARY, view.primary.reason.text)
+
+
+def _primary_address(view: GroupView, wish: Role) -> str | None:
+    """Return where the group's primary is: FENCE without one, None where nothing was ever known.
+
+    A fence is left for a primary that is seen, not for one that is merely remembered (R1), unless the name was fenced
+    with another wish.
+    """
+    held = view.before.target
+    fenced = held is not None and held.standing is Standing.FENCED and held.wish is wish
+    return FENCE if fenced and view.primary.reason.code is Code.HELD else view.primary.address
 
 
 def _choose_standby(view: GroupView, fallback: Fallback) -> _Choice:
@@ -172,24 +190,24 @@ def _choose_standby(view: GroupView, fallback: Fallback) -> _Choice:
             chosen = next(healthy)
         elif view.unasked(target.address):
             return _keep(view, Role.STANDBY, view.words_at(target.address))
-    elif standing is Standing.FALLBACK:
+    elif standing is Standing.FALLBACK and fallback is not Fallback.NONE and view.primary.seen is not None:
         chosen = next((node for node in view.fit if node in view.healthy), None)
     if chosen is not None:
         address = view.fresh[chosen].address
         return _Choice(address, Standing.STANDBY, Reason(Code.STANDBY, "standby"), Role.STANDBY)
 
     why = f"no fit standby: {view.unfit_words}"
-    if fallback is not Fallback.NONE:
-        if view.condemned or view.primary.reason.code in _SEEN_PRIMARY:
-            return _fall_back(view, why)
-    elif view.condemned:
+    seen_primary = fallback is not Fallback.NONE and view.primary.seen is not None
+    if not view.asked_all or not (view.condemned or seen_primary):
+        return _keep(view, Role.STANDBY, why)
+    if fallback is Fallback.NONE:
         return _Choice(FENCE, Standing.FENCED, Reason(Code.FENCED, why), Role.STANDBY, lacks=True)
-    return _keep(view, Role.STANDBY, why)
+    return _fall_back(view, why)
 
 
 def _fall_back(view: GroupView, why: str) -> _Choice:
     """Lead a name that wishes for a standby to its primary, by the table for primaries."""
-    address = view.primary.address or FENCE
+    address = _primary_address(view, Role.STANDBY) or FENCE
     standing = Standing.FENCED if address == FENCE else Standing.FALLBACK
     code = Code.FENCED if address == FENCE else Code.FALLBACK
     reason = Reason(code, f"{why}; {view.primary.reason.text}")
@@ -213,7 +231,8 @@ def _fall_back_together(views: list[GroupView], choices: dict[str, _Choice]) -> 
         return
     for view in following:
         fallen = view.before.target is not None and view.before.target.standing is Standing.FALLBACK
-        if not choices[view.group.name].lacks and (fallen or view.primary.reason.code in _SEEN_PRIMARY):
+        held = fallen and view.primary.reason.code is Code.HELD
+        if not choices[view.group.name].lacks and (held or view.primary.seen is not None):
             choices[view.group.name] = _fall_back(view, f"{lacking} has no fit standby")
 
 

@@ -1,0 +1,204 @@
+"""One agent's life in a few words, for tests of routing: what it sees, how time passes, what it decides."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from resolver_agent import hostsfile
+from resolver_agent.config import Config, Group
+from resolver_agent.model import (
+    Fallback,
+    Identity,
+    Kind,
+    Node,
+    NodeState,
+    Observation,
+    Observations,
+    PatroniWord,
+    Role,
+    Route,
+    Standing,
+    Target,
+)
+from resolver_agent.routing import decide, resume
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from resolver_agent.model import Decision
+
+INTERVAL_S, TIMEOUT_S, FAILBACK_S = 1.0, 2.0, 10.0
+MAX_AGE_S = INTERVAL_S + TIMEOUT_S
+PORT = 5432
+OURS, FOREIGN = 1, 2
+"""System identifiers."""
+
+
+def node(host: str) -> Node:
+    """Return a node on the usual port."""
+    return Node(host, PORT)
+
+
+def group(
+    name: str,
+    *hosts: str,
+    route: Route = Route.FOLLOW,
+    max_lag_bytes: int | None = None,
+    max_lag_s: float | None = None,
+    port: int = PORT,
+) -> Group:
+    """Return a name and the nodes behind it."""
+    return Group(
+        name=name,
+        nodes=tuple(Node(host, port) for host in hosts),
+        route=route,
+        max_lag_bytes=max_lag_bytes,
+        max_lag_s=max_lag_s,
+        failback_delay_s=FAILBACK_S,
+        patroni=None,
+    )
+
+
+def config(*groups: Group, fallback: Fallback = Fallback.NONE) -> Config:
+    """Return a configuration with these names."""
+    return Config(
+        path="/etc/resolver-agent.yml",
+        fallback=fallback,
+        groups=groups,
+        postgresql={},
+        local={},
+        interval_s=INTERVAL_S,
+        timeout_s=TIMEOUT_S,
+        citus=True,
+        hosts_file="/etc/hosts",
+        runtime_dir="/run/resolver-agent",
+        log_format="text",
+        log_level="info",
+    )
+
+
+def primary(*, lsn: int | None = 1000, timeline: int = 7, system_id: int = OURS, started: int = 0) -> Observation:
+    """Return a probe's sight of a primary; ``started`` tells servers at one address from each other."""
+    return Observation(kind=Kind.PRIMARY, at=0, lsn=lsn, timeline=timeline, identity=Identity(system_id, started))
+
+
+def standby(*, lsn: int | None = 1000, system_id: int = OURS, started: int = 0) -> Observation:
+    """Return a probe's sight of a server in recovery."""
+    return Observation(kind=Kind.STANDBY, at=0, lsn=lsn, timeline=7, identity=Identity(system_id, started))
+
+
+def dead() -> Observation:
+    """Return a refused connection."""
+    return Observation(kind=Kind.DEAD, at=0, detail="Connection refused")
+
+
+def barred() -> Observation:
+    """Return a refused login."""
+    return Observation(kind=Kind.BARRED, at=0, detail="password authentication failed")
+
+
+def unreachable() -> Observation:
+    """Return a probe that ran out of time."""
+    return Observation(kind=Kind.UNREACHABLE, at=0, detail="no answer within 2 s")
+
+
+def remembered(
+    address: str,
+    standing: Standing,
+    *,
+    name: str = "wk1",
+    wish: Role | None = None,
+    last: str | None = None,
+    lost: bool = False,
+) -> Target:
+    """Return a line of the block; ``last`` is the last known primary. The wish is what the standing implies."""
+    wishes = {
+        Standing.SELF: None,
+        Standing.STANDBY: Role.STANDBY,
+        Standing.FALLBACK: Role.STANDBY,
+        Standing.PRIMARY: Role.PRIMARY,
+        Standing.FENCED: Role.PRIMARY,
+    }
+    if standing in (Standing.PRIMARY, Standing.FALLBACK):
+        last = last or address
+    wish = wish or wishes[standing]
+    return Target(name=name, address=address, standing=standing, wish=wish, primary=last, primary_lost=lost)
+
+
+class Agent:
+    """What one agent has seen and decided, with a clock of its own."""
+
+    def __init__(self, config: Config, block: Iterable[Target] = (), *, now: float = 100.0) -> None:
+        self.config = config
+        self.now = now
+        self.assumed: Role | None = None
+        self.holds_lock = False
+        self.patroni: dict[str, PatroniWord] = {}
+        self.states: dict[Node, NodeState] = {}
+        self.local = NodeState()
+        self.decision: Decision = resume(config, block)
+
+    def see(self, seen: Mapping[str | Node, Observation]) -> Agent:
+        """Take in what was just seen, by address or node, each at its own address unless it carries another."""
+        for where, observation in seen.items():
+            at = node(where) if isinstance(where, str) else where
+            self.states[at] = self.states.get(at, NodeState()).after(self._stamped(observation, at.host))
+        return self
+
+    def see_local(self, observation: Observation, *, address: str = "local") -> Agent:
+        """Take in what the local probe just saw; with a node's address it is that node's server."""
+        self.local = self.local.after(self._stamped(observation, address))
+        return self
+
+    def _stamped(self, observation: Observation, host: str) -> Observation:
+        identity = observation.identity
+        if identity is not None:  # no two servers start in the same microsecond
+            place = sum(256**i * ord(letter) for i, letter in enumerate(host))
+            identity = dataclasses.replace(identity, started_us=place * 1000 + identity.started_us)
+        address = observation.address or (host if identity else None)
+        return dataclasses.replace(observation, at=self.now, address=address, identity=identity)
+
+    def wait(self, seconds: float) -> Agent:
+        """Let time pass."""
+        self.now += seconds
+        return self
+
+    def decide(self) -> Agent:
+        """Decide, now."""
+        observations = Observations(
+            nodes=dict(self.states),
+            local=self.local,
+            assumed=self.assumed,
+            holds_lock=self.holds_lock,
+            patroni=self.patroni,
+        )
+        self.decision = decide(self.config, observations, self.decision, self.now)
+        return self
+
+    def restart(self) -> Agent:
+        """Forget everything but the block."""
+        written = hostsfile.render(b"", self.decision.targets)
+        self.decision = resume(self.config, hostsfile.recall(written))
+        self.states, self.local, self.patroni = {}, NodeState(), {}
+        self.assumed, self.holds_lock = None, False
+        return self
+
+    def target(self, name: str = "wk1") -> Target | None:
+        """Return where a name leads."""
+        return self.decision.groups[name].target
+
+    def leads(self, name: str = "wk1") -> str:
+        """Return where a name leads and why, as logs show it."""
+        state = self.decision.groups[name]
+        return str(state.target) if state.target else f"{name} left out ({state.reason.text})"
+
+    def address(self, name: str = "wk1") -> str | None:
+        """Return the address that a name leads to, None where it is left out."""
+        target = self.target(name)
+        return target.address if target else None
+
+    @property
+    def alerts(self) -> set[str]:
+        """The keys of all alerts."""
+        return {alert.key for alert in self.decision.alerts}
