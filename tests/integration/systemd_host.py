@@ -1,0 +1,227 @@
+"""A Debian that boots systemd as PID 1 in a container: what the units meet on a real machine.
+
+The file tree is built once and kept in the user's cache folder; each boot lays a volatile overlay over it, with the
+package and the units of this checkout bound in. Needs root, and Debian's debootstrap and systemd-container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import inspect
+import os
+import re
+import secrets
+import select
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+CHECKOUT = Path(__file__).parents[2]
+UNITS = (CHECKOUT / "systemd/resolver-agent.service", CHECKOUT / "systemd/resolver-agent.socket")
+_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SystemdHost:
+    """A booted container. ``root`` is its file system as seen from outside."""
+
+    leader: int
+    root: Path
+
+    def run(self, *command: str, timeout_s: float = 60) -> str:
+        """Run a command inside as root and return what it prints.
+
+        Raises:
+            RuntimeError: it failed; with all of its output.
+        """
+        # Ended from inside: killing nsenter would leave its child.
+        limit = ("timeout", "--kill-after=1", str(timeout_s))
+        return _run("nsenter", "--target", str(self.leader), "--all", *limit, *command, env=_ENVIRONMENT)
+
+    def read(self, path: str) -> bytes:
+        """Return the content of a file inside."""
+        return (self.root / path.lstrip("/")).read_bytes()
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a file inside."""
+        (self.root / path.lstrip("/")).write_bytes(content)
+
+    def show(self, unit: str, *properties: str) -> dict[str, str]:
+        """Return properties of a unit, by name."""
+        lines = self.run("systemctl", "show", unit, f"--property={','.join(properties)}").splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
+    def mark(self) -> str:
+        """Return the present end of the journal, for ``wait_for``."""
+        shown = self.run("journalctl", "--lines=1", "--output=cat", "--show-cursor")
+        return shown.rpartition("-- cursor: ")[2].strip()
+
+    def wait_for(self, pattern: str, *, after: str, unit: str = "resolver-agent.service", timeout_s: float = 30) -> str:
+        """Wait for a journal line of a unit that matches, later than the mark ``after``, and return it.
+
+        Raises:
+            TimeoutError: none came; with all that did.
+        """
+        journal = ["journalctl", f"--unit={unit}", f"--after-cursor={after}", "--no-tail", "--follow", "--output=cat"]
+        command = ["nsenter", "--target", str(self.leader), "--all", *journal]
+        seen = []
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=_ENVIRONMENT, start_new_session=True
+        ) as reader:
+            alarm = threading.Timer(timeout_s, os.killpg, [reader.pid, signal.SIGKILL])
+            alarm.start()
+            try:
+                for line in reader.stdout or ():
+                    seen.append(line)
+                    if re.search(pattern, line):
+                        return line.rstrip("\n")
+            finally:
+                alarm.cancel()
+                os.killpg(reader.pid, signal.SIGKILL)
+        raise TimeoutError(f"no line matched {pattern!r} within {timeout_s} s; the journal of {unit}:\n{''.join(seen)}")
+
+
+@contextlib.contextmanager
+def booted(*, package: Path = CHECKOUT / "resolver_agent") -> Iterator[SystemdHost]:
+    """Boot a host with the agent installed but not started; it ends with the context, however that is left."""
+    tree = cached_tree()
+    (site_packages,) = tree.glob("opt/resolver-agent/lib/python3*/site-packages")
+    binds = [f"--bind-ro={package}:/{site_packages.relative_to(tree)}/resolver_agent"]
+    binds += [f"--bind-ro={unit}:/etc/systemd/system/{unit.name}" for unit in UNITS]
+    with contextlib.ExitStack() as stack:
+        name = f"resolver-agent-{secrets.token_hex(4)}"
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{name}-")))
+        manager = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        manager.bind(str(folder / "notify"))
+        console = stack.enter_context((folder / "console").open("w+"))
+        # A test run that is killed takes the container with it.
+        command = ["setpriv", "--pdeathsig", "KILL", "systemd-nspawn", f"--directory={tree}", "--boot", "--read-only"]
+        command += ["--volatile=overlay", "--private-network", "--register=no", "--notify-ready=yes", "--quiet"]
+        command += ["--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe", *binds]
+        command += [f"--machine={name}"]
+        if not Path("/run/systemd/system").is_dir():  # no systemd outside that could give it a scope
+            command = [*stack.enter_context(_own_cgroup(name)), *command, "--keep-unit"]
+        nspawn = subprocess.Popen(
+            command,
+            env=os.environ | {"NOTIFY_SOCKET": str(folder / "notify")},
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the test run, which then ends the container in order
+        )
+        stack.callback(nspawn.wait)
+        try:
+            leader = _wait_until_booted(manager, nspawn)
+        except BaseException:
+            nspawn.kill()
+            console.seek(0)
+            print(console.read())
+            raise
+        # Killing its systemd ends the container at once and lets nspawn clean up.
+        pidfd = os.pidfd_open(leader)
+        stack.callback(os.close, pidfd)
+        stack.callback(signal.pidfd_send_signal, pidfd, signal.SIGKILL)
+        yield SystemdHost(leader=leader, root=Path(f"/proc/{leader}/root"))
+
+
+def cached_tree() -> Path:
+    """Return the file tree of the host: Debian with PostgreSQL, and the agent's dependencies in /opt/resolver-agent."""
+    dependencies = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["dependencies"]
+    mirror, codename = _debian_source()
+    recipe = "\n".join([inspect.getsource(_build), codename, *dependencies])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resolver-agent-tests"
+    tree = cache / f"debian-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    if not tree.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as folder:
+            _build(Path(folder) / "tree", mirror, codename, dependencies)
+            try:
+                (Path(folder) / "tree").rename(tree)
+            except OSError:
+                if not tree.is_dir():  # else another run was quicker
+                    raise
+    return tree
+
+
+def _build(tree: Path, mirror: str, codename: str, dependencies: list[str]) -> None:
+    packages = "systemd,systemd-sysv,dbus,iproute2,procps,python3,postgresql"
+    # In a mount namespace, so that what debootstrap mounts is gone before anybody deletes a half-built tree.
+    debootstrap = ("unshare", "--mount", "debootstrap", "--variant=minbase", f"--include={packages}")
+    _run(*debootstrap, codename, str(tree), mirror)
+    (cluster,) = tree.glob("etc/postgresql/*/main")
+    chroot = ("chroot", str(tree))
+    _run(*chroot, "pg_dropcluster", cluster.parent.name, cluster.name)
+    _run(*chroot, "python3", "-m", "venv", "--without-pip", "/opt/resolver-agent")
+    (site_packages,) = tree.glob("opt/resolver-agent/lib/python3*/site-packages")
+    version = site_packages.parent.name.removeprefix("python")
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:", f"--python-version={version}")
+    _run(*pip, f"--target={site_packages}", *dependencies)
+    program = tree / "opt/resolver-agent/bin/resolver-agent"
+    program.write_text(
+        "#!/opt/resolver-agent/bin/python3\nimport sys\n\nfrom resolver_agent.cli import main\n\nsys.exit(main())\n"
+    )
+    program.chmod(0o755)
+    (tree / "etc/hosts").write_text("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n")
+
+
+def _debian_source() -> tuple[str, str]:
+    """Return the mirror and the release that this machine's own apt is set up with."""
+    listed = _run("apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME)", "Created-By: Packages")
+    return next((uri, name) for uri, name in map(str.split, listed.splitlines()) if "-" not in name)
+
+
+@contextlib.contextmanager
+def _own_cgroup(name: str) -> Iterator[list[str]]:
+    """Yield the start of a command line that runs the rest in a cgroup of its own, which is removed afterwards."""
+    top = Path("/sys/fs/cgroup")
+    groups = [h / name for h in (top / "systemd", top / "unified", top) if (h / "cgroup.procs").exists()]
+    for group in groups:
+        group.mkdir()
+    try:
+        join = 'for group in $0; do echo $$ > "$group/cgroup.procs"; done; exec "$@"'
+        yield ["sh", "-c", join, " ".join(map(str, groups))]
+    finally:
+        for group in groups:
+            for folder, _, _ in os.walk(group, topdown=False):
+                Path(folder).rmdir()
+
+
+def _wait_until_booted(manager: socket.socket, nspawn: subprocess.Popen[bytes], *, timeout_s: float = 60) -> int:
+    """Wait for the container's own READY, and return the process id of its systemd."""
+    leader = 0
+    deadline = time.monotonic() + timeout_s
+    ended = os.pidfd_open(nspawn.pid)
+    try:
+        while manager.fileno() in select.select([manager.fileno(), ended], [], [], deadline - time.monotonic())[0]:
+            message = manager.recv(4096).decode()
+            if found := re.search(r"^X_NSPAWN_LEADER_PID=(\d+)$", message, re.MULTILINE):
+                leader = int(found[1])
+            if "READY=1" in message.splitlines():
+                return leader
+    finally:
+        os.close(ended)
+    raise RuntimeError(f"the container ended, or did not boot within {timeout_s} s")
+
+
+def _run(*command: str, env: Mapping[str, str] | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)} exited with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
