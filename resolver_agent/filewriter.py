@@ -6,7 +6,7 @@ may meet both halves of a file larger than a page, and a writer killed between t
 end.
 
 An edit that somebody else makes meanwhile starts the write over. Only what falls into the microseconds between the
-last look at the file and the rename goes unseen: writers who hold no lock in common cannot close that gap.
+last look at the file and the change goes unseen: writers who hold no lock in common cannot close that gap.
 
 Everything here blocks, and nothing of the process is changed (umask, working directory), so any thread may call it.
 What the file says is not known here.
@@ -20,7 +20,6 @@ import enum
 import errno
 import os
 import re
-import secrets
 import stat
 import time
 from pathlib import Path
@@ -227,7 +226,7 @@ class HostsFileWriter:
     def _replace(self, found: _Found, new: bytes) -> Outcome:
         folder = Path(found.real).parent
         # SELinux policies label /etc/hosts* alike, so the name begins like that whatever the file's own is.
-        temporary = str(folder / f"hosts.resolver-agent.{os.getpid()}.{secrets.token_hex(4)}")
+        temporary = str(folder / f"hosts.resolver-agent.{os.getpid()}.{os.urandom(4).hex()}")
         with self._system.opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as fd:
             try:
                 self._system.write_all(fd, new)

@@ -328,18 +328,37 @@ def test_failing_call(
     hosts: Path, faults: dict[tuple[Callable[..., object], int], int], state: State, words: str
 ) -> None:
     """Whichever call fails: the file is new and the trouble told, or it is old and the error names the mend."""
+    before = with_block(b"").replace(b"10.100.100.100", b"10.0.0.1") + OLD
+    hosts.write_bytes(before)
     os.setxattr(hosts, "user.note", b"x")
     writer = HostsFileWriter(str(hosts), settle_s=0, system=Faulty(faults))
     if state:
         outcome = writer.update(with_block)
         assert outcome.state is state
         assert outcome.detail.startswith(words)
-        assert hosts.read_bytes() == with_block(OLD)
+        assert hosts.read_bytes() == with_block(before)
     else:
         with pytest.raises(WriteError, match=words):
             writer.update(with_block)
-        assert hosts.read_bytes() == OLD
+        assert hosts.read_bytes() == before
     assert [path.name for path in hosts.parent.iterdir()] == ["hosts"]
+
+
+class Stingy(System):
+    """Takes no more than seven bytes at a time."""
+
+    def call(self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Make the call, a write with a part of its bytes."""
+        if function is os.pwrite:
+            fd, content, offset = args
+            args = (fd, content[:7], offset)  # type: ignore[assignment,index]
+        return super().call(function, *args, **kwargs)
+
+
+def test_short_writes_are_gone_on_with(hosts: Path) -> None:
+    """A kernel that takes only a part of the bytes gets the rest, and the file is whole."""
+    HostsFileWriter(str(hosts), settle_s=0, system=Stingy()).update(with_block)
+    assert hosts.read_bytes() == with_block(OLD)
 
 
 class Watched(System):
@@ -427,19 +446,24 @@ def test_edits_of_others_are_kept(hosts: Path, edit: Callable[[Path], None]) -> 
         assert hostsfile.render(content, TARGETS) == content
 
 
-def test_edit_during_a_write_in_place_is_kept(hosts: Path) -> None:
-    """What another wrote while the file was written in place is found when it is read back."""
+@pytest.mark.parametrize("step", [os.open, os.fsync])
+def test_edit_during_a_write_in_place_is_kept(hosts: Path, step: object) -> None:
+    """What another writes before the file is opened to be written in place, or before it is read back, stays."""
     edits = [append]
+    refused = []
 
     def before(function: object) -> None:
         if function is os.rename:
-            raise OSError(errno.EBUSY, "busy")
-        if function is os.ftruncate and edits:
+            refused.append(function)
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        if function is step and refused and edits:
             edits.pop()(hosts)
 
-    HostsFileWriter(str(hosts), settle_s=0, system=Watched(before)).update(with_block)
-    assert hosts.read_bytes().startswith(OLD)
-    assert hostsfile.recall(hosts.read_bytes()) == tuple(TARGETS)
+    writer = HostsFileWriter(str(hosts), settle_s=0, system=Watched(before))
+    outcome = writer.update(with_block)
+    assert outcome.snapshot == writer.read()
+    assert b"mine" in outcome.snapshot.content
+    assert with_block(outcome.snapshot.content) == outcome.snapshot.content
 
 
 def test_file_that_never_rests(hosts: Path) -> None:
@@ -480,6 +504,26 @@ def test_own_writes_are_not_waited_for(hosts: Path) -> None:
     for _ in range(3):
         writer.update(lambda content: content + b"10.7.7.7\tmine\n")
     assert time.sleep not in slept
+
+
+def test_new_file_is_closed_until_it_has_its_rights(hosts: Path) -> None:
+    """Until it has the mode and owner of the old file nobody but its owner can open the new one."""
+    hosts.chmod(0o640)
+    modes: list[int] = []
+
+    def before(function: object) -> None:
+        if function is os.fchmod:
+            modes.extend(path.stat().st_mode & 0o777 for path in hosts.parent.iterdir() if path != hosts)
+
+    HostsFileWriter(str(hosts), settle_s=0, system=Watched(before)).update(with_block)
+    assert modes == [0o600]
+
+
+def test_digest_of_the_old_content_is_not_copied(hosts: Path) -> None:
+    """The kernel's digest of what the old file held would make it refuse the new one."""
+    os.setxattr(hosts, "security.ima", b"\x01" + bytes(20))
+    assert HostsFileWriter(str(hosts)).update(with_block).detail == ""
+    assert "security.ima" not in os.listxattr(hosts)
 
 
 def test_transform_that_refuses(hosts: Path) -> None:
