@@ -48,13 +48,13 @@ def hosts(tmp_path: Path) -> Path:
 
 
 def in_namespace(folder: Path, setup: str, command: str) -> dict[str, Any]:
-    """Run the child's ``command`` in ``folder`` after ``setup``, in a mount namespace that ends with it.
+    """Run the child's ``command`` in ``folder`` after ``setup``, in namespaces whose mounts and processes end with it.
 
     ``$AS`` may be set by ``setup`` to a command that the child is run by.
     """
     script = f"trap 'chattr -ia . hosts 2>/dev/null || :' EXIT\nAS=\n{setup}\n$AS {sys.executable} {CHILD} {command}"
     done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script],
+        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", script],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(Path(resolver_agent.__file__).parents[1])},
         capture_output=True,
