@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from resolver_agent.groupview import GroupView, look, nodes_at
+from resolver_agent.groupview import GroupView, look
 from resolver_agent.model import (
     FENCE,
     Alert,
@@ -28,6 +28,7 @@ from resolver_agent.model import (
     Standing,
     Target,
 )
+from resolver_agent.primary import nodes_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
