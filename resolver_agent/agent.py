@@ -33,6 +33,9 @@ _log = logging.getLogger(__name__)
 _TICK_S = 0.1
 """How often the hosts file is looked at between rounds."""
 
+_BREATH_S = 1.0
+"""How often the watchdog hears, at least, of a first look that waits for nodes that do not answer."""
+
 
 class Agent:
     """One agent, for one hosts file, from ``run()`` until it is told to stop."""
@@ -54,7 +57,7 @@ class Agent:
 
         Raises:
             lock.LockedError: another agent keeps this file.
-            lock.LockUnavailableError, OSError: the runtime folder cannot be used.
+            lock.LockUnavailableError, control.ControlError: the runtime folder cannot be used.
             HostsFileError, BlockError: the hosts file cannot be read to begin with.
         """
         handlers = {"status": self._status, "plan": self._plan, "refresh": self._refresh}
@@ -78,15 +81,16 @@ class Agent:
 
     async def _first_look(self) -> None:
         """Wait until every node was asked once: what is decided on half the evidence may have to be taken back."""
-        unasked = -1
+        left, due = 0, 0.0
         while not self._stopping and not self._monitor.asked_all:
             self._monitor.changed.clear()
-            await self._monitor.changed.wait()
-            self._monitor.check()
-            left = len(status.unasked(self._monitor.nodes))
-            if left != unasked:  # a loop that gets on is alive, one that does not is for the watchdog to end
+            before, left = left, sum(state.latest is None for state in self._monitor.nodes.values())
+            if left != before:
+                due = boottime() + self._config.timeout_s
+            if boottime() <= due:  # a look that gets on is alive, one that does not is for the watchdog to end
                 self._notifier.watchdog()
-                unasked = left
+            await self._news_within(self._patience_s(_BREATH_S))
+            self._monitor.check()
 
     async def _round(self) -> None:
         """One pass from observations to a verified file."""
@@ -94,24 +98,32 @@ class Agent:
         self._monitor.check()
         if self._reloading:
             self._reload()
+            await self._first_look()
+            if self._stopping:
+                return
         begun = boottime()
         nodes, before = self._monitor.nodes, self._decision
         self._decision = decide(self._config, self._observations(), before, begun)
         took_s = boottime() - begun
         await self._block.put(self._decision.targets, begun)
+        _log.debug("%s; decided in %.1f ms: %s", nodes, took_s * 1000, self._decision.groups)
         self._journal.nodes(nodes)
-        self._journal.decision(self._decision)
-        self._journal.faults(self._alerts(), boottime())
+        self._journal.decision(self._decision, self._alerts(), begun)
+        self._notifier.status(f"{len(self._config.groups)} names, {len(self._journal.alerts)} alerts")
         self._notifier.watchdog()
         # With many names deciding takes its time: half of it is for the probes.
         await asyncio.sleep(took_s)
 
     async def _pause(self) -> None:
         """Wait for news, for the time at which the decision may change by itself, or for the file to change."""
-        due = min(self._decision.recheck_at, boottime() + self._config.interval_s)
+        due = min(self._decision.recheck_at, boottime() + self._patience_s(self._config.interval_s))
         while (left_s := due - boottime()) > 0:
             if await self._news_within(min(left_s, _TICK_S)) or self._block.disturbed():
                 return
+
+    def _patience_s(self, seconds: float) -> float:
+        """Return ``seconds``, or less where the watchdog wants to hear sooner."""
+        return min(seconds, self._notifier.watchdog_s / 2) if self._notifier.watchdog_s else seconds
 
     async def _news_within(self, seconds: float) -> bool:
         try:
@@ -154,11 +166,13 @@ class Agent:
             errors = error.errors
         self._reload_fault = None
         if errors:
-            self._reload_fault = Alert("config", f"the configuration stays as it was: {'; '.join(errors)}")
+            text = "; ".join(errors)
+            self._reload_fault = Alert(f"config:{text}", f"the configuration stays as it was: {text}")
         else:
+            if (new.log_format, new.log_level) != (self._config.log_format, self._config.log_level):
+                logs.configure(new.log_format, new.log_level)
             self._config = new
             self._monitor.watch(new)
-            logs.configure(new.log_format, new.log_level)
             _log.info("read %s again", new.path)
             for warning in new.warnings:
                 _log.warning("%s", warning)
@@ -185,11 +199,11 @@ class Agent:
 
     def _plan(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer what would be decided now, for an assumed role where one is given."""
-        if request.get("config") != fingerprint(self._config):
-            return {"other_config": True}
+        if request.get("config") != fingerprint(self._config) or not self._monitor.asked_all:
+            return {"look_yourself": True}
         assumed = Role(request["role"]) if request.get("role") else None
         decision = decide(self._config, self._observations(assumed), self._decision, boottime())
-        return status.plan(decision, self._monitor.nodes)
+        return status.plan(decision, self._monitor.nodes, self._monitor.local)
 
     def _refresh(self, _request: dict[str, Any]) -> dict[str, Any]:
         self._monitor.refresh()
@@ -198,5 +212,5 @@ class Agent:
 
 def fingerprint(settings: Config) -> str:
     """Return what tells whether two processes have the same configuration, without telling what it is."""
-    values = [(key, str(getattr(settings, key))) for key in settings.__slots__ if key != "warnings"]
+    values = [(key, str(getattr(settings, key))) for key in settings.__slots__ if key not in ("path", "warnings")]
     return hashlib.sha256(repr(values).encode()).hexdigest()

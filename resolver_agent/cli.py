@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import json
 import logging
 import os
@@ -36,9 +37,17 @@ class _TroubleError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # there are arrows in what we say, but not in every locale
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is not _without_command and (
+        options.validate_config or (options.dry_run and options.command is not _once)
+    ):
+        parser.error("--dry-run and --validate-config change nothing and go with no such command")
     try:
-        return int(options.command(options))
+        code = int(options.command(options))
+        print(end="", flush=True)  # here, where a reader that has left is no surprise
     except _TroubleError as error:
         print(f"resolver-agent: {error}", file=sys.stderr)
         return TROUBLE
@@ -47,18 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return TROUBLE
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-c", "--config", default=argparse.SUPPRESS, help=f"configuration file ({_DEFAULT_CONFIG})")
     common.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="log every decision")
-    parser = argparse.ArgumentParser(prog="resolver-agent", description=__doc__ and _DESCRIPTION, parents=[common])
+    parser = argparse.ArgumentParser(prog="resolver-agent", description=_DESCRIPTION, parents=[common])
     parser.add_argument("--version", action="version", version=f"resolver-agent {__version__}")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show what `once` would change: exit 0 nothing, 1 something"
+    alone = parser.add_mutually_exclusive_group()
+    alone.add_argument(
+        "--dry-run", action="store_true", help="show what `once` would change: exit 0 nothing, 1 something, 2 trouble"
     )
-    parser.add_argument("--validate-config", action="store_true", help="report everything wrong with the configuration")
+    alone.add_argument("--validate-config", action="store_true", help="report everything wrong with the configuration")
     parser.set_defaults(command=_without_command, role="auto")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
@@ -69,8 +80,13 @@ def _parser() -> argparse.ArgumentParser:
 
     command("run", _run, "keep the names right until stopped")
     once = command("once", _once, "put the names right, once")
-    once.add_argument("--role", choices=["auto", "primary", "standby"], help="take this for the local role")
-    once.add_argument("--dry-run", action="store_true", help="show the difference and change nothing")
+    once.add_argument(
+        "--role", choices=["auto", "primary", "standby"], default="auto", help="take this for the local role"
+    )
+    # Without a default of its own: it would undo a --dry-run given before the command.
+    once.add_argument(
+        "--dry-run", action="store_true", default=argparse.SUPPRESS, help="show the difference and change nothing"
+    )
     shown = command("status", _status, "say where the names lead, and why: exit 0 as wished, 1 alerts, 2 no agent")
     shown.add_argument("--json", action="store_true", help="for programs")
     command("remove", _remove, "take the names out of the hosts file again")
@@ -104,12 +120,12 @@ def _validate(options: argparse.Namespace) -> int:
     settings = _load(options)
     for warning in settings.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"{settings.path}: {len(settings.groups)} names, nothing wrong")
+    print(f"{settings.path}: nothing wrong; names: {', '.join(group.name for group in settings.groups)}")
     return OK
 
 
 def _run(options: argparse.Namespace) -> int:
-    from resolver_agent import filewriter, hostsfile, lock, notify  # noqa: PLC0415
+    from resolver_agent import control, filewriter, hostsfile, lock, notify  # noqa: PLC0415
     from resolver_agent.agent import Agent  # noqa: PLC0415
 
     settings = _load(options)
@@ -119,7 +135,7 @@ def _run(options: argparse.Namespace) -> int:
     agent = Agent(settings, notifier=notify.Notifier(os.environ), passed=passed)
     try:
         asyncio.run(agent.run())
-    except (lock.LockedError, lock.LockUnavailableError, filewriter.HostsFileError) as error:
+    except (lock.LockedError, lock.LockUnavailableError, control.ControlError, filewriter.HostsFileError) as error:
         raise _TroubleError(str(error)) from error
     except hostsfile.BlockError as error:
         raise _TroubleError(f"{settings.hosts_file}: {error}") from error
@@ -131,7 +147,7 @@ def _once(options: argparse.Namespace) -> int:
     from resolver_agent.model import Role  # noqa: PLC0415
 
     settings = _load(options)
-    role = None if options.role in (None, "auto") else Role(options.role)
+    role = None if options.role == "auto" else Role(options.role)
     try:
         found = once.look(settings, role=role)
         if not options.dry_run and found.old != found.new:
@@ -157,7 +173,10 @@ def _once(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from resolver_agent import control, lock, status  # noqa: PLC0415
 
-    settings = _load(options) if hasattr(options, "config") else None  # else without PyYAML, and so quickly
+    settings = None
+    # Where the agent is expected it is asked without the configuration, so without PyYAML and quickly.
+    if hasattr(options, "config") or (not lock.is_held(_DEFAULT_RUNTIME_DIR) and os.access(_DEFAULT_CONFIG, os.R_OK)):
+        settings = _load(options)
     runtime_dir = settings.runtime_dir if settings else _DEFAULT_RUNTIME_DIR
     path = str(Path(runtime_dir) / control.SOCKET_NAME)
     try:
@@ -193,7 +212,9 @@ def _remove(options: argparse.Namespace) -> int:
     settings = _load(options)
     try:
         with lock.exclusive(settings.runtime_dir):
-            outcome = filewriter.HostsFileWriter(settings.hosts_file).update(hostsfile.remove)
+            writer = filewriter.HostsFileWriter(settings.hosts_file)
+            writer.sweep()
+            outcome = writer.update(hostsfile.remove)
     except (lock.LockedError, lock.LockUnavailableError, filewriter.HostsFileError) as error:
         raise _TroubleError(f"{error}; nothing was removed") from error
     except hostsfile.BlockError as error:

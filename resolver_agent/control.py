@@ -9,13 +9,17 @@ import asyncio
 import contextlib
 import errno
 import json
+import logging
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
+
+_log = logging.getLogger(__name__)
 
 SOCKET_NAME = "control.sock"
 
@@ -24,7 +28,7 @@ _MODE = 0o660
 
 
 class ControlError(Exception):
-    """The agent could not be asked; the message names the socket and the mend."""
+    """The agent could not be asked, or cannot be made to listen; the message names the socket and the mend."""
 
 
 @contextlib.asynccontextmanager
@@ -34,16 +38,20 @@ async def serve(
     """Answer requests on systemd's socket where it ``passed`` one, else on one of our own at ``path``.
 
     A socket of our own replaces what a killed agent left there; the caller holds the agent's lock.
+
+    Raises:
+        ControlError: the socket cannot be made.
     """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.TimeoutError, ValueError):
+        with contextlib.suppress(OSError, asyncio.TimeoutError, ValueError), contextlib.closing(writer):
             line = await asyncio.wait_for(reader.readline(), _REQUEST_TIMEOUT_S)
             writer.write(json.dumps(_answer(handlers, line)).encode() + b"\n")
             await asyncio.wait_for(writer.drain(), _REQUEST_TIMEOUT_S)
-        writer.close()
 
-    server = await asyncio.start_unix_server(answer, sock=passed if passed is not None else _listen(path))
+    # Python 3.13 would unlink systemd's socket, through which a stopped agent is started.
+    keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+    server = await asyncio.start_unix_server(answer, sock=passed if passed is not None else _listen(path), **keep)
     try:
         yield
     finally:
@@ -72,7 +80,8 @@ def ask(path: str, command: str, *, timeout_s: float = 5.0, **arguments: Any) ->
     except ValueError as error:
         raise ControlError(f"{path}: the agent ended before it answered") from error
     if not isinstance(answer, dict) or "error" in answer:
-        raise ControlError(f"{path}: the agent answered: {answer}")
+        fault = answer.get("error") if isinstance(answer, dict) else answer
+        raise ControlError(f"{path}: the agent answered: {fault}")
     return answer
 
 
@@ -81,10 +90,14 @@ def _answer(handlers: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]], 
         request = json.loads(line)
     except ValueError:
         return {"error": "expected one line of JSON"}
-    handler = handlers.get(request.get("command", "")) if isinstance(request, dict) else None
+    handler = handlers.get(str(request.get("command"))) if isinstance(request, dict) else None
     if handler is None:
         return {"error": f"unknown command; known are {', '.join(sorted(handlers))}"}
-    return handler(request)
+    try:
+        return handler(request)
+    except Exception as error:  # noqa: BLE001 -- whoever asks for nonsense is told so, as is whoever meets a defect
+        _log.exception("the request %r cannot be answered", request)
+        return {"error": repr(error)}
 
 
 def _listen(path: str) -> socket.socket:
@@ -99,9 +112,11 @@ def _listen(path: str) -> socket.socket:
         Path(temporary).chmod(_MODE)
         listener.listen()
         Path(temporary).rename(path)
-    except BaseException:
+    except OSError as error:
         listener.close()
-        raise
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise ControlError(f"{path}: the control socket cannot be made: {error.strerror or error}") from error
     return listener
 
 

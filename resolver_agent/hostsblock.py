@@ -6,6 +6,7 @@ Between the pure ``hostsfile`` and the ``filewriter`` that knows file systems. N
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,8 @@ class HostsBlock:
         self.trampled = 0
         self._path = path
         self._writer = HostsFileWriter(path)
+        # Not the loop's own threads: name lookups that hang may hold all of them.
+        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._on_disk: Snapshot | None = None
         self._wanted: tuple[Target, ...] = ()
         self._not_before = 0.0
@@ -51,10 +54,13 @@ class HostsBlock:
     @property
     def alerts(self) -> tuple[Alert, ...]:
         """What is wrong with the file now."""
-        often = Alert("file:trampled", f"{self._path}: somebody else keeps changing resolver-agent's lines")
+        often = (
+            f"{self._path}: somebody else keeps changing resolver-agent's lines; "
+            f"they are put back ever later, after {_RETRY_MAX_S:g} s in the end"
+        )
         return (
             *([self._fault] if self._fault is not None else []),
-            *([often] if self._in_a_row > _TOLERATED else []),
+            *([Alert("file:trampled", often)] if self._in_a_row > _TOLERATED else []),
             *self._found,
         )
 
@@ -90,8 +96,11 @@ class HostsBlock:
         if wanted == self._wanted and now < self._not_before:
             return False
         self._wanted = wanted
+        loop = asyncio.get_running_loop()
         try:
-            outcome = await asyncio.to_thread(self._writer.update, lambda found: hostsfile.render(found, wanted))
+            outcome = await loop.run_in_executor(
+                self._thread, self._writer.update, lambda found: hostsfile.render(found, wanted)
+            )
         except (HostsFileError, hostsfile.BlockError) as error:
             where = "" if isinstance(error, HostsFileError) else f"{self._path}: "
             self._fault = Alert("file", f"{where}{error}; it stays as it is")

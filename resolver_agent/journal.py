@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from resolver_agent.model import Alert, Decision, Node, NodeState, Role
+    from resolver_agent.model import Alert, Decision, Kind, Node, NodeState, Role
 
 _log = logging.getLogger(__name__)
 
@@ -21,41 +21,46 @@ class Journal:
 
     def __init__(self) -> None:
         self.alerts: dict[str, tuple[Alert, float]] = {}
-        self._nodes: dict[Node, str] = {}
-        self._said: dict[str, tuple[str | None, str]] = {}
+        self._nodes: dict[Node, Kind] = {}
+        self._said: dict[str, tuple[str, str]] = {}
         self._role: Role | None = None
 
     def nodes(self, states: Mapping[Node, NodeState]) -> None:
         """Log every node that is not as it was."""
-        for node, state in states.items():
-            latest = state.latest
-            if latest is None or self._nodes.get(node) == latest.kind.value:
+        before, self._nodes = self._nodes, {node: state.latest.kind for node, state in states.items() if state.latest}
+        for node, kind in self._nodes.items():
+            latest = states[node].latest
+            if latest is None or before.get(node) is kind:
                 continue
-            self._nodes[node] = latest.kind.value
             detail = f" ({latest.detail})" if latest.detail else f" (timeline {latest.timeline})"
-            _log.info("%s is %s%s", node, latest.kind.value, detail, extra={"node": str(node)})
+            _log.info("%s is %s%s", node, kind.value, detail, extra={"node": str(node)})
 
-    def decision(self, decision: Decision) -> None:
-        """Log the local role and every name whose address or kind of reason is not as it was."""
+    def decision(self, decision: Decision, alerts: Iterable[Alert], now: float) -> None:
+        """Log the local role, the alerts that end and begin, and every name whose address or kind of reason is new.
+
+        A name of which an alert says just that as it begins is not logged twice.
+        """
         if decision.role is not self._role and decision.role is not None:
             self._role = decision.role
-            _log.info("the local PostgreSQL is %s", decision.role.value)
-        for name, state in decision.groups.items():
-            said = (state.target.address if state.target else None, state.reason.code.value)
-            if self._said.get(name) == said:
-                continue
-            self._said[name] = said
-            if state.target is not None:
-                fields = {"name_": name, "address": said[0], "code": said[1]}
-                _log.info("%s", state.target, extra=fields)
+            _log.info("the local role is %s", decision.role.value)
+        begun = self._faults(alerts, now)
+        targets = {target.name: target for target in decision.targets}
+        before, self._said = self._said, {name: (one.address, one.reason.code.value) for name, one in targets.items()}
+        for name, (address, code) in self._said.items():
+            if before.get(name) != (address, code) and str(targets[name]) not in begun:
+                _log.info("%s", targets[name], extra={"name_": name, "address": address, "code": code})
 
-    def faults(self, alerts: Iterable[Alert], now: float) -> None:
-        """Log the alerts that begin and those that end."""
-        present = {alert.key: alert for alert in alerts}
-        for key in self.alerts.keys() - present.keys():
-            alert, _ = self.alerts.pop(key)
-            _log.error("over: %s", alert.text, extra={"alert": key})
-        for key, alert in present.items():
+    def _faults(self, alerts: Iterable[Alert], now: float) -> set[str]:
+        """Log the alerts that end and those that begin, and return the texts of these."""
+        before, self.alerts = self.alerts, {}
+        begun = []
+        for alert in alerts:
+            if alert.key not in before and alert.key not in self.alerts:
+                begun.append(alert)
+            self.alerts[alert.key] = (alert, before[alert.key][1] if alert.key in before else now)
+        for key, (alert, _) in before.items():
             if key not in self.alerts:
-                _log.error("alert: %s", alert.text, extra={"alert": key})
-            self.alerts[key] = (alert, self.alerts[key][1] if key in self.alerts else now)
+                _log.error("over: %s", alert.text, extra={"alert": key})
+        for alert in begun:
+            _log.error("alert: %s", alert.text, extra={"alert": alert.key})
+        return {alert.text for alert in begun}

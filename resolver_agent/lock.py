@@ -8,11 +8,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_LOOKS = 5
+_LOOK_S = 0.02
+"""Whoever looks whether the lock is held holds it for a moment: so often, and so far apart, it is tried."""
 
 
 class LockedError(Exception):
@@ -40,11 +45,11 @@ def exclusive(runtime_dir: str) -> Iterator[None]:
             f"{path}: {error.strerror}; make the folder writable for this user, or name another as runtime_dir"
         ) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            raise LockedError(f"{path} is held by another agent, process {holder}") from None
+        if not _taken(descriptor):
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise LockedError(f"{path} is held by another agent, process {holder}")
+        with contextlib.suppress(PermissionError):  # the file was another user's
+            os.fchmod(descriptor, 0o644)  # whatever the umask: everybody may look
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
@@ -66,4 +71,13 @@ def is_held(runtime_dir: str) -> bool:
         return True
     finally:
         os.close(descriptor)
+    return False
+
+
+def _taken(descriptor: int) -> bool:
+    for look in range(_LOOKS):
+        time.sleep(_LOOK_S if look else 0)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
     return False

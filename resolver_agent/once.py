@@ -86,6 +86,6 @@ async def _look_alone(settings: Config, role: Role | None, content: bytes) -> di
         before = resume(at_once, hostsfile.recall(content))
         observations = Observations(nodes=monitor.nodes, local=monitor.local, assumed=role)
         decision = decide(at_once, observations, before, boottime())
-        return status.plan(decision, observations.nodes)
+        return status.plan(decision, observations.nodes, observations.local)
     finally:
         await monitor.close()

@@ -8,14 +8,15 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from resolver_agent.model import FENCE, Code, Kind, Reason, Role, Standing, Target
+from resolver_agent.model import FENCE, Code, GroupState, Kind, Reason, Role, Standing, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from resolver_agent.config import Group
     from resolver_agent.model import Alert, Decision, Node, NodeState
 
+_NOTHING = GroupState()  # a name that a reload has just brought
 _UNASKED = (Kind.BARRED, Kind.UNREACHABLE)
 
 
@@ -46,22 +47,20 @@ def target_from_json(data: Mapping[str, Any]) -> Target:
     )
 
 
-def plan(decision: Decision, nodes: Mapping[Node, NodeState]) -> dict[str, Any]:
-    """Return where the names of a decision lead, and what stood in its way, as plain data."""
+def plan(decision: Decision, nodes: Mapping[Node, NodeState], local: NodeState) -> dict[str, Any]:
+    """Return where the names of a decision lead, and what stood in its way, as plain data.
+
+    ``unasked`` are the servers that could not be asked, each with the reason in words.
+    """
     return {
         "targets": [target_to_json(target) for target in decision.targets],
         "alerts": [alert.text for alert in decision.alerts],
-        "unasked": unasked(nodes),
+        "unasked": [
+            f"{server}: {state.latest.detail if state.latest else 'not asked yet'}"
+            for server, state in [*nodes.items(), ("the local PostgreSQL", local)]
+            if state.latest is None or state.latest.kind in _UNASKED
+        ],
     }
-
-
-def unasked(nodes: Mapping[Node, NodeState]) -> list[str]:
-    """Return the nodes that could not be asked, each with the reason in words."""
-    return [
-        f"{node}: {state.latest.detail if state.latest else 'not asked yet'}"
-        for node, state in nodes.items()
-        if state.latest is None or state.latest.kind in _UNASKED
-    ]
 
 
 def report(
@@ -80,7 +79,7 @@ def report(
         return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - (now - at))) if at else None
 
     def name(group: Group) -> dict[str, Any]:
-        state = decision.groups[group.name]
+        state = decision.groups.get(group.name, _NOTHING)
         if state.target is None:
             return {"name": group.name, "address": None, "code": state.reason.code.value, "reason": state.reason.text}
         return {**target_to_json(state.target), "since": wall(state.target.since)}
@@ -99,28 +98,35 @@ def report(
 
 
 def as_text(status: Mapping[str, Any]) -> str:
-    """Return a report as an operator reads it."""
+    """Return a report as an operator reads it: what an alert says at length, the tables say in a word."""
+    alerted = {alert["key"] for alert in status["alerts"]}
     names = [
-        [one["name"], "fenced" if one["address"] == FENCE else one["address"] or "-", one.get("since") or "-",
-         one["reason"]]
+        [
+            one["name"],
+            "fenced" if one["address"] == FENCE else one["address"] or "-",
+            one.get("since") or "-",
+            _why(one, alerted),
+        ]
         for one in status["names"]
-    ]  # fmt: skip
+    ]
     nodes = [
-        [one["name"], one["node"], one["kind"], str(one["timeline"] or "-"), _lag(one), f"{one['age_s']:.1f} s ago"
-         if one["age_s"] is not None else "never", one["detail"]]
+        [one["name"], one["node"], one["kind"], str(one["timeline"] or "-"), _lag(one), _age(one), one["detail"]]
         for one in status["nodes"]
-    ]  # fmt: skip
+    ]
+    local, role, trampled = status["local"], status["role"], status["trampled"]
     lines = [
-        f"resolver-agent {status['version']}, process {status['pid']}, {status['config']}; {status['hosts_file']}",
-        f"local PostgreSQL: {status['local']['kind']} {status['local']['detail']}".rstrip()
-        + (f", known as {status['role']}" if status["role"] and status["role"] != status["local"]["kind"] else ""),
+        f"resolver-agent {status['version']}, process {status['pid']}, {status['config']}; {status['hosts_file']}"
+        + (f", put back {trampled} times" if trampled else ""),
+        f"local PostgreSQL: {local['kind']}"
+        + (f" ({local['detail']})" if local["detail"] else "")
+        + (f", known as {role}" if role and role != local["kind"] else ""),
         "",
         *_table(["name", "leads to", "since", "reason"], names),
         "",
         *_table(["name", "node", "state", "timeline", "lag", "asked", ""], nodes),
     ]
-    if status["alerts"]:
-        lines += ["", *(f"alert since {one['since']}: {one['text']}" for one in status["alerts"])]
+    for alert in status["alerts"]:
+        lines += ["", f"alert since {alert['since']}:", *(f"  {clause}" for clause in alert["text"].split("; "))]
     return "\n".join(lines)
 
 
@@ -138,10 +144,18 @@ def _node(state: NodeState, *, now: float) -> dict[str, Any]:
 
 
 def _fitness(decision: Decision, group: Group, node: Node) -> dict[str, Any]:
-    fitness = decision.groups[group.name].fitness.get(node)
+    fitness = decision.groups.get(group.name, _NOTHING).fitness.get(node)
     if fitness is None:
         return {"fit": None, "lag_bytes": None, "lag_s": None}
     return {"fit": fitness.fit_since is not None, "lag_bytes": fitness.lag_bytes, "lag_s": fitness.lag_s}
+
+
+def _why(name: Mapping[str, Any], alerted: Collection[str]) -> str:
+    return f"{name['code']}, see below" if f"{name['name']}:{name['code']}" in alerted else str(name["reason"])
+
+
+def _age(node: Mapping[str, Any]) -> str:
+    return "never" if node["age_s"] is None else f"{node['age_s']:.1f} s ago"
 
 
 def _lag(node: Mapping[str, Any]) -> str:
