@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 SERVICE, SOCKET = UNITS
 AGENT = "/opt/resolver-agent/bin/resolver-agent"
 CONTROL = "/run/resolver-agent/control.sock"
-HOSTS = "127.0.0.1\tlocalhost\r\n# kept to the byte: caf\xe9\t\n192.168.234.9 other".encode("latin-1")
-NAMED = rb"(?s).*\n192\.168\.234\.201\tcn\t.*\n192\.168\.234\.203\twk1\t.*"
+HOSTS = "127.0.0.1\tlocalhost\r\n# kept to the byte: caf\xe9\t\n192.168.234.203 db3.example".encode("latin-1")
+NAMED = rb"(?s).*\n192\.168\.234\.201\tcn\t# self.*\n192\.168\.234\.203\twk1\t# primary.*"
 
-# Of these addresses only .201 (this node) and .203 have a server; packets to the others vanish.
+# Of these nodes only .201 (this one) and db3 (.203) have a server; packets to the others vanish.
 CONFIG = """\
 fallback: none
 names:
   cn: {nodes: [192.168.234.201, 192.168.234.202]}
-  wk1: {nodes: [192.168.234.203, 192.168.234.204]}
+  wk1: {nodes: [db3.example, 192.168.234.204]}
 postgresql: {user: resolver_agent, dbname: postgres}
 local: {host: /run/postgresql}
 """
@@ -264,10 +264,9 @@ def test_no_group_for_the_socket(host: SystemdHost) -> None:
 
 def test_before_patroni(host: SystemdHost) -> None:
     """Started together, Patroni waits until the agent is ready."""
-    host.write(
-        "/run/systemd/system/patroni.service", f"[Service]\nExecStart=systemctl is-active {SERVICE.name}\n".encode()
-    )
+    unit = f"[Unit]\nWants={SERVICE.name}\n[Service]\nExecStart=systemctl is-active {SERVICE.name}\n"
+    host.write("/run/systemd/system/patroni.service", unit.encode())
     host.run("systemctl", "daemon-reload")
     mark = host.mark()
-    host.run("systemctl", "start", "patroni.service", SERVICE.name)
-    assert host.wait_for("active", after=mark, unit="patroni.service") == "active"
+    host.run("systemctl", "start", "patroni.service")
+    assert host.wait_for("^activ", after=mark, unit="patroni.service") == "active"
