@@ -330,8 +330,8 @@ def test_several_primaries_forget_no_recovery() -> None:
     agent = beside_primary(remembered(A, PRIMARY), hosts=(A, B, C))
     agent.see({A: standby(), B: primary(), C: primary()}).decide()
     assert agent.address() == FENCE
-    agent.restart().see_local(primary()).decide()
-    assert agent.address() == FENCE
+    agent.restart().see_local(standby()).decide()
+    assert agent.see_local(primary()).decide().address() == FENCE
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["the same run", "a restart"])
@@ -441,39 +441,50 @@ def test_wish_for_a_standby(
     assert code(agent) is why
 
 
-LAGS = f"{A} lags more than 100 bytes behind its primary"
+B_LEADS = f"{B} is primary"
 
 
+@pytest.mark.parametrize("fallback", Fallback, ids=lambda one: one.value)
 @pytest.mark.parametrize(
-    ("seen", "word", "why"),
+    ("seen", "benched", "words", "primary_at"),
     [
-        pytest.param({A: dead()}, {}, f"{A} {REFUSED}, last seen in recovery", id="dead"),
-        pytest.param({A: primary(), B: dead()}, {}, f"{A} is primary", id="promoted"),
+        pytest.param({A: dead()}, {}, f"{A} {REFUSED}, last seen in recovery; {B_LEADS}", B, id="dead"),
+        pytest.param(
+            {A: primary(), B: dead()}, {}, f"{A} is primary; {B} {REFUSED}, last seen as primary", A, id="promoted"
+        ),
         pytest.param(
             {A: standby(system_id=FOREIGN)},
             {},
-            f"{A} is of another database cluster (system identifier {FOREIGN})",
+            f"{A} is of another database cluster (system identifier {FOREIGN}); {B_LEADS}",
+            B,
             id="foreign",
         ),
-        pytest.param({}, {node(A): f"{A} is tagged noloadbalance"}, f"{A} is tagged noloadbalance", id="benched"),
-        pytest.param({A: standby(lsn=899)}, {}, LAGS, id="lagging"),
+        pytest.param(
+            {}, {node(A): f"{A} is tagged noloadbalance"}, f"{A} is tagged noloadbalance; {B_LEADS}", B, id="benched"
+        ),
+        pytest.param(
+            {A: standby(lsn=899)}, {}, f"{A} lags more than 100 bytes behind its primary; {B_LEADS}", B, id="lagging"
+        ),
     ],
 )
-def test_no_fit_standby(seen: Mapping[str | Node, Observation], word: Mapping[Node, str], why: str) -> None:
+def test_no_fit_standby(
+    seen: Mapping[str | Node, Observation],
+    benched: Mapping[Node, str],
+    words: str,
+    primary_at: str,
+    fallback: Fallback,
+) -> None:
     """A standby that is seen unfit gives way at once by ``fallback``: to a fence, or to the primary."""
-    for fallback in Fallback:
-        agent = beside_standby(fallback=fallback, max_lag_bytes=100).see({A: standby(), B: primary()}).decide()
-        assert agent.leads() == f"wk1 → {A} (standby)"
-        agent.patroni = {"wk1": PatroniWord(benched=word)}
-        agent.see(seen).decide()
-        promoted = A if A in seen and seen[A].timeline and "is primary" in why else B
-        other = f"{B} {REFUSED}, last seen as primary" if promoted == A else f"{B} is primary"
-        if fallback is Fallback.NONE:
-            assert agent.leads() == f"wk1 → fenced (no fit standby: {why}; {other})"
-            assert code(agent) is Code.FENCED
-        else:
-            assert agent.leads() == f"wk1 → {promoted} (no fit standby: {why}; {other}; primary, timeline 7)"
-            assert code(agent) is Code.FALLBACK
+    agent = beside_standby(fallback=fallback, max_lag_bytes=100).see({A: standby(), B: primary()}).decide()
+    assert agent.leads() == f"wk1 → {A} (standby)"
+    agent.patroni = {"wk1": PatroniWord(benched=benched)}
+    agent.see(seen).decide()
+    if fallback is Fallback.NONE:
+        assert agent.leads() == f"wk1 → fenced (no fit standby: {words})"
+        assert code(agent) is Code.FENCED
+    else:
+        assert agent.leads() == f"wk1 → {primary_at} (no fit standby: {words}; primary, timeline 7)"
+        assert code(agent) is Code.FALLBACK
 
 
 @pytest.mark.parametrize(
@@ -707,8 +718,8 @@ def test_silence_adds_no_lag() -> None:
 )
 def test_lag_is_measured_against(steps: list[Mapping[str | Node, Observation]], lag: int) -> None:
     """Lag is measured against the primary, else what is known of it, else the most advanced member."""
-    agent = beside_standby(hosts=(A, B, C))
-    for seen in ({A: unreachable(), B: unreachable(), C: unreachable()}, *steps):
+    agent = beside_standby(hosts=(A, B, C)).see(dict.fromkeys((A, B, C), unreachable()))
+    for seen in steps:
         agent.see(seen).decide()
     assert agent.decision.groups["wk1"].fitness[node(A)].lag_bytes == lag
 
@@ -784,6 +795,19 @@ def test_all_with_a_primary_lost(end: Observation, expected: str) -> None:
     assert agent.address("wk2") == E
     agent.wait(MAX_AGE_S).see({A: dead(), B: primary(), D: standby(), E: end}).decide()
     assert agent.address("wk2") == expected
+
+
+@pytest.mark.parametrize(
+    "block",
+    [remembered(B, FALLBACK), remembered(FENCE, FENCED, wish=Role.STANDBY, last=B, lost=True)],
+    ids=["fallen back", "fenced"],
+)
+def test_all_lack_lasts_through_silence(block: Target) -> None:
+    """A name that lacks a standby keeps the others with their primaries while nothing new is known of it."""
+    agent = all_agent(block, remembered(E, FALLBACK, name="wk2"))
+    for _ in range(12):
+        agent.see({A: barred(), B: barred(), D: standby(), E: primary()}).decide().wait(1)
+    assert (agent.address("wk1"), agent.address("wk2")) == (block.address, E)
 
 
 @pytest.mark.parametrize("route", [Route.STANDBY, Route.PRIMARY], ids=lambda one: one.value)
@@ -990,6 +1014,7 @@ def test_foreign_server_at_the_primarys_address() -> None:
         ),
         pytest.param([{A: dead(), B: primary(system_id=FOREIGN)}], None, B, id="on another node"),
         pytest.param([{A: primary(system_id=FOREIGN), B: standby()}], None, FENCE, id="one has the old one"),
+        pytest.param([{A: primary(system_id=FOREIGN), B: standby(system_id=3)}], None, FENCE, id="they do not agree"),
         pytest.param(
             [{A: primary(system_id=FOREIGN), B: standby()}],
             FOREIGN,

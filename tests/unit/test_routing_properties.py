@@ -60,11 +60,10 @@ unhurried = settings(deadline=None)
 
 def variant(fallback: Fallback, *, lag: bool = False) -> Config:
     """Return a configuration with names of every route, two of them the local server's own."""
-    limits = {"max_lag_bytes": 100, "max_lag_s": 2.0} if lag else {}
     return config(
         group("cn", *CN),
         group("cn-rw", *CN, route=Route.PRIMARY),
-        dataclasses.replace(group("wk1", *WK1), **limits),
+        group("wk1", *WK1, max_lag_bytes=100 if lag else None, max_lag_s=2.0 if lag else None),
         group("wk1-ro", *WK1, route=Route.STANDBY),
         group("wk2", *WK2),
         group("wk2-rw", *WK2, route=Route.PRIMARY),
