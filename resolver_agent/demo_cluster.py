@@ -7,6 +7,7 @@ however their owner ends.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -163,7 +164,7 @@ class Cluster:
 
         self.wait(arrived, f"the names are not as they should be after {event}")
         times = [
-            f"{one}: {', '.join(changed)} {took_s[one] * 1000:.0f} ms after {event}"
+            f"{one}: {', '.join(changed)} {math.ceil(took_s[one] * 1000)} ms after {event}"
             for one, changed in changes.items()
             if changed
         ]
