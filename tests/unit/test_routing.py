@@ -886,6 +886,16 @@ def test_block_of_two_minds() -> None:
     assert (agent.address("wk1"), agent.address("wk2")) == (A, D)
 
 
+def test_block_of_two_minds_and_all() -> None:
+    """While the local role is unknown, ``all`` takes along those names only that wish for a standby."""
+    agent = Agent(
+        config(group("wk1", A, B), group("wk2", D, E), fallback=Fallback.ALL),
+        [remembered(A, STANDBY, last=B), remembered(E, PRIMARY, name="wk2")],
+    )
+    agent.see({**BOTH, A: dead()}).decide()
+    assert (code(agent, "wk1"), code(agent, "wk2")) == (Code.FALLBACK, Code.PRIMARY)
+
+
 def test_local_role_by_the_newest_sight() -> None:
     """The local server's promotion counts as soon as any probe sees it, over its socket or over the network."""
     agent = Agent(config(group("cn", CN1, CN2), group("wk1", A, B)))
@@ -925,7 +935,7 @@ def test_own_name_through_the_local_servers_restart() -> None:
     """A restarted local server is its own again, whichever of its two probes sees the new start first."""
     new = standby(started=1)
     for steps in ([new, None], [None, new]):
-        agent = own_agent().see_local(standby(), address=CN2).see({CN1: primary(), CN2: standby()}).decide()
+        agent = own_agent().see_local(standby(), address=CN2).see({CN1: standby(), CN2: standby()}).decide()
         for local in steps:
             agent.wait(0.1)
             if local is not None:
