@@ -81,15 +81,16 @@ def find_system_id(
 def _presumed_system_id(
     states: Mapping[Node, NodeState], fresh: Mapping[Node, Observation], ids: Mapping[Node, int], before: GroupState
 ) -> int | None:
-    """Return the identifier to go by while no primary was seen in this run.
+    """Return the identifier to go by while no primary was accepted in this run.
 
-    The last known primary's, else that of the name's present target; else, when everybody was asked, so that no
-    foreign server is believed for having answered first, the one that the primaries or all nodes agree on.
+    The last known primary's, or where there is none, that of all primaries; else that of the name's present target;
+    else the one that all agree on. A vote waits until everybody was asked: nobody is believed for answering first.
     """
-    trusted = [before.primary] + ([before.target.address] if before.target is not None else [])
-    circles = [[node for node in ids if fresh[node].address == address] for address in trusted]
-    if asked_all(states):
-        circles += [[node for node in ids if fresh[node].kind is Kind.PRIMARY], list(ids)]
+    target = before.target.address if before.target is not None else None
+    at_last, at_target = ([node for node in ids if fresh[node].address == one] for one in (before.primary, target))
+    everyone = list(ids) if asked_all(states) else []
+    primaries = [node for node in everyone if fresh[node].kind is Kind.PRIMARY]
+    circles = (at_last if before.primary is not None else primaries, at_target, everyone)
     return next((agreed.pop() for circle in circles if len(agreed := {ids[node] for node in circle}) == 1), None)
 
 

@@ -1070,6 +1070,34 @@ def test_foreign_server_that_answers_first(last: str | None) -> None:
     assert agent.address() == last
 
 
+@pytest.mark.parametrize(
+    ("block", "seen", "expected"),
+    [
+        pytest.param(
+            remembered(A, PRIMARY),
+            {A: barred(), B: standby(), C: primary(system_id=FOREIGN)},
+            A,
+            id="the last one is silent, the others do not agree: held",
+        ),
+        pytest.param(
+            remembered(B, STANDBY, last=A),
+            {A: barred(), B: standby(), C: primary(system_id=FOREIGN)},
+            A,
+            id="the last one is silent, the present target counts",
+        ),
+        pytest.param(
+            remembered(B, STANDBY),
+            {A: primary(), B: standby(system_id=FOREIGN), C: standby()},
+            A,
+            id="none was known: the primary counts, not the present target",
+        ),
+    ],
+)
+def test_who_is_believed_at_the_start(block: Target, seen: Mapping[str | Node, Observation], expected: str) -> None:
+    """Without a system identifier known, the last known primary's counts, and nobody's who only claims to be one."""
+    assert beside_primary(block, hosts=(A, B, C)).see(seen).decide().address() == expected
+
+
 @pytest.mark.parametrize("end", [dead(), barred(), unreachable()], ids=["dead", "barred", "unreachable"])
 def test_failover_while_the_agent_was_away(end: Observation) -> None:
     """When everybody was asked, those that answer are believed without the last known primary."""
