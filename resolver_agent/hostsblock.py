@@ -6,7 +6,6 @@ Between the pure ``hostsfile`` and the ``filewriter`` that knows file systems. N
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import logging
 from typing import TYPE_CHECKING
 
@@ -40,8 +39,6 @@ class HostsBlock:
         self.trampled = 0
         self._path = path
         self._writer = HostsFileWriter(path)
-        # Not the loop's own threads: name lookups that hang may hold all of them.
-        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._on_disk: Snapshot | None = None
         self._wanted: tuple[Target, ...] = ()
         self._not_before = 0.0
@@ -96,11 +93,8 @@ class HostsBlock:
         if wanted == self._wanted and now < self._not_before:
             return False
         self._wanted = wanted
-        loop = asyncio.get_running_loop()
         try:
-            outcome = await loop.run_in_executor(
-                self._thread, self._writer.update, lambda found: hostsfile.render(found, wanted)
-            )
+            outcome = await asyncio.to_thread(self._writer.update, lambda found: hostsfile.render(found, wanted))
         except (HostsFileError, hostsfile.BlockError) as error:
             where = "" if isinstance(error, HostsFileError) else f"{self._path}: "
             self._fault = Alert("file", f"{where}{error}; it stays as it is")
