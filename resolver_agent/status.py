@@ -50,11 +50,12 @@ def target_from_json(data: Mapping[str, Any]) -> Target:
 def plan(decision: Decision, nodes: Mapping[Node, NodeState], local: NodeState) -> dict[str, Any]:
     """Return where the names of a decision lead, and what stood in its way, as plain data.
 
-    ``unasked`` are the servers that could not be asked, each with the reason in words.
+    ``unasked`` are the servers that could not be asked, each with the reason in words; ``alerts`` are all others.
     """
+    barred = {f"{node}:barred" for node in nodes}
     return {
         "targets": [target_to_json(target) for target in decision.targets],
-        "alerts": [alert.text for alert in decision.alerts],
+        "alerts": [alert.text for alert in decision.alerts if alert.key not in barred],
         "unasked": [
             f"{server}: {state.latest.detail if state.latest else 'not asked yet'}"
             for server, state in [*nodes.items(), ("the local PostgreSQL", local)]
