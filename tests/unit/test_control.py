@@ -1,0 +1,191 @@
+"""The control socket: what is asked and answered, who may ask, and what each failure says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from resolver_agent import control
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Handler = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def fail(_request: dict[str, Any]) -> dict[str, Any]:
+    """Be a defect."""
+    raise ZeroDivisionError("of no use")
+
+
+HANDLERS: dict[str, Handler] = {"echo": lambda request: {"asked": request}, "fail": fail}
+
+
+def served(client: Callable[[], Any], path: Path, *, passed: socket.socket | None = None) -> Any:
+    """Return what ``client`` returns from a thread of its own while the socket is served."""
+
+    async def serve() -> Any:
+        async with control.serve(HANDLERS, path=str(path), passed=passed):
+            return await asyncio.to_thread(client)
+
+    return asyncio.run(serve())
+
+
+def raw(path: Path, request: bytes) -> Any:
+    """Return the answer to bytes that need not be a request, None for none."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        connection.connect(str(path))
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        line = connection.makefile("rb").readline()
+    return json.loads(line) if line else None
+
+
+def test_a_request_is_answered(tmp_path: Path) -> None:
+    """The handler of that command gets the arguments, and its answer comes back."""
+    path = tmp_path / "control.sock"
+    answer = served(lambda: control.ask(str(path), "echo", text="é\n"), path)
+    assert answer == {"asked": {"command": "echo", "text": "é\n"}}
+
+
+def test_a_large_answer_arrives_whole(tmp_path: Path) -> None:
+    """A report of a thousand names is one line like any other."""
+    path = tmp_path / "control.sock"
+    request = json.dumps({"command": "echo", "text": "x" * 60_000}).encode() + b"\n"
+    assert len(served(lambda: raw(path, request), path)["asked"]["text"]) == 60_000
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        pytest.param(b"status\n", "expected one line of JSON", id="no JSON"),
+        pytest.param(b"\xff\n", "expected one line of JSON", id="no text"),
+        pytest.param(b"\n", "expected one line of JSON", id="nothing"),
+        pytest.param(b"[]\n", "unknown command; known are echo, fail", id="no object"),
+        pytest.param(b"{}\n", "unknown command; known are echo, fail", id="no command"),
+        pytest.param(b'{"command": []}\n', "unknown command; known are echo, fail", id="a list for a command"),
+        pytest.param(b'{"command": "stop"}\n', "unknown command; known are echo, fail", id="unknown command"),
+        pytest.param(b'{"command": "fail"}\n', "ZeroDivisionError('of no use')", id="a defect"),
+    ],
+)
+@pytest.mark.usefixtures("caplog")
+def test_nonsense_is_answered_too(request_: bytes, error: str, tmp_path: Path) -> None:
+    """Whoever asks wrongly is told what is wrong, and the next one is answered all the same."""
+    path = tmp_path / "control.sock"
+    first, second = served(lambda: (raw(path, request_), control.ask(str(path), "echo")), path)
+    assert first == {"error": error}
+    assert second == {"asked": {"command": "echo"}}
+
+
+def test_a_defect_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The client gets one line, the log where it happened."""
+    path = tmp_path / "control.sock"
+    with pytest.raises(control.ControlError, match=r"the agent answered: ZeroDivisionError\('of no use'\)"):
+        served(lambda: control.ask(str(path), "fail"), path)
+    [record] = caplog.records
+    assert (record.levelno, record.exc_info is not None) == (logging.ERROR, True)
+
+
+@pytest.mark.parametrize("request_", [b"", b"x" * 100_000], ids=["nothing", "an endless line"])
+def test_a_client_that_asks_nothing_is_let_go(request_: bytes, tmp_path: Path) -> None:
+    """Neither silence nor a flood keeps others from being answered."""
+    path = tmp_path / "control.sock"
+
+    def both() -> Any:
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.connect(str(path))
+            silent.sendall(request_)
+            return control.ask(str(path), "echo")
+
+    assert served(both, path) == {"asked": {"command": "echo"}}
+
+
+def test_the_socket_is_for_owner_and_group_and_goes_with_the_server(tmp_path: Path) -> None:
+    """Others have no right to it, and nothing is left in the folder."""
+    path = tmp_path / "control.sock"
+    assert served(lambda: path.stat().st_mode & 0o777, path) == 0o660
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_agent_left_is_replaced(tmp_path: Path) -> None:
+    """A stale socket is no obstacle."""
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    assert served(lambda: control.ask(str(path), "echo"), path) == {"asked": {"command": "echo"}}
+
+
+def test_a_socket_of_systemd_is_used_and_left(tmp_path: Path) -> None:
+    """The agent makes none of its own beside it, and what systemd holds outlives the agent."""
+    path = tmp_path / "systemd.sock"
+    with socket.socket(socket.AF_UNIX) as systemd:
+        systemd.bind(str(path))
+        systemd.listen()
+        passed = systemd.dup()
+        answer = served(lambda: control.ask(str(path), "echo"), tmp_path / "control.sock", passed=passed)
+        assert answer == {"asked": {"command": "echo"}}
+        assert [left.name for left in tmp_path.iterdir()] == ["systemd.sock"]
+
+
+def test_a_path_that_cannot_be_a_socket(tmp_path: Path) -> None:
+    """The message names the path and the fault, and nothing is left."""
+    (tmp_path / "control.sock").mkdir()
+    with pytest.raises(control.ControlError, match=r"control\.sock: the control socket cannot be made: Is a directory"):
+        served(lambda: None, tmp_path / "control.sock")
+    assert [left.name for left in tmp_path.iterdir()] == ["control.sock"]
+
+
+def test_no_socket(tmp_path: Path) -> None:
+    """Without a socket the agent may not run, or elsewhere."""
+    with pytest.raises(control.ControlError, match=r"control\.sock: there is no such socket: is the agent running"):
+        control.ask(str(tmp_path / "control.sock"), "status")
+
+
+def test_a_stale_socket(tmp_path: Path) -> None:
+    """A socket without an agent is told from none."""
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "control.sock"))
+    with pytest.raises(control.ControlError, match=r"nobody listens there any more: the agent has ended; start it"):
+        control.ask(str(tmp_path / "control.sock"), "status")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        pytest.param(None, "the agent does not answer; see its log", id="silence"),
+        pytest.param(b"", "the agent ended before it answered", id="the end"),
+        pytest.param(b'{"na', "the agent ended before it answered", id="half an answer"),
+        pytest.param(b"[1]\n", r"the agent answered: \[1\]", id="no answer of ours"),
+    ],
+)
+def test_an_agent_that_does_not_answer_well(answer: bytes | None, said: str, tmp_path: Path) -> None:
+    """Each way of failing has words of its own, within the time that was given."""
+    path = tmp_path / "control.sock"
+    over = threading.Event()
+
+    def agent(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            if answer is None:
+                over.wait(5)
+            else:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=agent, args=[listener])
+        thread.start()
+        with pytest.raises(control.ControlError, match=said):
+            control.ask(str(path), "status", timeout_s=0.1 if answer is None else 5)
+        over.set()
+        thread.join()

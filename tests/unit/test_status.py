@@ -1,0 +1,204 @@
+"""The agent's report: what programs get, what an operator reads, and what ``once`` is answered."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from resolver_agent import __version__, status
+from resolver_agent.model import FENCE, Alert, Code, Decision, NodeState, Reason, Role, Standing, Target
+from tests.unit.builders import (
+    Agent,
+    barred,
+    config,
+    dead,
+    group,
+    node,
+    primary,
+    remembered,
+    standby,
+    unreachable,
+)
+
+if TYPE_CHECKING:
+    from resolver_agent.model import Node, Observation
+
+A, B = "10.0.0.1", "10.0.0.2"
+
+
+def seen() -> Agent:
+    """Return an agent beside a standby that sees its group."""
+    one = Agent(config(group("wk1", A, B, max_lag_s=30)))
+    one.see({A: primary(lsn=0x1_0000_2000), B: standby(lsn=0x1_0000_1000)})
+    return one.see_local(standby()).decide()
+
+
+def report(agent: Agent) -> dict[str, Any]:
+    """Return an agent's report, with what the agent itself adds to it, as a client gets it."""
+    found = status.report(
+        agent.config.groups,
+        agent.decision,
+        {one: agent.states.get(one, NodeState()) for one in agent.config.groups[0].nodes},
+        local=agent.local,
+        alerts=[(alert, agent.now - 60) for alert in agent.decision.alerts],
+        now=agent.now,
+    )
+    here = {"version": __version__, "pid": 42, "config": "c.yml", "hosts_file": "hosts", "trampled": 0}
+    sent: dict[str, Any] = json.loads(json.dumps(here | found))
+    return sent
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        remembered(A, Standing.SELF),
+        remembered(A, Standing.STANDBY, last=B),
+        remembered(A, Standing.PRIMARY),
+        remembered(B, Standing.FALLBACK),
+        remembered(FENCE, Standing.FENCED, wish=Role.STANDBY, last=A, lost=True),
+    ],
+    ids=lambda target: target.standing.value,
+)
+def test_a_target_survives_the_socket(target: Target) -> None:
+    """What ``once`` gets from the agent is what the agent has, the reason included."""
+    back = status.target_from_json(json.loads(json.dumps(status.target_to_json(target))))
+    assert (back, back.reason) == (target, target.reason)
+
+
+def test_a_report_has_names_nodes_and_alerts() -> None:
+    """Every field that a program may want, with times by the clock on the wall."""
+    found = report(seen().wait(0.5))
+    assert (found["role"], found["alerts"]) == ("standby", [])
+    [name] = found["names"]
+    since = dt.datetime.strptime(name.pop("since"), "%Y-%m-%dT%H:%M:%S%z")
+    assert abs((dt.datetime.now(dt.timezone.utc) - since).total_seconds()) < 5
+    assert name == {
+        "name": "wk1",
+        "address": B,
+        "standing": "standby",
+        "wish": "standby",
+        "primary": A,
+        "primary_lost": False,
+        "code": "standby",
+        "reason": "standby",
+    }
+    assert found["nodes"] == [
+        {"name": "wk1", "node": f"{A}:5432", "kind": "primary", "detail": "", "address": A, "role": "primary",
+         "timeline": 7, "lsn": "1/2000", "age_s": 0.5, "fit": False, "lag_bytes": None, "lag_s": None},
+        {"name": "wk1", "node": f"{B}:5432", "kind": "standby", "detail": "", "address": B, "role": "standby",
+         "timeline": 7, "lsn": "1/1000", "age_s": 0.5, "fit": True, "lag_bytes": 4096, "lag_s": 0.0},
+    ]  # fmt: skip
+
+
+def test_a_report_before_anything_is_known() -> None:
+    """At the start, and of a name that a reload has just brought, nothing is known, and that is said."""
+    agent = Agent(config(group("wk1", A)))
+    agent.decision = Decision(groups={})
+    found = report(agent)
+    assert found["names"] == [{"name": "wk1", "address": None, "code": "unknown", "reason": "never seen"}]
+    [one] = found["nodes"]
+    assert (one["kind"], one["role"], one["age_s"], one["fit"]) == ("unknown", None, None, None)
+    text = status.as_text(found)
+    assert re.search(r"^wk1 +- +- +never seen$", text, re.MULTILINE)
+    assert re.search(rf"^wk1 +{A}:5432 +unknown +- +- +never +not asked yet$", text, re.MULTILINE)
+
+
+def test_a_target_of_an_earlier_run_has_no_time() -> None:
+    """What the block remembers began before anybody counted."""
+    agent = Agent(config(group("wk1", A)), [remembered(A, Standing.PRIMARY)])
+    [name] = report(agent)["names"]
+    assert name["since"] is None
+
+
+def test_a_node_that_is_gone_keeps_its_last_role() -> None:
+    """The state is what the last probe saw, role and timeline what was last known."""
+    agent = seen().see({A: dead()}).decide()
+    first = report(agent)["nodes"][0]
+    assert (first["kind"], first["detail"], first["role"], first["timeline"]) == (
+        "dead",
+        "Connection refused",
+        "primary",
+        7,
+    )
+
+
+def test_text_of_what_is_well() -> None:
+    """Two tables, and no word of alerts."""
+    text = status.as_text(report(seen()))
+    moment = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}"
+    assert re.fullmatch(
+        rf"""resolver-agent {__version__}, process 42, c.yml; hosts
+local PostgreSQL: standby
+
+name  leads to  since                     reason
+wk1   {B}  {moment}  standby
+
+name  node           state    timeline  lag            asked
+wk1   {A}:5432  primary  7         -              0\.0 s ago
+wk1   {B}:5432  standby  7         4096 B, 0\.0 s  0\.0 s ago""",
+        text,
+    )
+
+
+def test_text_of_what_is_not() -> None:
+    """A long reason is told once, below the tables, a clause a line."""
+    text = status.as_text(report(seen().see({B: dead()}).decide()))
+    assert re.search(r"^wk1 +fenced +\S+ +fenced, see below$", text, re.MULTILINE)
+    assert re.search(
+        r"\n\nalert since \S+:\n  wk1 → fenced \(no fit standby: 10\.0\.0\.1 is primary\n"
+        r"  10\.0\.0\.2 is dead: Connection refused, last seen in recovery\)$",
+        text,
+    )
+    assert text.count("no fit standby") == 1
+    assert max(map(len, text.splitlines())) < 100
+
+
+def test_text_of_a_local_server_that_is_gone() -> None:
+    """The fault and the role that stands are both said."""
+    text = status.as_text(report(seen().see_local(dead()).decide()))
+    assert "local PostgreSQL: dead (Connection refused), known as standby\n" in text
+
+
+def test_text_of_a_trampled_file() -> None:
+    """How often our lines were put back is said when it was."""
+    assert "; hosts, put back 3 times\n" in status.as_text(report(seen()) | {"trampled": 3})
+
+
+def test_a_plan_names_who_could_not_be_asked() -> None:
+    """Credentials, silence and who is yet to be asked, the local server too; but not the dead, who are known."""
+    hosts: dict[str | Node, Observation] = {
+        "10.0.0.1": barred(),
+        "10.0.0.2": unreachable(),
+        "10.0.0.3": dead(),
+        "10.0.0.4": primary(),
+    }
+    agent = Agent(config(group("wk1", *map(str, hosts), "10.0.0.5"))).see(hosts).see_local(barred()).decide()
+    nodes = {one: agent.states.get(one, NodeState()) for one in agent.config.groups[0].nodes}
+    plan = status.plan(agent.decision, nodes, agent.local)
+    assert plan["unasked"] == [
+        "10.0.0.1:5432: password authentication failed",
+        "10.0.0.2:5432: no answer within 2 s",
+        "10.0.0.5:5432: not asked yet",
+        "the local PostgreSQL: password authentication failed",
+    ]
+    assert not any("10.0.0.1:5432" in text for text in plan["alerts"]), "said twice"
+    assert any("local PostgreSQL is barred" in text for text in plan["alerts"])
+    assert [target["address"] for target in plan["targets"]] == ["10.0.0.4"]
+
+
+def test_a_plan_keeps_the_other_alerts() -> None:
+    """What is wrong beside that is passed on as it is."""
+    nodes = {node(A): NodeState()}
+    faults = (Alert("wk1:held", "wk1 is held"), Alert(f"{node(A)}:barred", "cannot be asked"))
+    assert status.plan(Decision(groups={}, alerts=faults), nodes, NodeState())["alerts"] == ["wk1 is held"]
+
+
+def test_reasons_of_every_code_can_be_sent() -> None:
+    """No code is unknown to the other side."""
+    for code in Code:
+        target = Target(name="wk1", address=A, standing=Standing.SELF, wish=None, reason=Reason(code, "why"))
+        assert status.target_from_json(status.target_to_json(target)).reason == Reason(code, "why")
