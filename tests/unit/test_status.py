@@ -176,7 +176,8 @@ def test_a_plan_names_who_could_not_be_asked() -> None:
         "10.0.0.3": dead(),
         "10.0.0.4": primary(),
     }
-    agent = Agent(config(group("wk1", *map(str, hosts), "10.0.0.5"))).see(hosts).see_local(barred()).decide()
+    agent = Agent(config(group("wk1", *map(str, hosts), "10.0.0.5"))).see(hosts)
+    agent.see_local(primary()).see_local(barred()).decide()
     nodes = {one: agent.states.get(one, NodeState()) for one in agent.config.groups[0].nodes}
     plan = status.plan(agent.decision, nodes, agent.local)
     assert plan["unasked"] == [
