@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING, Any
+import socket
+from typing import TYPE_CHECKING, NamedTuple
 
 import tenacity
 
 from resolver_agent.model import Kind, Node, NodeState, Observation, Role
-from resolver_agent.pacing import UNSETTLED_S, TokenBucket, unsettled_delay_s
-from resolver_agent.probe import Prober, boottime
+from resolver_agent.pacing import UNSETTLED_S, TokenBucket, Turnstile, unsettled_delay_s
+from resolver_agent.probe import NOT_SERVING, Prober, boottime
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from resolver_agent.config import Config
+    from resolver_agent.probe import Resolver
 
 _LOCAL_INTERVAL_S = 0.1
 
 _LOSS_GRACE_S = 0.05
 """After its connection died a server has this long to show that it lives: somebody may have ended just our session."""
+
+_ROLES = (Kind.PRIMARY, Kind.STANDBY)
 
 _RECONNECT_COST = 10
 
@@ -36,32 +38,36 @@ _OPENING_S = 0.1
 class Monitor:
     """Watches the local server and all nodes of a configuration, from ``watch()`` to ``close()``.
 
-    ``changed`` is set whenever there is news other than an LSN.
+    ``changed`` is set whenever there is news other than an LSN. ``getaddrinfo`` resolves nodes given by DNS name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, getaddrinfo: Resolver = socket.getaddrinfo) -> None:
         self.changed = asyncio.Event()
-        self._bucket = TokenBucket(rate=1000, burst=100)
-        self._opening = asyncio.Semaphore(_OPENING)
+        self._getaddrinfo = getaddrinfo
+        self._bucket = _bucket()
+        self._opening = Turnstile(_OPENING, patience_s=_OPENING_S)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: dict[Node, _Watcher] = {}
         self._local: _Watcher | None = None
 
     def watch(self, config: Config) -> None:
         """Watch what ``config`` names from now on. What is known of nodes that stay is kept."""
+        # The local server is first, and has a bucket of its own: no storm elsewhere may hide what it is.
+        interval_s = min(_LOCAL_INTERVAL_S, config.interval_s)
+        settings = _Settings(dict(config.local), config.timeout_s, interval_s)
+        self._local = self._watcher(self._local, settings, _bucket())
         before = self._watchers
         self._watchers = {}
-        for group in config.groups:
-            for node in group.nodes:
-                if node not in self._watchers:
-                    conninfo = {**config.postgresql, "host": node.host, "port": str(node.port)}
-                    self._watchers[node] = self._watcher(before.pop(node, None), conninfo, config, config.interval_s)
+        for node in dict.fromkeys(node for group in config.groups for node in group.nodes):
+            conninfo = {**config.postgresql, "host": node.host, "port": str(node.port)}
+            settings = _Settings(conninfo, config.timeout_s, config.interval_s)
+            self._watchers[node] = self._watcher(before.pop(node, None), settings, self._bucket)
         for group in config.groups:
             circle = _Circle([self._watchers[node] for node in group.nodes], config)
             for watcher in circle.watchers:
                 watcher.circles.append(circle)
-        self._local = self._watcher(self._local, dict(config.local), config, min(_LOCAL_INTERVAL_S, config.interval_s))
         for gone in before.values():
-            gone.stop()
+            gone.task.cancel()
 
     @property
     def nodes(self) -> dict[Node, NodeState]:
@@ -91,34 +97,42 @@ class Monitor:
 
     async def close(self) -> None:
         """Stop watching and close all connections."""
-        watchers = self._all()
-        for watcher in watchers:
-            watcher.stop()
-        await asyncio.gather(*(watcher.task for watcher in watchers), return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _all(self) -> list[_Watcher]:
         return [*self._watchers.values(), *([self._local] if self._local is not None else [])]
 
-    def _watcher(
-        self, before: _Watcher | None, conninfo: Mapping[str, str], config: Config, interval_s: float
-    ) -> _Watcher:
-        settings = (conninfo, config.timeout_s, interval_s)
+    def _watcher(self, before: _Watcher | None, settings: _Settings, bucket: TokenBucket) -> _Watcher:
         if before is not None and before.settings == settings:
             before.circles.clear()
             return before
         if before is not None:
-            before.stop()
+            before.task.cancel()
         watcher = _Watcher(
-            Prober(conninfo, timeout_s=config.timeout_s),
+            Prober(settings.conninfo, timeout_s=settings.timeout_s, getaddrinfo=self._getaddrinfo),
             settings=settings,
-            interval_s=interval_s,
             state=before.state if before is not None else NodeState(),
-            bucket=self._bucket,
+            bucket=bucket,
             opening=self._opening,
             changed=self.changed,
         )
-        watcher.start()
+        self._tasks.add(watcher.task)
+        watcher.task.add_done_callback(self._ended)
         return watcher
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.changed.set()  # whoever waits for news is to check()
+
+
+class _Settings(NamedTuple):
+    """What a watcher cannot change while it runs."""
+
+    conninfo: dict[str, str]
+    timeout_s: float
+    interval_s: float
 
 
 class _Watcher:
@@ -128,36 +142,25 @@ class _Watcher:
         self,
         prober: Prober,
         *,
-        settings: Any,
-        interval_s: float,
+        settings: _Settings,
         state: NodeState,
         bucket: TokenBucket,
-        opening: asyncio.Semaphore,
+        opening: Turnstile,
         changed: asyncio.Event,
     ) -> None:
         self.settings = settings
         self.state = state
         self.circles: list[_Circle] = []
         self._prober = prober
-        self._interval_s = interval_s
+        self._interval_s = settings.interval_s
         self._bucket = bucket
         self._opening = opening
         self._changed = changed
         self._lost: asyncio.TimerHandle | None = None
         self._woken = False
         self._alarm: asyncio.Future[None] | None = None
-
-    def start(self) -> None:
-        """Begin to ask."""
         self._prober.on_loss = self._lose
         self.task = asyncio.get_running_loop().create_task(self._run())
-
-    def stop(self) -> None:
-        """End asking, and close the connection."""
-        self.task.cancel()
-        if self._lost is not None:
-            self._lost.cancel()
-        self._prober.close()
 
     def wake(self) -> None:
         """Ask now, and once more if the server is just being asked: that answer may be older than the reason to."""
@@ -166,35 +169,37 @@ class _Watcher:
             self._alarm.set_result(None)
 
     async def _run(self) -> None:
-        connecting = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_result(lambda failure: failure is not None),
+        coming_back = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_result(lambda seen: seen is None or seen.kind not in _ROLES),
             wait=tenacity.wait_random_exponential(multiplier=UNSETTLED_S, max=self._interval_s),
             before_sleep=self._take_failure,
             sleep=self._sleep,
         )
-        while True:
-            if not self._prober.connected:
-                await connecting(self._connect)
-            elif self._delay_s() < self._interval_s:
-                await self._bucket.take(1)
-            seen = await self._prober.ask()
-            if seen.kind is Kind.DEAD:
-                self._lose()
-                await self._sleep(UNSETTLED_S)
-            else:
-                self._take(seen)
-                await self._sleep(self._delay_s())
+        try:
+            while True:
+                seen = await (self._ask_again() if self._prober.connected else coming_back(self._come_back))
+                if seen is not None:
+                    self._take(seen)
+                if self._prober.connected:
+                    await self._sleep(self._delay_s())
+        finally:
+            if self._lost is not None:
+                self._lost.cancel()
+            self._prober.close()
 
-    async def _connect(self) -> Observation | None:
-        """Connect; return what was seen instead where that failed."""
+    async def _ask_again(self) -> Observation | None:
+        """Ask over the open connection."""
+        if self._delay_s() < self._interval_s:
+            await self._bucket.take(1)
+        return await self._prober.ask()
+
+    async def _come_back(self) -> Observation | None:
+        """Open a connection and ask over it."""
         if self.state.latest is not None:
             await self._bucket.take(_RECONNECT_COST)
-            return await self._prober.connect()
-        async with self._opening:
-            opening = asyncio.ensure_future(self._prober.connect())
-            # A node that does not answer gives its place to the next: none delays any other.
-            await asyncio.wait({opening}, timeout=_OPENING_S)
-        return await opening
+            return await self._prober.connect() or await self._prober.ask()
+        async with self._opening.pass_through():
+            return await self._prober.connect() or await self._prober.ask()
 
     def _delay_s(self) -> float:
         return min([self._interval_s, *(circle.delay_s(self._interval_s) for circle in self.circles)])
@@ -213,22 +218,24 @@ class _Watcher:
 
     def _lose(self) -> None:
         """The connection died. Whether the server did too shows at once, by connecting again."""
+        if self._lost is not None:
+            return
         closed = Observation(kind=Kind.DEAD, at=boottime(), detail="connection closed")
-        if self._lost is None:
-            self._lost = asyncio.get_running_loop().call_later(_LOSS_GRACE_S, self._take, closed)
+        self._lost = asyncio.get_running_loop().call_later(_LOSS_GRACE_S, self._take, closed)
+        self.wake()
         for circle in self.circles:
             circle.wake()
-        self.wake()
 
     def _take_failure(self, attempt: tenacity.RetryCallState) -> None:
-        if attempt.outcome is not None:
+        if attempt.outcome is not None and attempt.outcome.result() is not None:
             self._take(attempt.outcome.result())
 
     def _take(self, seen: Observation) -> None:
         if self._lost is not None:
             self._lost.cancel()
             self._lost = None
-            if seen.kind in (Kind.BARRED, Kind.UNREACHABLE):
+            # Whoever refuses only us lives (R1). Silence and "starting up" do not speak against the closed connection.
+            if seen.kind is Kind.UNREACHABLE or (seen.kind is Kind.BARRED and seen.detail.startswith(NOT_SERVING)):
                 seen = dataclasses.replace(seen, kind=Kind.DEAD, detail=f"connection closed; {seen.detail}")
         before, self.state = self.state, self.state.after(seen)
         for circle in self.circles:
@@ -273,6 +280,10 @@ class _Circle:
         """Ask every node of the group now."""
         for watcher in self.watchers:
             watcher.wake()
+
+
+def _bucket() -> TokenBucket:
+    return TokenBucket(rate=1000, burst=100)
 
 
 def _news(state: NodeState) -> tuple[object, ...]:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 UNSETTLED_S = 0.02
 """The interval between probes of a group without exactly one primary."""
@@ -66,3 +71,20 @@ class TokenBucket:
     def _wake(self) -> None:
         self._timer = None
         self._serve()
+
+
+class Turnstile:
+    """Lets so many in side by side. Whoever stays longer than ``patience_s`` seconds gives its place to the next."""
+
+    def __init__(self, places: int, *, patience_s: float) -> None:
+        self._free = asyncio.Semaphore(places)
+        self._patience_s = patience_s
+
+    @contextlib.asynccontextmanager
+    async def pass_through(self) -> AsyncIterator[None]:
+        """Wait for a place, and hold it inside the context, or for ``patience_s``."""
+        await self._free.acquire()
+        with contextlib.ExitStack() as place:  # closed twice it does nothing more
+            place.callback(self._free.release)
+            asyncio.get_running_loop().call_later(self._patience_s, place.close)
+            yield

@@ -6,11 +6,13 @@ The only code that talks to PostgreSQL. When to probe is the monitor's to say.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import re
 import socket
+import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import pq
@@ -19,6 +21,9 @@ from resolver_agent.model import Identity, Kind, Observation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    Resolver = Callable[..., Any]
+    """What ``socket.getaddrinfo`` is."""
 
 # All of it works for a role with LOGIN and nothing else. A primary's timeline comes from its WAL file name, since the
 # control file's lags a promotion; the server never goes back into recovery, so the order of the two checks is safe.
@@ -29,29 +34,51 @@ SELECT r.standby,
        CASE WHEN r.standby THEN pg_catalog.to_hex((SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()))
             ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END,
        (SELECT system_identifier FROM pg_catalog.pg_control_system()),
-       pg_catalog.round((EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::pg_catalog.numeric)
+       pg_catalog.round((EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)
+         ::pg_catalog.numeric)
   FROM (SELECT pg_catalog.pg_is_in_recovery() OFFSET 0) AS r(standby)"""
+
+NOT_SERVING = "the database system is "
+"""What a server that starts up or shuts down says in English (SQLSTATE 57P03) begins like this."""
 
 # libpq words every error that the server sent as "severity, colon, two blanks, message", in any language.
 _FROM_SERVER = re.compile(r"(?:^|: )[^\s:]+:  (?P<message>.+)", re.DOTALL)
-_DEAD = ("Connection refused", "Connection reset", "closed the connection", "No such file or directory", "Broken pipe")
+# TLS and plain TCP have different words for one thing.
+_DEAD = (
+    "Connection refused",
+    "Connection reset",
+    "Broken pipe",
+    "closed the connection",
+    "closed unexpectedly",
+    "socket closed",
+    "EOF detected",
+    "unexpected eof",
+)
+_NO_SOCKET = "No such file or directory"
 _SILENT = ("No route to host", "Network is unreachable", "Host is down", "timed out", "timeout expired")
+_CAUTIOUS_FIRST = (Kind.BARRED, Kind.UNREACHABLE, Kind.DEAD)
 
 
 class Prober:
     """Asks one server, over a connection that stays open between probes.
 
-    ``conninfo`` are libpq keywords; a TCP ``host`` that is a DNS name is resolved at each connect, off the event loop.
-    ``on_loss`` is called when the kernel says that the connection died between two probes.
+    ``conninfo`` are libpq keywords; a TCP ``host`` that is a DNS name is resolved by ``getaddrinfo`` at each connect,
+    off the event loop. ``on_loss`` is called when the kernel says that the connection died, also between two probes.
     """
 
-    def __init__(self, conninfo: Mapping[str, str], *, timeout_s: float) -> None:
+    def __init__(
+        self, conninfo: Mapping[str, str], *, timeout_s: float, getaddrinfo: Resolver = socket.getaddrinfo
+    ) -> None:
         self.on_loss: Callable[[], None] = lambda: None
         self._conninfo = dict(conninfo)
         self._timeout_s = timeout_s
+        self._getaddrinfo = getaddrinfo
+        self._lookup: asyncio.Future[list[str] | Exception] | None = None
         self._connection: psycopg.AsyncConnection | None = None
-        self._reply: asyncio.Future[list[bytes | None]] | None = None
         self._address: str | None = None
+        self._begun = 0.0
+        self._reply: asyncio.Future[Observation | None] | None = None
+        self._results: list[pq.abc.PGresult] = []
 
     @property
     def connected(self) -> bool:
@@ -61,42 +88,33 @@ class Prober:
     async def connect(self) -> Observation | None:
         """Open the connection; return what was seen instead where that failed, after ``timeout_s`` at the latest."""
         begun = boottime()
+        opening = asyncio.ensure_future(self._open(begun))
         try:
-            await asyncio.wait_for(self._open(), self._timeout_s)
-        except (asyncio.TimeoutError, TimeoutError):
-            return Observation(kind=Kind.UNREACHABLE, at=begun, detail=f"no answer within {self._timeout_s:g} s")
-        except socket.gaierror as error:
-            detail = f"{self._conninfo.get('host')} cannot be resolved: {error.strerror}"
-            return Observation(kind=Kind.UNREACHABLE, at=begun, detail=detail)
-        except psycopg.Error as error:
-            return _failed(str(error), begun)
-        return None
+            await asyncio.wait({opening}, timeout=self._timeout_s)
+        finally:  # wait_for() would now and then swallow that somebody cancels us (before Python 3.12)
+            opening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await opening  # else its traceback would keep the half-open connection
+        return self._silence(begun) if opening.cancelled() else opening.result()
 
-    async def ask(self) -> Observation:
-        """Return what the connected server says of itself, after ``timeout_s`` at the latest.
+    async def ask(self) -> Observation | None:
+        """Return what the connected server says of itself, after ``timeout_s`` at the latest; None if it hung up.
 
         Whatever goes wrong closes the connection.
         """
-        begun = boottime()
         if self._connection is None:
-            return Observation(kind=Kind.DEAD, at=begun, detail="connection closed")
+            return None
+        self._begun = boottime()
         loop = asyncio.get_running_loop()
+        self._results = []
         self._reply = loop.create_future()
-        deadline = loop.call_later(self._timeout_s, self._fail, TimeoutError())
+        deadline = loop.call_later(self._timeout_s, self._time_out)
         try:
-            self._connection.pgconn.send_query(_STATEMENT)
-            self._connection.pgconn.flush()
-            row = await self._reply
-        except TimeoutError:
-            self.close()
-            return Observation(kind=Kind.UNREACHABLE, at=begun, detail=f"no answer within {self._timeout_s:g} s")
-        except psycopg.Error as error:
-            self.close()
-            return _failed(str(error), begun)
+            self._send(self._connection.pgconn)
+            return await self._reply
         finally:
             deadline.cancel()
             self._reply = None
-        return _seen(row, begun, self._address)
 
     def close(self) -> None:
         """Close the connection, if it is open."""
@@ -105,37 +123,103 @@ class Prober:
             asyncio.get_running_loop().remove_reader(self._fileno)
             connection.pgconn.finish()
 
-    async def _open(self) -> None:
-        conninfo = dict(self._conninfo)
-        host = conninfo.get("host", "")
-        if host and not host.startswith("/"):
-            conninfo["hostaddr"] = await _resolve(host)
-            conninfo["host"] = ",".join([host] * (conninfo["hostaddr"].count(",") + 1))
-        connection = await psycopg.AsyncConnection.connect(**conninfo, autocommit=True)  # type: ignore[arg-type]
+    async def _open(self, begun: float) -> Observation | None:
+        try:
+            addresses = await self._addresses()
+        except socket.gaierror as error:
+            detail = f"{self._conninfo['host']} cannot be resolved: {error.strerror}"
+            return Observation(kind=Kind.UNREACHABLE, at=begun, detail=detail)
+        failures = []
+        for address in addresses:
+            keywords: dict[str, Any] = {**self._conninfo, **address}
+            try:
+                connection = await psycopg.AsyncConnection.connect(**keywords, autocommit=True)
+            except psycopg.Error as error:
+                failures.append(connect_failure(str(error)))
+            else:
+                self._keep(connection)
+                return None
+        kind = min((kind for kind, _ in failures), key=_CAUTIOUS_FIRST.index)
+        return Observation(kind=kind, at=begun, detail="; ".join(dict.fromkeys(detail for _, detail in failures)))
+
+    async def _addresses(self) -> list[dict[str, str]]:
+        """Return where to connect to, one after the other; raise socket.gaierror where the host has no address."""
+        host = self._conninfo.get("host", "")
+        if not host or host.startswith(("/", "@")):
+            return [{}]
+        try:
+            return [{"hostaddr": str(ipaddress.ip_address(host))}]
+        except ValueError:
+            if self._lookup is None or self._lookup.done():
+                self._lookup = _look_up(host, self._getaddrinfo)
+            found = await asyncio.shield(self._lookup)
+        if isinstance(found, Exception):
+            raise found
+        return [{"hostaddr": address} for address in found]
+
+    def _keep(self, connection: psycopg.AsyncConnection) -> None:
         self._connection = connection
         self._fileno = connection.fileno()  # remembered, since libpq forgets it when the connection dies
         self._address = connection.pgconn.hostaddr.decode() or None
         # Watched all the time: between probes a readable socket is the kernel's word that the connection died.
         asyncio.get_running_loop().add_reader(self._fileno, self._readable)
 
+    def _send(self, pgconn: pq.abc.PGconn) -> None:
+        try:
+            pgconn.send_query(_STATEMENT)
+            pgconn.flush()
+        except psycopg.Error as error:
+            self._lose(str(error))
+
     def _readable(self) -> None:
+        """Take in what has arrived: part of an answer, all of it, or the end of the connection."""
         if self._connection is None:
             return
         pgconn = self._connection.pgconn
         try:
             pgconn.consume_input()
-            if self._reply is not None and not self._reply.done() and not pgconn.is_busy():
-                self._reply.set_result(_row(pgconn))
+            while self._waits and not pgconn.is_busy():  # else get_result() would block, and everybody with it
+                result = pgconn.get_result()
+                if result is None:
+                    self._answer(self._results[-1])
+                else:
+                    self._results.append(result)
         except psycopg.Error as error:
-            if self._reply is not None:
-                self._fail(error)
-            else:
-                self.close()
-                self.on_loss()
+            self._lose(str(error))
 
-    def _fail(self, error: Exception) -> None:
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_exception(error)
+    @property
+    def _waits(self) -> bool:
+        return self._reply is not None and not self._reply.done()
+
+    def _answer(self, result: pq.abc.PGresult) -> None:
+        if result.status == pq.ExecStatus.TUPLES_OK:
+            self._end(_seen([result.get_value(0, column) for column in range(5)], self._begun, self._address))
+        else:
+            self.close()
+            words = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode(errors="replace")
+            self._end(Observation(kind=Kind.BARRED, at=self._begun, detail=words))
+
+    def _lose(self, text: str) -> None:
+        """Take in that the connection ended, at once: libpq closed the socket, and its number is soon another's."""
+        self.close()
+        if self._waits and _any_in(_SILENT, text):
+            self._end(Observation(kind=Kind.UNREACHABLE, at=self._begun, detail=_last_clause(text)))
+            return
+        self.on_loss()
+        if self._waits:
+            self._end(None)
+
+    def _time_out(self) -> None:
+        if self._waits:
+            self.close()
+            self._end(self._silence(self._begun))
+
+    def _end(self, seen: Observation | None) -> None:
+        if self._reply is not None:
+            self._reply.set_result(seen)
+
+    def _silence(self, begun: float) -> Observation:
+        return Observation(kind=Kind.UNREACHABLE, at=begun, detail=f"no answer within {self._timeout_s:g} s")
 
 
 def boottime() -> float:
@@ -143,23 +227,42 @@ def boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-async def _resolve(host: str) -> str:
-    """Return the addresses of ``host`` as libpq's ``hostaddr``; raise socket.gaierror where there is none."""
-    try:
-        return str(ipaddress.ip_address(host))
-    except ValueError:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        return ",".join(dict.fromkeys(str(address[0]) for *_, address in found))
+def connect_failure(text: str) -> tuple[Kind, str]:
+    """Tell a server that is gone from one that does not answer, and both from one that answers but bars us (R1).
+
+    libpq has no SQLSTATE for a failed connection, so its words are read. They are English here: only the server's part
+    is translated, and any error that the server sent means that it lives.
+    """
+    text = text.strip()
+    said = _FROM_SERVER.search(text)
+    if said is not None:
+        return Kind.BARRED, " ".join(said["message"].split())
+    reason = _last_clause(text)
+    if _any_in(_SILENT, reason):
+        return Kind.UNREACHABLE, reason
+    return Kind.DEAD if reason == _NO_SOCKET or _any_in(_DEAD, reason) else Kind.BARRED, reason
 
 
-def _row(pgconn: pq.abc.PGconn) -> list[bytes | None]:
-    """Return the one row of the statement; raise psycopg.OperationalError with the server's words where it failed."""
-    row: list[bytes | None] = []
-    while (result := pgconn.get_result()) is not None:
-        if result.status != pq.ExecStatus.TUPLES_OK:
-            raise psycopg.OperationalError(result.error_message.decode(errors="replace"))
-        row = [result.get_value(0, column) for column in range(result.nfields)]
-    return row
+def _look_up(host: str, getaddrinfo: Resolver) -> asyncio.Future[list[str] | Exception]:
+    """Resolve a name in a thread of its own.
+
+    A look-up cannot be ended. In the event loop's pool of threads a few that hang would hold up all others, the writing
+    of files and the end of the process.
+    """
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[str] | Exception] = loop.create_future()
+
+    def look() -> None:
+        answer: list[str] | Exception
+        try:
+            answer = list(dict.fromkeys(str(at[0]) for *_, at in getaddrinfo(host, None, type=socket.SOCK_STREAM)))
+        except Exception as error:  # noqa: BLE001 -- whoever waits for the answer raises it
+            answer = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(found.set_result, answer)
+
+    threading.Thread(target=look, daemon=True).start()
+    return found
 
 
 def _seen(row: list[bytes | None], begun: float, address: str | None) -> Observation:
@@ -174,22 +277,8 @@ def _seen(row: list[bytes | None], begun: float, address: str | None) -> Observa
     )
 
 
-def _failed(text: str, begun: float) -> Observation:
-    """Tell a server that is gone from one that does not answer, and both from one that answers but bars us (R1).
-
-    libpq has no SQLSTATE for a failed connection, so its words are read. They are English here: only the server's part
-    is translated, and any error that the server sent means that it lives.
-    """
-    text = text.strip()
-    said = _FROM_SERVER.search(text)
-    if said is not None:
-        return Observation(kind=Kind.BARRED, at=begun, detail=" ".join(said["message"].split()))
-    kind = Kind.BARRED
-    if any(words in text for words in _DEAD):
-        kind = Kind.DEAD
-    elif any(words in text for words in _SILENT):
-        kind = Kind.UNREACHABLE
-    return Observation(kind=kind, at=begun, detail=_last_clause(text))
+def _any_in(words: tuple[str, ...], text: str) -> bool:
+    return any(word in text for word in words)
 
 
 def _last_clause(text: str) -> str:
