@@ -5,11 +5,10 @@ Between the pure ``hostsfile`` and the ``filewriter`` that knows file systems. N
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from resolver_agent import hostsfile
+from resolver_agent import background, hostsfile
 from resolver_agent.filewriter import HostsFileError, HostsFileWriter, Outcome, Snapshot, State
 from resolver_agent.model import Alert
 
@@ -94,7 +93,7 @@ class HostsBlock:
             return False
         self._wanted = wanted
         try:
-            outcome = await asyncio.to_thread(self._writer.update, lambda found: hostsfile.render(found, wanted))
+            outcome = await background.call(self._writer.update, lambda found: hostsfile.render(found, wanted))
         except (HostsFileError, hostsfile.BlockError) as error:
             where = "" if isinstance(error, HostsFileError) else f"{self._path}: "
             self._fault = Alert("file", f"{where}{error}; it stays as it is")
