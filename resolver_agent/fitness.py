@@ -94,13 +94,13 @@ def _lag(
 ) -> tuple[int | None, float | None]:
     if seen is None or seen.lsn is None or head is None or seen.kind is not Kind.STANDBY:
         return None, None
-    replayed = seen.lsn
+    replayed, lag_bytes = seen.lsn, max(0, head - seen.lsn)
     if group.max_lag_s is None or not lsns:  # then there is no history to tell it from
-        return max(0, head - replayed), None
+        return lag_bytes, None
     # It lags since the primary was first seen beyond what is replayed here, and as long as it was itself seen to: a
     # standby that was not asked since does not fall behind by the clock (R1).
     passed_at = next((at for at, lsn in lsns if lsn > replayed), seen.at)
-    return max(0, head - replayed), max(0.0, seen.at - passed_at)
+    return lag_bytes, max(0.0, seen.at - passed_at)
 
 
 def _lagging(group: Group, *, lag_bytes: int | None, lag_s: float | None, before: Fitness) -> tuple[bool, str]:

@@ -70,7 +70,7 @@ def find_system_id(
         found = _presumed_system_id(states, fresh, ids, before)
     else:
         agreed = set(ids.values())
-        replaced = known not in agreed and len(agreed) == 1 and not ids.keys() <= before.foreign
+        replaced = len(agreed) == 1 and not ids.keys() <= before.foreign
         found = agreed.pop() if replaced else known
     if known is None or found == known:
         return found, []

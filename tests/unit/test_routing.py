@@ -663,7 +663,15 @@ def test_idle_primary_leaves_nobody_behind() -> None:
     agent = beside_standby(max_lag_s=1).see({A: standby(lsn=1000), B: primary(lsn=1000)}).decide()
     agent.wait(3600).see({A: standby(lsn=1000), B: primary(lsn=1000)}).decide()
     assert agent.decision.groups["wk1"].fitness[node(A)].lag_s == 0
+    assert len(agent.decision.groups["wk1"].lsns) == 1
     assert agent.address() == A
+
+
+def test_failover_that_lost_something_leaves_nobody_behind() -> None:
+    """LSNs that only the old primary had reached are no measure for standbys of the new one."""
+    agent = beside_standby(max_lag_s=10, hosts=(A, B, C)).see({A: standby(lsn=900), B: dead(), C: primary(lsn=2000)})
+    agent.decide().wait(5).see({A: standby(lsn=950), B: primary(lsn=950), C: dead()}).decide()
+    assert agent.decision.groups["wk1"].fitness[node(A)].lag_s == 0
 
 
 def test_standby_that_stopped_replaying_stays_behind() -> None:
