@@ -127,7 +127,8 @@ def as_text(status: Mapping[str, Any]) -> str:
         *_table(["name", "node", "state", "timeline", "lag", "asked", ""], nodes),
     ]
     for alert in status["alerts"]:
-        lines += ["", f"alert since {alert['since']}:", *(f"  {clause}" for clause in alert["text"].split("; "))]
+        clauses = alert["text"].replace("; ", ";\n    ")
+        lines += ["", f"alert since {alert['since']}:", f"  {clauses}"]
     return "\n".join(lines)
 
 

@@ -289,7 +289,7 @@ def test_status_with_alerts(running: Agent, config: Path, cluster: dict[str, Gro
     assert ran.returncode == 1
     address = cluster["wk1"].primary.address
     assert re.search(rf"^wk1 +{address} +\S+ +held, see below$", ran.stdout, re.MULTILINE)
-    assert re.search(rf"^alert since \S+:\n  wk1 → {address} \(held\n  no primary\n  ", ran.stdout, re.MULTILINE)
+    assert re.search(rf"^alert since \S+:\n  wk1 → {address} \(held;\n    no primary;\n    ", ran.stdout, re.MULTILINE)
     assert run("status", "--json", "-c", config).returncode == 1
 
 

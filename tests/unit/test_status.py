@@ -149,8 +149,8 @@ def test_text_of_what_is_not() -> None:
     text = status.as_text(report(seen().see({B: dead()}).decide()))
     assert re.search(r"^wk1 +fenced +\S+ +fenced, see below$", text, re.MULTILINE)
     assert re.search(
-        r"\n\nalert since \S+:\n  wk1 → fenced \(no fit standby: 10\.0\.0\.1 is primary\n"
-        r"  10\.0\.0\.2 is dead: Connection refused, last seen in recovery\)$",
+        r"\n\nalert since \S+:\n  wk1 → fenced \(no fit standby: 10\.0\.0\.1 is primary;\n"
+        r"    10\.0\.0\.2 is dead: Connection refused, last seen in recovery\)$",
         text,
     )
     assert text.count("no fit standby") == 1
