@@ -40,7 +40,7 @@ class TokenBucket:
         self._timer: asyncio.TimerHandle | None = None
 
     async def take(self, cost: int) -> None:
-        """Wait until ``cost`` tokens are there, and take them."""
+        """Wait until ``cost`` tokens are there, which may be no more than the burst, and take them."""
         queue = self._waiting.setdefault(cost, collections.deque())
         if not queue:
             # Whoever was idle does not come back with a claim on all that the others spent meanwhile.
