@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from resolver_agent.config import Config
+    from resolver_agent.model import Target
 
 _DEFAULT_CONFIG = "/etc/resolver-agent.yml"
 _DEFAULT_RUNTIME_DIR = "/run/resolver-agent"
@@ -89,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     shown = command("status", _status, "say where the names lead, and why: exit 0 as wished, 1 alerts, 2 no agent")
     shown.add_argument("--json", action="store_true", help="for programs")
-    command("remove", _remove, "take the names out of the hosts file again")
+    removal = command("remove", _remove, "take the names out of the hosts file, unless pg_dist_node uses them")
+    removal.add_argument("--force", action="store_true", help="do not ask the local PostgreSQL whether it uses them")
     command("demo", _demo, "show all of it on throw-away PostgreSQL servers")
     return parser
 
@@ -213,6 +215,8 @@ def _remove(options: argparse.Namespace) -> int:
     try:
         with lock.exclusive(settings.runtime_dir):
             writer = filewriter.HostsFileWriter(settings.hosts_file)
+            if not options.force:
+                _refuse_if_used(settings, hostsfile.recall(writer.read().content))
             writer.sweep()
             outcome = writer.update(hostsfile.remove)
     except (lock.LockedError, lock.LockUnavailableError, filewriter.HostsFileError) as error:
@@ -222,6 +226,22 @@ def _remove(options: argparse.Namespace) -> int:
     done = "had no names of ours" if outcome.state is filewriter.State.UNCHANGED else "is as it was without us"
     print(f"{settings.hosts_file} {done}")
     return OK
+
+
+def _refuse_if_used(settings: Config, targets: Sequence[Target]) -> None:
+    """A name that Citus' metadata holds and no resolver knows costs every query a vain lookup, and then fails it."""
+    from resolver_agent import citus  # noqa: PLC0415
+
+    names = [target.name for target in targets]
+    try:
+        used = citus.names_in_use(settings, names) if names else []
+    except citus.MetadataUnknownError as error:
+        raise _TroubleError(f"{error}\nnothing was removed; --force removes without asking") from error
+    if used:
+        raise _TroubleError(
+            f"pg_dist_node still holds {', '.join(used)}: give its nodes addresses again first, with "
+            "citus_update_node(); nothing was removed"
+        )
 
 
 def _demo(_options: argparse.Namespace) -> int:
