@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import ipaddress
 import re
 from typing import TYPE_CHECKING
@@ -163,6 +164,7 @@ def _split(content: bytes) -> _Parts:
     return _Parts(content[: begin.start()], content[begin.start() : others[0].end()], content[others[0].end() :])
 
 
+@functools.lru_cache(maxsize=8192)  # of a thousand names most stay at each write
 def _entry(target: Target) -> bytes:
     """Return the target's line; python-hosts validates it, and reading it back must give the same again."""
     from python_hosts import HostsEntry  # noqa: PLC0415  (slow to import, and `status` only reads)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from resolver_agent.groupview import GroupView
+
 FENCE = "255.255.255.255"
 """The limited broadcast address: ``connect()`` refuses it in the kernel at once, without a packet."""
 
@@ -235,7 +237,7 @@ class GroupState:
     ``target`` is None while nothing was ever known. ``own`` is the local server's address in this group (R3).
     ``primary`` is the last known primary's address, ``primary_lost`` that it has been seen in recovery since.
     ``lsns`` is the history of the primary's LSN as (seen at, LSN), oldest first. ``foreign`` are the nodes
-    refused for a system identifier that is not the group's.
+    refused for a system identifier that is not the group's. ``view`` is what was decided from.
     """
 
     target: Target | None = None
@@ -247,6 +249,7 @@ class GroupState:
     foreign: frozenset[Node] = frozenset()
     lsns: tuple[tuple[float, int], ...] = ()
     fitness: Mapping[Node, Fitness] = dataclasses.field(default_factory=dict)
+    view: GroupView | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,10 +127,10 @@ def _own_addresses(views: list[GroupView], local: NodeState, fresh: Observation 
     seen = {view.group.name: view.own_seen.address for view in views if view.own_seen and view.own_seen.address}
     addresses = set(seen.values())
     remembered = {
-        view.group.name: view.before.own
+        view.group.name: view.own
         for view in views
-        if view.before.own is not None
-        and (view.before.own in addresses if addresses else not _is_another(view, view.before.own, local, fresh))
+        if view.own is not None
+        and (view.own in addresses if addresses else not _is_another(view, view.own, local, fresh))
     }
     return remembered | seen
 
@@ -150,13 +150,13 @@ def _wish(view: GroupView, local: Role | None) -> Role:
         case Route.STANDBY:
             return Role.STANDBY
         case Route.FOLLOW:
-            remembered = view.before.target.wish if view.before.target is not None else None
+            remembered = view.target.wish if view.target is not None else None
             return local or remembered or Role.PRIMARY
 
 
 def _choose_primary(view: GroupView, _fallback: Fallback) -> _Choice:
     """The design's table for a name that wishes for a primary."""
-    held = view.before.target
+    held = view.target
     address = _primary_address(view, Role.PRIMARY)
     if address is not None:
         standing = Standing.FENCED if address == FENCE else Standing.PRIMARY
@@ -174,14 +174,14 @@ def _primary_address(view: GroupView, wish: Role) -> str | None:
     A fence is left for a primary that is seen, not for one that is merely remembered (R1), unless the name was fenced
     with another wish.
     """
-    held = view.before.target
+    held = view.target
     fenced = held is not None and held.standing is Standing.FENCED and held.wish is wish
     return FENCE if fenced and view.primary.reason.code is Code.HELD else view.primary.address
 
 
 def _choose_standby(view: GroupView, fallback: Fallback) -> _Choice:
     """The first fit standby in the configured order; voluntary changes wait for ``failback_delay`` of health."""
-    target = view.before.target
+    target = view.target
     standing = target.standing if target is not None else None
     chosen = next(iter(view.fit), None)
     if target is not None and standing is Standing.STANDBY:
@@ -231,7 +231,7 @@ def _fall_back_together(views: list[GroupView], choices: dict[str, _Choice]) -> 
     if lacking is None:
         return
     for view in following:
-        fallen = view.before.target is not None and view.before.target.standing is Standing.FALLBACK
+        fallen = view.target is not None and view.target.standing is Standing.FALLBACK
         held = fallen and view.primary.reason.code is Code.HELD
         if not choices[view.group.name].lacks and (held or view.primary.seen is not None):
             choices[view.group.name] = _fall_back(view, f"{lacking} has no fit standby")
@@ -239,20 +239,19 @@ def _fall_back_together(views: list[GroupView], choices: dict[str, _Choice]) -> 
 
 def _keep(view: GroupView, wish: Role, why: str) -> _Choice:
     """R1: what is not known is held; where there is nothing to hold, the name is left out."""
-    if view.before.target is None:
+    if view.target is None:
         return _Choice(None, Standing.FENCED, Reason(Code.UNKNOWN, why), wish)
-    held = view.before.target
+    held = view.target
     return _Choice(held.address, held.standing, Reason(Code.HELD, f"held; {why}"), wish)
 
 
 def _settle(view: GroupView, own: str | None, choice: _Choice | None, now: float) -> GroupState:
     """Return the group's part of the decision, from its own address or the choice made for it."""
-    before = view.before
     if own is not None:
         choice = _Choice(own, Standing.SELF, Reason(Code.SELF, "this server"), Role.PRIMARY)
     target = None
     if choice is not None and choice.address is not None:
-        stays = before.target is not None and before.target.address == choice.address
+        stays = view.target is not None and view.target.address == choice.address
         target = Target(
             name=view.group.name,
             address=choice.address,
@@ -261,8 +260,10 @@ def _settle(view: GroupView, own: str | None, choice: _Choice | None, now: float
             primary=view.primary.last,
             primary_lost=view.primary.lost,
             reason=choice.reason,
-            since=before.target.since if stays and before.target is not None else now,
+            since=view.target.since if stays and view.target is not None else now,
         )
+        if view.target == target and view.target.reason == target.reason:
+            target = view.target
     return GroupState(
         target=target,
         reason=choice.reason if choice is not None else Reason(Code.UNKNOWN, "never seen"),
@@ -273,6 +274,7 @@ def _settle(view: GroupView, own: str | None, choice: _Choice | None, now: float
         foreign=view.foreign,
         lsns=view.lsns,
         fitness=view.fitness,
+        view=view,
     )
 
 
