@@ -10,13 +10,13 @@ import contextlib
 import ipaddress
 import re
 import socket
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import pq
 
+from resolver_agent import background
 from resolver_agent.model import Identity, Kind, Observation
 
 if TYPE_CHECKING:
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 # All of it works for a role with LOGIN and nothing else. A primary's timeline comes from its WAL file name, since the
 # control file's lags a promotion; the server never goes back into recovery, so the order of the two checks is safe.
-_STATEMENT = b"""\
+# Prepared once for each connection: planning it anew each time would cost the server twice as much as running it.
+_AGAIN = b"EXECUTE resolver_agent"
+_FIRST = (
+    b"""\
+PREPARE resolver_agent AS
 SELECT r.standby,
        CASE WHEN r.standby THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END
          OPERATOR(pg_catalog.-) '0/0'::pg_catalog.pg_lsn,
@@ -36,7 +40,10 @@ SELECT r.standby,
        (SELECT system_identifier FROM pg_catalog.pg_control_system()),
        pg_catalog.round((EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)
          ::pg_catalog.numeric)
-  FROM (SELECT pg_catalog.pg_is_in_recovery() OFFSET 0) AS r(standby)"""
+  FROM (SELECT pg_catalog.pg_is_in_recovery() OFFSET 0) AS r(standby);
+"""
+    + _AGAIN
+)
 
 NOT_SERVING = "the database system is "
 """What a server that starts up or shuts down says in English (SQLSTATE 57P03) begins like this."""
@@ -151,7 +158,7 @@ class Prober:
             return [{"hostaddr": str(ipaddress.ip_address(host))}]
         except ValueError:
             if self._lookup is None or self._lookup.done():
-                self._lookup = _look_up(host, self._getaddrinfo)
+                self._lookup = asyncio.ensure_future(background.call(_look_up, host, self._getaddrinfo))
             found = await asyncio.shield(self._lookup)
         if isinstance(found, Exception):
             raise found
@@ -159,6 +166,7 @@ class Prober:
 
     def _keep(self, connection: psycopg.AsyncConnection) -> None:
         self._connection = connection
+        self._statement = _FIRST
         self._fileno = connection.fileno()  # remembered, since libpq forgets it when the connection dies
         self._address = connection.pgconn.hostaddr.decode() or None
         # Watched all the time: between probes a readable socket is the kernel's word that the connection died.
@@ -166,7 +174,7 @@ class Prober:
 
     def _send(self, pgconn: pq.abc.PGconn) -> None:
         try:
-            pgconn.send_query(_STATEMENT)
+            pgconn.send_query(self._statement)
             pgconn.flush()
         except psycopg.Error as error:
             self._lose(str(error))
@@ -193,6 +201,7 @@ class Prober:
 
     def _answer(self, result: pq.abc.PGresult) -> None:
         if result.status == pq.ExecStatus.TUPLES_OK:
+            self._statement = _AGAIN
             self._end(_seen([result.get_value(0, column) for column in range(5)], self._begun, self._address))
         else:
             self.close()
@@ -243,26 +252,12 @@ def connect_failure(text: str) -> tuple[Kind, str]:
     return Kind.DEAD if reason == _NO_SOCKET or _any_in(_DEAD, reason) else Kind.BARRED, reason
 
 
-def _look_up(host: str, getaddrinfo: Resolver) -> asyncio.Future[list[str] | Exception]:
-    """Resolve a name in a thread of its own.
-
-    A look-up cannot be ended. In the event loop's pool of threads a few that hang would hold up all others, the writing
-    of files and the end of the process.
-    """
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[list[str] | Exception] = loop.create_future()
-
-    def look() -> None:
-        answer: list[str] | Exception
-        try:
-            answer = list(dict.fromkeys(str(at[0]) for *_, at in getaddrinfo(host, None, type=socket.SOCK_STREAM)))
-        except Exception as error:  # noqa: BLE001 -- whoever waits for the answer raises it
-            answer = error
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(found.set_result, answer)
-
-    threading.Thread(target=look, daemon=True).start()
-    return found
+def _look_up(host: str, getaddrinfo: Resolver) -> list[str] | Exception:
+    """Return the addresses of a name, or what was raised instead: nobody may be waiting for it any more."""
+    try:
+        return list(dict.fromkeys(str(at[0]) for *_, at in getaddrinfo(host, None, type=socket.SOCK_STREAM)))
+    except Exception as error:  # noqa: BLE001 -- whoever waits for the answer raises it
+        return error
 
 
 def _seen(row: list[bytes | None], begun: float, address: str | None) -> Observation:
