@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_TICK_S = 0.1
-"""How often the hosts file is looked at between rounds."""
-
 _BREATH_S = 1.0
 """How often the watchdog hears, at least, of a first look that waits for nodes that do not answer."""
 
@@ -44,7 +41,7 @@ class Agent:
         self._config = settings
         self._notifier = notifier
         self._passed = passed
-        self._monitor = Monitor()
+        self._monitor = Monitor(on_local=self._look_at_file)
         self._block = HostsBlock(settings.hosts_file)
         self._journal = Journal()
         self._decision = Decision(groups={})
@@ -117,9 +114,11 @@ class Agent:
     async def _pause(self) -> None:
         """Wait for news, for the time at which the decision may change by itself, or for the file to change."""
         due = min(self._decision.recheck_at, boottime() + self._patience_s(self._config.interval_s))
-        while (left_s := due - boottime()) > 0:
-            if await self._news_within(min(left_s, _TICK_S)) or self._block.disturbed():
-                return
+        await self._news_within(max(0.0, due - boottime()))
+
+    def _look_at_file(self) -> None:
+        if self._block.disturbed():
+            self._monitor.changed.set()
 
     def _patience_s(self, seconds: float) -> float:
         """Return ``seconds``, or less where the watchdog wants to hear sooner."""

@@ -18,6 +18,8 @@ from resolver_agent.pacing import UNSETTLED_S, TokenBucket, Turnstile, unsettled
 from resolver_agent.probe import NOT_SERVING, Prober, boottime
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from resolver_agent.config import Config
     from resolver_agent.probe import Resolver
 
@@ -31,18 +33,22 @@ _ROLES = (Kind.PRIMARY, Kind.STANDBY)
 _RECONNECT_COST = 10
 
 _OPENING = 64
-_OPENING_S = 0.1
+_OPENING_S = 0.5
 """So many first connections are opened side by side, not counting those that have taken this long already."""
 
 
 class Monitor:
     """Watches the local server and all nodes of a configuration, from ``watch()`` to ``close()``.
 
-    ``changed`` is set whenever there is news other than an LSN. ``getaddrinfo`` resolves nodes given by DNS name.
+    ``changed`` is set whenever there is news other than an LSN, and ``on_local`` called whenever the local server was
+    asked. ``getaddrinfo`` resolves nodes given by DNS name.
     """
 
-    def __init__(self, *, getaddrinfo: Resolver = socket.getaddrinfo) -> None:
+    def __init__(
+        self, *, on_local: Callable[[], None] = lambda: None, getaddrinfo: Resolver = socket.getaddrinfo
+    ) -> None:
         self.changed = asyncio.Event()
+        self._on_local = on_local
         self._getaddrinfo = getaddrinfo
         self._bucket = _bucket()
         self._opening = Turnstile(_OPENING, patience_s=_OPENING_S)
@@ -56,6 +62,7 @@ class Monitor:
         interval_s = min(_LOCAL_INTERVAL_S, config.interval_s)
         settings = _Settings(dict(config.local), config.timeout_s, interval_s)
         self._local = self._watcher(self._local, settings, _bucket())
+        self._local.on_answer = self._on_local
         before = self._watchers
         self._watchers = {}
         for node in dict.fromkeys(node for group in config.groups for node in group.nodes):
@@ -151,6 +158,7 @@ class _Watcher:
         self.settings = settings
         self.state = state
         self.circles: list[_Circle] = []
+        self.on_answer: Callable[[], None] = lambda: None
         self._prober = prober
         self._interval_s = settings.interval_s
         self._bucket = bucket
@@ -242,6 +250,7 @@ class _Watcher:
             circle.review(role_changed=before.last_role is not self.state.last_role or before.over != self.state.over)
         if _news(before) != _news(self.state):
             self._changed.set()
+        self.on_answer()
 
 
 class _Circle:
