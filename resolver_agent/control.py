@@ -23,7 +23,6 @@ _log = logging.getLogger(__name__)
 
 SOCKET_NAME = "control.sock"
 
-_REQUEST_TIMEOUT_S = 5.0
 _MODE = 0o660
 
 
@@ -33,21 +32,28 @@ class ControlError(Exception):
 
 @contextlib.asynccontextmanager
 async def serve(
-    handlers: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]], *, path: str, passed: socket.socket | None
+    handlers: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]],
+    *,
+    path: str,
+    passed: socket.socket | None,
+    request_timeout_s: float = 5.0,
 ) -> AsyncIterator[None]:
     """Answer requests on systemd's socket where it ``passed`` one, else on one of our own at ``path``.
 
-    A socket of our own replaces what a killed agent left there; the caller holds the agent's lock.
+    A socket of our own replaces what a killed agent left there; the caller holds the agent's lock. A client that takes
+    ``request_timeout_s`` to ask, or to read the answer, is cut off.
 
     Raises:
         ControlError: the socket cannot be made.
     """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.TimeoutError, ValueError), contextlib.closing(writer):
-            line = await asyncio.wait_for(reader.readline(), _REQUEST_TIMEOUT_S)
+        with contextlib.suppress(OSError, asyncio.TimeoutError, ValueError), contextlib.ExitStack() as end:
+            end.callback(writer.transport.abort)  # close() alone would wait for ever for a client that does not read
+            line = await asyncio.wait_for(reader.readline(), request_timeout_s)
             writer.write(json.dumps(_answer(handlers, line)).encode() + b"\n")
-            await asyncio.wait_for(writer.drain(), _REQUEST_TIMEOUT_S)
+            writer.close()
+            await asyncio.wait_for(writer.wait_closed(), request_timeout_s)
 
     # Python 3.13 would unlink systemd's socket, through which a stopped agent is started.
     keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}

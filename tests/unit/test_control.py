@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import select
 import socket
 import threading
 from typing import TYPE_CHECKING, Any
@@ -25,14 +26,18 @@ def fail(_request: dict[str, Any]) -> dict[str, Any]:
     raise ZeroDivisionError("of no use")
 
 
-HANDLERS: dict[str, Handler] = {"echo": lambda request: {"asked": request}, "fail": fail}
+HANDLERS: dict[str, Handler] = {
+    "echo": lambda request: {"asked": request},
+    "fail": fail,
+    "large": lambda _request: {"text": "x" * 3_000_000},
+}
 
 
-def served(client: Callable[[], Any], path: Path, *, passed: socket.socket | None = None) -> Any:
+def served(client: Callable[[], Any], path: Path, **settings: Any) -> Any:
     """Return what ``client`` returns from a thread of its own while the socket is served."""
 
     async def serve() -> Any:
-        async with control.serve(HANDLERS, path=str(path), passed=passed):
+        async with control.serve(HANDLERS, path=str(path), **{"passed": None, **settings}):
             return await asyncio.to_thread(client)
 
     return asyncio.run(serve())
@@ -59,8 +64,7 @@ def test_a_request_is_answered(tmp_path: Path) -> None:
 def test_a_large_answer_arrives_whole(tmp_path: Path) -> None:
     """A report of a thousand names is one line like any other."""
     path = tmp_path / "control.sock"
-    request = json.dumps({"command": "echo", "text": "x" * 60_000}).encode() + b"\n"
-    assert len(served(lambda: raw(path, request), path)["asked"]["text"]) == 60_000
+    assert len(served(lambda: control.ask(str(path), "large"), path)["text"]) == 3_000_000
 
 
 @pytest.mark.parametrize(
@@ -69,10 +73,10 @@ def test_a_large_answer_arrives_whole(tmp_path: Path) -> None:
         pytest.param(b"status\n", "expected one line of JSON", id="no JSON"),
         pytest.param(b"\xff\n", "expected one line of JSON", id="no text"),
         pytest.param(b"\n", "expected one line of JSON", id="nothing"),
-        pytest.param(b"[]\n", "unknown command; known are echo, fail", id="no object"),
-        pytest.param(b"{}\n", "unknown command; known are echo, fail", id="no command"),
-        pytest.param(b'{"command": []}\n', "unknown command; known are echo, fail", id="a list for a command"),
-        pytest.param(b'{"command": "stop"}\n', "unknown command; known are echo, fail", id="unknown command"),
+        pytest.param(b"[]\n", "unknown command; known are echo, fail, large", id="no object"),
+        pytest.param(b"{}\n", "unknown command; known are echo, fail, large", id="no command"),
+        pytest.param(b'{"command": []}\n', "unknown command; known are echo, fail, large", id="a list for a command"),
+        pytest.param(b'{"command": "stop"}\n', "unknown command; known are echo, fail, large", id="unknown command"),
         pytest.param(b'{"command": "fail"}\n', "ZeroDivisionError('of no use')", id="a defect"),
     ],
 )
@@ -106,6 +110,21 @@ def test_a_client_that_asks_nothing_is_let_go(request_: bytes, tmp_path: Path) -
             return control.ask(str(path), "echo")
 
     assert served(both, path) == {"asked": {"command": "echo"}}
+
+
+@pytest.mark.parametrize("request_", [b"", b'{"command": "large"}\n'], ids=["asks nothing", "reads nothing"])
+def test_a_client_that_stalls_is_cut_off(request_: bytes, tmp_path: Path) -> None:
+    """The agent keeps neither its connection nor the answer that it does not take."""
+    path = tmp_path / "control.sock"
+
+    def stall() -> bool:
+        with socket.socket(socket.AF_UNIX) as client, select.epoll() as ends:
+            client.connect(str(path))
+            client.sendall(request_)
+            ends.register(client, select.EPOLLHUP)  # what has arrived meanwhile stays unread
+            return ends.poll(5) != []
+
+    assert served(stall, path, request_timeout_s=0.1)
 
 
 def test_the_socket_is_for_owner_and_group_and_goes_with_the_server(tmp_path: Path) -> None:
