@@ -30,7 +30,7 @@ class LockUnavailableError(Exception):
 
 @contextlib.contextmanager
 def exclusive(runtime_dir: str) -> Iterator[None]:
-    """Hold ``runtime_dir``/lock, with our process number in it.
+    """Hold ``runtime_dir``/lock, with our process number in it where there is room for it.
 
     Raises:
         LockedError: another process holds it.
@@ -51,7 +51,8 @@ def exclusive(runtime_dir: str) -> Iterator[None]:
         with contextlib.suppress(PermissionError):  # the file was another user's
             os.fchmod(descriptor, 0o644)  # whatever the umask: everybody may look
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the number is a courtesy, the lock is not in it
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -85,6 +86,19 @@ def test_whoever_looks_keeps_no_agent_from_starting(tmp_path: Path) -> None:
         with lock.exclusive(str(tmp_path)):
             assert lock.is_held(str(tmp_path))
         timer.join()
+
+
+def test_a_full_disk_is_no_obstacle(tmp_path: Path) -> None:
+    """The lock is held all the same; only its holder's number is missing."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))  # no file may grow
+    try:
+        with lock.exclusive(str(tmp_path)):
+            assert lock.is_held(str(tmp_path))
+            with pytest.raises(lock.LockedError, match=r"process unknown$"):
+                lock.exclusive(str(tmp_path)).__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
 def test_nobody_holds_what_is_not_there(tmp_path: Path) -> None:
