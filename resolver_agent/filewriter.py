@@ -44,7 +44,7 @@ _MENDS = {
     errno.ENOSPC: "free space on its file system",
     errno.EDQUOT: "raise the quota of its owner",
     errno.EIO: "check the disk; the kernel's log says more",
-    errno.EPERM: "undo a chattr +i or +a on it or its folder, or run as its owner or as root",
+    errno.EPERM: "undo a chattr +i or +a on it or its folder, or run as its owner or as root (with CAP_CHOWN)",
     errno.EACCES: "run as a user that may read and write it",
     errno.EROFS: "mount it writable; under systemd name its folder in ReadWritePaths=",
     errno.ENOENT: "create its folder",

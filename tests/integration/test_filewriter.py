@@ -165,7 +165,8 @@ REFUSED = [
     ),
     pytest.param(
         f"chown 1234 hosts; {POWERLESS}",
-        "WriteError: hosts cannot be written: Operation not permitted",
+        "WriteError: hosts cannot be written: Operation not permitted; undo a chattr +i or +a on it or its folder, "
+        "or run as its owner or as root (with CAP_CHOWN)",
         id="owner cannot be kept",
     ),
     pytest.param(
