@@ -179,9 +179,10 @@ class Agent:
 
     def _status(self, _request: dict[str, Any]) -> dict[str, Any]:
         now = boottime()
+        shown = decide(self._config, self._observations(), self._decision.afresh(), now)
         found = status.report(
             self._config.groups,
-            self._decision,
+            shown,
             self._monitor.nodes,
             local=self._monitor.local,
             alerts=self._journal.alerts.values(),

@@ -123,6 +123,16 @@ class NodeState:
         return self.role_seen
 
     @property
+    def news(self) -> tuple[object, ...]:
+        """What is worth a new decision at once when it changes: all but LSNs and times."""
+        latest, seen = self.latest, self.role_seen
+        return (
+            latest and (latest.kind, latest.detail),
+            seen and (seen.kind, seen.address, seen.timeline, seen.identity),
+            self.over,
+        )
+
+    @property
     def last_role(self) -> Role | None:
         """The role it was last seen in, however long ago."""
         return Role(self.role_seen.kind.value) if self.role_seen else None
@@ -268,3 +278,11 @@ class Decision:
     def targets(self) -> tuple[Target, ...]:
         """The targets of all names that have one, in the order of the configuration."""
         return tuple(state.target for state in self.groups.values() if state.target is not None)
+
+    def afresh(self) -> Decision:
+        """Return the same without what it was decided from, so that the next looks at every group anew.
+
+        Nothing changes by that but times and LSNs.
+        """
+        groups = {name: dataclasses.replace(state, view=None) for name, state in self.groups.items()}
+        return dataclasses.replace(self, groups=groups)

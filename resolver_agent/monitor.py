@@ -248,7 +248,7 @@ class _Watcher:
         before, self.state = self.state, self.state.after(seen)
         for circle in self.circles:
             circle.review(role_changed=before.last_role is not self.state.last_role or before.over != self.state.over)
-        if _news(before) != _news(self.state):
+        if before.news != self.state.news:
             self._changed.set()
         self.on_answer()
 
@@ -293,13 +293,3 @@ class _Circle:
 
 def _bucket() -> TokenBucket:
     return TokenBucket(rate=1000, burst=100)
-
-
-def _news(state: NodeState) -> tuple[object, ...]:
-    """Return what is worth a new decision at once when it changes: all but LSNs and times."""
-    latest, seen = state.latest, state.role_seen
-    return (
-        latest and (latest.kind, latest.detail),
-        seen and (seen.kind, seen.address, seen.timeline, seen.identity),
-        state.over,
-    )

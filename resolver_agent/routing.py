@@ -104,8 +104,15 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
         groups=groups,
         role=role,
         alerts=tuple(dict.fromkeys(alerts)),
-        recheck_at=min((view.recheck_at for view in views), default=float("inf")),
+        recheck_at=_recheck_at(views, observations, max_age_s=max_age_s),
     )
+
+
+def _recheck_at(views: list[GroupView], observations: Observations, *, max_age_s: float) -> float:
+    """Return when an observation expires next, or a node has been healthy for long enough."""
+    seen = (observations.nodes[node].role_seen for view in views for node in view.fresh)
+    expiries = (one.at + max_age_s for one in seen if one is not None)
+    return min(min(expiries, default=float("inf")), min((view.pending_until for view in views), default=float("inf")))
 
 
 def _local_role(views: list[GroupView], observations: Observations, previous: Decision) -> Role | None:

@@ -726,7 +726,7 @@ def test_silence_adds_no_lag() -> None:
 )
 def test_lag_is_measured_against(steps: list[Mapping[str | Node, Observation]], lag: int) -> None:
     """Lag is measured against the primary, else what is known of it, else the most advanced member."""
-    agent = beside_standby(hosts=(A, B, C)).see(dict.fromkeys((A, B, C), unreachable()))
+    agent = beside_standby(hosts=(A, B, C), max_lag_bytes=10_000).see(dict.fromkeys((A, B, C), unreachable()))
     for seen in steps:
         agent.see(seen).decide()
     assert agent.decision.groups["wk1"].fitness[node(A)].lag_bytes == lag

@@ -6,6 +6,7 @@ words, restarts that keep the block only, and reloads. A ledger beside the agent
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import TYPE_CHECKING
 
@@ -428,6 +429,34 @@ def test_deciding_again_changes_nothing(world: World, history: list[list[Event]]
     assert addresses_of(once.targets) == addresses_of(twice.targets)
     assert once.role == twice.role
     assert twice == world.agent.decide().decision
+
+
+class Forgetful(Agent):
+    """An agent that looks at every group anew, each time."""
+
+    def decide(self) -> Agent:
+        """Decide, from nothing but what is remembered on purpose."""
+        self.decision = self.decision.afresh()
+        return super().decide()
+
+
+@given(WORLDS, HISTORIES)
+@unhurried
+def test_looking_only_where_something_happened_changes_nothing(world: World, history: list[list[Event]]) -> None:
+    """An agent that takes views again decides as one that never does, with the same reasons and alerts."""
+    other = copy.deepcopy(world)
+    other.agent.__class__ = Forgetful
+    seen: list[list[object]] = []
+    for one in (world, other):
+        decisions: list[object] = []
+
+        def check(agent: Agent = one.agent, decisions: list[object] = decisions) -> None:
+            made = agent.decision
+            decisions.append((made.targets, [t.reason for t in made.targets], made.role, made.alerts, made.recheck_at))
+
+        live(one, history, check)
+        seen.append(decisions)
+    assert seen[0] == seen[1]
 
 
 def addresses_of(targets: Iterable[Target]) -> list[tuple[str, str]]:
