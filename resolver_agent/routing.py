@@ -194,8 +194,7 @@ def _choose_standby(view: GroupView, fallback: Fallback) -> _Choice:
     if target is not None and standing is Standing.STANDBY:
         current = next((node for node in view.fit if view.fresh[node].address == target.address), None)
         if current is not None:
-            healthy = (node for node in view.fit if node in view.healthy or node == current)
-            chosen = next(healthy)
+            chosen = next(node for node in view.fit if node in view.healthy or node == current)
         elif view.unasked(target.address):
             return _keep(view, Role.STANDBY, view.words_at(target.address))
     elif standing is Standing.FALLBACK and fallback is not Fallback.NONE and view.primary.seen is not None:
