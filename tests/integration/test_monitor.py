@@ -11,6 +11,7 @@ import itertools
 import re
 import socket
 import struct
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -155,7 +156,7 @@ def load(write_config: Callable[..., Path]) -> Load:
 @pytest.fixture(scope="module")
 def lone(site: Site) -> Iterator[Postgres]:
     """A server that tests may configure as they like, if they undo it. Its database ``barred`` refuses probes."""
-    server = site.primary("lone", "127.0.4.1")
+    server = site.primary("lone", "127.0.4.1", config="password_encryption = 'scram-sha-256'\n")
     server.run_sql(f"CREATE ROLE {ROLE} LOGIN; CREATE ROLE locked LOGIN PASSWORD 'right'; CREATE ROLE alien LOGIN")
     server.run_sql("CREATE DATABASE barred")
     server.run_sql("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC", dbname="barred")
@@ -569,6 +570,46 @@ async def test_a_node_by_dns_name_is_resolved_at_each_connect(lone: Postgres, lo
         del resolver.known["one"]
         await sight.until_kind(node, Kind.UNREACHABLE)
         assert newest(sight.state(node)).detail == "one cannot be resolved: Name or service not known"
+
+
+@in_loop
+async def test_a_password_is_looked_up_by_the_name_as_configured(lone: Postgres, load: Load, tmp_path: Path) -> None:
+    """A node that is given by a DNS name has its line in the passfile under that name, not under its address."""
+    passfile = tmp_path / "passfile"
+    passfile.write_text(f"db.example:{lone.port}:postgres:locked:right\n")
+    passfile.chmod(0o600)
+    login = {"user": "locked", "dbname": "postgres", "passfile": str(passfile)}
+    settings = load(lone, {"wk1": ["db.example", lone.address]}, postgresql=login)
+    async with watching(settings, getaddrinfo=Resolver(**{"db.example": lone.address})) as sight:
+        await sight.until(lambda: sight.monitor.asked_all)
+        by_name, by_address = (newest(sight.state(node)) for node in sight.monitor.nodes)
+        assert (by_name.kind, by_name.detail) == (Kind.PRIMARY, "")
+        assert (by_address.kind, by_address.detail) == (Kind.BARRED, "fe_sendauth: no password supplied")
+
+
+def certify(server: Postgres, name: str) -> tuple[str, str]:
+    """Make a key for a server and a certificate signed with it, and return their paths."""
+    key, certificate = str(server.folder / "tls.key"), str(server.folder / "tls.crt")
+    options = ["-nodes", "-newkey", "rsa:2048", "-subj", f"/CN={name}", "-keyout", key, "-out", certificate]
+    making = ["openssl", "req", "-x509", *options]
+    subprocess.run(making, check=True, capture_output=True, **server.binaries.credentials)
+    return key, certificate
+
+
+@in_loop
+async def test_a_certificate_is_held_against_the_name_as_configured(lone: Postgres, load: Load) -> None:
+    """With verify-full a node's certificate has to be for the DNS name that the node is given by."""
+    key, certificate = certify(lone, "db.example")
+    login = {"user": ROLE, "dbname": "postgres", "sslmode": "verify-full", "sslrootcert": certificate}
+    settings = load(lone, {"wk1": ["db.example", "other.example"]}, postgresql=login)
+    resolver = Resolver(**{"db.example": lone.address, "other.example": lone.address})
+    with running_with(lone, ssl="on", ssl_cert_file=certificate, ssl_key_file=key):
+        async with watching(settings, getaddrinfo=resolver) as sight:
+            await sight.until(lambda: sight.monitor.asked_all)
+            named, other = (newest(sight.state(node)) for node in sight.monitor.nodes)
+    assert (named.kind, named.detail) == (Kind.PRIMARY, "")
+    assert other.kind is Kind.BARRED
+    assert other.detail == 'server certificate for "db.example" does not match host name "other.example"'
 
 
 @in_loop
