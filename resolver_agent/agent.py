@@ -6,6 +6,7 @@ Everything that decides is elsewhere (routing), as is everything that knows serv
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import logging
 import os
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BREATH_S = 1.0
-"""How often the watchdog hears, at least, of a first look that waits for nodes that do not answer."""
+"""How often the watchdog hears, at least, of a start that waits."""
+
+_LAST_WRITE_S = 1.0
+"""How long a stopping agent waits for the round under way."""
 
 
 class Agent:
@@ -46,6 +50,7 @@ class Agent:
         self._journal = Journal()
         self._decision = Decision(groups={})
         self._reload_fault: Alert | None = None
+        self._written = False
         self._stopping = False
         self._reloading = False
 
@@ -55,29 +60,46 @@ class Agent:
         Raises:
             lock.LockedError: another agent keeps this file.
             lock.LockUnavailableError, control.ControlError: the runtime folder cannot be used.
-            HostsFileError, BlockError: the hosts file cannot be read to begin with.
         """
         handlers = {"status": self._status, "plan": self._plan, "refresh": self._refresh}
         path = str(Path(self._config.runtime_dir) / control.SOCKET_NAME)
         with lock.exclusive(self._config.runtime_dir):
-            self._decision = resume(self._config, self._block.recall())
             self._handle_signals()
             async with control.serve(handlers, path=path, passed=self._passed):
                 _log.info("resolver-agent %s keeps %s, by %s", __version__, self._config.hosts_file, self._config.path)
                 self._notifier.ready()
+                self._work = asyncio.ensure_future(self._keep())
                 try:
-                    self._monitor.watch(self._config)
-                    await self._first_look()
-                    while not self._stopping:
-                        await self._round()
-                        await self._pause()
+                    await self._work
+                except asyncio.CancelledError:
+                    if not self._stopping:
+                        raise
                 finally:
                     self._notifier.stopping()
                     await self._monitor.close()
             _log.info("stopped; %s stays as it is", self._config.hosts_file)
 
+    async def _keep(self) -> None:
+        self._monitor.watch(self._config)
+        await self._remember()
+        await self._first_look()
+        while not self._stopping:
+            await self._round()
+            await self._pause()
+
+    async def _remember(self) -> None:
+        """Go on from what the block says. Without it nothing is decided: what a held name held would be forgotten."""
+        while not self._stopping:
+            remembered = self._block.recall()
+            self._journal.decision(self._decision, self._alerts(), boottime(), written=False)
+            if remembered is not None:
+                self._decision = resume(self._config, remembered)
+                return
+            self._notifier.watchdog()
+            await asyncio.sleep(self._patience_s(_BREATH_S))
+
     async def _first_look(self) -> None:
-        """Wait until every node was asked once: what is decided on half the evidence may have to be taken back."""
+        """Wait until every node was asked: what is decided on half the evidence may have to be taken back."""
         left, due = 0, 0.0
         while not self._stopping and not self._monitor.asked_all:
             self._monitor.changed.clear()
@@ -95,17 +117,14 @@ class Agent:
         self._monitor.check()
         if self._reloading:
             self._reload()
-            await self._first_look()
-            if self._stopping:
-                return
         begun = boottime()
         nodes, before = self._monitor.nodes, self._decision
-        self._decision = decide(self._config, self._observations(), before, begun)
+        self._decision = decide(self._decidable(), self._observations(), before, begun)
         took_s = boottime() - begun
-        await self._block.put(self._decision.targets, begun)
+        self._written = await self._block.put(self._decision.targets, begun)
         _log.debug("%s; decided in %.1f ms: %s", nodes, took_s * 1000, self._decision.groups)
         self._journal.nodes(nodes)
-        self._journal.decision(self._decision, self._alerts(), begun)
+        self._journal.decision(self._decision, self._alerts(), begun, written=self._written)
         self._notifier.status(f"{len(self._config.groups)} names, {len(self._journal.alerts)} alerts")
         self._notifier.watchdog()
         # With many names deciding takes its time: half of it is for the probes.
@@ -134,6 +153,16 @@ class Agent:
     def _observations(self, assumed: Role | None = None) -> Observations:
         return Observations(nodes=self._monitor.nodes, local=self._monitor.local, assumed=assumed)
 
+    def _decidable(self) -> Config:
+        """Return the configuration without the names that a reload brought and that have nodes yet to be asked."""
+        nodes = self._monitor.nodes
+        groups = tuple(
+            group
+            for group in self._config.groups
+            if group.name in self._decision.groups or all(nodes[node].latest is not None for node in group.nodes)
+        )
+        return self._config if groups == self._config.groups else dataclasses.replace(self._config, groups=groups)
+
     def _alerts(self) -> list[Alert]:
         reload_fault = [self._reload_fault] if self._reload_fault is not None else []
         return [*self._decision.alerts, *self._block.alerts, *reload_fault]
@@ -147,6 +176,8 @@ class Agent:
     def _stop(self) -> None:
         self._stopping = True
         self._monitor.changed.set()
+        # A write that hangs does not hold up the end: killed at any moment it leaves the old file or the new one.
+        asyncio.get_running_loop().call_later(_LAST_WRITE_S, self._work.cancel)
 
     def _ask_reload(self) -> None:
         self._reloading = True
@@ -179,7 +210,7 @@ class Agent:
 
     def _status(self, _request: dict[str, Any]) -> dict[str, Any]:
         now = boottime()
-        shown = decide(self._config, self._observations(), self._decision.afresh(), now)
+        shown = decide(self._decidable(), self._observations(), self._decision.afresh(), now)
         found = status.report(
             self._config.groups,
             shown,
@@ -193,6 +224,7 @@ class Agent:
             "pid": os.getpid(),
             "config": self._config.path,
             "hosts_file": self._config.hosts_file,
+            "written": self._written,
             "trampled": self._block.trampled,
             **found,
         }
@@ -201,7 +233,7 @@ class Agent:
         """Answer what would be decided now, for an assumed role where one is given."""
         if request.get("config") != fingerprint(self._config) or not self._monitor.asked_all:
             return {"look_yourself": True}
-        assumed = Role(request["role"]) if request.get("role") else None
+        assumed = next((role for role in Role if role.value == request.get("role")), None)
         decision = decide(self._config, self._observations(assumed), self._decision, boottime())
         return status.plan(decision, self._monitor.nodes, self._monitor.local)
 

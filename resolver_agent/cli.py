@@ -120,14 +120,18 @@ def _load(options: argparse.Namespace) -> Config:
 
 def _validate(options: argparse.Namespace) -> int:
     settings = _load(options)
-    for warning in settings.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    _say_warnings(settings)
     print(f"{settings.path}: nothing wrong; names: {', '.join(group.name for group in settings.groups)}")
     return OK
 
 
+def _say_warnings(settings: Config) -> None:
+    for warning in settings.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
 def _run(options: argparse.Namespace) -> int:
-    from resolver_agent import control, filewriter, hostsfile, lock, notify  # noqa: PLC0415
+    from resolver_agent import control, lock, notify  # noqa: PLC0415
     from resolver_agent.agent import Agent  # noqa: PLC0415
 
     settings = _load(options)
@@ -137,10 +141,8 @@ def _run(options: argparse.Namespace) -> int:
     agent = Agent(settings, notifier=notify.Notifier(os.environ), passed=passed)
     try:
         asyncio.run(agent.run())
-    except (lock.LockedError, lock.LockUnavailableError, control.ControlError, filewriter.HostsFileError) as error:
+    except (lock.LockedError, lock.LockUnavailableError, control.ControlError) as error:
         raise _TroubleError(str(error)) from error
-    except hostsfile.BlockError as error:
-        raise _TroubleError(f"{settings.hosts_file}: {error}") from error
     return OK
 
 
@@ -149,6 +151,7 @@ def _once(options: argparse.Namespace) -> int:
     from resolver_agent.model import Role  # noqa: PLC0415
 
     settings = _load(options)
+    _say_warnings(settings)
     role = None if options.role == "auto" else Role(options.role)
     try:
         found = once.look(settings, role=role)

@@ -102,7 +102,7 @@ def _answer(handlers: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]], 
     try:
         return handler(request)
     except Exception as error:  # noqa: BLE001 -- whoever asks for nonsense is told so, as is whoever meets a defect
-        _log.exception("the request %r cannot be answered", request)
+        _log.exception("the request %r cannot be answered", request["command"])
         return {"error": repr(error)}
 
 

@@ -60,17 +60,18 @@ class HostsBlock:
             *self._found,
         )
 
-    def recall(self) -> tuple[Target, ...]:
-        """Return what the block remembers, and remove what a killed predecessor left beside the file.
-
-        Raises:
-            HostsFileError: the file cannot be read.
-            hostsfile.BlockError: its markers do not make one block.
-        """
-        swept = self._writer.sweep()
+    def recall(self) -> tuple[Target, ...] | None:
+        """Return what the block remembers, and remove what a killed agent left; None, and an alert, if that fails."""
+        try:
+            swept = self._writer.sweep()
+            remembered = hostsfile.recall(self._writer.read().content)
+        except (HostsFileError, hostsfile.BlockError) as error:
+            self._fault = self._refused(error, "nothing is done before that is mended")
+            return None
+        self._fault = None
         if swept:
             _log.info("removed what a killed agent left behind: %s", ", ".join(swept))
-        return hostsfile.recall(self._writer.read().content)
+        return remembered
 
     def disturbed(self) -> bool:
         """Report whether the file is not as this agent left it, for the price of one system call."""
@@ -93,10 +94,9 @@ class HostsBlock:
             return False
         self._wanted = wanted
         try:
-            outcome = await background.call(self._writer.update, lambda found: hostsfile.render(found, wanted))
-        except (HostsFileError, hostsfile.BlockError) as error:
-            where = "" if isinstance(error, HostsFileError) else f"{self._path}: "
-            self._fault = Alert("file", f"{where}{error}; it stays as it is")
+            outcome, conflicts = await background.call(self._update, wanted)
+        except (HostsFileError, ValueError) as error:
+            self._fault = self._refused(error, "it stays as it is")
             self._failures += 1
             self._not_before = now + _backoff_s(self._failures)
             return False
@@ -105,8 +105,16 @@ class HostsBlock:
         self._fault = None
         self._failures = 0
         self._on_disk = outcome.snapshot
-        self._found = (*self._in_place(outcome), *self._conflicts(outcome))
+        self._found = (*self._notes(outcome), *(self._conflict(found) for found in conflicts))
         return True
+
+    def _update(self, wanted: tuple[Target, ...]) -> tuple[Outcome, tuple[hostsfile.Conflict, ...]]:
+        outcome = self._writer.update(lambda found: hostsfile.render(found, wanted))
+        return outcome, hostsfile.conflicts(outcome.snapshot.content, {target.name for target in wanted})
+
+    def _refused(self, error: Exception, consequence: str) -> Alert:
+        where = "" if isinstance(error, HostsFileError) else f"{self._path}: "
+        return Alert("file", f"{where}{error}; {consequence}")
 
     def _trample(self, now: float) -> None:
         self.trampled += 1
@@ -117,21 +125,18 @@ class HostsBlock:
         else:
             _log.warning("%s: somebody else changed resolver-agent's lines; they are put back", self._path)
 
-    def _in_place(self, outcome: Outcome) -> list[Alert]:
+    def _notes(self, outcome: Outcome) -> list[Alert]:
+        """Return what an operator should know of how the file was written."""
         if outcome.state is State.UNCHANGED:
-            return [alert for alert in self._found if alert.key == "file:in-place"]
-        return [Alert("file:in-place", f"{self._path}: {outcome.detail}")] if outcome.detail else []
+            return [alert for alert in self._found if alert.key == "file:note"]
+        return [Alert("file:note", f"{self._path}: {outcome.detail}")] if outcome.detail else []
 
-    def _conflicts(self, outcome: Outcome) -> list[Alert]:
-        names = {target.name for target in self._wanted}
-        return [
-            Alert(
-                f"file:{found.name}:{found.text}",
-                f"{self._path}: line {found.line_no} also names {found.name}, and lookups return both addresses: "
-                f"remove that name from «{found.text}»",
-            )
-            for found in hostsfile.conflicts(outcome.snapshot.content, names)
-        ]
+    def _conflict(self, found: hostsfile.Conflict) -> Alert:
+        return Alert(
+            f"file:{found.name}:{found.text}",
+            f"{self._path}: line {found.line_no} also names {found.name}, and lookups return both addresses: "
+            f"remove that name from «{found.text}»",
+        )
 
 
 def _backoff_s(times: int) -> float:

@@ -35,15 +35,18 @@ class Journal:
             detail = f" ({latest.detail})" if latest.detail else f" (timeline {latest.timeline})"
             _log.info("%s is %s%s", node, kind.value, detail, extra={"node": str(node)})
 
-    def decision(self, decision: Decision, alerts: Iterable[Alert], now: float) -> None:
+    def decision(self, decision: Decision, alerts: Iterable[Alert], now: float, *, written: bool) -> None:
         """Log the local role, the alerts that end and begin, and every name whose address or kind of reason is new.
 
-        A name of which an alert says just that as it begins is not logged twice.
+        A name of which an alert says just that as it begins is not logged twice. Where names lead is said when it is
+        ``written``.
         """
         if decision.role is not self._role and decision.role is not None:
             self._role = decision.role
             _log.info("the local role is %s", decision.role.value)
         begun = self._faults(alerts, now)
+        if not written:
+            return
         targets = {target.name: target for target in decision.targets}
         before, self._said = self._said, {name: (one.address, one.reason.code.value) for name, one in targets.items()}
         for name, (address, code) in self._said.items():

@@ -39,7 +39,7 @@ def exclusive(runtime_dir: str) -> Iterator[None]:
     path = Path(runtime_dir) / "lock"
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise LockUnavailableError(
             f"{path}: {error.strerror}; make the folder writable for this user, or name another as runtime_dir"
@@ -49,7 +49,7 @@ def exclusive(runtime_dir: str) -> Iterator[None]:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             raise LockedError(f"{path} is held by another agent, process {holder}")
         with contextlib.suppress(PermissionError):  # the file was another user's
-            os.fchmod(descriptor, 0o644)  # whatever the umask: everybody may look
+            os.fchmod(descriptor, 0o600)  # whoever may open it may lock it, and so keep the agent from starting
         os.ftruncate(descriptor, 0)
         with contextlib.suppress(OSError):  # a full disk: the number is a courtesy, the lock is not in it
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 _LOCAL_INTERVAL_S = 0.1
 
-_LOSS_GRACE_S = 0.05
-"""After its connection died a server has this long to show that it lives: somebody may have ended just our session."""
+_LOSS_GRACE_S = 0.25
+"""After its connection died a server has this long to show that it lives: somebody may have ended just our session.
+
+A server that is gone shows it at once, by refusing; over TLS and a wide area a new connection takes its time.
+"""
 
 _ROLES = (Kind.PRIMARY, Kind.STANDBY)
 

@@ -133,8 +133,9 @@ class Prober:
     async def _open(self, begun: float) -> Observation | None:
         try:
             addresses = await self._addresses()
-        except socket.gaierror as error:
-            detail = f"{self._conninfo['host']} cannot be resolved: {error.strerror}"
+        except (OSError, UnicodeError) as error:
+            words = error.strerror if isinstance(error, OSError) else str(error)
+            detail = f"{self._conninfo['host']} cannot be resolved: {words}"
             return Observation(kind=Kind.UNREACHABLE, at=begun, detail=detail)
         failures = []
         for address in addresses:
@@ -150,7 +151,7 @@ class Prober:
         return Observation(kind=kind, at=begun, detail="; ".join(dict.fromkeys(detail for _, detail in failures)))
 
     async def _addresses(self) -> list[dict[str, str]]:
-        """Return where to connect to, one after the other; raise socket.gaierror where the host has no address."""
+        """Return where to connect to, one after the other; raise OSError where the host has no address."""
         host = self._conninfo.get("host", "")
         if not host or host.startswith(("/", "@")):
             return [{}]
@@ -206,7 +207,7 @@ class Prober:
         else:
             self.close()
             words = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode(errors="replace")
-            self._end(Observation(kind=Kind.BARRED, at=self._begun, detail=words))
+            self._end(Observation(kind=Kind.BARRED, at=self._begun, detail=" ".join(words.split())))
 
     def _lose(self, text: str) -> None:
         """Take in that the connection ended, at once: libpq closed the socket, and its number is soon another's."""
@@ -253,9 +254,14 @@ def connect_failure(text: str) -> tuple[Kind, str]:
 
 
 def _look_up(host: str, getaddrinfo: Resolver) -> list[str] | Exception:
-    """Return the addresses of a name, or what was raised instead: nobody may be waiting for it any more."""
+    """Return the addresses of a name, or what was raised instead: nobody may be waiting for it any more.
+
+    Those with a zone (``fe80::1%eth0``) mean something on this host only, and a hosts file cannot hold them.
+    """
     try:
-        return list(dict.fromkeys(str(at[0]) for *_, at in getaddrinfo(host, None, type=socket.SOCK_STREAM)))
+        addresses = (str(at[0]) for *_, at in getaddrinfo(host, None, type=socket.SOCK_STREAM))
+        found = list(dict.fromkeys(address for address in addresses if "%" not in address))
+        return found or OSError(0, "it has only link-local addresses")
     except Exception as error:  # noqa: BLE001 -- whoever waits for the answer raises it
         return error
 

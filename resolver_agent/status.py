@@ -123,6 +123,7 @@ def as_text(status: Mapping[str, Any]) -> str:
         + (f", known as {role}" if role and role != local["kind"] else ""),
         "",
         *_table(["name", "leads to", "since", "reason"], names),
+        *([] if status["written"] else ["", "THE HOSTS FILE DOES NOT SAY THIS: it could not be written."]),
         "",
         *_table(["name", "node", "state", "timeline", "lag", "asked", ""], nodes),
     ]

@@ -252,6 +252,26 @@ def test_a_node_that_a_reload_brings_is_asked_before_anything_is_written(
     assert count(agent, "alert: ") == 0
 
 
+def test_a_silent_node_that_a_reload_brings_delays_no_other(
+    cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
+) -> None:
+    """While a new name waits for its nodes the others follow what happens: here a promotion of the coordinator."""
+    local, silent = cluster["cn"].standby, cluster["wk2"]
+    config = write_config(local, {name: cluster[name] for name in ("cn", "wk1")})
+    agent = start_agent(config)
+    agent.wait_for_line(" wk1 → ")
+    for node in silent.nodes:
+        node.pause()
+    names = yaml.safe_load(config.read_text())["names"]
+    edit(config, names=names | {"wk2": {"nodes": [node.address for node in silent.nodes]}}, timeout="30s")
+    agent.process.send_signal(signal.SIGHUP)
+    agent.wait_for_line("read .* again")
+    cluster["cn"].primary.stop()
+    local.promote()
+    agent.wait_for_target("wk1", cluster["wk1"].primary.address)
+    assert {node["kind"] for node in status(config)["nodes"] if node["name"] == "wk2"} == {"unknown"}
+
+
 # --- Start, stop, reload
 
 
@@ -559,12 +579,19 @@ def test_damaged_markers_stop_every_change(settled: tuple[Agent, Path], cluster:
 def test_damaged_markers_at_the_start(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent, hosts_file: Path
 ) -> None:
-    """An agent that cannot read its memory does not go on without it: it names the line and ends with exit code 2."""
-    hosts_file.write_text("127.0.0.1\tlocalhost\n# BEGIN resolver-agent\n")
-    agent = start_agent(write_config(cluster["cn"].primary, cluster))
-    assert agent.wait() == 2
-    assert "hosts: line 2: '# BEGIN resolver-agent' has no" in agent.lines[-1]
-    assert hosts_file.read_text() == "127.0.0.1\tlocalhost\n# BEGIN resolver-agent\n"
+    """An agent that cannot read its memory says so once, does nothing, and goes on when the line is mended."""
+    damaged = "127.0.0.1\tlocalhost\n# BEGIN resolver-agent\n"
+    hosts_file.write_text(damaged)
+    config = write_config(cluster["cn"].primary, cluster)
+    agent = start_agent(config)
+    agent.wait_for_line("alert: .*hosts: line 2: '# BEGIN resolver-agent' has no .* nothing is done before that")
+    wait_until(lambda: "unknown" not in [node["kind"] for node in status(config)["nodes"]])
+    assert "file" in alerts(config)
+    assert hosts_file.read_text() == damaged
+    hosts_file.write_text(damaged + "# END resolver-agent\n")
+    agent.wait_for_target("wk1", cluster["wk1"].primary.address)
+    agent.wait_for_line("over: .*has no")
+    assert count(agent, "alert: ") == 1
 
 
 def test_an_immutable_file_is_an_alert(settled: tuple[Agent, Path], cluster: dict[str, Group]) -> None:
@@ -577,6 +604,9 @@ def test_an_immutable_file_is_an_alert(settled: tuple[Agent, Path], cluster: dic
         cluster["wk1"].standby.promote()
         agent.wait_for_line("alert: .*hosts cannot be written: Operation not permitted; undo a chattr")
         assert agent.hosts_file.read_bytes() == before
+        wait_until(lambda: [name["address"] for name in status(config)["names"]][1] == cluster["wk1"].standby.address)
+        assert status(config)["written"] is False
+        assert count(agent, f"INFO wk1 → {cluster['wk1'].standby.address}") == 0
         assert "file" in alerts(config)
     finally:
         subprocess.run(["chattr", "-i", agent.hosts_file], check=True)

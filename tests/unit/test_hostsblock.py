@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resolver_agent.hostsblock import HostsBlock
-from resolver_agent.hostsfile import BlockError
 from resolver_agent.model import FENCE, Standing
 from tests.unit.builders import remembered
 
@@ -88,8 +87,11 @@ def test_recall_returns_what_was_put_and_clears_up(block: Block) -> None:
 def test_recall_refuses_damaged_markers(block: Block) -> None:
     """Whoever cannot read the memory must not go on as if there were none."""
     block.path.write_text("# END resolver-agent\n")
-    with pytest.raises(BlockError, match="line 1"):
-        block.block.recall()
+    assert block.block.recall() is None
+    assert "line 1" in block.alerts["file"]
+    block.path.write_text(OTHERS)
+    assert block.block.recall() == ()
+    assert block.alerts == {}
 
 
 def test_a_change_by_others_is_put_back_and_counted(block: Block) -> None:

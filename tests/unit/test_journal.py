@@ -30,9 +30,11 @@ class Log:
         self.journal.nodes(agent.states)
         return self.decision(agent.decision, agent.decision.alerts, now=agent.now)
 
-    def decision(self, decision: Decision, alerts: Sequence[Alert] = (), *, now: float = 1.0) -> list[str]:
+    def decision(
+        self, decision: Decision, alerts: Sequence[Alert] = (), *, now: float = 1.0, written: bool = True
+    ) -> list[str]:
         """Journal a decision and return the lines."""
-        self.journal.decision(decision, alerts, now)
+        self.journal.decision(decision, alerts, now, written=written)
         return self.lines()
 
     def lines(self) -> list[str]:
@@ -132,9 +134,16 @@ def test_what_a_reload_removed_and_brought_back_is_said_again(log: Log) -> None:
     assert log.of(agent) == [line for line in said if "local role" not in line]
 
 
+def test_a_name_is_said_to_lead_where_the_file_says_so(log: Log) -> None:
+    """What could not be written has not happened; it is said when it has."""
+    moved = leading(A, Code.PRIMARY, text="timeline 7")
+    assert log.decision(moved, [Alert("file", "disk full")], written=False) == ["E alert: disk full"]
+    assert log.decision(moved) == ["E over: disk full", "I wk1 → 10.0.0.1 (timeline 7)"]
+
+
 def test_fields_for_a_json_log(log: Log, caplog: pytest.LogCaptureFixture) -> None:
     """A record carries what it is about besides its text."""
-    log.journal.decision(leading(A, Code.PRIMARY), [Alert("k", "fault")], 1)
+    log.journal.decision(leading(A, Code.PRIMARY), [Alert("k", "fault")], 1, written=True)
     alert, name = caplog.records
     assert vars(alert)["alert"] == "k"
     assert {key: vars(name)[key] for key in ("name_", "address", "code")} == {

@@ -36,13 +36,13 @@ def holder(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def test_the_folder_and_the_file_are_made(tmp_path: Path) -> None:
-    """The lock's file holds the process number, and everybody may look at it whatever the umask is."""
-    before = os.umask(0o077)
+    """The lock's file holds the process number, and is its owner's alone: whoever may open it may lock it."""
+    before = os.umask(0)
     try:
         with lock.exclusive(str(tmp_path / "a" / "run")):
             path = tmp_path / "a" / "run" / "lock"
             assert path.read_text() == f"{os.getpid()}\n"
-            assert path.stat().st_mode & 0o777 == 0o644
+            assert path.stat().st_mode & 0o777 == 0o600
     finally:
         os.umask(before)
 

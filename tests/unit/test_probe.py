@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+
 import pytest
 
 from resolver_agent.model import Kind
-from resolver_agent.probe import connect_failure
+from resolver_agent.probe import Prober, connect_failure
 
 TCP = 'connection failed: connection to server at "10.0.0.1", port 5432 failed: '
 SOCKET = 'connection failed: connection to server on socket "/run/postgresql/.s.PGSQL.5432" failed: '
@@ -76,3 +79,27 @@ HINT = "\n\tIs the server running on that host and accepting TCP/IP connections?
 def test_only_a_server_that_is_gone_is_dead(text: str, kind: Kind, detail: str) -> None:
     """Whatever is not known to mean that nobody is there is not taken for it (R1)."""
     assert connect_failure(text) == (kind, detail)
+
+
+@pytest.mark.parametrize(
+    ("answer", "detail"),
+    [
+        pytest.param(socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or", id="no such name"),
+        pytest.param(OSError(24, "Too many open files"), "Too many open files", id="the look-up itself fails"),
+        pytest.param(UnicodeError("label too long"), "label too long", id="no name at all"),
+        pytest.param([("fe80::1%eth0", 0)], "it has only link-local addresses", id="means nothing elsewhere"),
+    ],
+)
+def test_a_name_that_cannot_be_resolved(answer: Exception | list[tuple[str, int]], detail: str) -> None:
+    """Whatever a look-up comes to, the node is unreachable and the agent lives."""
+
+    def getaddrinfo(*_: object, **__: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        if isinstance(answer, Exception):
+            raise answer
+        return [(0, 0, 0, "", address) for address in answer]
+
+    prober = Prober({"host": "db1.example.org"}, timeout_s=5, getaddrinfo=getaddrinfo)
+    seen = asyncio.run(prober.connect())
+    assert seen is not None
+    assert (seen.kind, seen.detail.partition(": ")[0]) == (Kind.UNREACHABLE, "db1.example.org cannot be resolved")
+    assert detail in seen.detail

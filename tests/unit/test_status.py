@@ -47,7 +47,7 @@ def report(agent: Agent) -> dict[str, Any]:
         alerts=[(alert, agent.now - 60) for alert in agent.decision.alerts],
         now=agent.now,
     )
-    here = {"version": __version__, "pid": 42, "config": "c.yml", "hosts_file": "hosts", "trampled": 0}
+    here = {"version": __version__, "pid": 42, "config": "c.yml", "hosts_file": "hosts", "trampled": 0, "written": True}
     sent: dict[str, Any] = json.loads(json.dumps(here | found))
     return sent
 
@@ -161,6 +161,12 @@ def test_text_of_a_local_server_that_is_gone() -> None:
     """The fault and the role that stands are both said."""
     text = status.as_text(report(seen().see_local(dead()).decide()))
     assert "local PostgreSQL: dead (Connection refused), known as standby\n" in text
+
+
+def test_text_of_what_is_not_in_the_file() -> None:
+    """Where names should lead is not where they do."""
+    assert "DOES NOT SAY THIS" not in status.as_text(report(seen()))
+    assert "\nTHE HOSTS FILE DOES NOT SAY THIS: " in status.as_text(report(seen()) | {"written": False})
 
 
 def test_text_of_a_trampled_file() -> None:
