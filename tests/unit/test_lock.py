@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import resource
 import subprocess
 import sys
-import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -74,18 +72,6 @@ def test_it_is_free_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), lock.exclusive(str(tmp_path)):
         raise RuntimeError
     assert not lock.is_held(str(tmp_path))
-
-
-def test_whoever_looks_keeps_no_agent_from_starting(tmp_path: Path) -> None:
-    """A look takes the lock for a moment; the agent that meets it waits that long."""
-    (tmp_path / "lock").touch()
-    with (tmp_path / "lock").open("rb") as looker:
-        fcntl.flock(looker, fcntl.LOCK_SH)
-        timer = threading.Timer(0.03, fcntl.flock, [looker, fcntl.LOCK_UN])
-        timer.start()
-        with lock.exclusive(str(tmp_path)):
-            assert lock.is_held(str(tmp_path))
-        timer.join()
 
 
 def test_a_full_disk_is_no_obstacle(tmp_path: Path) -> None:
