@@ -40,15 +40,14 @@ class GroupView:
 
     ``fresh`` holds what counts of every node that answered, ``foreign`` the nodes whose system identifier is not the
     group's. ``fit`` are the nodes that may serve reads in the configured order, ``healthy`` those of them that have
-    been fit for ``failback_delay``; ``pending_until`` is when the next one will be. ``target`` and ``own`` are what was
-    decided before.
+    been fit for ``failback_delay``; ``pending_until`` is when the next one will be. ``before`` is what was decided
+    before.
     """
 
     group: Group
     word: PatroniWord
     states: Mapping[Node, NodeState]
-    target: Target | None
-    own: str | None
+    before: GroupState
     fresh: Mapping[Node, Observation]
     foreign: frozenset[Node]
     system_id: int | None
@@ -60,6 +59,16 @@ class GroupView:
     own_seen: Observation | None
     alerts: tuple[Alert, ...]
     pending_until: float
+
+    @property
+    def target(self) -> Target | None:
+        """Where the name has led so far."""
+        return self.before.target
+
+    @property
+    def own(self) -> str | None:
+        """The local server's address in this group, as far as it was recognised before."""
+        return self.before.own
 
     @property
     def unfit_words(self) -> str:
@@ -102,11 +111,14 @@ class GroupView:
         """Say what is known of the server at ``address``."""
         return "; ".join(describe(node, self.states[node], self.fresh.get(node)) for node in self._at(address))
 
-    def holds(self, group: Group, observations: Observations, *, now: float, max_age_s: float) -> bool:
+    def holds(
+        self, group: Group, observations: Observations, before: GroupState, *, now: float, max_age_s: float
+    ) -> bool:
         """Report whether looking again would show nothing but later times and LSNs, and those matter to nobody."""
         times_matter = self.own is not None or group.max_lag_bytes is not None or group.max_lag_s is not None
         return (
             group is self.group
+            and before == self.before
             and now < self.pending_until
             and observations.patroni.get(group.name, _NO_WORD) is self.word
             and _find_own(self.states, observations) is self.own_seen
@@ -128,10 +140,9 @@ def look(group: Group, observations: Observations, before: GroupState, *, now: f
     The view before is taken again where it would come out the same: of a thousand groups, nearly all at any moment.
     """
     again = before.view
-    if again is not None and again.holds(group, observations, now=now, max_age_s=max_age_s):
-        if again.target is before.target and again.own == before.own:
-            return again
-        return dataclasses.replace(again, target=before.target, own=before.own)
+    if again is not None and again.holds(group, observations, before, now=now, max_age_s=max_age_s):
+        return again
+    before = dataclasses.replace(before, view=None)  # else each view would keep all before it
     states = {node: observations.nodes.get(node, _NEVER) for node in group.nodes}
     word = observations.patroni.get(group.name, _NO_WORD)
     fresh = {
@@ -163,8 +174,7 @@ def look(group: Group, observations: Observations, before: GroupState, *, now: f
         group=group,
         word=word,
         states=states,
-        target=before.target,
-        own=before.own,
+        before=before,
         fresh=fresh,
         foreign=foreign,
         system_id=system_id,

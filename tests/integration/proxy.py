@@ -60,9 +60,12 @@ class Proxy:
 
     def cut(self) -> None:
         """Reset every open connection. New ones are still accepted."""
-        for end in tuple(self._open):
+        ends = tuple(self._open)
+        for end in ends:  # all of them first, since the end of one closes its other side
             with contextlib.suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        for end in ends:
+            with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RD)  # wakes the thread that reads it, and unlike SHUT_RDWR says nothing
 
     def _accept(self, listener: socket.socket) -> None:
