@@ -267,12 +267,14 @@ class Decision:
     """Where every name leads.
 
     ``role`` is the last known local role; ``recheck_at`` is when the passing of time alone may change something.
+    ``made_for`` are the role that the names followed, and the fallback.
     """
 
     groups: Mapping[str, GroupState]
     role: Role | None = None
     alerts: tuple[Alert, ...] = ()
     recheck_at: float = float("inf")
+    made_for: tuple[Role | None, Fallback] | None = None
 
     @property
     def targets(self) -> tuple[Target, ...]:

@@ -11,6 +11,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from resolver_agent.groupview import GroupView, look
+from resolver_agent.localserver import local_role, own_addresses
 from resolver_agent.model import (
     FENCE,
     Alert,
@@ -20,7 +21,6 @@ from resolver_agent.model import (
     GroupState,
     Kind,
     NodeState,
-    Observation,
     Observations,
     Reason,
     Role,
@@ -28,10 +28,9 @@ from resolver_agent.model import (
     Standing,
     Target,
 )
-from resolver_agent.primary import nodes_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from resolver_agent.config import Config
 
@@ -82,12 +81,13 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
         look(group, observations, previous.groups.get(group.name, _NOTHING), now=now, max_age_s=max_age_s)
         for group in config.groups
     ]
-    role = _local_role(views, observations, previous)
+    role = local_role(views, observations, previous)
     wished = observations.assumed or (Role.PRIMARY if observations.holds_lock else role)
-    owns = _own_addresses(views, observations.local, observations.local.fresh(now=now, max_age_s=max_age_s))
+    owns = own_addresses(views, observations.local, observations.local.fresh(now=now, max_age_s=max_age_s))
+    settled = _settled(views, owns, previous, (wished, config.fallback))
     choices = {}
     for view in views:
-        if view.group.name not in owns:
+        if view.group.name not in owns and view.group.name not in settled:
             wish = _wish(view, wished)
             choose = _choose_primary if wish is Role.PRIMARY else _choose_standby
             choices[view.group.name] = choose(view, config.fallback)
@@ -95,7 +95,9 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
         _fall_back_together(views, choices)
 
     groups = {
-        view.group.name: _settle(view, owns.get(view.group.name), choices.get(view.group.name), now) for view in views
+        name: settled.get(name) or _settle(view, owns.get(name), choices.get(name), now)
+        for view in views
+        for name in [view.group.name]
     }
     alerts = [alert for view in views for alert in view.alerts]
     alerts += [alert for name, state in groups.items() for alert in _name_alerts(state, name)]
@@ -105,7 +107,22 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
         role=role,
         alerts=tuple(dict.fromkeys(alerts)),
         recheck_at=_recheck_at(views, observations, max_age_s=max_age_s),
+        made_for=(wished, config.fallback),
     )
+
+
+def _settled(
+    views: list[GroupView], owns: Mapping[str, str], previous: Decision, made_for: tuple[Role | None, Fallback]
+) -> dict[str, GroupState]:
+    """Return the groups of which the view is the one before, and that therefore would be decided as before."""
+    if previous.made_for != made_for or Fallback.ALL in made_for:  # there each name depends on all the others
+        return {}
+    return {
+        view.group.name: before
+        for view in views
+        for before in [previous.groups.get(view.group.name)]
+        if before is not None and before.view is view and before.own == owns.get(view.group.name)
+    }
 
 
 def _recheck_at(views: list[GroupView], observations: Observations, *, max_age_s: float) -> float:
@@ -113,41 +130,6 @@ def _recheck_at(views: list[GroupView], observations: Observations, *, max_age_s
     seen = (observations.nodes[node].role_seen for view in views for node in view.fresh)
     expiries = (one.at + max_age_s for one in seen if one is not None)
     return min(min(expiries, default=float("inf")), min((view.pending_until for view in views), default=float("inf")))
-
-
-def _local_role(views: list[GroupView], observations: Observations, previous: Decision) -> Role | None:
-    """Return the last known role of the local server, by whichever probe saw it last."""
-    seen = [view.own_seen for view in views if view.own_seen is not None]
-    if observations.local.role_seen is not None:
-        seen.append(observations.local.role_seen)
-    if not seen:
-        return previous.role
-    return Role(max(seen, key=lambda one: one.at).kind.value)
-
-
-def _own_addresses(views: list[GroupView], local: NodeState, fresh: Observation | None) -> dict[str, str]:
-    """Return the local server's own address for each name of its own group (R3).
-
-    It stays recognised while it is down: until it is recognised at another address, or both it and the server at that
-    address were asked, each after the other's last start, and are not the same.
-    """
-    seen = {view.group.name: view.own_seen.address for view in views if view.own_seen and view.own_seen.address}
-    addresses = set(seen.values())
-    remembered = {
-        view.group.name: view.own
-        for view in views
-        if view.own is not None
-        and (view.own in addresses if addresses else not _is_another(view, view.own, local, fresh))
-    }
-    return remembered | seen
-
-
-def _is_another(view: GroupView, own: str, local: NodeState, fresh: Observation | None) -> bool:
-    """Report whether the server at ``own``, or every one of the group, is seen to be another than the local server."""
-    return fresh is not None and all(
-        node in view.fresh and view.fresh[node].at >= local.same_since and fresh.at >= view.states[node].same_since
-        for node in nodes_at(own, view.group, view.states) or view.group.nodes
-    )
 
 
 def _wish(view: GroupView, local: Role | None) -> Role:
