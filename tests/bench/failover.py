@@ -8,6 +8,7 @@ says for the first time that it takes writes (asked every 0.5 ms) to when the re
 from __future__ import annotations
 
 import contextlib
+import random
 import statistics
 import sys
 import tempfile
@@ -61,6 +62,8 @@ def worker_promotions(site: Site, pair: list[Postgres], watched: dict[str, Resol
         how = "kill -9" if number % 2 else "clean"
         for resolver in watched.values():
             resolver.wait_for(old.address)
+        # At any moment of the slowest poller's period: without this each promotion would begin as it has just polled.
+        time.sleep(random.uniform(0, max(POLLERS_S.values())))  # noqa: S311 -- nobody gains by guessing it
         at = promote(old, new, how)
         for name, resolver in watched.items():
             took[name].append(resolver.wait_for(new.address) - at)
