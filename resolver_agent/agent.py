@@ -51,6 +51,7 @@ class Agent:
         self._journal = Journal()
         self._decision = Decision(groups={})
         self._reload_fault: Alert | None = None
+        self._work: asyncio.Task[None] | None = None
         self._written = False
         self._stopping = False
         self._reloading = False
@@ -69,7 +70,7 @@ class Agent:
             async with control.serve(handlers, path=path, passed=self._passed):
                 _log.info("resolver-agent %s keeps %s, by %s", __version__, self._config.hosts_file, self._config.path)
                 self._notifier.ready()
-                self._work = asyncio.ensure_future(self._keep())
+                self._work = asyncio.get_running_loop().create_task(self._keep())
                 try:
                     await self._work
                 except asyncio.CancelledError:
@@ -179,7 +180,8 @@ class Agent:
         self._stopping = True
         self._monitor.changed.set()
         # A write that hangs does not hold up the end: killed at any moment it leaves the old file or the new one.
-        asyncio.get_running_loop().call_later(_LAST_WRITE_S, self._work.cancel)
+        if self._work is not None:
+            asyncio.get_running_loop().call_later(_LAST_WRITE_S, self._work.cancel)
 
     def _ask_reload(self) -> None:
         self._reloading = True

@@ -112,7 +112,8 @@ class Agent:
     def __enter__(self) -> Self:
         self._log = (self.folder / "log").open("wb")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "resolver_agent.cli", "run", "-c", self.config],
+            # The priority that its systemd unit gives it.
+            ["nice", "-n", "-10", sys.executable, "-m", "resolver_agent.cli", "run", "-c", self.config],
             env=os.environ | {"NOTIFY_SOCKET": str(self.folder / "notify")},
             stdout=self._log,
             stderr=subprocess.STDOUT,
