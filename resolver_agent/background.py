@@ -18,6 +18,11 @@ _T = TypeVar("_T")
 
 async def call(function: Callable[..., _T], *arguments: Any) -> _T:
     """Return what ``function`` returns, or raise what it raises. Cancelled, the call goes on and nobody hears of it."""
+    return await start(function, *arguments)
+
+
+def start(function: Callable[..., _T], *arguments: Any) -> asyncio.Future[_T]:
+    """Begin a call, and return the future of what comes of it: no task, so that nothing is left to wait for."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
 
@@ -39,4 +44,4 @@ async def call(function: Callable[..., _T], *arguments: Any) -> _T:
             loop.call_soon_threadsafe(settle, result, error)
 
     threading.Thread(target=run, daemon=True).start()
-    return await future
+    return future

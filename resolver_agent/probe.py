@@ -159,7 +159,7 @@ class Prober:
             return [{"hostaddr": str(ipaddress.ip_address(host))}]
         except ValueError:
             if self._lookup is None or self._lookup.done():
-                self._lookup = asyncio.ensure_future(background.call(_look_up, host, self._getaddrinfo))
+                self._lookup = background.start(_look_up, host, self._getaddrinfo)
             found = await asyncio.shield(self._lookup)
         if isinstance(found, Exception):
             raise found
