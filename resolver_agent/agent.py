@@ -121,12 +121,12 @@ class Agent:
         if self._reloading:
             self._reload()
         begun = boottime()
-        nodes, before = self._monitor.nodes, self._decision
-        self._decision = decide(self._decidable(), self._observations(), before, begun)
+        seen = self._observations()
+        self._decision = decide(self._decidable(seen), seen, self._decision, begun)
         took_s = boottime() - begun
         self._written = await self._block.put(self._decision.targets, begun)
-        _log.debug("%s; decided in %.1f ms: %s", nodes, took_s * 1000, self._decision.groups)
-        self._journal.nodes(nodes)
+        _log.debug("%s; decided in %.1f ms: %s", seen.nodes, took_s * 1000, self._decision.groups)
+        self._journal.nodes(seen.nodes)
         self._journal.decision(self._decision, self._alerts(), begun, written=self._written)
         self._notifier.status(f"{len(self._config.groups)} names, {len(self._journal.alerts)} alerts")
         self._notifier.watchdog()
@@ -156,13 +156,12 @@ class Agent:
     def _observations(self, assumed: Role | None = None) -> Observations:
         return Observations(nodes=self._monitor.nodes, local=self._monitor.local, assumed=assumed)
 
-    def _decidable(self) -> Config:
+    def _decidable(self, seen: Observations) -> Config:
         """Return the configuration without the names that a reload brought and that have nodes yet to be asked."""
-        nodes = self._monitor.nodes
         groups = tuple(
             group
             for group in self._config.groups
-            if group.name in self._decision.groups or all(nodes[node].latest is not None for node in group.nodes)
+            if group.name in self._decision.groups or all(seen.nodes[node].latest is not None for node in group.nodes)
         )
         return self._config if groups == self._config.groups else dataclasses.replace(self._config, groups=groups)
 
@@ -214,12 +213,13 @@ class Agent:
 
     def _status(self, _request: dict[str, Any]) -> dict[str, Any]:
         now = boottime()
-        shown = decide(self._decidable(), self._observations(), self._decision.afresh(), now)
+        seen = self._observations()
+        shown = decide(self._decidable(seen), seen, self._decision.afresh(), now)
         found = status.report(
             self._config.groups,
             shown,
-            self._monitor.nodes,
-            local=self._monitor.local,
+            seen.nodes,
+            local=seen.local,
             alerts=self._journal.alerts.values(),
             now=now,
         )
