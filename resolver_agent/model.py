@@ -79,8 +79,8 @@ class Observation:
     """What one probe of one node saw.
 
     ``at`` is when the probe was begun, so that an answer is never taken for fresher than it is. ``address`` is the
-    one connected to. ``lsn`` is the current LSN of a primary, the replayed one of a standby. ``detail`` is the fault in
-    words where there is one.
+    one connected to. ``lsn`` is the current LSN of a primary, the replayed one of a standby. ``receiver`` is the
+    process number of a standby's WAL receiver while it is connected. ``detail`` is the fault in words if there is one.
     """
 
     kind: Kind
@@ -89,6 +89,7 @@ class Observation:
     lsn: int | None = None
     timeline: int | None = None
     identity: Identity | None = None
+    receiver: int | None = None
     detail: str = ""
 
 
@@ -145,6 +146,14 @@ class PatroniWord:
     leader: Node | None = None
     benched: Mapping[Node, str] = dataclasses.field(default_factory=dict)
     system_id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Claim:
+    """What one node's own Patroni said, asked at ``at``: whether it holds the leader lock."""
+
+    at: float
+    leads: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

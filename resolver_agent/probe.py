@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     Resolver = Callable[..., Any]
     """What ``socket.getaddrinfo`` is."""
 
-# All of it works for a role with LOGIN and nothing else. A primary's timeline comes from its WAL file name, since the
-# control file's lags a promotion; the server never goes back into recovery, so the order of the two checks is safe.
+# All of it works for a role with LOGIN and nothing else: of a WAL receiver such a role may know the process number alone,
+# and that only while it is connected. A primary's timeline comes from its WAL file name, since the control file's lags
+# a promotion; the server never goes back into recovery, so the order of the two checks is safe.
 # Prepared once for each connection: planning it anew each time would cost the server twice as much as running it.
 _AGAIN = b"EXECUTE resolver_agent"
 _FIRST = (
@@ -39,7 +40,8 @@ SELECT r.standby,
             ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END,
        (SELECT system_identifier FROM pg_catalog.pg_control_system()),
        pg_catalog.round((EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)
-         ::pg_catalog.numeric)
+         ::pg_catalog.numeric),
+       (SELECT pid FROM pg_catalog.pg_stat_get_wal_receiver())
   FROM (SELECT pg_catalog.pg_is_in_recovery() OFFSET 0) AS r(standby);
 """
     + _AGAIN
@@ -203,7 +205,7 @@ class Prober:
     def _answer(self, result: pq.abc.PGresult) -> None:
         if result.status == pq.ExecStatus.TUPLES_OK:
             self._statement = _AGAIN
-            self._end(_seen([result.get_value(0, column) for column in range(5)], self._begun, self._address))
+            self._end(_seen([result.get_value(0, column) for column in range(6)], self._begun, self._address))
         else:
             self.close()
             words = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode(errors="replace")
@@ -267,7 +269,7 @@ def _look_up(host: str, getaddrinfo: Resolver) -> list[str] | Exception:
 
 
 def _seen(row: list[bytes | None], begun: float, address: str | None) -> Observation:
-    standby, lsn, timeline, system_id, started_us = row
+    standby, lsn, timeline, system_id, started_us, receiver = row
     return Observation(
         kind=Kind.STANDBY if standby == b"t" else Kind.PRIMARY,
         at=begun,
@@ -275,6 +277,7 @@ def _seen(row: list[bytes | None], begun: float, address: str | None) -> Observa
         lsn=int(lsn) if lsn is not None else None,
         timeline=int(timeline or b"0", 16),
         identity=Identity(int(system_id or 0), int(started_us or 0)),
+        receiver=int(receiver) if receiver is not None else None,
     )
 
 

@@ -1,0 +1,73 @@
+"""How long an announced promotion of the local server counts, and when the leader lock makes a standby a primary."""
+
+from __future__ import annotations
+
+import pytest
+
+from resolver_agent.model import Claim, Kind, NodeState, Observation
+from resolver_agent.promotion import Announced, holds_lock, how_it_ended
+
+ANNOUNCED = Announced(since=100.0, receiver=7)
+MAX_AGE_S = 3.0
+
+
+def local(kind: Kind, at: float, receiver: int | None = None) -> NodeState:
+    """Return what is known of the local server after one probe."""
+    return NodeState().after(Observation(kind=kind, at=at, receiver=receiver))
+
+
+STANDBY = local(Kind.STANDBY, 101.0)
+PRIMARY = "the local PostgreSQL was promoted"
+NO_LOCK = "the local Patroni does not hold the leader lock"
+STREAMS = "the local PostgreSQL streams from a primary"
+
+
+@pytest.mark.parametrize(
+    ("state", "claim", "expected"),
+    [
+        pytest.param(NodeState(), None, None, id="nothing known"),
+        pytest.param(STANDBY, None, None, id="still in recovery, be it for minutes"),
+        pytest.param(local(Kind.STANDBY, 1e6), Claim(1e6, leads=True), None, id="no clock ends it"),
+        pytest.param(local(Kind.PRIMARY, 101.0), None, PRIMARY, id="promoted"),
+        pytest.param(local(Kind.PRIMARY, 101.0), Claim(101.0, leads=True), PRIMARY, id="promoted, with Patroni"),
+        pytest.param(local(Kind.PRIMARY, 99.0), None, None, id="primary before it was announced"),
+        pytest.param(STANDBY, Claim(101.0, leads=False), NO_LOCK, id="the lock is another's"),
+        pytest.param(STANDBY, Claim(99.0, leads=False), None, id="the lock was another's before"),
+        pytest.param(STANDBY, Claim(101.0, leads=True), None, id="holds the lock"),
+        pytest.param(local(Kind.STANDBY, 101.0, 7), None, None, id="the WAL receiver is the one of before"),
+        pytest.param(local(Kind.STANDBY, 101.0, 8), None, STREAMS, id="a new WAL receiver"),
+        pytest.param(local(Kind.STANDBY, 99.0, 8), None, None, id="a WAL receiver of before"),
+        pytest.param(local(Kind.STANDBY, 101.0, 8), Claim(99.0, leads=False), None, id="Patroni's word is awaited"),
+        pytest.param(local(Kind.DEAD, 101.0), None, None, id="the server is down"),
+    ],
+)
+def test_how_it_ended(state: NodeState, claim: Claim | None, expected: str | None) -> None:
+    """It lasts until the promotion is seen, or what speaks against it; not by time."""
+    assert how_it_ended(ANNOUNCED, local=state, claim=claim) == expected
+
+
+def test_any_receiver_is_new_where_there_was_none() -> None:
+    """A server that had lost its primary and streams again is not about to be promoted."""
+    assert how_it_ended(Announced(since=100.0), local=local(Kind.STANDBY, 101.0, 1), claim=None) == STREAMS
+
+
+@pytest.mark.parametrize(
+    ("state", "claim", "expected"),
+    [
+        pytest.param(STANDBY, None, False, id="no Patroni"),
+        pytest.param(STANDBY, Claim(99.0, leads=False), False, id="not the leader"),
+        pytest.param(STANDBY, Claim(99.0, leads=True), True, id="the leader"),
+        pytest.param(local(Kind.STANDBY, 101.0, 8), Claim(99.0, leads=True), True, id="the leader a moment ago"),
+        pytest.param(STANDBY, Claim(10.0, leads=True), True, id="silent since, and not connected to a primary"),
+        pytest.param(local(Kind.STANDBY, 101.0, 8), Claim(10.0, leads=True), False, id="silent since, and streams"),
+        pytest.param(
+            local(Kind.STANDBY, 100.5, 8).after(Observation(kind=Kind.DEAD, at=101.0)),
+            Claim(10.0, leads=True),
+            True,
+            id="silent since, and streamed before it died",
+        ),
+    ],
+)
+def test_holds_lock(state: NodeState, claim: Claim | None, expected: bool) -> None:  # noqa: FBT001 -- a table's column
+    """Patroni's last word stands while it is silent, unless the server streams from a primary."""
+    assert holds_lock(claim, local=state, now=101.0, max_age_s=MAX_AGE_S) is expected
