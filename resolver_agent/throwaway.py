@@ -24,7 +24,7 @@ from resolver_agent.throwaway_binaries import ThrowawayError
 from resolver_agent.throwaway_server import DEADLINE_S, SUPERUSER, Postgres, environment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -51,10 +51,16 @@ class Site:
     That is done by a process beside this one (``throwaway_guard``), so it also happens when this one is killed.
     """
 
-    def __init__(self, *, postgres: str | None = None) -> None:
-        """Take ``postgres`` as ``throwaway_binaries.find`` takes its choice."""
+    def __init__(
+        self, *, postgres: str | None = None, launcher: Callable[[str, str], Sequence[str]] | None = None
+    ) -> None:
+        """Take ``postgres`` as ``throwaway_binaries.find`` takes its choice.
+
+        ``launcher`` returns that of the ``Postgres`` with a name and an address.
+        """
         self.servers: dict[str, Postgres] = {}
         self._choice = postgres
+        self._launcher = launcher
 
     def __enter__(self) -> Self:
         self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
@@ -132,7 +138,8 @@ class Site:
         folder.mkdir()
         if self.binaries.credentials:
             os.chown(folder, self.binaries.credentials["user"], self.binaries.credentials["group"])
-        server = Postgres(name, address, port=self.port, folder=folder, binaries=self.binaries)
+        launcher = self._launcher(name, address) if self._launcher else ()
+        server = Postgres(name, address, port=self.port, folder=folder, binaries=self.binaries, launcher=launcher)
         self.servers[name] = server
         return server
 

@@ -15,7 +15,7 @@ from resolver_agent import throwaway_guard
 from resolver_agent.throwaway_binaries import Binaries, ThrowawayError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from psycopg.abc import Params
@@ -37,14 +37,18 @@ class Postgres:
         address: the loopback address that it listens on.
         port: the TCP port, the same for all servers of a site.
         folder: holds its Unix socket, ``data`` and ``log``.
+        launcher: what its command line begins with; it has to take on the servers' user, and to keep the process id.
     """
 
-    def __init__(self, name: str, address: str, *, port: int, folder: Path, binaries: Binaries) -> None:
+    def __init__(
+        self, name: str, address: str, *, port: int, folder: Path, binaries: Binaries, launcher: Sequence[str] = ()
+    ) -> None:
         self.name = name
         self.address = address
         self.port = port
         self.folder = folder
         self.binaries = binaries
+        self.launcher = launcher
         self.data = folder / "data"
         self.log = folder / "log"
         self._postmaster: subprocess.Popen[bytes] | None = None
@@ -90,14 +94,14 @@ class Postgres:
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C in a terminal is for us, and must not stop the servers one by one.
             self._postmaster = subprocess.Popen(
-                [self.binaries.folder / "postgres", "-D", self.data, *arguments],
+                [*self.launcher, self.binaries.folder / "postgres", "-D", self.data, *arguments],
                 cwd=self.folder,
                 env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                **self.binaries.credentials,
+                **({} if self.launcher else self.binaries.credentials),
             )
         if wait:
             self._wait(self._is_ready, "is not ready")

@@ -1,0 +1,152 @@
+"""Machines: each a loopback address with an /etc of its own, which every process that is started on it sees.
+
+A process on a machine runs in a mount namespace where a private copy of /etc lies over the real one. So what resolves
+names there, PostgreSQL's own code included, reads a hosts file that can be replaced as on a real host.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resolver_agent import throwaway_guard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from resolver_agent.throwaway import Postgres
+    from resolver_agent.throwaway_binaries import Credentials
+
+CHECKOUT = Path(__file__).parents[2]
+_LOCALHOST = "127.0.0.1\tlocalhost\n"
+_NSSWITCH = "passwd: files\ngroup: files\nhosts: files\n"
+
+
+class Machine:
+    """One machine. It ends with the ``Site`` in whose folder it is.
+
+    Attributes:
+        name: unique in its site.
+        address: its loopback address.
+        folder: the working directory of what is started here, by which it is found and ended.
+        hosts_file: its /etc/hosts, as seen from outside.
+        launcher: what a command line begins with to be run here, as root.
+        as_postgres: the same, to be run as the user of the PostgreSQL servers. Both keep the process id.
+        server: the PostgreSQL server on it, which has a folder of its own.
+    """
+
+    server: Postgres | None = None
+
+    def __init__(self, name: str, address: str, *, folder: Path, credentials: Credentials) -> None:
+        """Make it in ``folder``, which must not exist yet; ``credentials`` are those of the servers' user."""
+        self.name = name
+        self.address = address
+        self.folder = folder
+        etc = folder / "etc"
+        folder.mkdir()
+        subprocess.run(["cp", "-a", "/etc", etc], check=True)
+        (etc / "nsswitch.conf").write_text(_NSSWITCH)
+        self.hosts_file = etc / "hosts"
+        self.lead({})
+        self.launcher = ["unshare", "--mount", "sh", "-ec", "\n".join(_entrance(folder)), name]
+        user, group = credentials["user"], credentials["group"]
+        self.as_postgres = [*self.launcher, "setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups"]
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self.address}>"
+
+    def lead(self, names: Mapping[str, str]) -> None:
+        """Replace the hosts file at once by one that leads these names, and localhost, to addresses."""
+        new = self.hosts_file.with_name("hosts.new")
+        new.write_text(_LOCALHOST + "".join(f"{address}\t{name}\n" for name, address in names.items()))
+        new.rename(self.hosts_file)
+
+    def resolve(self, name: str) -> list[str]:
+        """Return the addresses that a name has here by the word of the C library."""
+        found = self.run("sh", "-c", 'getent ahostsv4 "$1" || :', "sh", name)
+        return list(dict.fromkeys(line.split()[0] for line in found.splitlines()))
+
+    def run(self, *command: str | Path, as_postgres: bool = False, timeout_s: float = 30) -> str:
+        """Run a command here and return what it prints on standard output.
+
+        Raises:
+            RuntimeError: it failed; with all of its output.
+        """
+        ran = subprocess.run(
+            [*(self.as_postgres if as_postgres else self.launcher), *command],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+        )
+        if ran.returncode != 0:
+            raise RuntimeError(f"{command} on {self!r} exited with {ran.returncode}:\n{ran.stdout}{ran.stderr}")
+        return ran.stdout
+
+    def start(
+        self, *command: str | Path, log: Path, as_postgres: bool = False, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a command here that outlives neither the machine nor the site; its output is added to ``log``."""
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [*(self.as_postgres if as_postgres else self.launcher), *command],
+                cwd=self.folder,
+                env=os.environ | (env or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """Kill everything that runs here, as a loss of power does (SIGKILL)."""
+        throwaway_guard.kill_server(self.folder)
+        if self.server is not None:
+            self.server.kill()
+
+    def pause(self) -> None:
+        """Freeze everything that runs here: connections stay open, and nothing answers (SIGSTOP)."""
+        paused: set[int] = set()
+        while (found := self._signal_all(signal.SIGSTOP)) != paused:
+            paused = found
+
+    def resume(self) -> None:
+        """Let a paused machine go on."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, signum: signal.Signals) -> set[int]:
+        folders = [self.folder, *([self.server.folder] if self.server is not None else [])]
+        return {pid for folder in folders for pid in throwaway_guard.signal_all(folder, signum)}
+
+
+def _entrance(folder: Path) -> Iterator[str]:
+    """Yield the shell script that turns a new mount namespace into the machine, and runs its arguments there.
+
+    On a machine everybody can run our interpreter and read this checkout. Where these are in a folder that only we may
+    enter, as root's home is, a copy of that folder hides it there, with nothing in it but what everybody needs.
+    """
+    yield f"mount --bind {shlex.quote(str(folder / 'etc'))} /etc"
+    hidden: dict[Path, list[Path]] = {}
+    for path in dict.fromkeys(Path(one).resolve() for one in (sys.base_prefix, sys.prefix, CHECKOUT)):
+        closed = next((one for one in reversed(path.parents) if not one.stat().st_mode & stat.S_IXOTH), None)
+        if closed is not None:
+            hidden.setdefault(closed, []).append(path)
+    for number, (closed, paths) in enumerate(hidden.items()):
+        spare = folder / f"open-{number}"
+        for path in paths:
+            (spare / path.relative_to(closed)).mkdir(parents=True, exist_ok=True)
+            yield _bind(path, spare / path.relative_to(closed))
+        yield f"mount --rbind {shlex.quote(str(spare))} {shlex.quote(str(closed))}"
+    yield 'exec "$@"'
+
+
+def _bind(what: Path, where: Path) -> str:
+    return f"mount --bind {shlex.quote(str(what))} {shlex.quote(str(where))}"
