@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
+import os
 import select
 import socket
 import threading
@@ -26,10 +28,16 @@ def fail(_request: dict[str, Any]) -> dict[str, Any]:
     raise ZeroDivisionError("of no use")
 
 
+def without_peer(request: dict[str, Any]) -> dict[str, Any]:
+    """Return what the client itself said."""
+    return {key: value for key, value in request.items() if key != "peer"}
+
+
 HANDLERS: dict[str, Handler] = {
-    "echo": lambda request: {"asked": request},
+    "echo": lambda request: {"asked": without_peer(request)},
     "fail": fail,
     "large": lambda _request: {"text": "x" * 3_000_000},
+    "who": lambda request: dataclasses.asdict(request["peer"]),
 }
 
 
@@ -73,10 +81,14 @@ def test_a_large_answer_arrives_whole(tmp_path: Path) -> None:
         pytest.param(b"status\n", "expected one line of JSON", id="no JSON"),
         pytest.param(b"\xff\n", "expected one line of JSON", id="no text"),
         pytest.param(b"\n", "expected one line of JSON", id="nothing"),
-        pytest.param(b"[]\n", "unknown command; known are echo, fail, large", id="no object"),
-        pytest.param(b"{}\n", "unknown command; known are echo, fail, large", id="no command"),
-        pytest.param(b'{"command": []}\n', "unknown command; known are echo, fail, large", id="a list for a command"),
-        pytest.param(b'{"command": "stop"}\n', "unknown command; known are echo, fail, large", id="unknown command"),
+        pytest.param(b"[]\n", "unknown command; known are echo, fail, large, who", id="no object"),
+        pytest.param(b"{}\n", "unknown command; known are echo, fail, large, who", id="no command"),
+        pytest.param(
+            b'{"command": []}\n', "unknown command; known are echo, fail, large, who", id="a list for a command"
+        ),
+        pytest.param(
+            b'{"command": "stop"}\n', "unknown command; known are echo, fail, large, who", id="unknown command"
+        ),
         pytest.param(b'{"command": "fail"}\n', "ZeroDivisionError('of no use')", id="a defect"),
     ],
 )
@@ -87,6 +99,13 @@ def test_nonsense_is_answered_too(request_: bytes, error: str, tmp_path: Path) -
     first, second = served(lambda: (raw(path, request_), control.ask(str(path), "echo")), path)
     assert first == {"error": error}
     assert second == {"asked": {"command": "echo"}}
+
+
+def test_the_handler_knows_who_asks(tmp_path: Path) -> None:
+    """It is the kernel that says so, not the client."""
+    path = tmp_path / "control.sock"
+    answer = served(lambda: control.ask(str(path), "who", peer="somebody else"), path)
+    assert answer == {"pid": os.getpid(), "uid": os.geteuid(), "gid": os.getegid()}
 
 
 def test_a_defect_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
