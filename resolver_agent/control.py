@@ -37,7 +37,6 @@ SOCKET_NAME = "control.sock"
 _MODE = 0o660
 _GUARDED = frozenset({"pre-promote"})
 _BACKLOG_PAUSE_S = 0.02
-_NO_AGENT = "what answers there is no agent"
 _ENDED = "the agent ended before it answered"
 
 
@@ -116,7 +115,7 @@ def ask(path: str, command: str, *, timeout_s: float = 5.0, **arguments: Any) ->
     except OSError as error:
         raise ControlError(_words(path, error)) from error
     except ValueError as error:
-        raise ControlError(f"{path}: {_NO_AGENT if line.endswith(b'\n') else _ENDED}") from error
+        raise ControlError(f"{path}: what answers there is no agent") from error
     if not isinstance(answer, dict) or "error" in answer:
         fault = answer.get("error") if isinstance(answer, dict) else answer
         raise ControlError(f"{path}: the agent answered: {fault}")
@@ -128,9 +127,7 @@ def _connect(connection: socket.socket, path: str, deadline: float) -> None:
         connection.settimeout(_left_s(deadline))
         try:
             connection.connect(path)
-        except (
-            BlockingIOError
-        ):  # the queue of a listener that does not accept is full; with a timeout connect() cannot wait
+        except BlockingIOError:  # the queue of a listener that does not accept is full
             time.sleep(_BACKLOG_PAUSE_S)
         else:
             return
@@ -142,7 +139,7 @@ def _read_line(connection: socket.socket, deadline: float) -> bytes:
         connection.settimeout(_left_s(deadline))
         received = connection.recv(65536)
         if not received:
-            break
+            raise ConnectionResetError(errno.ECONNRESET, _ENDED)
         line += received
     return bytes(line)
 
@@ -176,7 +173,7 @@ async def _answer(handlers: Handlers, line: bytes, peer: Peer, socket_file: str)
 
 
 def _peer(connection: socket.socket) -> Peer:
-    credentials = struct.Struct("3i")
+    credentials = struct.Struct("iII")
     return Peer(*credentials.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)))
 
 
@@ -227,4 +224,4 @@ def _words(path: str, error: OSError) -> str:
         errno.ECONNREFUSED: "nobody listens there any more: the agent has ended; start it",
         errno.EACCES: "you may not ask the agent: do it as root, or as a member of the socket's group",
     }
-    return f"{path}: {hints.get(error.errno or 0, error.strerror)}"
+    return f"{path}: {hints.get(error.errno or 0, error.strerror or error)}"
