@@ -1,20 +1,22 @@
--- The database role that resolver-agent observes with. It needs LOGIN and nothing else: what it asks (in recovery?,
--- LSN, timeline, system identifier, start time) any role may know.
+-- The database role that resolver-agent works with, and the functions through which it does what only a superuser may.
+-- The role itself needs LOGIN, and each line below says what for it gets more.
 --
--- Run it as a superuser on the primary of every group, the coordinator's first: where Citus has carried the role to the
--- workers already, it changes nothing there. Standbys receive the role by replication.
+-- Run it as a superuser on the primary of every group, in any order, in the database that the agent connects to
+-- (`postgres`) and in each database that has Citus. It can be run again at any time, also after PostgreSQL or Citus was
+-- upgraded. Standbys receive all of it by replication.
 --
---     psql -d postgres -f role.sql
+--     psql -v ON_ERROR_STOP=1 -d postgres -f role.sql
+--     psql -v ON_ERROR_STOP=1 -d app -f role.sql
 --     psql -d postgres -c '\password resolver_agent'      (asks for it, and keeps it out of the server's log)
 --
 -- pg_hba.conf, on every node, above any wider line, as the first match counts (with Patroni: postgresql.pg_hba):
 --
 --     # TYPE  DATABASE  USER            ADDRESS           METHOD
---     local   postgres  resolver_agent                    peer map=resolver_agent
+--     local   all       resolver_agent                    peer map=resolver_agent
 --     host    postgres  resolver_agent  192.168.234.0/24  scram-sha-256
 --
--- The first line is for the agent on the same node. It runs as root, which pg_ident.conf lets log in as this role and
--- no other (with Patroni: postgresql.pg_ident):
+-- The first line is for the agent on the same node, which also looks for Citus in each database. It runs as root, whom
+-- pg_ident.conf lets log in as this role and no other (with Patroni: postgresql.pg_ident):
 --
 --     # MAPNAME       SYSTEM-USERNAME  PG-USERNAME
 --     resolver_agent  root             resolver_agent
@@ -27,12 +29,128 @@
 -- Afterwards, on every node: SELECT pg_reload_conf();
 --
 -- Where CONNECT was revoked from PUBLIC, the role wants it back: GRANT CONNECT ON DATABASE postgres TO resolver_agent;
+--
+-- Before PostgreSQL 15 the right to use ALTER SYSTEM on one parameter cannot be granted. With Citus there, the agent
+-- flushes cached connections only if its login on its own node is a superuser: in its configuration
+-- `local: {user: postgres}`, in pg_hba.conf `local all postgres peer map=resolver_agent`, and in pg_ident.conf
+-- `resolver_agent root postgres` and `resolver_agent postgres postgres`.
+--
+-- To take it all away again, after `resolver-agent remove` on every node: on every primary, in each of these databases
+--
+--     BEGIN;
+--     SET LOCAL citus.enable_ddl_propagation = off;
+--     DROP SCHEMA resolver_agent CASCADE;
+--     DROP OWNED BY resolver_agent;
+--     COMMIT;
+--
+-- and after the last one: BEGIN; SET LOCAL citus.enable_ddl_propagation = off; DROP ROLE resolver_agent; COMMIT;
+
+BEGIN;
+
+-- Every primary is given its own. Without Citus this is a setting that nobody reads.
+SET LOCAL citus.enable_ddl_propagation = off;
 
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'resolver_agent') THEN
         CREATE ROLE resolver_agent LOGIN;
-        COMMENT ON ROLE resolver_agent IS 'resolver-agent: asks whether a server is in recovery';
+        COMMENT ON ROLE resolver_agent IS 'resolver-agent: watches servers, and cares for the connections of Citus';
     END IF;
 END
 $$;
+
+-- Flush: a new value for citus.node_conninfo makes every session close the connections that Citus keeps for it.
+DO $$
+BEGIN
+    IF pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= 150000 THEN
+        GRANT ALTER SYSTEM ON PARAMETER citus.node_conninfo TO resolver_agent;
+    END IF;
+END
+$$;
+GRANT EXECUTE ON FUNCTION pg_catalog.pg_reload_conf() TO resolver_agent;
+
+-- Made anew rather than replaced: whatever stood here before, now it is this, and a superuser's.
+DROP SCHEMA IF EXISTS resolver_agent CASCADE;
+CREATE SCHEMA resolver_agent;
+COMMENT ON SCHEMA resolver_agent IS 'resolver-agent: what it does with a superuser''s rights';
+
+-- Flush: where the value of citus.node_conninfo comes from. A superuser may read it and no other role. `loaded` is this
+-- session's and NULL without Citus; `altered` is the one in postgresql.auto.conf, `configured` the last one in all other
+-- files, `boot` the built-in one. `faults` are the errors for which PostgreSQL refuses to load any of the files.
+CREATE FUNCTION resolver_agent.node_conninfo(
+    OUT loaded text, OUT altered text, OUT configured text, OUT boot text, OUT on_command_line boolean, OUT faults text
+)
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT current_setting('citus.node_conninfo', true),
+           (array_agg(setting ORDER BY seqno DESC) FILTER (WHERE ours AND automatic))[1],
+           (array_agg(setting ORDER BY seqno DESC) FILTER (WHERE ours AND NOT automatic))[1],
+           (SELECT boot_val FROM pg_settings WHERE name = 'citus.node_conninfo'),
+           EXISTS (SELECT FROM pg_settings WHERE name = 'citus.node_conninfo' AND source = 'command line'),
+           CASE WHEN NOT bool_or(applied)
+                THEN string_agg(concat_ws(': ', sourcefile || ' line ' || sourceline, name, error), '; ' ORDER BY seqno)
+                         FILTER (WHERE error IS NOT NULL)
+           END
+      FROM (SELECT *, lower(name) = 'citus.node_conninfo' AS ours,
+                   sourcefile LIKE '%/postgresql.auto.conf' AS automatic
+              FROM pg_file_settings) AS files
+$$;
+
+-- Recovery and clean-up: which servers the names in pg_dist_node lead to right now. Citus asks each over a connection of
+-- its own, so by a new look-up. `result` is the role, system identifier and start time of a server that answered.
+CREATE FUNCTION resolver_agent.reached() RETURNS TABLE (node text, success boolean, result text)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    question CONSTANT text := $question$
+        SELECT pg_catalog.concat_ws(' ', CASE WHEN pg_catalog.pg_is_in_recovery() THEN 'standby' ELSE 'primary' END,
+                                    system_identifier, pg_catalog.pg_postmaster_start_time())
+          FROM pg_catalog.pg_control_system()
+    $question$;
+BEGIN
+    IF to_regproc('pg_catalog.run_command_on_all_nodes') IS NOT NULL THEN
+        RETURN QUERY SELECT coalesce(n.nodename || ':' || n.nodeport, 'this node'), r.success, r.result
+                       FROM run_command_on_all_nodes(question) AS r LEFT JOIN pg_dist_node AS n USING (nodeid);
+    ELSE  -- Citus 10.2
+        RETURN QUERY SELECT r.nodename || ':' || r.nodeport, r.success, r.result
+                       FROM run_command_on_workers(question) AS r;
+    END IF;
+END
+$$;
+
+-- Recovery: the agent calls it in a transaction that it ends by what it reached before and after.
+CREATE FUNCTION resolver_agent.recover_prepared_transactions() RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN pg_catalog.recover_prepared_transactions();
+END
+$$;
+
+-- Clean-up: Citus refuses it in a transaction block, so this function is the guard. An error takes back what was
+-- deleted from pg_dist_cleanup, and the next clean-up tries again. Must be called by a statement of its own.
+CREATE FUNCTION resolver_agent.cleanup_orphaned_resources() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    answers CONSTANT text := 'SELECT array(SELECT node || '' is '' || result FROM resolver_agent.reached()'
+                             ' WHERE success ORDER BY node)';
+    before text[];
+    after text[];
+BEGIN
+    IF to_regproc('pg_catalog.citus_cleanup_orphaned_resources') IS NULL THEN
+        RETURN;  -- before Citus 11.1
+    END IF;
+    EXECUTE answers INTO before;
+    IF array_to_string(before, ' ') LIKE '% is standby %' THEN
+        RAISE EXCEPTION 'a name leads to a standby: %', before;
+    END IF;
+    CALL pg_catalog.citus_cleanup_orphaned_resources();
+    EXECUTE answers INTO after;
+    IF before IS DISTINCT FROM after THEN
+        RAISE EXCEPTION 'names moved during the clean-up: %, then %', before, after;
+    END IF;
+END
+$$;
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA resolver_agent FROM PUBLIC;
+GRANT USAGE ON SCHEMA resolver_agent TO resolver_agent;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA resolver_agent TO resolver_agent;
+
+COMMIT;
