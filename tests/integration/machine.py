@@ -12,6 +12,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,7 @@ from resolver_agent import throwaway_guard
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from resolver_agent.throwaway import Postgres
-    from resolver_agent.throwaway_binaries import Credentials
+    from resolver_agent.throwaway import Postgres, Site
 
 CHECKOUT = Path(__file__).parents[2]
 _LOCALHOST = "127.0.0.1\tlocalhost\n"
@@ -38,28 +38,37 @@ class Machine:
         hosts_file: its /etc/hosts, as seen from outside.
         launcher: what a command line begins with to be run here, as root.
         as_postgres: the same, to be run as the user of the PostgreSQL servers. Both keep the process id.
-        server: the PostgreSQL server on it, which has a folder of its own.
     """
 
-    server: Postgres | None = None
-
-    def __init__(self, name: str, address: str, *, folder: Path, credentials: Credentials) -> None:
-        """Make it in ``folder``, which must not exist yet; ``credentials`` are those of the servers' user."""
+    def __init__(self, name: str, address: str, *, site: Site) -> None:
+        """Make it in the folder of ``site``; a server there of the same name runs on it."""
         self.name = name
         self.address = address
-        self.folder = folder
-        etc = folder / "etc"
-        folder.mkdir()
+        self.folder = site.folder / f"machine-{name}"
+        self._site = site
+        etc = self.folder / "etc"
+        self.folder.mkdir()
         subprocess.run(["cp", "-a", "/etc", etc], check=True)
         (etc / "nsswitch.conf").write_text(_NSSWITCH)
         self.hosts_file = etc / "hosts"
         self.lead({})
-        self.launcher = ["unshare", "--mount", "sh", "-ec", "\n".join(_entrance(folder)), name]
-        user, group = credentials["user"], credentials["group"]
+        self.launcher = ["unshare", "--mount", "sh", "-ec", "\n".join(_entrance(self.folder)), name]
+        user, group = site.binaries.credentials["user"], site.binaries.credentials["group"]
         self.as_postgres = [*self.launcher, "setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups"]
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.address}>"
+
+    @property
+    def server(self) -> Postgres:
+        """The PostgreSQL server that runs here, in a folder of its own."""
+        return self._site.servers[self.name]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the hosts file says now: the address of each name."""
+        lines = [line.partition("#")[0].split() for line in self.hosts_file.read_text().splitlines()]
+        return {name: address for address, *names in filter(None, lines) for name in names}
 
     def lead(self, names: Mapping[str, str]) -> None:
         """Replace the hosts file at once by one that leads these names, and localhost, to addresses."""
@@ -71,6 +80,13 @@ class Machine:
         """Return the addresses that a name has here by the word of the C library."""
         found = self.run("sh", "-c", 'getent ahostsv4 "$1" || :', "sh", name)
         return list(dict.fromkeys(line.split()[0] for line in found.splitlines()))
+
+    def wait_for_names(self, names: Mapping[str, str], *, timeout_s: float = 10) -> None:
+        """Wait until the hosts file leads these names to these addresses."""
+        deadline = time.monotonic() + timeout_s
+        while not names.items() <= (seen := self.names).items():
+            assert time.monotonic() < deadline, f"on {self!r} the names are {seen}, not {dict(names)}"
+            time.sleep(0.002)
 
     def run(self, *command: str | Path, as_postgres: bool = False, timeout_s: float = 30) -> str:
         """Run a command here and return what it prints on standard output.
@@ -109,7 +125,7 @@ class Machine:
     def kill(self) -> None:
         """Kill everything that runs here, as a loss of power does (SIGKILL)."""
         throwaway_guard.kill_server(self.folder)
-        if self.server is not None:
+        if self.name in self._site.servers:
             self.server.kill()
 
     def pause(self) -> None:
@@ -123,7 +139,7 @@ class Machine:
         self._signal_all(signal.SIGCONT)
 
     def _signal_all(self, signum: signal.Signals) -> set[int]:
-        folders = [self.folder, *([self.server.folder] if self.server is not None else [])]
+        folders = [self.folder, *([self.server.folder] if self.name in self._site.servers else [])]
         return {pid for folder in folders for pid in throwaway_guard.signal_all(folder, signum)}
 
 
