@@ -1,12 +1,11 @@
 """The command line: arguments, output and exit codes. The only place that prints or exits.
 
-Everything else is imported late: ``status`` needs the standard library only.
+Everything else is imported late: ``status`` and ``pre-promote`` need the standard library only.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import io
 import json
 import logging
@@ -15,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resolver_agent import __version__
+from resolver_agent import __version__, prepromote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +28,7 @@ _DEFAULT_HOSTS_FILE = "/etc/hosts"
 
 OK, DIFFERENT, TROUBLE = 0, 1, 2
 
+_HELP = {"-h", "--help"}
 _COLOURS = {"+": "32", "-": "31", "@": "36"}
 
 
@@ -38,10 +38,13 @@ class _TroubleError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if prepromote.NAME in given and _HELP.isdisjoint(given):  # before anything else can fail or take its time
+        prepromote.run(given, leave=os._exit)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # there are arrows in what we say, but not in every locale
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     if options.command is not _without_command and (
         options.validate_config or (options.dry_run and options.command is not _once)
     ):
@@ -90,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     shown = command("status", _status, "say where the names lead, and why: exit 0 as wished, 1 alerts, 2 no agent")
     shown.add_argument("--json", action="store_true", help="for programs")
+    hook = "move the names before a promotion, as Patroni's pre_promote; reads no configuration"
+    prepromote.add_options(command(prepromote.NAME, None, hook))
     removal = command("remove", _remove, "take the names out of the hosts file, unless pg_dist_node uses them")
     removal.add_argument("--force", action="store_true", help="do not ask the local PostgreSQL whether it uses them")
     command("demo", _demo, "show all of it on throw-away PostgreSQL servers")
@@ -131,6 +136,8 @@ def _say_warnings(settings: Config) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    import asyncio  # noqa: PLC0415
+
     from resolver_agent import control, lock, notify  # noqa: PLC0415
     from resolver_agent.agent import Agent  # noqa: PLC0415
 

@@ -77,7 +77,7 @@ def options(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", text))
 
 
-COMMANDS = re.findall(r"^    (\w+)  ", usage(), re.MULTILINE)
+COMMANDS = re.findall(r"^    ([\w-]+)  ", usage(), re.MULTILINE)
 
 
 def invocations() -> list[list[str]]:
