@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import re
-import signal
-import subprocess
-import sys
-import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from resolver_agent.throwaway import Postgres, Site
+from tests.integration.agent_process import Agent
+from tests.integration.citus_cluster import CitusCluster, why_no_citus
 from tests.integration.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from typing_extensions import Self
+__all__ = ["ROLE", "Agent", "Group"]
 
 ADDRESSES = {
     "cn": ["127.0.1.1", "127.0.1.2"],
@@ -41,86 +36,6 @@ class Group:
     nodes: tuple[Postgres, ...]
     primary: Postgres
     standby: Postgres
-
-
-class Agent:
-    """The agent as a process. A context manager; what it says is in ``lines``."""
-
-    def __init__(self, config: Path, *, hosts_file: Path, env: Mapping[str, str] | None = None) -> None:
-        self.hosts_file = hosts_file
-        self.lines: list[str] = []
-        self._heard = threading.Condition()
-        self._ended = False
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "resolver_agent.cli", "run", "-c", config],
-            env=os.environ | (env or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self._listener = threading.Thread(target=self._listen)
-        self._listener.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.wait()
-
-    def stop(self) -> int:
-        """Stop it as systemd does, and return its exit code (negative: the signal it died of)."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.wait()
-
-    def wait(self, *, timeout_s: float = 10.0) -> int:
-        """Wait for its end, and return its exit code."""
-        code = self.process.wait(timeout_s)
-        self._listener.join()
-        return code
-
-    def wait_for_line(self, pattern: str, *, since: int = 0, timeout_s: float = 10.0) -> str:
-        """Return the first line from number ``since`` on that matches a regular expression, said by now or in time."""
-
-        def found() -> str | None:
-            return next((line for line in self.lines[since:] if re.search(pattern, line)), None)
-
-        with self._heard:
-            self._heard.wait_for(lambda: found() or self._ended, timeout_s)
-            line = found()
-        assert line is not None, f"nothing like {pattern!r} in:\n{self._said()}"
-        return line
-
-    def target(self, name: str) -> str | None:
-        """Return the address that the hosts file has for a name, as the resolver would."""
-        for line in self.hosts_file.read_text().splitlines():
-            address, *names = line.partition("#")[0].split() or [""]
-            if name in names:
-                return address
-        return None
-
-    def wait_for_target(self, name: str, address: str, *, timeout_s: float = 10.0) -> None:
-        """Wait until the hosts file has an address for a name."""
-        deadline = time.monotonic() + timeout_s
-        while (seen := self.target(name)) != address:
-            assert self.process.poll() is None, f"the agent has ended:\n{self._said()}"
-            assert time.monotonic() < deadline, f"{name} is {seen}, not {address}:\n{self._said()}"
-            time.sleep(0.002)
-
-    def _listen(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as stream:
-            for line in stream:
-                with self._heard:
-                    self.lines.append(line.rstrip("\n"))
-                    self._heard.notify_all()
-        with self._heard:
-            self._ended = True
-            self._heard.notify_all()
-
-    def _said(self) -> str:
-        return "\n".join(self.lines)
 
 
 @pytest.fixture(scope="session")
@@ -203,6 +118,22 @@ def start_agent(hosts_file: Path) -> Iterator[Callable[..., Agent]]:
     """Start an agent that is gone after the test: ``start_agent(config, env={…})``."""
     with contextlib.ExitStack() as agents:
         yield lambda config, env=None: agents.enter_context(Agent(config, hosts_file=hosts_file, env=env))
+
+
+@pytest.fixture(scope="session")
+def citus_servers() -> Iterator[CitusCluster]:
+    """The six machines, in whatever state the last test left them; tests use ``citus``."""
+    if reason := why_no_citus():
+        pytest.skip(reason)
+    with CitusCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def citus(citus_servers: CitusCluster) -> CitusCluster:
+    """A Citus cluster as it was made, for tests to do with as they like; they skip where there is no Citus."""
+    citus_servers.restore()
+    return citus_servers
 
 
 def heal(site: Site, name: str, servers: list[Postgres]) -> Group:
