@@ -1,23 +1,90 @@
-"""What Citus' metadata on the local server says of the names."""
+"""Sessions on the local server for the care of Citus, and what its metadata says of the names."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
+import socket
+import threading
 from typing import TYPE_CHECKING
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     from resolver_agent.config import Config
 
-_DATABASES = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname"
-_HAS_CITUS = "SELECT pg_catalog.to_regclass('pg_catalog.pg_dist_node') IS NOT NULL"
-_NAMES = "SELECT DISTINCT nodename FROM pg_catalog.pg_dist_node WHERE nodename = ANY (%s) ORDER BY nodename"
+_DATABASES = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname"
+_HAS_CITUS = "SELECT to_regclass('pg_catalog.pg_dist_node') IS NOT NULL"
+_NAMES = "SELECT DISTINCT nodename FROM pg_dist_node WHERE nodename = ANY (%s) ORDER BY nodename"
+_OWNER_IS_SUPERUSER = """\
+SELECT (SELECT rolsuper FROM pg_proc JOIN pg_roles ON pg_roles.oid = proowner WHERE pg_proc.oid = to_regproc(%s))"""
 
 
 class MetadataUnknownError(Exception):
     """The local server could not be asked; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Databases:
+    """The local server's databases that have Citus, and of those that could not be asked, why."""
+
+    with_citus: tuple[str, ...]
+    faults: Mapping[str, str]
+
+
+@contextlib.contextmanager
+def session(settings: Config, *, limit_s: float, **keywords: str) -> Iterator[psycopg.Connection]:
+    """Give a new session on the local server, in autocommit mode, that ends after ``limit_s`` at the latest.
+
+    ``keywords`` are libpq's and go before those of the configuration. Names without a schema are PostgreSQL's own.
+
+    Raises:
+        psycopg.Error: no session was to be had within ``timeout_s`` (2 s where that is less, libpq's floor), something
+            failed in it, or it had to end.
+    """
+    given = {**settings.local, **keywords}
+    options = f"{given.get('options', '')} -c search_path=pg_catalog"
+    timeout_s = max(2, round(settings.timeout_s))
+    conninfo = make_conninfo(**(given | {"options": options, "connect_timeout": str(timeout_s)}))
+    with psycopg.connect(conninfo, autocommit=True) as connection, _ended_after(limit_s, connection):
+        yield connection
+
+
+def databases(settings: Config) -> Databases:
+    """Find the databases that have Citus.
+
+    Raises:
+        psycopg.Error: the local server could not be asked.
+    """
+    with session(settings, limit_s=settings.timeout_s) as connection:
+        names = [name for (name,) in connection.execute(_DATABASES)]
+    asked = {name: _has_citus(settings, name) for name in names}
+    return Databases(
+        tuple(name for name, answer in asked.items() if answer is True),
+        {name: answer for name, answer in asked.items() if isinstance(answer, str)},
+    )
+
+
+def fault_of(connection: psycopg.Connection, function: str) -> str | None:
+    """Return why a function of ``systemd/role.sql`` must not be called, with the mend; None if it may be.
+
+    A login that is a superuser would run whatever somebody else has put in its place.
+    """
+    found = connection.execute(_OWNER_IS_SUPERUSER, [function]).fetchone()
+    if found == (True,):
+        return None
+    what = "does not exist" if found == (None,) else "does not belong to a superuser"
+    database = connection.info.dbname
+    return f"{function}() {what} in database {database}: run systemd/role.sql there, on this group's primary"
+
+
+def words(error: psycopg.Error) -> str:
+    """Return what an error says, in one line."""
+    return error.diag.message_primary or " ".join(str(error).split())
 
 
 def names_in_use(settings: Config, names: Collection[str]) -> list[str]:
@@ -33,14 +100,43 @@ def names_in_use(settings: Config, names: Collection[str]) -> list[str]:
 
 
 def _names_in_use(settings: Config, names: Collection[str]) -> Iterator[str]:
-    with _connect(settings) as connection:
-        databases = [name for (name,) in connection.execute(_DATABASES)]
-    for database in databases:
-        with _connect(settings, dbname=database) as connection:
-            if connection.execute(_HAS_CITUS).fetchone() == (True,):
-                yield from (f"{name} (database {database})" for (name,) in connection.execute(_NAMES, [[*names]]))
+    found = databases(settings)
+    for database, fault in found.faults.items():
+        raise MetadataUnknownError(f"database {database} cannot be asked what pg_dist_node holds: {fault}")
+    for database in found.with_citus:
+        with session(settings, dbname=database, limit_s=settings.timeout_s) as connection:
+            yield from (f"{name} (database {database})" for (name,) in connection.execute(_NAMES, [[*names]]))
 
 
-def _connect(settings: Config, **dbname: str) -> psycopg.Connection:
-    timeout_s = max(2, round(settings.timeout_s))  # libpq's floor
-    return psycopg.connect(**{**settings.local, **dbname}, connect_timeout=timeout_s)  # type: ignore[arg-type]
+def _has_citus(settings: Config, database: str) -> bool | str:
+    """Report whether a database has Citus, or say why it could not be asked."""
+    try:
+        with session(settings, dbname=database, limit_s=settings.timeout_s) as connection:
+            return connection.execute(_HAS_CITUS).fetchone() == (True,)
+    except psycopg.Error as error:
+        return words(error)
+
+
+@contextlib.contextmanager
+def _ended_after(limit_s: float, connection: psycopg.Connection) -> Iterator[None]:
+    """End a session in time, whatever it waits for; a statement timeout would need a server that is not hung."""
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        with contextlib.suppress(OSError):  # the server was quicker
+            ours.shutdown(socket.SHUT_RDWR)
+
+    with socket.socket(fileno=os.dup(connection.fileno())) as ours:
+        timer = threading.Timer(limit_s, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except psycopg.OperationalError as error:
+            if late.is_set():
+                raise psycopg.OperationalError(f"no answer within {limit_s:g} s") from error
+            raise
+        finally:
+            timer.cancel()
+            timer.join()
