@@ -17,6 +17,7 @@ import logging
 import os
 import pwd
 import socket
+import stat
 import struct
 import sys
 import time
@@ -78,7 +79,9 @@ async def serve(
     socket_file = passed.getsockname() if passed is not None else path
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.TimeoutError, ValueError), contextlib.ExitStack() as end:
+        # Cancelled, because the agent ends, this task must not say so: asyncio of Python 3.11 would log it.
+        quiet = contextlib.suppress(OSError, asyncio.TimeoutError, asyncio.CancelledError, ValueError)
+        with quiet, contextlib.ExitStack() as end:
             end.callback(writer.transport.abort)  # close() alone would wait for ever for a client that does not read
             line = await asyncio.wait_for(reader.readline(), request_timeout_s)
             peer = _peer(writer.get_extra_info("socket"))
@@ -178,14 +181,14 @@ def _peer(connection: socket.socket) -> Peer:
 
 
 def _refusal(command: str, peer: Peer, socket_file: str) -> str | None:
-    """Return why the peer may not ask this, None where it may.
-
-    The mode of the socket says the same, unless somebody has opened it wider. To look up a user's groups may block.
-    """
+    """Return why the peer may not ask this, None where it may. To look up a user's groups may block."""
     if peer.uid in (0, os.geteuid()):
         return None
     try:
-        gid = Path(socket_file).stat().st_gid
+        found = Path(socket_file).stat()
+        if not found.st_mode & stat.S_IWOTH:  # the kernel itself has let in nobody but owner and group
+            return None
+        gid = found.st_gid
         if gid == peer.gid or gid in os.getgrouplist(pwd.getpwuid(peer.uid).pw_name, peer.gid):
             return None
         allowed = f"a member of the socket's group, {grp.getgrgid(gid).gr_name}"

@@ -35,7 +35,7 @@ _LEFT_ALONE = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Outcome:
+class Outcome:
     """What came of it. ``ready``: no name leads to a standby, neither on disk nor in Citus' cached connections."""
 
     ready: bool
@@ -57,7 +57,7 @@ def run(arguments: Sequence[str], *, leave: Callable[[int], NoReturn]) -> NoRetu
     """
     code = 1 if "--strict" in arguments else 0
 
-    def end(outcome: _Outcome) -> NoReturn:
+    def end(outcome: Outcome) -> NoReturn:
         _say(outcome.text)
         leave(0 if outcome.ready else code)
 
@@ -70,7 +70,7 @@ def run(arguments: Sequence[str], *, leave: Callable[[int], NoReturn]) -> NoRetu
         end(_unknown(repr(error)))
 
 
-def _catch_signals(end: Callable[[_Outcome], NoReturn]) -> None:
+def _catch_signals(end: Callable[[Outcome], NoReturn]) -> None:
     """Call ``end`` on every signal that would end the process, and when a promotion must wait no longer."""
 
     def caught(number: int, _frame: object) -> None:
@@ -94,16 +94,17 @@ def _understand(arguments: Sequence[str]) -> tuple[str, str]:
     return options.socket, f"; ignored: {' '.join(ignored)}" if ignored else ""
 
 
-def _ask(path: str) -> _Outcome:
+def _ask(path: str) -> Outcome:
     from resolver_agent import control  # noqa: PLC0415 -- takes a while: first the signals, then this
 
     try:
-        return _judge(control.ask(path, NAME, timeout_s=_ASK_S))
+        return judge(control.ask(path, NAME, timeout_s=_ASK_S))
     except control.ControlError as error:
         return _unknown(str(error))
 
 
-def _judge(answer: dict[str, Any]) -> _Outcome:
+def judge(answer: dict[str, Any]) -> Outcome:
+    """Return what an agent's answer comes to; what it does not say is not known."""
     faults = []
     astray = answer.get("astray")
     if not isinstance(astray, list):
@@ -116,11 +117,11 @@ def _judge(answer: dict[str, Any]) -> _Outcome:
         faults.append("the connections that Citus cached are not flushed")
     said = [*faults, str(answer["why"])] if answer.get("why") else faults
     verdict = f"{'not ' if faults else ''}ready for the promotion (after {answer.get('took_ms')} ms)"
-    return _Outcome(ready=not faults, text=": ".join([verdict, "; ".join(said)] if said else [verdict]))
+    return Outcome(ready=not faults, text=": ".join([verdict, "; ".join(said)] if said else [verdict]))
 
 
-def _unknown(why: str) -> _Outcome:
-    return _Outcome(ready=False, text=f"it is not known whether the names are ready for the promotion: {why}")
+def _unknown(why: str) -> Outcome:
+    return Outcome(ready=False, text=f"it is not known whether the names are ready for the promotion: {why}")
 
 
 def _say(text: str) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
 import os
+import re
 import select
 import socket
+import subprocess
+import sys
 import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,11 +26,34 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    Handler = Callable[[dict[str, Any]], dict[str, Any]]
+NOBODY = NOGROUP = 65534
+GROUP, UNKNOWN = 54321, 54322
+DONE, REFUSED = "{'done': True}", "may not ask .*: do it as root, or as a member of the socket's group"
+
+# Everything is imported before the privileges are dropped: the environment may be closed to other users.
+AS_ANOTHER = """
+import os, sys
+from resolver_agent import control
+os.chdir(sys.argv[1])
+uid, gid, *groups = map(int, sys.argv[2:])
+os.setgroups(groups)
+os.setgid(gid)
+os.setuid(uid)
+try:
+    print(control.ask("control.sock", "pre-promote"))
+except control.ControlError as error:
+    print(error)
+"""
 
 
 def fail(_request: dict[str, Any]) -> dict[str, Any]:
     """Be a defect."""
+    raise ZeroDivisionError("of no use")
+
+
+async def fail_later(_request: dict[str, Any]) -> dict[str, Any]:
+    """Be a defect after a while."""
+    await asyncio.sleep(0)
     raise ZeroDivisionError("of no use")
 
 
@@ -33,22 +62,56 @@ def without_peer(request: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in request.items() if key != "peer"}
 
 
-HANDLERS: dict[str, Handler] = {
+HANDLERS: control.Handlers = {
     "echo": lambda request: {"asked": without_peer(request)},
     "fail": fail,
+    "fail-later": fail_later,
     "large": lambda _request: {"text": "x" * 3_000_000},
+    "pre-promote": lambda _request: {"done": True},
     "who": lambda request: dataclasses.asdict(request["peer"]),
 }
 
 
-def served(client: Callable[[], Any], path: Path, **settings: Any) -> Any:
+class Waiting:
+    """A handler that answers when it is told to, and the one that tells it."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self._go_on = asyncio.Event()
+
+    @property
+    def handlers(self) -> control.Handlers:
+        """What to serve."""
+        return {**HANDLERS, "wait": self._wait, "go-on": self._tell}
+
+    async def _wait(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.begun.set()
+        await self._go_on.wait()
+        return {"waited": without_peer(request)}
+
+    def _tell(self, _request: dict[str, Any]) -> dict[str, Any]:
+        self._go_on.set()
+        return {}
+
+
+def served(client: Callable[[], Any], path: Path, handlers: control.Handlers | None = None, **settings: Any) -> Any:
     """Return what ``client`` returns from a thread of its own while the socket is served."""
 
     async def serve() -> Any:
-        async with control.serve(HANDLERS, path=str(path), **{"passed": None, **settings}):
+        async with control.serve(handlers or HANDLERS, path=str(path), **{"passed": None, **settings}):
             return await asyncio.to_thread(client)
 
     return asyncio.run(serve())
+
+
+def seconds_without_answer(path: Path, *, timeout_s: float) -> float:
+    """Return how long it takes until the agent is given up."""
+    begun = time.monotonic()
+    with pytest.raises(control.ControlError, match="the agent does not answer"):
+        control.ask(str(path), "status", timeout_s=timeout_s)
+    took_s = time.monotonic() - begun
+    assert took_s >= timeout_s
+    return took_s
 
 
 def raw(path: Path, request: bytes) -> Any:
@@ -81,15 +144,24 @@ def test_a_large_answer_arrives_whole(tmp_path: Path) -> None:
         pytest.param(b"status\n", "expected one line of JSON", id="no JSON"),
         pytest.param(b"\xff\n", "expected one line of JSON", id="no text"),
         pytest.param(b"\n", "expected one line of JSON", id="nothing"),
-        pytest.param(b"[]\n", "unknown command; known are echo, fail, large, who", id="no object"),
-        pytest.param(b"{}\n", "unknown command; known are echo, fail, large, who", id="no command"),
         pytest.param(
-            b'{"command": []}\n', "unknown command; known are echo, fail, large, who", id="a list for a command"
+            b"[]\n", "unknown command; known are echo, fail, fail-later, large, pre-promote, who", id="no object"
         ),
         pytest.param(
-            b'{"command": "stop"}\n', "unknown command; known are echo, fail, large, who", id="unknown command"
+            b"{}\n", "unknown command; known are echo, fail, fail-later, large, pre-promote, who", id="no command"
+        ),
+        pytest.param(
+            b'{"command": []}\n',
+            "unknown command; known are echo, fail, fail-later, large, pre-promote, who",
+            id="a list for a command",
+        ),
+        pytest.param(
+            b'{"command": "stop"}\n',
+            "unknown command; known are echo, fail, fail-later, large, pre-promote, who",
+            id="unknown command",
         ),
         pytest.param(b'{"command": "fail"}\n', "ZeroDivisionError('of no use')", id="a defect"),
+        pytest.param(b'{"command": "fail-later"}\n', "ZeroDivisionError('of no use')", id="a defect after a while"),
     ],
 )
 @pytest.mark.usefixtures("caplog")
@@ -106,6 +178,87 @@ def test_the_handler_knows_who_asks(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     answer = served(lambda: control.ask(str(path), "who", peer="somebody else"), path)
     assert answer == {"pid": os.getpid(), "uid": os.geteuid(), "gid": os.getegid()}
+
+
+def test_others_are_answered_while_one_waits(tmp_path: Path) -> None:
+    """A handler that takes its time holds up nobody, and its own client is answered in the end."""
+    path, waiting = tmp_path / "control.sock", Waiting()
+
+    def clients() -> list[Any]:
+        with ThreadPoolExecutor() as threads:
+            slow = threads.submit(control.ask, str(path), "wait")
+            assert waiting.begun.wait(5)
+            quick = control.ask(str(path), "echo")
+            assert not slow.done()
+            control.ask(str(path), "go-on")
+            return [quick, slow.result()]
+
+    assert served(clients, path, waiting.handlers) == [{"asked": {"command": "echo"}}, {"waited": {"command": "wait"}}]
+
+
+def test_the_answer_may_take_longer_than_asking(tmp_path: Path) -> None:
+    """How long a handler takes is its own affair: the limit for clients that stall is not for those that wait."""
+    path, waiting = tmp_path / "control.sock", Waiting()
+
+    def clients() -> Any:
+        with ThreadPoolExecutor() as threads, socket.socket(socket.AF_UNIX) as silent, select.epoll() as ends:
+            slow = threads.submit(control.ask, str(path), "wait")
+            assert waiting.begun.wait(5)
+            silent.connect(str(path))
+            ends.register(silent, select.EPOLLHUP)
+            assert ends.poll(5)  # by now the first one has waited as long
+            control.ask(str(path), "go-on")
+            return slow.result()
+
+    answer = served(clients, path, waiting.handlers, request_timeout_s=0.1)
+    assert answer == {"waited": {"command": "wait"}}
+
+
+def test_the_end_of_the_agent_ends_the_waiting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever waits for an answer then learns at once that none will come, and nothing else comes of it."""
+    path, waiting = tmp_path / "control.sock", Waiting()
+    with ThreadPoolExecutor() as threads:
+
+        def client() -> Future[Any]:
+            slow = threads.submit(control.ask, str(path), "wait")
+            assert waiting.begun.wait(5)
+            return slow
+
+        slow = served(client, path, waiting.handlers)
+        with pytest.raises(control.ControlError, match="the agent ended before it answered"):
+            slow.result()
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "identity", "answer"),
+    [
+        pytest.param(0o600, (0, 0), DONE, id="root"),
+        pytest.param(0o660, (NOBODY, NOGROUP), REFUSED, id="a stranger"),
+        pytest.param(0o660, (NOBODY, GROUP), DONE, id="of the socket's group"),
+        pytest.param(0o660, (NOBODY, NOGROUP, GROUP), DONE, id="also of the socket's group"),
+        pytest.param(0o666, (NOBODY, NOGROUP), REFUSED, id="a stranger, and the socket is open to all"),
+        pytest.param(0o666, (NOBODY, GROUP), DONE, id="of the socket's group, and the socket is open to all"),
+        pytest.param(0o666, (UNKNOWN, UNKNOWN), REFUSED, id="a user without a name, and the socket is open to all"),
+    ],
+)
+def test_who_may_announce_a_promotion(
+    mode: int, identity: tuple[int, ...], answer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Root, the agent's own user and the socket's group may; others are told how, and a refusal of ours is logged."""
+    path = tmp_path / "control.sock"
+    tmp_path.chmod(0o755)
+
+    def client() -> str:
+        os.chown(path, 0, GROUP)
+        path.chmod(mode)
+        command = [sys.executable, "-c", AS_ANOTHER, str(tmp_path), *map(str, identity)]
+        return subprocess.check_output(command, text=True)
+
+    assert re.search(answer, served(client, path))
+    refused = answer == REFUSED and mode == 0o666  # else it is the kernel that refuses
+    assert len(caplog.records) == refused
+    assert all(f"of user {identity[0]} may not ask for pre-promote" in record.message for record in caplog.records)
 
 
 def test_a_defect_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -195,12 +348,19 @@ def test_a_stale_socket(tmp_path: Path) -> None:
         control.ask(str(tmp_path / "control.sock"), "status")
 
 
+def test_a_path_too_long_for_a_socket() -> None:
+    """What cannot be a socket at all has words too."""
+    with pytest.raises(control.ControlError, match="path too long"):
+        control.ask("/run/" + "x" * 200, "status")
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
         pytest.param(None, "the agent does not answer; see its log", id="silence"),
         pytest.param(b"", "the agent ended before it answered", id="the end"),
         pytest.param(b'{"na', "the agent ended before it answered", id="half an answer"),
+        pytest.param(b"what?\n", "what answers there is no agent", id="no JSON"),
         pytest.param(b"[1]\n", r"the agent answered: \[1\]", id="no answer of ours"),
     ],
 )
@@ -227,3 +387,54 @@ def test_an_agent_that_does_not_answer_well(answer: bytes | None, said: str, tmp
             control.ask(str(path), "status", timeout_s=0.1 if answer is None else 5)
         over.set()
         thread.join()
+
+
+def test_a_trickle_does_not_stretch_the_time(tmp_path: Path) -> None:
+    """The time is for all of it: an agent that says something now and then does not get more."""
+    path = tmp_path / "control.sock"
+    over = threading.Event()
+
+    def trickle(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection, contextlib.suppress(OSError):
+            while not over.wait(0.02):
+                connection.sendall(b" ")
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=trickle, args=[listener])
+        thread.start()
+        assert seconds_without_answer(path, timeout_s=0.2) < 2
+        over.set()
+        thread.join()
+
+
+def test_a_full_queue_does_not_stretch_the_time(tmp_path: Path) -> None:
+    """Whoever cannot even get into the queue of an agent that hangs gives up in time."""
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(path))
+        listener.listen(0)
+        first.connect(str(path))
+        assert seconds_without_answer(path, timeout_s=0.2) < 2
+
+
+def test_a_place_in_a_full_queue_is_waited_for(tmp_path: Path) -> None:
+    """An agent that is slow to accept is asked as soon as it does."""
+    path = tmp_path / "control.sock"
+
+    def accept_both(listener: socket.socket) -> None:
+        for _ in range(2):
+            with listener.accept()[0] as connection:
+                if connection.recv(4096):
+                    connection.sendall(b'{"name": "wk1"}\n')
+
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(path))
+        listener.listen(0)
+        first.connect(str(path))
+        first.shutdown(socket.SHUT_WR)
+        busy = threading.Timer(0.1, accept_both, args=[listener])
+        busy.start()
+        assert control.ask(str(path), "status") == {"name": "wk1"}
+        busy.join()
