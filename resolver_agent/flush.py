@@ -118,7 +118,7 @@ def flush(settings: Config) -> Flushed | None:
     """
     with _session(settings) as connection:
         setting = _read(connection)
-        return _flush(settings, connection, due(setting)) if setting else None
+        return _flush(settings, connection, setting) if setting else None
 
 
 def keep(settings: Config) -> Flushed | None:
@@ -129,9 +129,7 @@ def keep(settings: Config) -> Flushed | None:
     """
     with _session(settings) as connection:
         setting = _read(connection)
-        if setting is None or is_kept(setting):
-            return None
-        return _flush(settings, connection, due(setting))
+        return None if setting is None or is_kept(setting) else _flush(settings, connection, setting)
 
 
 def reset(settings: Config) -> None:
@@ -192,26 +190,29 @@ def _read(connection: psycopg.Connection) -> Setting | None:
     return setting
 
 
-def _flush(settings: Config, connection: psycopg.Connection, override: Override) -> Flushed:
-    value = override.stamped(secrets.randbits(STAMP_BITS))
-    connection.execute(_SET.format(value))
-    connection.execute(_RELOAD)
-    _confirm(settings, value)
-    return Flushed(override.base)
+def _flush(settings: Config, connection: psycopg.Connection, setting: Setting) -> Flushed:
+    while True:
+        override = due(setting)
+        value = override.stamped(secrets.randbits(STAMP_BITS))
+        connection.execute(_SET.format(value))
+        connection.execute(_RELOAD)
+        setting = _confirm(settings, value)
+        if due(setting) == override:  # else a file was just being written when it was read
+            return Flushed(override.base)
 
 
-def _confirm(settings: Config, value: str) -> None:
-    """Wait until a fresh session has the value.
+def _confirm(settings: Config, value: str) -> Setting:
+    """Wait until a fresh session has the value, and return all that it says.
 
-    It then is every session's: the postmaster, once it has loaded the files, signals all its children before it starts
-    another, and a child loads the files before its next command.
+    The value is then every session's: the postmaster, once it has loaded the files, signals all its children before it
+    starts another, and a child that was signalled loads the files before its next command.
     """
     deadline = time.monotonic() + _CONFIRM_S
     while True:
         with citus.session(settings, limit_s=_CONFIRM_S) as fresh:
             setting = _read(fresh)
         if setting is not None and setting.loaded == value:
-            return
+            return setting
         if time.monotonic() > deadline:
             raise FlushError(f"the local PostgreSQL has not loaded its configuration files within {_CONFIRM_S:g} s")
         time.sleep(_POLL_S)
