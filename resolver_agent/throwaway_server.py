@@ -121,9 +121,7 @@ class Postgres:
     def pause(self) -> None:
         """Freeze the postmaster and all its children: connections stay open, and nothing answers (SIGSTOP)."""
         self._signal(signal.SIGSTOP)
-        paused: set[int] = set()
-        while (found := throwaway_guard.signal_all(self.folder, signal.SIGSTOP)) != paused:
-            paused = found
+        throwaway_guard.pause_all(self.folder)
 
     def resume(self) -> None:
         """Let a paused server go on."""

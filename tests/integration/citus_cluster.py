@@ -1,42 +1,23 @@
-"""A Citus cluster whose metadata holds names: six machines with a real server each, and real agents where wanted."""
+"""A Citus cluster whose metadata holds names."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import socket
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import psycopg
-import yaml
-
-from resolver_agent import control, hostsfile
-from resolver_agent.model import Role, Standing, Target
 from resolver_agent.throwaway import Postgres, Site
-from tests.integration.agent_process import Agent
-from tests.integration.machine import CHECKOUT, Machine
+from tests.integration.cluster import DATABASE, Cluster, at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
-
-    from psycopg.abc import Params
+    import psycopg
     from psycopg.abc import QueryNoTemplate as Query
-    from typing_extensions import Self
 
-ADDRESSES = {
-    "cn": ["127.0.41.1", "127.0.41.2"],
-    "wk1": ["127.0.42.1", "127.0.42.2"],
-    "wk2": ["127.0.43.1", "127.0.43.2"],
-}
-DATABASE = "app"
+    from tests.integration.machine import Machine
+
+__all__ = ["DATABASE", "CitusCluster", "why_no_citus"]
 
 # A session that sets synchronous_commit to on waits for a standby that does not exist when it commits: after it has
 # prepared its transaction on the workers and written its own commit record, and before it has the workers commit.
-CONFIG = """
+_CONFIG = """
 shared_preload_libraries = citus
 citus.defer_shard_delete_interval = -1
 citus.node_conninfo = 'sslmode=prefer'
@@ -81,121 +62,15 @@ def why_no_citus() -> str | None:
         return None if found else f"citus is not in pg_available_extensions of {site.binaries}"
 
 
-class CitusCluster:
-    """The groups ``cn``, ``wk1`` and ``wk2``, two machines each; a context manager.
+class CitusCluster(Cluster):
+    """The groups ``cn``, ``wk1`` and ``wk2``, as the metadata in the database ``app`` calls them.
 
-    In the database ``app`` there are a distributed table ``accounts`` (of 400 ``id`` from 1 on, with ``region`` and a
-    ``balance`` of 100), a distributed table ``orders`` that is not colocated (two for each ``account``), and a
-    reference table ``regions``. Citus does no recovery and no clean-up by its own clock.
-
-    ``restore()`` takes everything back to how it was made: ``cn-1``, ``wk1-1`` and ``wk2-1`` are primaries, ``cn-2``,
-    ``wk1-2`` and ``wk2-2`` their standbys, no agent runs, and each hosts file has the block that an agent would leave.
-
-    Attributes:
-        site: holds all of it.
-        machines: by name.
-        groups: the two machines of each group.
-        agents: those that were started, by the name of their machine.
+    There are a distributed table ``accounts`` (of 400 ``id`` from 1 on, with ``region`` and a ``balance`` of 100), a
+    distributed table ``orders`` that is not colocated (two for each ``account``), and a reference table ``regions``.
+    Citus does no recovery and no clean-up by its own clock.
     """
 
-    def __init__(self) -> None:
-        self.machines: dict[str, Machine] = {}
-        self.agents: dict[str, Agent] = {}
-        self._listeners: dict[str, socket.socket] = {}
-        self._sessions: list[psycopg.Connection] = []
-
-    def __enter__(self) -> Self:
-        def launcher(name: str, address: str) -> Sequence[str]:
-            self.machines[name] = Machine(name, address, site=self.site)
-            return self.machines[name].as_postgres
-
-        with contextlib.ExitStack() as stack:
-            self.site = stack.enter_context(Site(launcher=launcher))
-            servers = self.site.groups(ADDRESSES, config=CONFIG)
-            self.groups = {name: [self.machines[one.name] for one in pair] for name, pair in servers.items()}
-            self._lead()
-            self._make(primaries=[pair[0] for pair in servers.values()])
-            for primary, standby in servers.values():
-                standby.wait_for_replay(of=primary)
-            self._save()
-            stack.callback(self._leave)
-            self.restore()
-            self._closing = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.close()
-
-    def restore(self) -> None:
-        """Take everything back to how it was made, whatever happened since."""
-        self._leave()
-        _at_once(self._restore, self.machines.values())
-        self._lead()
-        for primary, standby in self.groups.values():
-            standby.server.wait_for_stream(primary.server)
-
-    def start_agent(self, machine: Machine, **settings: object) -> Agent:
-        """Start the agent of a machine, as root, with the control socket that systemd would hold; settings win."""
-        config = self.configure(machine, **settings)
-        if machine.name not in self._listeners:
-            self._listeners[machine.name] = self._listen(self.control_path(machine))
-        self.agents[machine.name] = Agent(
-            config,
-            hosts_file=machine.hosts_file,
-            env={"PYTHONPATH": str(CHECKOUT)},
-            launcher=machine.launcher,
-            cwd=machine.folder,
-            listener=self._listeners[machine.name],
-        )
-        return self.agents[machine.name]
-
-    def configure(self, machine: Machine, **settings: object) -> Path:
-        """Write the configuration of a machine's agent, and return its path."""
-        defaults = {
-            "fallback": "none",
-            "names": {name: {"nodes": [one.address for one in pair]} for name, pair in self.groups.items()},
-            "postgresql": {"user": "resolver_agent", "dbname": "postgres"},
-            "local": {"host": str(machine.server.socket_dir)},
-            "port": self.site.port,
-            "runtime_dir": str(self.control_path(machine).parent),
-        }
-        path = machine.folder / "resolver-agent.yml"
-        path.write_text(yaml.safe_dump(defaults | settings, sort_keys=False))
-        return path
-
-    def stop_agent(self, machine: Machine) -> int:
-        """Stop the agent of a machine as systemd does, and return its exit code."""
-        return self.agents.pop(machine.name).stop()
-
-    def kill_agent(self, machine: Machine) -> None:
-        """Kill the agent of a machine (SIGKILL)."""
-        agent = self.agents.pop(machine.name)
-        agent.process.kill()
-        agent.wait()
-
-    def control_path(self, machine: Machine) -> Path:
-        """Return the path of a machine's control socket, which the servers' user may connect to."""
-        return machine.folder / "run" / control.SOCKET_NAME
-
-    def ask_agent(self, machine: Machine, command: str, **arguments: Any) -> dict[str, Any]:
-        """Return the answer of a machine's agent over its control socket."""
-        return control.ask(str(self.control_path(machine)), command, **arguments)
-
-    def connect(self, machine: Machine, **keywords: Any) -> psycopg.Connection:
-        """Open a session on a machine in the database ``app`` and autocommit mode, which ends with ``restore()``."""
-        where: dict[str, Any] = {
-            "host": machine.address,
-            "port": self.site.port,
-            "user": "postgres",
-            "dbname": DATABASE,
-        }
-        session = psycopg.connect(**(where | keywords), autocommit=True)
-        self._sessions.append(session)
-        return session
-
-    def run_sql(self, machine: Machine, query: Query, params: Params | None = None) -> list[tuple[Any, ...]]:
-        """Run a statement as superuser in the database ``app`` of a machine, and return its rows."""
-        return machine.server.run_sql(query, params, dbname=DATABASE)
+    config = _CONFIG
 
     def serving(self, session: psycopg.Connection) -> set[str]:
         """Return the names of the machines that serve a session's reads, by their own word."""
@@ -244,88 +119,17 @@ class CitusCluster:
         """Let every transaction that waits in ``commit_in_doubt`` go on, and no later one wait there."""
         coordinator.server.set(synchronous_standby_names="")
 
-    def _leave(self) -> None:
-        for session in self._sessions:
-            session.close()
-        for agent in self.agents.values():
-            agent.process.kill()
-            agent.wait()
-        for listener in self._listeners.values():
-            listener.close()
-        self._sessions.clear()
-        self.agents.clear()
-        self._listeners.clear()
+    def _fill(self, primaries: list[Postgres]) -> None:
+        super()._fill(primaries)
 
-    def _make(self, primaries: list[Postgres]) -> None:
-        """Create the role, the extension, the metadata and the tables."""
-
-        def prepare(server: Postgres) -> None:
-            server.run_sql(f"CREATE DATABASE {DATABASE}")
+        def fill(server: Postgres) -> None:
             server.run_sql("CREATE EXTENSION citus", dbname=DATABASE)
-            for database in ("postgres", DATABASE):
-                self._run_role_sql(server, database)
+            self._run_role_sql(server, DATABASE)
 
-        _at_once(prepare, primaries)
+        at_once(fill, primaries)
         coordinator, port = self.machines["cn-1"], self.site.port
         self.run_sql(coordinator, "SELECT citus_set_coordinator_host('cn', %s)", [port])
         for worker in ("wk1", "wk2"):
             self.run_sql(coordinator, "SELECT citus_add_node(%s, %s)", [worker, port])
         for statement in filter(str.strip, _TABLES.split(";")):
             self.run_sql(coordinator, statement)
-
-    def _run_role_sql(self, server: Postgres, database: str) -> None:
-        self.machines[server.name].run(
-            *(self.site.binaries.folder / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1"),
-            *("-h", server.socket_dir, "-p", str(server.port), "-U", "postgres", "-d", database),
-            *("-f", CHECKOUT / "systemd" / "role.sql"),
-            as_postgres=True,
-        )
-
-    def _lead(self) -> None:
-        """Give every machine the block that its agent would leave."""
-        for own, pair in self.groups.items():
-            for number, (machine, role) in enumerate(zip(pair, (Role.PRIMARY, Role.STANDBY), strict=True)):
-                targets = [
-                    Target(
-                        name=name,
-                        address=addresses[number],
-                        standing=Standing.SELF if name == own else Standing(role.value),
-                        wish=None if name == own else role,
-                        primary=addresses[0],
-                    )
-                    for name, addresses in ADDRESSES.items()
-                ]
-                machine.lead({})
-                machine.hosts_file.write_bytes(hostsfile.render(machine.hosts_file.read_bytes(), targets))
-
-    def _save(self) -> None:
-        _at_once(lambda machine: machine.server.stop(), self.machines.values())
-        for machine in self.machines.values():
-            machine.server.data.rename(_saved(machine))
-
-    def _restore(self, machine: Machine) -> None:
-        machine.kill()
-        server = machine.server
-        shutil.rmtree(server.data, ignore_errors=True)
-        shutil.rmtree(machine.folder / "run", ignore_errors=True)
-        server.log.unlink(missing_ok=True)
-        subprocess.run(["cp", "-a", _saved(machine), server.data], check=True)
-        server.start()
-
-    def _listen(self, path: Path) -> socket.socket:
-        path.parent.mkdir(exist_ok=True)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(path))
-        os.chown(path, -1, self.site.binaries.credentials["group"])
-        path.chmod(0o660)
-        listener.listen()
-        return listener
-
-
-def _saved(machine: Machine) -> Path:
-    return machine.server.folder / "saved"
-
-
-def _at_once(do: Callable[[Any], object], what: Iterable[Any]) -> None:
-    with ThreadPoolExecutor() as threads:
-        list(threads.map(do, what))

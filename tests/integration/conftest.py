@@ -122,7 +122,7 @@ def start_agent(hosts_file: Path) -> Iterator[Callable[..., Agent]]:
 
 @pytest.fixture(scope="session")
 def citus_servers() -> Iterator[CitusCluster]:
-    """The six machines, in whatever state the last test left them; tests use ``citus``."""
+    """Six machines where nothing runs; tests use ``citus``."""
     if reason := why_no_citus():
         pytest.skip(reason)
     with CitusCluster() as cluster:
@@ -130,10 +130,11 @@ def citus_servers() -> Iterator[CitusCluster]:
 
 
 @pytest.fixture
-def citus(citus_servers: CitusCluster) -> CitusCluster:
+def citus(citus_servers: CitusCluster) -> Iterator[CitusCluster]:
     """A Citus cluster as it was made, for tests to do with as they like; they skip where there is no Citus."""
     citus_servers.restore()
-    return citus_servers
+    yield citus_servers
+    citus_servers.down()
 
 
 def heal(site: Site, name: str, servers: list[Postgres]) -> Group:

@@ -123,24 +123,24 @@ class Machine:
             )
 
     def kill(self) -> None:
-        """Kill everything that runs here, as a loss of power does (SIGKILL)."""
+        """Kill everything that runs here at one blow, as a loss of power does (SIGKILL)."""
+        self.pause()
         throwaway_guard.kill_server(self.folder)
         if self.name in self._site.servers:
             self.server.kill()
 
     def pause(self) -> None:
         """Freeze everything that runs here: connections stay open, and nothing answers (SIGSTOP)."""
-        paused: set[int] = set()
-        while (found := self._signal_all(signal.SIGSTOP)) != paused:
-            paused = found
+        for folder in self._folders():
+            throwaway_guard.pause_all(folder)
 
     def resume(self) -> None:
         """Let a paused machine go on."""
-        self._signal_all(signal.SIGCONT)
+        for folder in self._folders():
+            throwaway_guard.signal_all(folder, signal.SIGCONT)
 
-    def _signal_all(self, signum: signal.Signals) -> set[int]:
-        folders = [self.folder, *([self.server.folder] if self.name in self._site.servers else [])]
-        return {pid for folder in folders for pid in throwaway_guard.signal_all(folder, signum)}
+    def _folders(self) -> list[Path]:
+        return [self.folder, *([self.server.folder] if self.name in self._site.servers else [])]
 
 
 def _entrance(folder: Path) -> Iterator[str]:
