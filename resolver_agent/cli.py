@@ -93,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     shown = command("status", _status, "say where the names lead, and why: exit 0 as wished, 1 alerts, 2 no agent")
     shown.add_argument("--json", action="store_true", help="for programs")
+    checked = command("doctor", _doctor, "say what is wrong here and what mends it: exit 0 fit, 1 findings, 2 trouble")
+    checked.add_argument("--json", action="store_true", help="for programs")
+    checked.add_argument("--way-back", action="store_true", help="only the script that puts back addresses")
     hook = "move the names before a promotion, as Patroni's pre_promote; reads no configuration"
     prepromote.add_options(command(prepromote.NAME, None, hook))
     removal = command("remove", _remove, "take the names out of the hosts file, unless pg_dist_node uses them")
@@ -252,6 +255,19 @@ def _refuse_if_used(settings: Config, targets: Sequence[Target]) -> None:
             f"pg_dist_node still holds {', '.join(used)}: give its nodes addresses again first, with "
             "citus_update_node(); nothing was removed"
         )
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from resolver_agent import doctor  # noqa: PLC0415
+
+    report = doctor.examine(_load(options))
+    if options.way_back:
+        if report.to_addresses is None:
+            raise _TroubleError("the local PostgreSQL has no pg_dist_node of a coordinator, or cannot be asked")
+        print(report.to_addresses, end="")
+        return OK
+    print(json.dumps(report.as_json(), ensure_ascii=False, indent=2) if options.json else report.as_text())
+    return OK if report.fit else DIFFERENT
 
 
 def _demo(_options: argparse.Namespace) -> int:

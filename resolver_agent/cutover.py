@@ -1,0 +1,99 @@
+"""The statements that move Citus' metadata from addresses to names, and back: text for psql, never run from here.
+
+What each of them does was read in Citus' source (metadata/node_metadata.c) and tried on Citus 13.2. Both functions go
+into one transaction. ``citus_set_coordinator_host()`` writes to all nodes in it; ``citus_update_node()`` waits until no
+transaction of the coordinator writes to the node's shards, with everybody else queueing behind it, and the workers hear
+of it some seconds after the commit. Sessions need not reconnect: their next statement uses the new rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from resolver_agent.doctor_model import Row
+
+_LOCK_TIMEOUT = "5s"
+_COORDINATOR_GROUP = 0
+
+_REACHABLE = """\
+-- An ERROR here: some node does not reach every other by what is to be written, and nothing has changed.
+DO $check$
+DECLARE
+    failed text;
+BEGIN
+    SELECT string_agg(format('from node %s: %s', nodeid, result), '; ') INTO failed
+      FROM run_command_on_all_nodes($$
+           SELECT string_agg(host, ', ')
+             FROM (VALUES {places}) AS place(host, port)
+            WHERE NOT citus_check_connection_to_node(host, port) $$)
+     WHERE NOT success OR result <> '';
+    IF failed IS NOT NULL THEN
+        RAISE EXCEPTION 'not reached: %', failed;
+    END IF;
+END
+$check$;
+"""
+
+_SEEN = """\
+-- Every line has to end in t. Where it does not, look again some seconds later: the workers are told by and by.
+SELECT pg_sleep(5);
+SELECT nodename, nodeport, metadatasynced FROM pg_dist_node ORDER BY groupid;
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What is to become of one row of ``pg_dist_node``; ``note`` goes beside it."""
+
+    node_id: int
+    group_id: int
+    host: str
+    port: int
+    note: str
+
+    @classmethod
+    def of(cls, row: Row, host: str, port: int, *, note: str = "") -> Change:
+        """Return the change of a row to another host and port."""
+        return cls(node_id=row.node_id, group_id=row.group_id, host=host, port=port, note=note)
+
+    @property
+    def call(self) -> str:
+        """The statement that does it."""
+        place = f"{_literal(self.host)}, {self.port}"
+        if self.group_id == _COORDINATOR_GROUP:
+            return f"SELECT citus_set_coordinator_host({place});"
+        return f"SELECT citus_update_node({self.node_id}, {place});"
+
+
+def script(title: str, changes: Mapping[str, Sequence[Change]], *, check: bool) -> str:
+    """Return a script for psql that makes the changes, by database, all of one database or none.
+
+    ``check`` adds that every node reaches every place that is written; Citus has had the functions for it since 11.0.
+    """
+    parts = [f"-- {title}", "\\set ON_ERROR_STOP on"]
+    for database, those in changes.items():
+        places = ", ".join(f"({_literal(one.host)}, {one.port})" for one in those)
+        parts += [
+            f"\\connect {_connect_name(database)}",
+            *([_REACHABLE.format(places=places).rstrip()] if check else []),
+            "-- A lock timeout here: nothing has changed; try again at a quieter time.",
+            "BEGIN;",
+            f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}';",
+            *(f"{one.call}  -- {one.note}" for one in sorted(those, key=lambda one: (one.group_id, one.node_id))),
+            "COMMIT;",
+            _SEEN.rstrip(),
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _connect_name(database: str) -> str:
+    r"""Return a database's name as ``\connect`` takes it; in double quotes psql takes it whole and as it is."""
+    return '"' + database.replace('"', '""') + '"'
