@@ -205,8 +205,9 @@ class _Pass:
         self._connection = connection
         self._still = still
         self._done = done
-        self._notices: list[Diagnostic] = []
-        connection.add_notice_handler(self._notices.append)
+        self._warnings: list[str] = []
+        self._notices: list[str] = []
+        connection.add_notice_handler(self._hear)
 
     def run(self) -> None:
         """Recover and clean up; raise _StoppedError or psycopg.Error where something is against it."""
@@ -236,7 +237,7 @@ class _Pass:
         before = self._look()
         self._check_consent()
         [(self._done["recovered"],)] = self._ask(_RECOVER)
-        warnings = [_text(notice) for notice in self._notices if notice.severity_nonlocalized == "WARNING"]
+        warnings = [*self._warnings]
         after = self._look()
         self._done["not_reached"] = tuple(sorted(node for node, answer in after.items() if answer is None))
         found = objection(before, after, warnings)
@@ -247,7 +248,7 @@ class _Pass:
     def _clean_up(self) -> None:
         self._ask(_CLEAN_UP)
         for key, pattern in (("cleaned", _CLEANED), ("not_cleaned", _NOT_CLEANED)):
-            matches = (pattern.match(notice.message_primary or "") for notice in self._notices)
+            matches = (pattern.match(text) for text in (*self._notices, *self._warnings))
             self._done[key] = sum(int(match[1]) for match in matches if match)
 
     def _look(self) -> Look:
@@ -255,7 +256,11 @@ class _Pass:
 
     def _ask(self, statement: Query) -> list[tuple[Any, ...]]:
         self._notices.clear()
+        self._warnings.clear()
         return self._connection.execute(statement).fetchall()
+
+    def _hear(self, said: Diagnostic) -> None:
+        (self._warnings if said.severity_nonlocalized == "WARNING" else self._notices).append(_text(said))
 
 
 def _left(connection: psycopg.Connection) -> dict[str, Any]:

@@ -1,0 +1,248 @@
+"""Recovery and clean-up with real Citus: what is in doubt is resolved, and nothing is forgotten on a standby (R6)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent import config
+from resolver_agent.model import FENCE
+from resolver_agent.recovery import Recovered, recover, recover_all
+from tests.integration.cluster import DATABASE
+from tests.integration.machine import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from psycopg.abc import QueryNoTemplate as Query
+
+    from tests.integration.citus_cluster import CitusCluster
+
+CHARGE = "UPDATE accounts SET balance = balance + 1"
+SUM = "SELECT sum(balance) FROM accounts"
+RECORDS = "SELECT groupid FROM pg_dist_transaction"
+SLOT = "citus_shard_move_slot_1_2_3"
+ORPHAN = """
+INSERT INTO pg_dist_cleanup SELECT nextval('pg_dist_cleanup_recordid_seq'), 7, 3, %s, groupid, 1
+  FROM pg_dist_node WHERE nodename = 'wk1'
+"""
+ORPHANS = "SELECT object_name FROM pg_dist_cleanup"
+SLOTS = "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'logical'"
+
+
+def lead(citus: CitusCluster, **names: str) -> None:
+    """Lead the names on the first coordinator's machine to primaries, or where ``names`` says."""
+    to = {name: pair[0].address for name, pair in citus.groups.items()}
+    citus.machines["cn-1"].lead(to | names)
+
+
+def leave_in_doubt(citus: CitusCluster, machine: Machine, statement: Query = CHARGE) -> None:
+    """Commit a transaction on a machine that crashes before it has told the other nodes, and let it come back.
+
+    No commit records but those of this transaction are left.
+    """
+    assert run(citus, machine=machine.name).records == 0
+    citus.commit_in_doubt(machine, statement)
+    machine.kill()
+    machine.server.start()
+
+
+def run(citus: CitusCluster, *moments: Callable[[], str | None], machine: str = "cn-1") -> Recovered:
+    """Make a pass on a machine. ``moments`` happen when consent is asked: before recovery, its COMMIT, and clean-up."""
+    due = list(moments)
+    settings = config.load(str(citus.configure(citus.machines[machine])))
+    return recover(settings, DATABASE, still=lambda: due.pop(0)() if due else None)
+
+
+def restart(machine: Machine) -> None:
+    """Restart a machine's server."""
+    machine.server.stop()
+    machine.server.start()
+
+
+def demote(machine: Machine) -> None:
+    """Restart a machine's server as a standby."""
+    machine.server.stop("immediate")
+    (machine.server.data / "standby.signal").touch()
+    machine.server.start()
+
+
+def records(citus: CitusCluster, machine: str = "cn-1") -> set[int]:
+    """Return the worker groups of the commit records that a machine has."""
+    return {group for (group,) in citus.run_sql(citus.machines[machine], RECORDS)}
+
+
+def prepared(citus: CitusCluster) -> dict[str, int]:
+    """Return how many transactions are prepared on each of the workers where there are any."""
+    found = {name: len(citus.prepared(citus.machines[name])) for name in ("wk1-1", "wk2-1")}
+    return {name: number for name, number in found.items() if number}
+
+
+@pytest.mark.parametrize(("committed", "total"), [(True, 40_400), (False, 40_000)], ids=["record", "no record"])
+def test_a_transaction_in_doubt_is_resolved(citus: CitusCluster, committed: bool, total: int) -> None:  # noqa: FBT001 -- a row
+    """With a commit record the workers commit, and without one they roll back."""
+    cn1 = citus.machines["cn-1"]
+    leave_in_doubt(citus, cn1)
+    if not committed:
+        citus.run_sql(cn1, "DELETE FROM pg_dist_transaction")
+    in_doubt = prepared(citus)
+    assert set(in_doubt) == {"wk1-1", "wk2-1"}
+    assert run(citus) == Recovered(database=DATABASE, recovered=sum(in_doubt.values()), records=0)
+    assert citus.run_sql(cn1, SUM) == [(total,)]
+    assert prepared(citus) == {}
+
+
+def test_a_transaction_under_way_is_left_alone(citus: CitusCluster) -> None:
+    """A pass in the middle of a COMMIT changes nothing for it."""
+    session = citus.commit_in_doubt(citus.machines["cn-1"], CHARGE)
+    in_doubt = prepared(citus)
+    assert run(citus) == Recovered(database=DATABASE, records=0)
+    assert prepared(citus) == in_doubt
+    citus.release(citus.machines["cn-1"])
+    assert session.pgconn.get_result() is not None
+    assert citus.run_sql(citus.machines["cn-1"], SUM) == [(40_400,)]
+
+
+def test_a_name_astray_makes_it_forget_nothing(citus: CitusCluster) -> None:
+    """While a name leads to a standby the records stay; once it is right again, what was committed is there."""
+    leave_in_doubt(citus, citus.machines["cn-1"])
+    in_doubt = prepared(citus)
+    lead(citus, wk1=citus.machines["wk1-2"].address)
+    found = run(citus)
+    assert found.fault is not None
+    assert found.fault.startswith(f"rolled back: wk1:{citus.site.port} led to a standby")
+    assert (found.recovered, found.records) == (in_doubt["wk2-1"], sum(in_doubt.values()))
+    assert prepared(citus) == {"wk1-1": in_doubt["wk1-1"]}
+    lead(citus)
+    assert run(citus) == Recovered(database=DATABASE, recovered=in_doubt["wk1-1"], records=0)
+    assert citus.run_sql(citus.machines["cn-1"], SUM) == [(40_400,)]
+
+
+@pytest.mark.parametrize(
+    ("happens", "fault"),
+    [
+        (restart, "was another server afterwards"),
+        (demote, "led to a standby"),
+        (Machine.kill, "answered only at first"),
+    ],
+    ids=["restarted", "demoted", "lost"],
+)
+def test_a_worker_that_changes_in_the_middle(
+    citus: CitusCluster, happens: Callable[[Machine], None], fault: str
+) -> None:
+    """What became of a worker between the two looks is not known, so the records of all stay."""
+    leave_in_doubt(citus, citus.machines["cn-1"])
+    in_doubt = prepared(citus)
+    found = run(citus, lambda: happens(citus.machines["wk1-1"]))
+    assert f"rolled back: wk1:{citus.site.port} {fault}" in str(found.fault)
+    assert found.records == sum(in_doubt.values())
+
+
+def test_consent_is_withdrawn_in_the_middle(citus: CitusCluster) -> None:
+    """Before recovery nothing is done; before its COMMIT nothing is forgotten, and the next pass goes on from there."""
+    leave_in_doubt(citus, citus.machines["cn-1"])
+    in_doubt = prepared(citus)
+    number = sum(in_doubt.values())
+    assert run(citus, lambda: "a name moved") == Recovered(
+        database=DATABASE, fault="stopped: a name moved", records=number
+    )
+    assert prepared(citus) == in_doubt
+    found = run(citus, lambda: None, lambda: "a name moved")
+    assert found == Recovered(database=DATABASE, fault="stopped: a name moved", recovered=number, records=number)
+    assert run(citus) == Recovered(database=DATABASE, records=0)
+    assert citus.run_sql(citus.machines["cn-1"], SUM) == [(40_400,)]
+
+
+@pytest.mark.parametrize("how", ["fenced", "stopped", "silent"])
+def test_the_others_are_recovered_while_a_worker_cannot_be_reached(citus: CitusCluster, how: str) -> None:
+    """One worker's transactions are committed; the other's wait for it, with their records."""
+    wk2 = citus.machines["wk2-1"]
+    leave_in_doubt(citus, citus.machines["cn-1"])
+    in_doubt = prepared(citus)
+    if how == "fenced":
+        lead(citus, wk2=FENCE)
+    elif how == "stopped":
+        wk2.kill()
+    else:
+        wk2.pause()
+    found = run(citus)
+    assert found == Recovered(
+        database=DATABASE,
+        recovered=in_doubt["wk1-1"],
+        records=in_doubt["wk2-1"],
+        not_reached=(f"wk2:{citus.site.port}",),
+    )
+    if how == "fenced":
+        lead(citus)
+    elif how == "stopped":
+        wk2.server.start()
+    else:
+        wk2.resume()
+    assert prepared(citus) == {"wk2-1": in_doubt["wk2-1"]}
+    assert run(citus) == Recovered(database=DATABASE, recovered=in_doubt["wk2-1"], records=0)
+    assert citus.run_sql(citus.machines["cn-1"], SUM) == [(40_400,)]
+
+
+def test_what_citus_warns_of_counts(citus: CitusCluster) -> None:
+    """A worker that refuses to resolve a transaction, here since somebody else is about to, keeps all records."""
+    wk1 = citus.machines["wk1-1"]
+    leave_in_doubt(citus, citus.machines["cn-1"])
+    in_doubt = prepared(citus)
+    other = citus.connect(wk1)
+    other.execute("SET synchronous_commit = on")
+    gid = citus.prepared(wk1)[0]
+    other.pgconn.send_query(f"COMMIT PREPARED '{gid}'".encode())
+    other.pgconn.flush()
+    wk1.server.wait_until(
+        "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = %s", [other.info.backend_pid]
+    )
+    found = run(citus)
+    assert f'rolled back: Citus warned: prepared transaction with identifier "{gid}" is busy' in str(found.fault)
+    assert f"on wk1:{citus.site.port}" in str(found.fault)
+    assert found.records == sum(in_doubt.values())
+
+
+def test_a_worker_recovers_its_own(citus: CitusCluster) -> None:
+    """A worker that has the metadata begins transactions too, and its agent sees them through."""
+    wk1 = citus.machines["wk1-1"]
+    leave_in_doubt(citus, wk1)
+    in_doubt = prepared(citus)
+    assert run(citus) == Recovered(database=DATABASE, records=0)
+    assert prepared(citus) == in_doubt
+    found = run(citus, machine="wk1-1")
+    assert found == Recovered(database=DATABASE, recovered=sum(in_doubt.values()), records=0)
+    assert citus.run_sql(wk1, SUM) == [(40_400,)]
+
+
+def test_clean_up(citus: CitusCluster) -> None:
+    """An orphaned slot is dropped, and forgotten only then: not while the name of its node leads to a standby."""
+    cn1, wk1, standby = (citus.machines[name] for name in ("cn-1", "wk1-1", "wk1-2"))
+    citus.run_sql(wk1, "SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [SLOT])
+    citus.run_sql(cn1, ORPHAN, [SLOT])
+    found = run(citus, lambda: None, lambda: None, lambda: lead(citus, wk1=standby.address))
+    assert "a name leads to a standby" in str(found.fault)
+    assert citus.run_sql(cn1, ORPHANS) == citus.run_sql(wk1, SLOTS) == [(SLOT,)]
+    lead(citus)
+    assert run(citus) == Recovered(database=DATABASE, cleaned=1, records=0)
+    assert citus.run_sql(cn1, ORPHANS) == citus.run_sql(wk1, SLOTS) == []
+
+
+def test_clean_up_with_a_node_away(citus: CitusCluster) -> None:
+    """What cannot be cleaned up is counted, and stays on the list."""
+    citus.run_sql(citus.machines["cn-1"], ORPHAN, [SLOT])
+    lead(citus, wk1=FENCE)
+    found = run(citus)
+    assert (found.fault, found.cleaned, found.not_cleaned) == (None, 0, 1)
+    assert citus.run_sql(citus.machines["cn-1"], ORPHANS) == [(SLOT,)]
+
+
+def test_every_database_is_looked_at(citus: CitusCluster) -> None:
+    """Those that have Citus are recovered; one that cannot be asked is told of."""
+    cn1 = citus.machines["cn-1"]
+    cn1.server.run_sql("CREATE DATABASE closed")
+    cn1.server.run_sql("REVOKE CONNECT ON DATABASE closed FROM public")
+    [ours, closed] = recover_all(config.load(str(citus.configure(cn1))), lambda: None)
+    assert ours == Recovered(database=DATABASE, records=0)
+    assert closed.database == "closed"
+    assert 'permission denied for database "closed"' in str(closed.fault)
