@@ -105,10 +105,10 @@ class Recovered:
     oldest: Prepared | None = None
 
     def __str__(self) -> str:
-        text = f"{self.database}: {self.recovered} prepared transactions resolved on other nodes"
-        text += f", {self.cleaned} orphaned resources cleaned up" if self.cleaned else ""
+        text = f"{self.database}: {self.recovered} prepared transactions resolved"
+        text += f", {self.cleaned} orphaned resources cleaned up"
         text += f", {self.not_cleaned} not yet" if self.not_cleaned else ""
-        return text + (f"; no answer from {', '.join(self.not_reached)}" if self.not_reached else "")
+        return text + (f"; waits for {', '.join(self.not_reached)}" if self.not_reached else "")
 
     @property
     def old_words(self) -> str | None:
@@ -181,13 +181,13 @@ def objection(before: Look, after: Look, warnings: Sequence[str]) -> str | None:
     """
     if before.keys() != after.keys():
         return "pg_dist_node has changed meanwhile; the next pass goes by the new one"
-    if not any(before.values()):
+    if before and not any(before.values()):
         return "no node answered; see what `resolver-agent status` says of them"
     for node, answer in before.items():
         if any((seen or "").startswith("standby") for seen in (answer, after[node])):
             return f"{node} led to a standby; see what `resolver-agent status` says of its name"
         if answer != after[node]:
-            changed = "was another server" if answer and after[node] else "answered only"
+            changed = "led to another server" if answer and after[node] else "answered only"
             return f"{node} {changed} {'afterwards' if after[node] else 'at first'}; the next pass will tell"
     silent = {node for node, answer in before.items() if answer is None}
     heads = {warning: warning.partition("\n")[0] for warning in warnings}

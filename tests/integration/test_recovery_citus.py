@@ -122,7 +122,7 @@ def test_a_name_astray_makes_it_forget_nothing(citus: CitusCluster) -> None:
 @pytest.mark.parametrize(
     ("happens", "fault"),
     [
-        (restart, "was another server afterwards"),
+        (restart, "led to another server afterwards"),
         (demote, "led to a standby"),
         (Machine.kill, "answered only at first"),
     ],
