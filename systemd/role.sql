@@ -35,7 +35,7 @@
 -- `local: {user: postgres}`, in pg_hba.conf `local all postgres peer map=resolver_agent`, and in pg_ident.conf
 -- `resolver_agent root postgres` and `resolver_agent postgres postgres`.
 --
--- To take it all away again, after `resolver-agent remove` on every node: on every primary, in each of these databases
+-- To take it all away again, after `resolver-agent remove` on every node: on every primary, in each of these databases,
 --
 --     BEGIN;
 --     SET LOCAL citus.enable_ddl_propagation = off;
@@ -43,7 +43,10 @@
 --     DROP OWNED BY resolver_agent;
 --     COMMIT;
 --
--- and after the last one: BEGIN; SET LOCAL citus.enable_ddl_propagation = off; DROP ROLE resolver_agent; COMMIT;
+-- and after the last of them this on every primary, on the coordinator's first and in a database that has Citus: if it
+-- was Citus that carried the role to the workers once, it has to forget it, too.
+--
+--     DROP ROLE IF EXISTS resolver_agent;
 
 BEGIN;
 
@@ -129,22 +132,20 @@ $$;
 CREATE FUNCTION resolver_agent.cleanup_orphaned_resources() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    answers CONSTANT text := 'SELECT array(SELECT node || '' is '' || result FROM resolver_agent.reached()'
-                             ' WHERE success ORDER BY node)';
     before text[];
     after text[];
 BEGIN
     IF to_regproc('pg_catalog.citus_cleanup_orphaned_resources') IS NULL THEN
         RETURN;  -- before Citus 11.1
     END IF;
-    EXECUTE answers INTO before;
+    before := ARRAY(SELECT node || ' is ' || result FROM resolver_agent.reached() WHERE success ORDER BY node);
     IF array_to_string(before, ' ') LIKE '% is standby %' THEN
         RAISE EXCEPTION 'a name leads to a standby: %', before;
     END IF;
     CALL pg_catalog.citus_cleanup_orphaned_resources();
-    EXECUTE answers INTO after;
-    IF before IS DISTINCT FROM after THEN
-        RAISE EXCEPTION 'names moved during the clean-up: %, then %', before, after;
+    after := ARRAY(SELECT node || ' is ' || result FROM resolver_agent.reached() WHERE success ORDER BY node);
+    IF before <> after THEN
+        RAISE EXCEPTION 'a name moved during the clean-up: % before, % after', before, after;
     END IF;
 END
 $$;

@@ -1,0 +1,299 @@
+"""What systemd/role.sql gives and to whom, what its comments say, and the functions that guard Citus' own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from resolver_agent.throwaway import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from resolver_agent.throwaway import Postgres
+    from tests.integration.citus_cluster import CitusCluster
+
+ROLE_SQL = (Path(__file__).parents[2] / "systemd" / "role.sql").read_text(encoding="utf-8")
+SAMPLES = re.findall(r"^--     (.*)$", ROLE_SQL, re.MULTILINE)
+DATABASES = ["postgres", "app"]
+PRIMARIES = ["cn-1", "wk1-1", "wk2-1"]
+
+FUNCTIONS = {
+    f"resolver_agent.{name}()"
+    for name in ("cleanup_orphaned_resources", "node_conninfo", "reached", "recover_prepared_transactions")
+}
+GIVEN = """
+    SELECT oid::regprocedure::text, privilege_type FROM pg_proc, aclexplode(proacl)
+     WHERE grantee = 'resolver_agent'::regrole
+     UNION ALL
+    SELECT nspname, privilege_type FROM pg_namespace, aclexplode(nspacl) WHERE grantee = 'resolver_agent'::regrole
+     UNION ALL
+    SELECT parname, privilege_type FROM pg_parameter_acl, aclexplode(paracl)
+     WHERE grantee = 'resolver_agent'::regrole
+"""
+OUTSIDERS = """
+    SELECT oid::regprocedure::text, has_function_privilege('outsider', oid, 'EXECUTE'), prosecdef, proconfig,
+           (SELECT rolsuper FROM pg_roles WHERE oid = proowner)
+      FROM pg_proc WHERE pronamespace = 'resolver_agent'::regnamespace
+"""
+
+# A Citus of one's own making: the answers of each turn are given beforehand.
+STAND_INS = """
+    CREATE TABLE answers (turn int, node text, success bool, result text);
+    CREATE SEQUENCE turns;
+    CREATE TABLE orphans (name text);
+    CREATE FUNCTION pg_catalog.run_command_on_workers(
+        command text, OUT nodename text, OUT nodeport int, OUT success bool, OUT result text
+    ) RETURNS SETOF record LANGUAGE sql AS $$
+        SELECT node, 5432, success, result FROM public.answers, (SELECT nextval('public.turns') AS now OFFSET 0) AS t
+         WHERE turn = now
+    $$;
+    CREATE PROCEDURE pg_catalog.citus_cleanup_orphaned_resources() LANGUAGE sql AS 'DELETE FROM public.orphans';
+"""
+ORPHAN = """
+    INSERT INTO pg_dist_cleanup
+    SELECT nextval('pg_dist_cleanup_recordid_seq'), nextval('pg_dist_operationid_seq'), 3, 'orphan', groupid, 0
+    FROM pg_dist_node WHERE nodename = %s
+"""
+
+ONE, TWO = ("wk1", True, "primary 1 noon"), ("wk2", True, "primary 2 noon")
+SILENT = ("wk2", False, "failed to connect to wk2:5432")
+STANDBY = ("wk2", True, "standby 2 noon")
+MOVED = "a name moved during the clean-up"
+CLEAN_UPS = {
+    "the same primaries": ([ONE, TWO], [TWO, ONE], None),
+    "one is silent": ([ONE, SILENT], [ONE, SILENT], None),
+    "a standby at first": ([ONE, STANDBY], [ONE, TWO], r"a name leads to a standby: .*wk2:5432 is standby"),
+    "a standby afterwards": ([ONE, TWO], [ONE, STANDBY], MOVED),
+    "another primary afterwards": ([ONE, TWO], [ONE, ("wk2", True, "primary 2 later")], MOVED),
+    "silent afterwards": ([ONE, TWO], [ONE, SILENT], MOVED),
+    "silent at first": ([ONE, SILENT], [ONE, TWO], MOVED),
+}
+
+
+@pytest.fixture(scope="module", params=["system", "embedded"])
+def either_server(request: pytest.FixtureRequest) -> Iterator[Postgres]:
+    """A server of the system's PostgreSQL, and one of the embedded one."""
+    with Site(postgres=request.param) as site:
+        server = site.primary("a", "127.0.62.1")
+        server.run_sql("CREATE DATABASE app")
+        server.run_sql("CREATE ROLE outsider")
+        yield server
+
+
+@pytest.fixture
+def server(either_server: Postgres) -> Iterator[Postgres]:
+    """A server without anything of ours."""
+    yield either_server
+    uninstall([either_server])
+
+
+def uninstall(servers: list[Postgres]) -> None:
+    """Do what the comments say, on servers of which the first is the coordinator."""
+    start = SAMPLES.index("BEGIN;")
+    end = SAMPLES.index("COMMIT;") + 1
+    for server in servers:
+        for database in DATABASES:
+            server.run_sql("\n".join(SAMPLES[start:end]), dbname=database)
+    [last] = SAMPLES[end:]
+    for server in servers:
+        server.run_sql(last, dbname="app")
+
+
+def connect(server: Postgres, **keywords: str) -> psycopg.Connection:
+    """Log in as the role, over the server's socket unless told otherwise."""
+    where = {"host": str(server.socket_dir), "port": str(server.port), "user": "resolver_agent", "dbname": "postgres"}
+    return psycopg.connect(" ".join(f"{key}={value}" for key, value in (where | keywords).items()), autocommit=True)
+
+
+def test_it_gives_what_is_needed_and_no_more(server: Postgres) -> None:
+    """Run once or again, the role has these privileges and no others, and nobody else has any of them."""
+    for _ in range(2):
+        for database in DATABASES:
+            server.run_sql(ROLE_SQL, dbname=database)
+            assert set(server.run_sql(GIVEN, dbname=database)) == {
+                *((function, "EXECUTE") for function in (*FUNCTIONS, "pg_reload_conf()")),
+                ("resolver_agent", "USAGE"),
+                ("citus.node_conninfo", "ALTER SYSTEM"),
+            }
+            assert set(server.run_sql(OUTSIDERS.replace("proconfig", "proconfig::text"), dbname=database)) == {
+                (function, False, True, '{"search_path=pg_catalog, pg_temp"}', True) for function in FUNCTIONS
+            }
+    assert server.run_sql("""
+        SELECT rolcanlogin, rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls
+        FROM pg_roles WHERE rolname = 'resolver_agent'
+    """) == [(True, False, False, False, False, False)]
+
+
+def test_what_others_have_put_there_goes(server: Postgres) -> None:
+    """A schema and functions that somebody has planted are replaced by a superuser's, however they are owned."""
+    server.run_sql("""
+        CREATE SCHEMA resolver_agent AUTHORIZATION outsider;
+        SET ROLE outsider;
+        CREATE FUNCTION resolver_agent.node_conninfo() RETURNS text LANGUAGE sql AS $$ SELECT 'mine' $$;
+        CREATE FUNCTION resolver_agent.more() RETURNS text LANGUAGE sql AS $$ SELECT 'mine' $$;
+    """)
+    for database in DATABASES:
+        server.run_sql(ROLE_SQL, dbname=database)
+    assert {(name, owner) for name, *_, owner in server.run_sql(OUTSIDERS)} == {(name, True) for name in FUNCTIONS}
+    assert server.run_sql("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'resolver_agent'") == [
+        ("postgres",)
+    ]
+
+
+def test_the_caller_cannot_lead_a_function_astray(server: Postgres) -> None:
+    """What a session has of its own does not stand in for PostgreSQL's, whatever its search_path says."""
+    for database in DATABASES:
+        server.run_sql(ROLE_SQL, dbname=database)
+    with connect(server) as session:
+        session.execute("CREATE TEMP TABLE pg_settings AS SELECT 'citus.node_conninfo' AS name, 'mine' AS boot_val")
+        session.execute("SET search_path = pg_temp, pg_catalog")
+        assert session.execute("SELECT boot FROM resolver_agent.node_conninfo()").fetchall() == [(None,)]
+
+
+def test_the_comments_take_all_of_it_away(server: Postgres) -> None:
+    """Afterwards there is nothing left, and it can be given again."""
+    for _ in range(2):
+        for database in DATABASES:
+            server.run_sql(ROLE_SQL, dbname=database)
+        uninstall([server])
+        for database in DATABASES:
+            assert server.run_sql("SELECT 1 FROM pg_namespace WHERE nspname = 'resolver_agent'", dbname=database) == []
+        assert server.run_sql("SELECT 1 FROM pg_roles WHERE rolname = 'resolver_agent'") == []
+        assert server.run_sql("SELECT 1 FROM pg_parameter_acl, aclexplode(paracl) WHERE grantee <> 10") == []
+    for database in DATABASES:
+        server.run_sql(ROLE_SQL, dbname=database)
+
+
+def test_the_comments_let_the_agents_in(server: Postgres, tmp_path: Path) -> None:
+    """Root logs in as the role here, to every database; others need the password, and reach one database only."""
+    for database in DATABASES:
+        server.run_sql(ROLE_SQL, dbname=database)
+    server.run_sql("ALTER ROLE resolver_agent PASSWORD 'PASSWORD'")
+    password_file = tmp_path / "pgpass"
+    password_file.write_text(next(line for line in SAMPLES if line.startswith("*:")).replace("5432", str(server.port)))
+    password_file.chmod(0o600)
+    hba, ident = server.data / "pg_hba.conf", server.data / "pg_ident.conf"
+    before = hba.read_text()
+    lines = [line for line in SAMPLES if line.startswith(("local ", "host "))]
+    hba.write_text("\n".join(lines).replace("192.168.234.0/24", "127.0.0.0/8") + "\n")
+    ident.write_text(next(line for line in SAMPLES if re.match(r"resolver_agent +root", line)) + "\n")
+    try:
+        server.reload()
+        other = {"host": server.address, "passfile": str(password_file)}
+        with connect(server, dbname="app"), connect(server), connect(server, **other):
+            pass
+        for keywords in ({"user": "postgres"}, {"user": "outsider"}, {**other, "dbname": "app"}, other | {"user": "x"}):
+            with pytest.raises(psycopg.OperationalError, match=r"no pg_hba\.conf entry"):
+                connect(server, **keywords)
+    finally:
+        hba.write_text(before)
+        server.reload()
+
+
+@pytest.mark.parametrize(("before", "after", "fault"), CLEAN_UPS.values(), ids=CLEAN_UPS)
+def test_a_clean_up_is_taken_back_unless_all_were_primaries(
+    server: Postgres,
+    before: list[tuple[str, bool, str]],
+    after: list[tuple[str, bool, str]],
+    fault: str | None,
+) -> None:
+    """What Citus forgot comes back unless every node that answered was a primary, and the same both times."""
+    for database in DATABASES:
+        server.run_sql(ROLE_SQL, dbname=database)
+    server.run_sql(STAND_INS)
+    try:
+        for turn, answers in enumerate((before, after), start=1):
+            for answer in answers:
+                server.run_sql("INSERT INTO answers VALUES (%s, %s, %s, %s)", [turn, *answer])
+        server.run_sql("INSERT INTO orphans VALUES ('a slot')")
+        with connect(server) as session:
+            if fault is None:
+                session.execute("SELECT resolver_agent.cleanup_orphaned_resources()")
+            else:
+                with pytest.raises(psycopg.errors.RaiseException, match=fault):
+                    session.execute("SELECT resolver_agent.cleanup_orphaned_resources()")
+        assert server.run_sql("SELECT count(*) FROM orphans") == [(int(fault is not None),)]
+    finally:
+        server.run_sql("""
+            DROP PROCEDURE citus_cleanup_orphaned_resources;
+            DROP FUNCTION run_command_on_workers;
+            DROP TABLE orphans, answers;
+            DROP SEQUENCE turns;
+        """)
+
+
+def test_without_the_procedure_there_is_nothing_to_clean(server: Postgres) -> None:
+    """Before Citus 11.1 the call does nothing."""
+    for database in DATABASES:
+        server.run_sql(ROLE_SQL, dbname=database)
+    with connect(server) as session:
+        session.execute("SELECT resolver_agent.cleanup_orphaned_resources()")
+
+
+def test_citus_reaches_and_cleans_up(citus: CitusCluster) -> None:
+    """Real Citus says whom the names lead to now, and cleans up where these are primaries, be others silent."""
+    cn1, wk1, wk2 = (citus.machines[name] for name in PRIMARIES)
+    session = citus.connect(cn1, user="resolver_agent")
+
+    def reached() -> dict[str, str]:
+        rows = session.execute("SELECT node, success, result FROM resolver_agent.reached()")
+        return {node.partition(":")[0]: result.split()[0] if success else "silent" for node, success, result in rows}
+
+    def clean_up() -> None:
+        session.execute("SELECT resolver_agent.cleanup_orphaned_resources()")
+
+    for machine, name in ((wk1, "wk1"), (wk2, "wk2")):
+        citus.run_sql(machine, "SELECT pg_create_logical_replication_slot('orphan', 'pgoutput')")
+        citus.run_sql(cn1, ORPHAN, [name])
+
+    cn1.lead({"cn": cn1.address, "wk1": citus.machines["wk1-2"].address, "wk2": wk2.address})
+    assert reached() == {"cn": "primary", "wk1": "standby", "wk2": "primary"}
+    with pytest.raises(psycopg.errors.RaiseException, match=r"a name leads to a standby: .*wk1:\d+ is standby"):
+        clean_up()
+    assert citus.run_sql(cn1, "SELECT count(*) FROM pg_dist_cleanup") == [(2,)]
+
+    cn1.lead({"cn": cn1.address, "wk1": "255.255.255.255", "wk2": wk2.address})
+    assert reached() == {"cn": "primary", "wk1": "silent", "wk2": "primary"}
+    clean_up()
+    assert [citus.run_sql(machine, "SELECT count(*) FROM pg_replication_slots") for machine in (wk1, wk2)] == [
+        [(1,)],
+        [(0,)],
+    ]
+
+    cn1.lead({"cn": cn1.address, "wk1": wk1.address, "wk2": wk2.address})
+    with pytest.raises(psycopg.errors.ActiveSqlTransaction), session.transaction():
+        clean_up()
+    clean_up()
+    assert citus.run_sql(wk1, "SELECT count(*) FROM pg_replication_slots") == [(0,)]
+    assert citus.run_sql(cn1, "SELECT count(*) FROM pg_dist_cleanup") == [(0,)]
+
+
+def test_every_primary_is_given_its_own(citus: CitusCluster) -> None:
+    """Citus carries nothing to other nodes. A role that it has carried once is taken, and goes without a trace."""
+    machines = [citus.machines[name] for name in PRIMARIES]
+    servers = [machine.server for machine in machines]
+
+    def ask(query: str) -> list[list[tuple[object]]]:
+        return [citus.run_sql(machine, query) for machine in machines]
+
+    is_there = "SELECT 1 FROM pg_roles WHERE rolname = 'resolver_agent'"
+    is_known = "SELECT 1 FROM pg_dist_object WHERE classid = 'pg_authid'::regclass AND objid <> 10"
+    uninstall(servers)
+    for database in DATABASES:
+        servers[0].run_sql(ROLE_SQL, dbname=database)
+    assert ask(is_there) == [[(1,)], [], []]
+    uninstall(servers[:1])
+
+    citus.run_sql(machines[0], "CREATE ROLE resolver_agent LOGIN")
+    assert ask(is_known) == [[(1,)]] * 3
+    for server in servers:
+        for database in DATABASES:
+            server.run_sql(ROLE_SQL, dbname=database)
+            assert len(server.run_sql(GIVEN, dbname=database)) == len(FUNCTIONS) + 3
+    uninstall(servers)
+    assert ask(is_there) == ask(is_known) == [[], [], []]
