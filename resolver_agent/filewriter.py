@@ -236,9 +236,12 @@ class HostsFileWriter:
                 else:
                     self._call(os.fchmod, fd, 0o644)
                 self._call(os.fsync, fd)
+                made = _signature(self._call(os.fstat, fd))
                 self._confirm(found)
                 self._rename(temporary, found.real)
                 signature = _signature(self._call(os.fstat, fd))
+                if signature[:4] != made[:4]:  # somebody was quick to change it: that must not pass for ours
+                    signature = made
             finally:
                 with contextlib.suppress(OSError):  # once renamed it is gone
                     self._call(os.unlink, temporary)
@@ -263,9 +266,9 @@ class HostsFileWriter:
                     raise _ChangedError
                 self._put(fd, old, new)
                 self._call(os.fsync, fd)
+                signature = _signature(self._call(os.fstat, fd))
                 if self._system.read_all(fd) != new:
                     raise _ChangedError
-                signature = _signature(self._call(os.fstat, fd))
         except OSError as error:
             fault = f"can be neither replaced ({why.strerror}) nor written in place"
             raise WriteError(self._path, fault, error) from error

@@ -376,6 +376,23 @@ class Watched(System):
         return super().call(function, *args, **kwargs)
 
 
+def test_an_edit_right_after_the_rename_is_not_taken_for_ours(hosts: Path) -> None:
+    """What is remembered of a file that was written is what we wrote, so that an edit within the same moment shows."""
+    renamed = []
+
+    def edit_after_rename(function: object) -> None:
+        if renamed == [True]:
+            renamed.append(False)
+            append(hosts)
+        if function is os.rename:
+            renamed.append(True)
+
+    writer = HostsFileWriter(str(hosts), settle_s=0, system=Watched(edit_after_rename))
+    outcome = writer.update(with_block)
+    assert renamed == [True, False]
+    assert outcome.snapshot.signature != writer.signature()
+
+
 def append(path: Path) -> None:
     """Edit as ``echo … >>`` does."""
     with path.open("ab") as file:
