@@ -164,9 +164,10 @@ def _session(settings: Config) -> Iterator[psycopg.Connection]:
 
 
 def _mend(connection: psycopg.Connection) -> str:
+    mend = "run systemd/role.sql on this group's primary"
     if connection.info.server_version >= _FIRST_WITH_GRANT:
-        return "run systemd/role.sql on this group's primary"
-    return "before PostgreSQL 15 the login under `local` must be a superuser's; systemd/role.sql says how"
+        return mend
+    return f"{mend}, and give `local` a superuser's login, as that file says for PostgreSQL before 15"
 
 
 def _read(connection: psycopg.Connection) -> Setting | None:

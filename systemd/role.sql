@@ -66,7 +66,7 @@ $$;
 DO $$
 BEGIN
     IF pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= 150000 THEN
-        GRANT ALTER SYSTEM ON PARAMETER citus.node_conninfo TO resolver_agent;
+        EXECUTE 'GRANT ALTER SYSTEM ON PARAMETER citus.node_conninfo TO resolver_agent';  -- a syntax error before
     END IF;
 END
 $$;

@@ -187,6 +187,8 @@ def test_the_comments_let_the_agents_in(server: Postgres, tmp_path: Path) -> Non
         other = {"host": server.address, "passfile": str(password_file)}
         with connect(server, dbname="app"), connect(server), connect(server, **other):
             pass
+        with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+            connect(server, **other | {"passfile": "/dev/null"})
         for keywords in ({"user": "postgres"}, {"user": "outsider"}, {**other, "dbname": "app"}, other | {"user": "x"}):
             with pytest.raises(psycopg.OperationalError, match=r"no pg_hba\.conf entry"):
                 connect(server, **keywords)
