@@ -21,7 +21,7 @@ NAME = "pre-promote"
 
 _SOCKET = "/run/resolver-agent/control.sock"
 _ASK_S = 2.5
-_LIMIT_S = 2.8  # Python's start has the rest of the 3 s that a promotion may wait
+_LIMIT_S = 2.7  # Python's start has the rest of the 3 s that a promotion may wait
 _SAY_S = 0.1
 _STDERR = 2
 
