@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from resolver_agent.throwaway import Postgres, Site
@@ -54,6 +55,7 @@ _COMMITS = "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = %s"
 _PREPARED = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY gid"
 
 
+@functools.cache
 def why_no_citus() -> str | None:
     """Return why the PostgreSQL that tests run on cannot have Citus, or None where it can."""
     with Site() as site:

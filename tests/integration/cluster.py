@@ -104,6 +104,8 @@ class Cluster:
 
     def start_agent(self, machine: Machine, **settings: object) -> Agent:
         """Start the agent of a machine, as root, with the control socket that systemd would hold; settings win."""
+        if machine.name in self.agents:
+            self.kill_agent(machine)
         config = self.configure(machine, **settings)
         if machine.name not in self._listeners:
             self._listeners[machine.name] = self._listen(self.control_path(machine))

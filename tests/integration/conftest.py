@@ -12,6 +12,7 @@ import yaml
 from resolver_agent.throwaway import Postgres, Site
 from tests.integration.agent_process import Agent
 from tests.integration.citus_cluster import CitusCluster, why_no_citus
+from tests.integration.patroni_cluster import CitusPatroniCluster, PatroniCluster
 from tests.integration.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -135,6 +136,38 @@ def citus(citus_servers: CitusCluster) -> Iterator[CitusCluster]:
     citus_servers.restore()
     yield citus_servers
     citus_servers.down()
+
+
+@pytest.fixture(scope="session")
+def patroni_servers() -> Iterator[PatroniCluster]:
+    """Four machines where nothing runs; tests use ``patroni``."""
+    with PatroniCluster(["cn", "wk1"]) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def patroni(patroni_servers: PatroniCluster) -> Iterator[PatroniCluster]:
+    """The groups ``cn`` and ``wk1`` of plain PostgreSQL under Patroni, as they were made."""
+    patroni_servers.restore()
+    yield patroni_servers
+    patroni_servers.down()
+
+
+@pytest.fixture(scope="session")
+def citus_patroni_servers() -> Iterator[CitusPatroniCluster]:
+    """Six machines where nothing runs; tests use ``citus_patroni``."""
+    if reason := why_no_citus():
+        pytest.skip(reason)
+    with CitusPatroniCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def citus_patroni(citus_patroni_servers: CitusPatroniCluster) -> Iterator[CitusPatroniCluster]:
+    """A Citus cluster under Patroni as it was made; tests skip where there is no Citus."""
+    citus_patroni_servers.restore()
+    yield citus_patroni_servers
+    citus_patroni_servers.down()
 
 
 def heal(site: Site, name: str, servers: list[Postgres]) -> Group:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
+from resolver_agent.throwaway_guard import processes_in
+
 if TYPE_CHECKING:
     from tests.integration.citus_cluster import CitusCluster
+    from tests.integration.machine import Machine
+    from tests.integration.patroni_cluster import CitusPatroniCluster, PatroniCluster
 
 PRIMARIES = {"wk1-1", "wk2-1"}
 STANDBYS = {"wk1-2", "wk2-2"}
+OWNER = """
+import signal
+from tests.integration.patroni_cluster import PatroniCluster
+with PatroniCluster(["cn"]) as cluster:
+    cluster.restore()
+    print(cluster.site.folder, flush=True)
+    signal.pause()
+"""
 
 
 def test_a_name_leads_where_the_hosts_file_of_its_machine_says(citus: CitusCluster) -> None:
@@ -98,3 +114,88 @@ def test_an_agent_runs_on_its_machine(citus: CitusCluster) -> None:
     assert citus.serving(citus.connect(cn2)) == PRIMARIES
     assert cn1.hosts_file.read_bytes() == ours
     assert citus.stop_agent(cn2) == 0
+
+
+def hook(machine: Machine, *, then: str) -> tuple[dict[str, str], Path]:
+    """Return the setting of a promotion hook that writes whether the server is in recovery, and the file it writes."""
+    said = machine.folder / "patroni" / "hook"
+    server = machine.server
+    psql = f"{server.binaries.folder}/psql -X -A -t -h {server.socket_dir} -p {server.port} -d postgres"
+    script = f"{psql} -c 'SELECT pg_is_in_recovery()' >>{said}; {then}"
+    return {"pre_promote": f"sh -c {shlex.quote(script)}"}, said
+
+
+def test_the_promotion_hook_runs_before_a_switchover(patroni: PatroniCluster) -> None:
+    """Patroni calls it while the server is in recovery, then promotes; the old primary follows."""
+    cn1, cn2 = patroni.groups["cn"]
+    settings, said = hook(cn2, then="exit 0")
+    patroni.reconfigure(cn2, postgresql=settings)
+    patroni.switch_over(cn2)
+    assert said.read_text() == "t\n"
+    assert not cn2.server.is_in_recovery
+    assert cn1.server.streams_from(cn2.server)
+    assert patroni.lock_holder("cn") is cn2
+    assert {name: member["role"] for name, member in patroni.members("cn").items()} == {
+        "cn-1": "replica",
+        "cn-2": "leader",
+    }
+
+
+def test_a_failing_promotion_hook_prevents_a_promotion(patroni: PatroniCluster) -> None:
+    """So the hook is no decoration: the standby takes the lock, calls it, and gives the lock back."""
+    cn1, cn2 = patroni.groups["cn"]
+    settings, said = hook(cn2, then="exit 1")
+    patroni.reconfigure(cn2, postgresql=settings)
+    cn1.kill()
+    patroni.expire_lock("cn")
+    patroni.wait_for_log(cn2, "pre_promote script .* exited with 1")
+    assert said.read_text() == "t\n"
+    assert cn2.server.is_in_recovery
+
+
+def test_a_lost_machine_comes_back_as_a_standby(patroni: PatroniCluster) -> None:
+    """Its group has failed over meanwhile, and etcd has been away as well."""
+    cn1, cn2 = patroni.groups["cn"]
+    patroni.fail_over(cn2)
+    assert not cn1.server.is_running
+    assert not cn2.server.is_in_recovery
+    patroni.stop_etcd()
+    patroni.start_etcd()
+    patroni.start_patroni(cn1)
+    patroni.wait_for_standby(cn1)
+    assert patroni.lock_holder("wk1") is patroni.machines["wk1-1"]
+
+
+def test_a_deposed_primary_lives_on_under_a_hung_patroni(patroni: PatroniCluster) -> None:
+    """There are two primaries until its Patroni goes on, which then makes it a standby."""
+    cn1, cn2 = patroni.groups["cn"]
+    patroni.pause_patroni(cn1)
+    patroni.expire_lock("cn")
+    patroni.wait_for_primary(cn2)
+    assert not cn1.server.is_in_recovery
+    patroni.resume_patroni(cn1)
+    patroni.wait_for_standby(cn1)
+
+
+def test_a_commit_in_doubt_outlives_a_failover_under_patroni(citus_patroni: CitusPatroniCluster) -> None:
+    """Citus under Patroni does what Citus alone does, with the same helpers."""
+    cn1, cn2 = citus_patroni.groups["cn"]
+    wk1, wk2 = citus_patroni.machines["wk1-1"], citus_patroni.machines["wk2-1"]
+    citus_patroni.commit_in_doubt(cn1, "UPDATE accounts SET balance = balance + 1")
+    cn2.lead({"cn": cn2.address, "wk1": wk1.address, "wk2": wk2.address})
+    citus_patroni.fail_over(cn2)
+    assert citus_patroni.prepared(wk1)
+    citus_patroni.run_sql(cn2, "SELECT recover_prepared_transactions()")
+    assert citus_patroni.run_sql(cn2, "SELECT sum(balance) FROM accounts") == [(40_400,)]
+
+
+def test_nothing_is_left_of_patroni_when_the_tests_are_killed() -> None:
+    """Patroni, etcd, the servers and their folder go with the process that made them."""
+    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    folder = Path(owner.stdout.readline().strip())
+    assert len(processes_in(folder)) > 10
+    owner.kill()
+    owner.communicate(timeout=30)  # until the guard, which has the same output, has ended as well
+    assert not folder.exists()
+    assert processes_in(folder) == []
