@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import time
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
-from tests.integration.systemd_host import UNITS, SystemdHost, booted
+from tests.integration.systemd_host import CHECKOUT, UNITS, SystemdHost, booted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SERVICE, SOCKET = UNITS
+SNIPPET = CHECKOUT / "systemd/patroni-pre-promote.yml"
 AGENT = "/opt/resolver-agent/bin/resolver-agent"
 CONTROL = "/run/resolver-agent/control.sock"
 HOSTS = "127.0.0.1\tlocalhost\r\n# kept to the byte: caf\xe9\t\n192.168.234.203 db3.example".encode("latin-1")
@@ -252,6 +255,33 @@ def test_socket_starts_a_stopped_agent(host: SystemdHost) -> None:
     host.wait_for("^Started", after=mark)
     host.wait_for("wk1 → 192.168.234.203", after=mark)
     assert "192.168.234.203" in host.run("runuser", "-u", "postgres", "--", AGENT, "status")
+
+
+@pytest.fixture
+def standby(host: SystemdHost) -> Iterator[None]:
+    """Make this node's PostgreSQL a standby for one test."""
+    control = "cd /var/lib/postgresql/cn && runuser -u postgres -- /usr/lib/postgresql/*/bin/pg_ctl --pgdata=. --wait"
+    host.run("runuser", "-u", "postgres", "--", "touch", "/var/lib/postgresql/cn/standby.signal")
+    host.run("sh", "-c", f"{control} --log=log restart")
+    yield
+    host.run("sh", "-c", f"{control} promote")
+
+
+@pytest.mark.usefixtures("standby")
+def test_the_promotion_hook_starts_a_stopped_agent(host: SystemdHost) -> None:
+    """Patroni's line, run as the postgres user, starts a stopped agent, and ends when the names are written."""
+    host.write("/etc/resolver-agent.yml", re.sub(r", 192\.168\.234\.20[24]", "", CONFIG).encode())
+    host.run("ln", "-sf", AGENT, "/usr/local/bin/")
+    host.run("systemctl", "start", SOCKET.name)
+    assert host.show(SERVICE.name, "ActiveState")["ActiveState"] == "inactive"
+
+    settings = yaml.safe_load(SNIPPET.read_text(encoding="utf-8"))
+    line = shlex.split(settings["postgresql"]["pre_promote"])
+    begun = time.monotonic()
+    said = host.run("runuser", "-u", "postgres", "--", "sh", "-c", 'exec "$@" 2>&1', "sh", *line)
+    assert time.monotonic() - begun < 3
+    assert re.fullmatch(r"resolver-agent pre-promote: ready for the promotion \(after \d+ ms\).*\n", said)
+    assert re.fullmatch(NAMED, host.read("/etc/hosts"))
 
 
 def test_no_group_for_the_socket(host: SystemdHost) -> None:
