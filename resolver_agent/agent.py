@@ -6,9 +6,8 @@ Everything that decides is elsewhere (routing), as is everything that knows serv
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import contextlib
 import gc
-import hashlib
 import logging
 import os
 import signal
@@ -16,16 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent import __version__, config, control, lock, logs, status
+from resolver_agent.caretaker import Caretaker
 from resolver_agent.hostsblock import HostsBlock
 from resolver_agent.journal import Journal
-from resolver_agent.model import Alert, Decision, Observations, Role
-from resolver_agent.monitor import Monitor
+from resolver_agent.model import Alert, Decision, Role
+from resolver_agent.outlook import Outlook
 from resolver_agent.probe import boottime
 from resolver_agent.routing import decide, resume
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable
 
     from resolver_agent.config import Config
     from resolver_agent.notify import Notifier
@@ -38,6 +37,15 @@ _BREATH_S = 1.0
 _LAST_WRITE_S = 1.0
 """How long a stopping agent waits for the round under way."""
 
+_SHORT_LOOK_S = 0.5
+"""How long an announced promotion waits for nodes that were not asked yet, right after the start."""
+
+_EVIDENCE_S = 0.1
+"""How soon after asking everybody again it is looked at what they said."""
+
+_ANNOUNCED_S = 2.0
+"""After so long whoever announced a promotion is told how far we are: the hook may take 3 s, our start included."""
+
 
 class Agent:
     """One agent, for one hosts file, from ``run()`` until it is told to stop."""
@@ -46,7 +54,9 @@ class Agent:
         self._config = settings
         self._notifier = notifier
         self._passed = passed
-        self._monitor = Monitor(on_local=self._look_at_file)
+        self._outlook = Outlook(on_local=self._look_at_file)
+        self._caretaker = Caretaker(changed=self._outlook.changed, ask_again=self._ask_again)
+        self._round_over = asyncio.Condition()
         self._block = HostsBlock(settings.hosts_file)
         self._journal = Journal()
         self._decision = Decision(groups={})
@@ -63,7 +73,12 @@ class Agent:
             lock.LockedError: another agent keeps this file.
             lock.LockUnavailableError, control.ControlError: the runtime folder cannot be used.
         """
-        handlers = {"status": self._status, "plan": self._plan, "refresh": self._refresh}
+        handlers: control.Handlers = {
+            "status": self._status,
+            "plan": self._plan,
+            "refresh": self._refresh,
+            "pre-promote": self._pre_promote,
+        }
         path = str(Path(self._config.runtime_dir) / control.SOCKET_NAME)
         with lock.exclusive(self._config.runtime_dir):
             self._handle_signals()
@@ -78,11 +93,11 @@ class Agent:
                         raise
                 finally:
                     self._notifier.stopping()
-                    await self._monitor.close()
+                    await self._outlook.close()
             _log.info("stopped; %s stays as it is", self._config.hosts_file)
 
     async def _keep(self) -> None:
-        self._monitor.watch(self._config)
+        self._outlook.watch(self._config)
         await self._remember()
         await self._first_look()
         _spare_the_collector()
@@ -104,34 +119,47 @@ class Agent:
     async def _first_look(self) -> None:
         """Wait until every node was asked: what is decided on half the evidence may have to be taken back."""
         left, due = 0, 0.0
-        while not self._stopping and not self._monitor.asked_all:
-            self._monitor.changed.clear()
-            before, left = left, sum(state.latest is None for state in self._monitor.nodes.values())
+        while not self._stopping and not self._outlook.asked_all and not self._outlook.pressed(_SHORT_LOOK_S):
+            self._outlook.changed.clear()
+            before, left = left, sum(state.latest is None for state in self._outlook.nodes.values())
             if left != before:
                 due = boottime() + self._config.timeout_s
             if boottime() <= due:  # a look that gets on is alive, one that does not is for the watchdog to end
                 self._notifier.watchdog()
-            await self._news_within(self._patience_s(_BREATH_S))
-            self._monitor.check()
+            await self._news_within(self._patience_s(_SHORT_LOOK_S))
+            self._outlook.check()
+        first = decide(self._config, self._outlook.observations(), self._decision, boottime())
+        await self._outlook.ask_patroni(first, within_s=min(self._config.timeout_s, _SHORT_LOOK_S))
 
     async def _round(self) -> None:
-        """One pass from observations to a verified file."""
-        self._monitor.changed.clear()
-        self._monitor.check()
+        """One pass from observations to a verified file, and to what Citus has to be told."""
+        self._outlook.changed.clear()
+        self._outlook.check()
         if self._reloading:
             self._reload()
         begun = boottime()
-        seen = self._observations()
-        self._decision = decide(self._decidable(seen), seen, self._decision, begun)
+        seen = self._outlook.observations()
+        decision = decide(self._outlook.decidable(self._decision, seen), seen, self._decision, begun)
         took_s = boottime() - begun
-        self._written = await self._block.put(self._decision.targets, begun)
-        _log.debug("%s; decided in %.1f ms: %s", seen.nodes, took_s * 1000, self._decision.groups)
+        written = await self._block.put(decision.targets, begun)
+        # Both at once: whoever announced a promotion must not be told of the one what is true of the other.
+        self._decision, self._written = decision, written
+        self._outlook.heed(decision)
+        self._caretaker.tend(self._outlook, decision, written=written, puts=self._block.trampled, now=boottime())
+        _log.debug("%s; decided in %.1f ms: %s", seen.nodes, took_s * 1000, decision.groups)
         self._journal.nodes(seen.nodes)
-        self._journal.decision(self._decision, self._alerts(), begun, written=self._written)
+        self._journal.decision(decision, self._alerts(), begun, written=written)
         self._notifier.status(f"{len(self._config.groups)} names, {len(self._journal.alerts)} alerts")
         self._notifier.watchdog()
+        async with self._round_over:
+            self._round_over.notify_all()
         # With many names deciding takes its time: half of it is for the probes.
         await asyncio.sleep(took_s)
+
+    def _ask_again(self) -> None:
+        """Bring fresh evidence, and look at it soon."""
+        self._outlook.refresh()
+        asyncio.get_running_loop().call_later(_EVIDENCE_S, self._outlook.changed.set)
 
     async def _pause(self) -> None:
         """Wait for news, for the time at which the decision may change by itself, or for the file to change."""
@@ -140,7 +168,7 @@ class Agent:
 
     def _look_at_file(self) -> None:
         if self._block.disturbed():
-            self._monitor.changed.set()
+            self._outlook.changed.set()
 
     def _patience_s(self, seconds: float) -> float:
         """Return ``seconds``, or less where the watchdog wants to hear sooner."""
@@ -148,26 +176,19 @@ class Agent:
 
     async def _news_within(self, seconds: float) -> bool:
         try:
-            await asyncio.wait_for(self._monitor.changed.wait(), seconds)
+            await asyncio.wait_for(self._outlook.changed.wait(), seconds)
         except (asyncio.TimeoutError, TimeoutError):
             return False
         return True
 
-    def _observations(self, assumed: Role | None = None) -> Observations:
-        return Observations(nodes=self._monitor.nodes, local=self._monitor.local, assumed=assumed)
-
-    def _decidable(self, seen: Observations) -> Config:
-        """Return the configuration without the names that a reload brought and that have nodes yet to be asked."""
-        groups = tuple(
-            group
-            for group in self._config.groups
-            if group.name in self._decision.groups or all(seen.nodes[node].latest is not None for node in group.nodes)
-        )
-        return self._config if groups == self._config.groups else dataclasses.replace(self._config, groups=groups)
-
     def _alerts(self) -> list[Alert]:
-        reload_fault = [self._reload_fault] if self._reload_fault is not None else []
-        return [*self._decision.alerts, *self._block.alerts, *reload_fault]
+        return [
+            *self._decision.alerts,
+            *self._block.alerts,
+            *self._outlook.alerts,
+            *self._caretaker.alerts,
+            *([self._reload_fault] if self._reload_fault is not None else []),
+        ]
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -177,35 +198,30 @@ class Agent:
 
     def _stop(self) -> None:
         self._stopping = True
-        self._monitor.changed.set()
+        self._outlook.changed.set()
         # A write that hangs does not hold up the end: killed at any moment it leaves the old file or the new one.
         if self._work is not None:
             asyncio.get_running_loop().call_later(_LAST_WRITE_S, self._work.cancel)
 
     def _ask_reload(self) -> None:
         self._reloading = True
-        self._monitor.changed.set()
+        self._outlook.changed.set()
 
     def _reload(self) -> None:
         """Read the configuration again; a bad one changes nothing and is an alert until a good one comes."""
         self._reloading = False
         self._notifier.reloading()
-        errors: Iterable[str] = ()
-        try:
-            new = config.load(self._config.path)
-            fixed = [key for key in ("hosts_file", "runtime_dir") if getattr(new, key) != getattr(self._config, key)]
-            errors = [f"{new.path}: {key}: changes at a restart only" for key in fixed]
-        except config.ConfigError as error:
-            errors = error.errors
         self._reload_fault = None
-        if errors:
-            text = "; ".join(errors)
+        try:
+            new = config.load_again(self._config)
+        except config.ConfigError as error:
+            text = "; ".join(error.errors)
             self._reload_fault = Alert(f"config:{text}", f"the configuration stays as it was: {text}")
         else:
             if (new.log_format, new.log_level) != (self._config.log_format, self._config.log_level):
                 logs.configure(new.log_format, new.log_level)
             self._config = new
-            self._monitor.watch(new)
+            self._outlook.watch(new)
             _log.info("read %s again", new.path)
             for warning in new.warnings:
                 _log.warning("%s", warning)
@@ -213,8 +229,8 @@ class Agent:
 
     def _status(self, _request: dict[str, Any]) -> dict[str, Any]:
         now = boottime()
-        seen = self._observations()
-        shown = decide(self._decidable(seen), seen, self._decision.afresh(), now)
+        seen = self._outlook.observations()
+        shown = decide(self._outlook.decidable(self._decision, seen), seen, self._decision.afresh(), now)
         found = status.report(
             self._config.groups,
             shown,
@@ -231,19 +247,41 @@ class Agent:
             "written": self._written,
             "trampled": self._block.trampled,
             **found,
+            **self._caretaker.report(now),
         }
 
     def _plan(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer what would be decided now, for an assumed role where one is given."""
-        if request.get("config") != fingerprint(self._config) or not self._monitor.asked_all:
+        if request.get("config") != config.fingerprint(self._config) or not self._outlook.asked_all:
             return {"look_yourself": True}
         assumed = next((role for role in Role if role.value == request.get("role")), None)
-        decision = decide(self._config, self._observations(assumed), self._decision, boottime())
-        return status.plan(decision, self._monitor.nodes, self._monitor.local)
+        decision = decide(self._outlook.config, self._outlook.observations(assumed), self._decision, boottime())
+        return status.plan(decision, self._outlook.nodes, self._outlook.local)
 
     def _refresh(self, _request: dict[str, Any]) -> dict[str, Any]:
-        self._monitor.refresh()
+        self._outlook.refresh()
         return {"refreshed": True}
+
+    async def _pre_promote(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Take the local server for a primary from now on, and answer when the names are right, or time is up (R4)."""
+        begun = boottime()
+        _log.info("a promotion is announced by %s", request["peer"])
+        self._outlook.announce()
+        async with self._round_over:
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self._round_over.wait_for(self._ready_for_writes), _ANNOUNCED_S)
+        answer = status.promotion(
+            self._decision, written=self._written, care=self._caretaker.report(begun), alerts=self._alerts()
+        )
+        took_ms = round((boottime() - begun) * 1000)
+        _log.info("answered after %d ms: %s", took_ms, answer)
+        return {"took_ms": took_ms, **answer}
+
+    def _ready_for_writes(self) -> bool:
+        """Report whether a local primary's names are on disk and flushed, or the promotion is called off."""
+        made_for = self._decision.made_for
+        right = made_for is not None and made_for[0] is Role.PRIMARY and self._written and self._caretaker.flushed
+        return right or self._outlook.announced is None
 
 
 def _spare_the_collector() -> None:
@@ -254,9 +292,3 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-
-
-def fingerprint(settings: Config) -> str:
-    """Return what tells whether two processes have the same configuration, without telling what it is."""
-    values = [(key, str(getattr(settings, key))) for key in settings.__slots__ if key not in ("path", "warnings")]
-    return hashlib.sha256(repr(values).encode()).hexdigest()

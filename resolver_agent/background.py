@@ -45,3 +45,31 @@ def start(function: Callable[..., _T], *arguments: Any) -> asyncio.Future[_T]:
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+class Errand:
+    """One blocking call at a time, begun in one round of a loop and heard of in a later one.
+
+    ``changed`` is set when it has ended. A call that hangs hinders nobody but the next one.
+    """
+
+    def __init__(self, changed: asyncio.Event) -> None:
+        self._changed = changed
+        self._call: asyncio.Future[Any] | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a call has been begun and has not ended."""
+        return self._call is not None and not self._call.done()
+
+    def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Begin a call; none may be under way."""
+        self._call = start(function, *arguments)
+        self._call.add_done_callback(lambda _: self._changed.set())
+
+    def take(self) -> asyncio.Future[Any] | None:
+        """Return the call that has ended, once."""
+        if self._call is None or not self._call.done():
+            return None
+        ended, self._call = self._call, None
+        return ended

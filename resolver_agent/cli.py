@@ -157,7 +157,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _once(options: argparse.Namespace) -> int:
-    from resolver_agent import filewriter, hostsfile, lock, once  # noqa: PLC0415
+    from resolver_agent import filewriter, flush, hostsfile, lock, once  # noqa: PLC0415
     from resolver_agent.model import Role  # noqa: PLC0415
 
     settings = _load(options)
@@ -171,6 +171,10 @@ def _once(options: argparse.Namespace) -> int:
         raise _TroubleError(str(error)) from error
     except hostsfile.BlockError as error:
         raise _TroubleError(f"{settings.hosts_file}: {error}") from error
+    except flush.FlushError as error:
+        raise _TroubleError(
+            f"{settings.hosts_file} is written, but sessions may keep old connections: {error}"
+        ) from error
     for target in found.targets:
         print(target)
     for alert in found.alerts:
@@ -222,7 +226,7 @@ def _status_of_file(why: str, hosts_file: str, options: argparse.Namespace) -> i
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from resolver_agent import filewriter, hostsfile, lock  # noqa: PLC0415
+    from resolver_agent import filewriter, flush, hostsfile, lock  # noqa: PLC0415
 
     settings = _load(options)
     try:
@@ -238,6 +242,14 @@ def _remove(options: argparse.Namespace) -> int:
         raise _TroubleError(f"{settings.hosts_file}: {error}; nothing was removed") from error
     done = "had no names of ours" if outcome.state is filewriter.State.UNCHANGED else "is as it was without us"
     print(f"{settings.hosts_file} {done}")
+    try:
+        if settings.citus:
+            flush.reset(settings)
+    except flush.FlushError as error:
+        left = f"citus.node_conninfo is not as it was without us: {error}"
+        if not options.force:
+            raise _TroubleError(left) from error
+        print(f"warning: {left}", file=sys.stderr)
     return OK
 
 

@@ -8,6 +8,7 @@ and faults collected, ``yamltext.py`` how YAML is read, ``patronifile.py`` what 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import socket
 import stat
@@ -268,3 +269,22 @@ def load(path: str) -> Config:
         )
         return dataclasses.replace(config, warnings=(warning,))
     return config
+
+
+def load_again(current: Config) -> Config:
+    """Return the configuration that the file of ``current`` holds now.
+
+    Raises:
+        ConfigError: as ``load``, or it changes what a running agent cannot.
+    """
+    new = load(current.path)
+    fixed = [key for key in ("hosts_file", "runtime_dir") if getattr(new, key) != getattr(current, key)]
+    if fixed:
+        raise ConfigError(f"{new.path}: {key}: changes at a restart only" for key in fixed)
+    return new
+
+
+def fingerprint(config: Config) -> str:
+    """Return what tells whether two processes have the same configuration, without telling what it is."""
+    items = [(key, str(getattr(config, key))) for key in config.__slots__ if key not in ("path", "warnings")]
+    return hashlib.sha256(repr(items).encode()).hexdigest()

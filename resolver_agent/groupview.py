@@ -40,8 +40,8 @@ class GroupView:
 
     ``fresh`` holds what counts of every node that answered, ``foreign`` the nodes whose system identifier is not the
     group's. ``fit`` are the nodes that may serve reads in the configured order, ``healthy`` those of them that have
-    been fit for ``failback_delay``; ``pending_until`` is when the next one will be. ``before`` is what was decided
-    before.
+    been fit for ``failback_delay``; ``pending_until`` is when the next one will be. ``split`` reports that there are
+    several primaries. ``before`` is what was decided before.
     """
 
     group: Group
@@ -57,6 +57,7 @@ class GroupView:
     fit: tuple[Node, ...]
     healthy: frozenset[Node]
     own_seen: Observation | None
+    split: bool
     alerts: tuple[Alert, ...]
     pending_until: float
 
@@ -184,6 +185,7 @@ def look(group: Group, observations: Observations, before: GroupState, *, now: f
         fit=fit,
         healthy=frozenset(node for node in fit if fit_from[node] <= now),
         own_seen=_find_own(states, observations),
+        split=bool(split),
         alerts=(*replaced, *alerts, *split),
         # That the identifier was replaced is news once.
         pending_until=now if replaced else min((at for at in fit_from.values() if at > now), default=float("inf")),

@@ -11,8 +11,11 @@ from resolver_agent.model import Role
 from resolver_agent.primary import nodes_at
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from resolver_agent.config import Config
     from resolver_agent.groupview import GroupView
-    from resolver_agent.model import Decision, NodeState, Observation, Observations
+    from resolver_agent.model import Decision, Node, NodeState, Observation, Observations
 
 
 def local_role(views: list[GroupView], observations: Observations, previous: Decision) -> Role | None:
@@ -40,6 +43,16 @@ def own_addresses(views: list[GroupView], local: NodeState, fresh: Observation |
         and (view.own in addresses if addresses else not _is_another(view, view.own, local, fresh))
     }
     return remembered | seen
+
+
+def own_nodes(config: Config, decision: Decision, states: Mapping[Node, NodeState]) -> dict[str, Node]:
+    """Return which node the local server is, for each name of its own group."""
+    return {
+        group.name: node
+        for group in config.groups
+        if (state := decision.groups.get(group.name)) is not None and state.own is not None
+        for node in nodes_at(state.own, group, states)[:1]
+    }
 
 
 def _is_another(view: GroupView, own: str, local: NodeState, fresh: Observation | None) -> bool:

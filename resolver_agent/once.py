@@ -7,17 +7,16 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resolver_agent import control, hostsfile, lock, status
-from resolver_agent.agent import fingerprint
+from resolver_agent import control, flush, hostsfile, lock, status
+from resolver_agent.config import fingerprint
 from resolver_agent.filewriter import HostsFileWriter
-from resolver_agent.model import Observations, Role
-from resolver_agent.monitor import Monitor
+from resolver_agent.outlook import Outlook
 from resolver_agent.probe import boottime
 from resolver_agent.routing import decide, resume
 
 if TYPE_CHECKING:
     from resolver_agent.config import Config
-    from resolver_agent.model import Target
+    from resolver_agent.model import Role, Target
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,15 +49,18 @@ def look(settings: Config, *, role: Role | None) -> Pass:
 
 
 def write(settings: Config, found: Pass) -> None:
-    """Make the file say what the pass found.
+    """Make the file say what the pass found, and flush what Citus has cached (R5).
 
     Raises:
         lock.LockedError: an agent keeps this file.
         lock.LockUnavailableError: the runtime folder cannot be used.
         HostsFileError: the file cannot be written.
+        FlushError: it is written, but sessions may keep their connections to other nodes.
     """
     with lock.exclusive(settings.runtime_dir):
         HostsFileWriter(settings.hosts_file).update(lambda content: hostsfile.render(content, found.targets))
+        if settings.citus:
+            flush.flush(settings)
 
 
 def _ask_agent(settings: Config, role: Role | None) -> dict[str, Any] | None:
@@ -73,19 +75,18 @@ def _ask_agent(settings: Config, role: Role | None) -> dict[str, Any] | None:
 
 
 async def _look_alone(settings: Config, role: Role | None, content: bytes) -> dict[str, Any]:
-    monitor = Monitor()
-    monitor.watch(settings)
+    outlook = Outlook()
+    outlook.watch(settings)
     try:
-        while not monitor.asked_all:
-            monitor.changed.clear()
-            await monitor.changed.wait()
-            monitor.check()
+        await outlook.look()
         # Nobody has watched for how long nodes have been healthy, so no delay is owed.
-        groups = tuple(dataclasses.replace(group, failback_delay_s=0.0) for group in settings.groups)
-        at_once = dataclasses.replace(settings, groups=groups)
-        before = resume(at_once, hostsfile.recall(content))
-        observations = Observations(nodes=monitor.nodes, local=monitor.local, assumed=role)
-        decision = decide(at_once, observations, before, boottime())
-        return status.plan(decision, observations.nodes, observations.local)
+        groups = tuple(dataclasses.replace(group, failback_delay_s=0.0) for group in outlook.config.groups)
+        at_once = dataclasses.replace(outlook.config, groups=groups)
+        decision = resume(at_once, hostsfile.recall(content))
+        for _ in range(2):  # only the first tells which Patroni is the local one
+            seen = outlook.observations(role)
+            decision = decide(at_once, seen, decision, boottime())
+            await outlook.ask_patroni(decision, within_s=settings.timeout_s)
+        return status.plan(decision, seen.nodes, seen.local)
     finally:
-        await monitor.close()
+        await outlook.close()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Resolver = Callable[..., Any]
     """What ``socket.getaddrinfo`` is."""
 
-# All of it works for a role with LOGIN and nothing else: of a WAL receiver such a role may know the process number alone,
+# All of it works for a role with LOGIN and nothing else: of a WAL receiver it may know the process number alone,
 # and that only while it is connected. A primary's timeline comes from its WAL file name, since the control file's lags
 # a promotion; the server never goes back into recovery, so the order of the two checks is safe.
 # Prepared once for each connection: planning it anew each time would cost the server twice as much as running it.

@@ -64,6 +64,25 @@ def plan(decision: Decision, nodes: Mapping[Node, NodeState], local: NodeState) 
     }
 
 
+def promotion(decision: Decision, *, written: bool, care: Mapping[str, Any], alerts: Iterable[Alert]) -> dict[str, Any]:
+    """Return what whoever announced a promotion has to know, as plain data.
+
+    ``astray`` are the names that do not lead as a primary's must; ``flushed`` is None where there is no Citus.
+    """
+    made_for = decision.made_for[0] if decision.made_for is not None else None
+    waited_for = {
+        "the names are still a standby's": made_for is not Role.PRIMARY,
+        "the hosts file could not be written yet": not written,
+        "cached connections are not flushed yet": not care["flush"]["flushed"],
+    }
+    return {
+        "written": written,
+        "flushed": None if care["flush"]["citus"] is False else care["flush"]["flushed"],
+        "astray": [str(one) for one in decision.targets if one.wish is Role.STANDBY],
+        "why": "; ".join([words for words, waits in waited_for.items() if waits] + [one.text for one in alerts]),
+    }
+
+
 def report(
     groups: Sequence[Group],
     decision: Decision,
@@ -121,6 +140,7 @@ def as_text(status: Mapping[str, Any]) -> str:
         f"local PostgreSQL: {local['kind']}"
         + (f" ({local['detail']})" if local["detail"] else "")
         + (f", known as {role}" if role and role != local["kind"] else ""),
+        *_citus_lines(status),
         "",
         *_table(["name", "leads to", "since", "reason"], names),
         *([] if status["written"] else ["", "THE HOSTS FILE DOES NOT SAY THIS: it could not be written."]),
@@ -131,6 +151,19 @@ def as_text(status: Mapping[str, Any]) -> str:
         clauses = alert["text"].replace("; ", ";\n    ")
         lines += ["", f"alert since {alert['since']}:", f"  {clauses}"]
     return "\n".join(lines)
+
+
+def _citus_lines(status: Mapping[str, Any]) -> list[str]:
+    """Say how Citus is looked after, where there is Citus."""
+    flush, recovery = status["flush"], status["recovery"]
+    if not flush["citus"]:
+        return []
+    told = "flushed" if flush["flushed"] else "not flushed yet"
+    if recovery["age_s"] is not None:
+        recovered = f"last recovery {recovery['age_s']:.0f} s ago"
+    else:
+        recovered = f"no recovery: {recovery['hindered'] or 'not due yet'}"
+    return [f"Citus: cached connections are {told}; {recovered}"]
 
 
 def _node(state: NodeState, *, now: float) -> dict[str, Any]:

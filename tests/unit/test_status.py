@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import json
 import re
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from resolver_agent import __version__, status
-from resolver_agent.model import FENCE, Alert, Code, Decision, NodeState, Reason, Role, Standing, Target
+from resolver_agent.model import FENCE, Alert, Code, Decision, Fallback, NodeState, Reason, Role, Standing, Target
 from tests.unit.builders import (
     Agent,
     barred,
@@ -37,6 +38,16 @@ def seen() -> Agent:
     return one.see_local(standby()).decide()
 
 
+def care(
+    *, citus: bool | None = False, flushed: bool = True, hindered: str | None = None, age_s: float | None = None
+) -> dict[str, Any]:
+    """Return what the caretaker of Citus reports."""
+    return {
+        "flush": {"citus": citus, "flushed": flushed, "fault": None},
+        "recovery": {"under_way": False, "hindered": hindered, "age_s": age_s, "databases": []},
+    }
+
+
 def report(agent: Agent) -> dict[str, Any]:
     """Return an agent's report, with what the agent itself adds to it, as a client gets it."""
     found = status.report(
@@ -48,7 +59,7 @@ def report(agent: Agent) -> dict[str, Any]:
         now=agent.now,
     )
     here = {"version": __version__, "pid": 42, "config": "c.yml", "hosts_file": "hosts", "trampled": 0, "written": True}
-    sent: dict[str, Any] = json.loads(json.dumps(here | found))
+    sent: dict[str, Any] = json.loads(json.dumps(here | found | care()))
     return sent
 
 
@@ -208,3 +219,70 @@ def test_reasons_of_every_code_can_be_sent() -> None:
     for code in Code:
         target = Target(name="wk1", address=A, standing=Standing.SELF, wish=None, reason=Reason(code, "why"))
         assert status.target_from_json(status.target_to_json(target)).reason == Reason(code, "why")
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        pytest.param(care(), None, id="no Citus"),
+        pytest.param(
+            care(citus=True, age_s=12.3),
+            "Citus: cached connections are flushed; last recovery 12 s ago",
+            id="all is well",
+        ),
+        pytest.param(
+            care(citus=True, flushed=False, hindered="wk1 is held"),
+            "Citus: cached connections are not flushed yet; no recovery: wk1 is held",
+            id="nothing is",
+        ),
+        pytest.param(
+            care(citus=True), "Citus: cached connections are flushed; no recovery: not due yet", id="just begun"
+        ),
+    ],
+)
+def test_text_of_citus(told: dict[str, Any], line: str | None) -> None:
+    """Where there is Citus, one line says whether it is looked after."""
+    lines = status.as_text(report(seen()) | told).splitlines()
+    assert [found for found in lines if found.startswith("Citus:")] == ([line] if line else [])
+
+
+PRIMARY_NAMES = [remembered(A, Standing.PRIMARY)]
+STANDBY_NAMES = [remembered(B, Standing.STANDBY, last=A)]
+
+
+@pytest.mark.parametrize(
+    ("block", "role", "written", "told", "flushed", "astray", "why"),
+    [
+        pytest.param(PRIMARY_NAMES, Role.PRIMARY, True, care(citus=True), True, 0, "", id="ready"),
+        pytest.param(PRIMARY_NAMES, Role.PRIMARY, True, care(), None, 0, "", id="ready, without Citus"),
+        pytest.param(
+            PRIMARY_NAMES,
+            Role.PRIMARY,
+            False,
+            care(citus=True, flushed=False),
+            False,
+            0,
+            "the hosts file could not be written yet; cached connections are not flushed yet",
+            id="not written",
+        ),
+        pytest.param(
+            STANDBY_NAMES, Role.STANDBY, True, care(), None, 1, "the names are still a standby's", id="called off"
+        ),
+        pytest.param([], None, False, care(citus=None, flushed=False), False, 0, None, id="only just started"),
+    ],
+)
+def test_what_a_promotion_is_told(  # noqa: PLR0917 -- a table's columns
+    block: list[Target],
+    role: Role | None,
+    written: bool,  # noqa: FBT001 -- a table's column
+    told: dict[str, Any],
+    flushed: bool | None,  # noqa: FBT001 -- a table's column
+    astray: int,
+    why: str | None,
+) -> None:
+    """The hook learns whether names lead to standbys still, whether that is on disk and flushed, and if not, why."""
+    agent = Agent(config(group("wk1", A, B)), block)
+    made = dataclasses.replace(agent.decision, made_for=(role, Fallback.NONE) if role else None)
+    answer = status.promotion(made, written=written, care=told, alerts=[])
+    assert (answer["written"], answer["flushed"], len(answer["astray"])) == (written, flushed, astray)
+    assert why is None or answer["why"] == why

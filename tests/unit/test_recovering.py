@@ -1,0 +1,225 @@
+"""When 2PC recovery runs (rule R6): right after a promotion, every minute, on fresh evidence, and never without it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+from resolver_agent.model import Role
+from resolver_agent.probe import boottime
+from resolver_agent.recovering import PERIOD_S, Recoverer
+from resolver_agent.recovery import Prepared, Recovered
+from tests.unit.builders import config, group
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from resolver_agent.config import Config
+
+SETTINGS = config(group("wk1", "10.0.0.3"))
+
+
+class Citus:
+    """What stands for the databases of the local server: it counts passes, and can wait in the middle of one."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+        self.result = Recovered(database="app")
+        self.withdrawn: list[str | None] = []
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def recover(self, _settings: Config, still: Callable[[], str | None]) -> list[Recovered]:
+        """Make a pass."""
+        self.begun.set()
+        self.go_on.wait(10)
+        self.withdrawn.append(still())
+        self.passes += 1
+        return [self.result]
+
+
+class Bed:
+    """A recoverer, what it works on, the evidence, and a clock that begins now."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.citus = Citus()
+        self.now = boottime()
+        self.role: Role | None = Role.PRIMARY
+        self.hindrance: str | None = None
+        self.asked: list[float] = []
+        self.since: list[float] = []
+        self.recoverer = Recoverer(
+            changed=self.changed, ask_again=lambda: self.asked.append(self.now), do_recover=self.citus.recover
+        )
+
+    def _hindrance(self, since: float) -> str | None:
+        self.since.append(since)
+        return self.hindrance
+
+    def tend(self) -> Bed:
+        """Let a round pass."""
+        self.changed.clear()
+        self.recoverer.tend(SETTINGS, role=self.role, hindrance=self._hindrance, now=self.now)
+        return self
+
+    async def settle(self) -> Bed:
+        """Let a pass run from its evidence to its end."""
+        self.tend()
+        self.tend()
+        await asyncio.wait_for(self.changed.wait(), 10)
+        return self.tend()
+
+    def wait(self, seconds: float) -> Bed:
+        """Let time pass."""
+        self.now += seconds
+        return self
+
+    @property
+    def alerts(self) -> list[str]:
+        """The texts of what is wrong."""
+        return [alert.text for alert in self.recoverer.alerts]
+
+
+def run(scenario: Callable[[Bed], Coroutine[None, None, None]]) -> None:
+    """Play a scenario in a loop of its own."""
+
+    async def play() -> None:
+        await scenario(Bed())
+
+    asyncio.run(play())
+
+
+def test_runs_at_once_and_every_minute() -> None:
+    """A primary recovers at once, then a minute after each pass, each time on evidence that was asked for."""
+
+    async def scenario(bed: Bed) -> None:
+        assert (await bed.settle()).citus.passes == 1
+        assert bed.asked == bed.since == [bed.now]
+        bed.wait(PERIOD_S - 1).tend().tend()
+        assert bed.citus.passes == 1
+        bed.wait(1)
+        assert (await bed.settle()).citus.passes == 2
+        assert bed.asked[-1] == bed.since[-1] == bed.now
+
+    run(scenario)
+
+
+def test_a_promotion_makes_it_due() -> None:
+    """A standby recovers nothing; once promoted it does so at once."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.role = Role.STANDBY
+        bed.tend().wait(1000).tend().tend()
+        assert bed.asked == []
+        assert bed.alerts == []
+        bed.role = Role.PRIMARY
+        assert (await bed.settle()).citus.passes == 1
+
+    run(scenario)
+
+
+def test_nothing_runs_without_consent() -> None:
+    """While something hinders it fresh evidence is asked for each second; overdue is an alert, and ends."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.hindrance = "wk1 is held"
+        for _ in range(200):
+            bed.wait(1).tend()
+        assert bed.citus.passes == 0
+        assert len(bed.asked) == 200
+        assert bed.alerts == ["2PC recovery is overdue by more than 180 s: wk1 is held"]
+        bed.hindrance = None
+        bed.tend()
+        await asyncio.wait_for(bed.changed.wait(), 10)
+        assert bed.tend().alerts == []
+
+    run(scenario)
+
+
+def test_consent_is_withdrawn_in_the_middle() -> None:
+    """A pass under way hears of what changes, and of a demotion."""
+
+    async def scenario(bed: Bed) -> None:
+        for hindrance, role, expected in [
+            ("wk1 moved", Role.PRIMARY, "wk1 moved"),
+            (None, Role.STANDBY, "the local PostgreSQL is no primary"),
+        ]:
+            bed.citus.go_on.clear()
+            bed.hindrance, bed.role = None, Role.PRIMARY
+            bed.wait(PERIOD_S).tend().tend()
+            bed.now = boottime()
+            await asyncio.to_thread(bed.citus.begun.wait, 10)
+            bed.hindrance, bed.role = hindrance, role
+            bed.tend()
+            bed.citus.go_on.set()
+            await asyncio.wait_for(bed.changed.wait(), 10)
+            bed.tend()
+            assert bed.citus.withdrawn[-1] == expected
+
+    run(scenario)
+
+
+def test_consent_that_nobody_renews_is_none() -> None:
+    """A pass whose agent has stopped looking around is told so."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.wait(-10)
+        assert (await bed.settle()).citus.withdrawn == ["the agent has not looked around for a while"]
+
+    run(scenario)
+
+
+def test_a_failed_pass_is_an_alert_and_tried_again_soon() -> None:
+    """A fault in a database is said until a pass goes well, which is tried before the minute is over."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.citus.result = Recovered(database="app", fault="rolled back: wk1:5432 led to a standby")
+        await bed.settle()
+        assert bed.alerts == ["2PC recovery in database app: rolled back: wk1:5432 led to a standby"]
+        bed.citus.result = Recovered(database="app")
+        bed.wait(10)
+        await bed.settle()
+        assert bed.citus.passes == 2
+        assert bed.alerts == []
+
+    run(scenario)
+
+
+def test_failing_for_long_is_overdue() -> None:
+    """Passes that only fail count for nothing."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.citus.result = Recovered(database="app", fault="not begun")
+        for _ in range(20):
+            await bed.wait(10).settle()
+        assert any("overdue" in text for text in bed.alerts)
+
+    run(scenario)
+
+
+def test_old_prepared_transactions_are_an_alert() -> None:
+    """What another node has prepared here, and left, holds locks."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.citus.result = Recovered(database="app", oldest=Prepared(gid="citus_0_1_2_3", age_s=400.0))
+        await bed.settle()
+        [text] = bed.alerts
+        assert text.startswith("citus_0_1_2_3 in database app has been prepared for 400 s")
+
+    run(scenario)
+
+
+def test_report() -> None:
+    """Status tells of the last pass, and of what hinders the next."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.citus.result = Recovered(database="app", recovered=2)
+        await bed.settle()
+        report = bed.recoverer.report(bed.now + 5)
+        assert (report["age_s"], report["hindered"], report["under_way"]) == (5.0, None, False)
+        assert report["databases"][0]["recovered"] == 2
+
+    run(scenario)
