@@ -378,7 +378,7 @@ class Watched(System):
 
 def test_an_edit_right_after_the_rename_is_not_taken_for_ours(hosts: Path) -> None:
     """What is remembered of a file that was written is what we wrote, so that an edit within the same moment shows."""
-    renamed = []
+    renamed: list[bool] = []
 
     def edit_after_rename(function: object) -> None:
         if renamed == [True]:
