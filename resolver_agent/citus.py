@@ -46,7 +46,8 @@ def session(settings: Config, *, limit_s: float, **keywords: str) -> Iterator[ps
         psycopg.Error: no session was to be had within ``timeout_s`` (2 s where that is less, libpq's floor), something
             failed in it, or it had to end.
     """
-    given = {**settings.local, **keywords}
+    # Without an encoding of its own a session in a SQL_ASCII database gives bytes for text.
+    given = {"client_encoding": "UTF8", **settings.local, **keywords}
     options = f"{given.get('options', '')} -c search_path=pg_catalog"
     timeout_s = max(2, round(settings.timeout_s))
     conninfo = make_conninfo(**(given | {"options": options, "connect_timeout": str(timeout_s)}))

@@ -36,7 +36,10 @@ LIMIT_S = 20.0
 OLD_S = 180.0
 """A transaction that has been prepared for so long is not just being committed."""
 
-_LOCK_TIMEOUT = "2s"
+# How long a lock is waited for. Also, a server that was frozen for longer ends the transaction instead of doing what it
+# was asked meanwhile, since consent may have gone.
+_PATIENCE_S = 2.0
+
 _FUNCTIONS = [
     "resolver_agent.reached",
     "resolver_agent.recover_prepared_transactions",
@@ -45,9 +48,9 @@ _FUNCTIONS = [
 
 _LIMITS = """
 SELECT set_config(name, value, false)
-  FROM (VALUES ('client_min_messages', 'notice'), ('lock_timeout', %(lock)s),
-               ('statement_timeout', %(statement)s), ('idle_in_transaction_session_timeout', %(statement)s),
-               ('citus.node_connection_timeout', %(connect)s)) AS limits(name, value)
+  FROM (VALUES ('client_min_messages', 'notice'), ('citus.node_connection_timeout', %(connect)s),
+               ('statement_timeout', %(statement)s), ('lock_timeout', %(patience)s),
+               ('idle_in_transaction_session_timeout', %(patience)s)) AS limits(name, value)
 """
 _IN_RECOVERY = "SELECT pg_is_in_recovery()"
 _NOT_OFF = """
@@ -151,11 +154,11 @@ def recover(settings: Config, database: str, *, still: Still, limit_s: float = L
             ends the pass.
         limit_s: how long one statement may take, in seconds. Three times that is the limit of the pass.
     """
-    limits = {"lock": _LOCK_TIMEOUT, "statement": _ms(limit_s), "connect": _ms(settings.timeout_s)}
+    limits = {"connect": settings.timeout_s, "statement": limit_s, "patience": min(limit_s, _PATIENCE_S)}
     done: dict[str, Any] = {}
     try:
         with citus.session(settings, dbname=database, limit_s=3 * limit_s) as connection:
-            connection.execute(_LIMITS, limits)
+            connection.execute(_LIMITS, {name: f"{round(1000 * limit)}ms" for name, limit in limits.items()})
             try:
                 _Pass(connection, still, done).run()
             except (psycopg.Error, _StoppedError) as error:
@@ -274,10 +277,9 @@ def _text(said: Diagnostic) -> str:
 
 
 def _words(error: Exception) -> str:
-    if isinstance(error, psycopg.Error) and error.diag.message_primary:
-        return _text(error.diag).replace("\n", ", ")
-    return " ".join(str(error).split())
-
-
-def _ms(seconds: float) -> str:
-    return f"{round(seconds * 1000)}ms"
+    """Return what went wrong, in one line, with the mend where our own functions refuse us."""
+    if not isinstance(error, psycopg.Error) or not error.diag.message_primary:
+        return " ".join(str(error).split())
+    if isinstance(error, psycopg.errors.InsufficientPrivilege) and not error.diag.context:
+        return f"{error.diag.message_primary}: run systemd/role.sql in this database, on this group's primary"
+    return _text(error.diag).replace("\n", ", ")

@@ -99,7 +99,8 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- Recovery and clean-up: which servers the names in pg_dist_node lead to right now. Citus asks each over a connection of
--- its own, so by a new look-up. `result` is the role, system identifier and start time of a server that answered.
+-- its own, so by a new look-up. `result` is the role, system identifier and start time of a server that answered. A
+-- coordinator that is not in pg_dist_node is left out, as Citus has nothing to resolve on it.
 CREATE FUNCTION resolver_agent.reached() RETURNS TABLE (node text, success boolean, result text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -110,8 +111,8 @@ DECLARE
     $question$;
 BEGIN
     IF to_regproc('pg_catalog.run_command_on_all_nodes') IS NOT NULL THEN
-        RETURN QUERY SELECT coalesce(n.nodename || ':' || n.nodeport, 'this node'), r.success, r.result
-                       FROM run_command_on_all_nodes(question) AS r LEFT JOIN pg_dist_node AS n USING (nodeid);
+        RETURN QUERY SELECT n.nodename || ':' || n.nodeport, r.success, r.result
+                       FROM run_command_on_all_nodes(question) AS r JOIN pg_dist_node AS n USING (nodeid);
     ELSE  -- Citus 10.2
         RETURN QUERY SELECT r.nodename || ':' || r.nodeport, r.success, r.result
                        FROM run_command_on_workers(question) AS r;
@@ -132,20 +133,27 @@ $$;
 CREATE FUNCTION resolver_agent.cleanup_orphaned_resources() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    before text[];
-    after text[];
+    before jsonb;
+    after jsonb;
+    waiting bigint[];
 BEGIN
     IF to_regproc('pg_catalog.citus_cleanup_orphaned_resources') IS NULL THEN
         RETURN;  -- before Citus 11.1
     END IF;
-    before := ARRAY(SELECT node || ' is ' || result FROM resolver_agent.reached() WHERE success ORDER BY node);
-    IF array_to_string(before, ' ') LIKE '% is standby %' THEN
+    SELECT jsonb_object_agg(node, CASE WHEN success THEN result END) INTO before FROM resolver_agent.reached();
+    IF EXISTS (SELECT FROM jsonb_each_text(before) WHERE value LIKE 'standby %') THEN
         RAISE EXCEPTION 'a name leads to a standby: %', before;
     END IF;
+    waiting := ARRAY(SELECT record_id
+                       FROM pg_dist_cleanup JOIN pg_dist_node ON groupid = node_group_id AND noderole = 'primary'
+                      WHERE before ->> (nodename || ':' || nodeport) IS NULL);
     CALL pg_catalog.citus_cleanup_orphaned_resources();
-    after := ARRAY(SELECT node || ' is ' || result FROM resolver_agent.reached() WHERE success ORDER BY node);
-    IF before <> after THEN
+    SELECT jsonb_object_agg(node, CASE WHEN success THEN result END) INTO after FROM resolver_agent.reached();
+    IF before IS DISTINCT FROM after THEN
         RAISE EXCEPTION 'a name moved during the clean-up: % before, % after', before, after;
+    END IF;
+    IF EXISTS (SELECT unnest(waiting) EXCEPT SELECT record_id FROM pg_dist_cleanup) THEN
+        RAISE EXCEPTION 'the clean-up reached a node that answered neither before nor after: %', before;
     END IF;
 END
 $$;
