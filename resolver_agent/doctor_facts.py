@@ -6,29 +6,25 @@ What cannot be had is an ``Unknown`` with the reason. What follows from it all i
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import http.client
 import json
 import os
 import pwd
 import shutil
 import socket
-import ssl
 import stat
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from resolver_agent import background, control, doctor_server, lock, yamltext
+from resolver_agent import background, control, doctor_server, lock, patroni_rest, yamltext
 from resolver_agent.config import PatroniApi
 from resolver_agent.doctor_model import Facts, Host, Patroni, Server, TextFile, Unit, Unknown
-from resolver_agent.monitor import Monitor
+from resolver_agent.outlook import Outlook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from resolver_agent.config import Config
-    from resolver_agent.model import Node, NodeState
 
 _T = TypeVar("_T")
 
@@ -57,15 +53,15 @@ async def gather(settings: Config, *, root: Path = Path("/")) -> Facts:
         if group.patroni is not None
         for node in group.nodes
     }
-    (nodes, local), server, units, agent, patroni, *answers = await asyncio.gather(
-        _probe(settings),
+    seen, server, units, agent, patroni, *answers = await asyncio.gather(
+        _look_out(settings),
         within(_STATEMENTS * max(2, limit_s), doctor_server.ask, settings),
         within(limit_s, _units, root),
         within(2 * limit_s, _agent, settings),
         within(2 * limit_s, _patroni, settings, root),
-        *(within(limit_s, _get, host, api, "patroni", limit_s) for host, api in apis.values()),
+        *(within(2 * limit_s, _leadership, host, api, limit_s) for host, api in apis.values()),
     )
-    faults = {name: answer.why for name, answer in zip(apis, answers, strict=True) if isinstance(answer, Unknown)}
+    faults = {name: answer.why for name, answer in zip(apis, answers, strict=True) if answer is not None}
     os_user = server.os_user if isinstance(server, Server) else None
     host = Host(
         hosts=_read(Path(settings.hosts_file)),
@@ -82,21 +78,23 @@ async def gather(settings: Config, *, root: Path = Path("/")) -> Facts:
         hook_fault=_hook_fault(Path(settings.runtime_dir) / control.SOCKET_NAME, os_user),
         patroni_faults=faults,
     )
-    return Facts(settings=settings, nodes=nodes, local=local, server=server, host=host)
+    return Facts(**seen, server=server, host=host)
 
 
-async def _probe(settings: Config) -> tuple[dict[Node, NodeState], NodeState]:
-    """Return what one probe of every server sees."""
-    monitor = Monitor()
-    monitor.watch(settings)
+async def _look_out(settings: Config) -> dict[str, Any]:
+    """Return what one look at every server, and at Patroni, shows: a part of the facts, by name."""
+    outlook = Outlook()
+    outlook.watch(settings)
     try:
-        while not monitor.asked_all:
-            monitor.changed.clear()
-            await monitor.changed.wait()
-            monitor.check()
-        return monitor.nodes, monitor.local
+        await outlook.look()
+        return {
+            "settings": outlook.config,
+            "nodes": outlook.nodes,
+            "local": outlook.local,
+            "alerts": tuple(outlook.alerts),
+        }
     finally:
-        await monitor.close()
+        await outlook.close()
 
 
 def _below(root: Path, patterns: Iterable[str]) -> list[Path]:
@@ -204,31 +202,19 @@ def _dynamic(restapi: Any, timeout_s: float) -> dict[str, Any] | Unknown:
         api = PatroniApi(port=int(port), cacert=restapi.get("cafile") or restapi.get("certfile"))
     except (AttributeError, KeyError, TypeError, ValueError):
         return Unknown("it has no restapi.connect_address")
-    answer = _get(host.strip("[]"), api, "config", timeout_s)
-    if isinstance(answer, Unknown):
-        return answer
     try:
-        document = json.loads(answer)
+        document = json.loads(patroni_rest.fetch(host.strip("[]"), api, "/config", timeout_s).body)
+    except patroni_rest.ApiError as error:
+        return Unknown(f"its REST API: {error}")
     except ValueError:
         document = None
     return document if isinstance(document, dict) else Unknown("its REST API answers something else")
 
 
-def _get(host: str, api: PatroniApi, path: str, timeout_s: float) -> bytes | Unknown:
-    """Return what a Patroni answers, whatever its status."""
-    connection: http.client.HTTPConnection
+def _leadership(host: str, api: PatroniApi, timeout_s: float) -> Unknown | None:
+    """Ask a Patroni what the agent asks it; return what was wrong with the answer, if anything."""
     try:
-        if api.cacert is None:
-            connection = http.client.HTTPConnection(host, api.port, timeout=timeout_s)
-        else:
-            context = ssl.create_default_context(cafile=api.cacert)
-            if api.cert is not None:
-                context.load_cert_chain(api.cert, api.key)
-            connection = http.client.HTTPSConnection(host, api.port, timeout=timeout_s, context=context)
-        with contextlib.closing(connection):
-            connection.request("GET", f"/{path}")
-            return connection.getresponse().read()
-    except OSError as error:
-        return Unknown(error.strerror or str(error))
-    except http.client.HTTPException as error:
-        return Unknown(repr(error))
+        patroni_rest.read_leadership(patroni_rest.fetch(host, api, "/leader", timeout_s))
+    except patroni_rest.ApiError as error:
+        return Unknown(str(error))
+    return None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from resolver_agent import flush
     from resolver_agent.config import Config, Group
-    from resolver_agent.model import Node, NodeState, Observation
+    from resolver_agent.model import Alert, Node, NodeState, Observation
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -159,11 +159,16 @@ class Host:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """Everything that findings are made from. ``nodes`` and ``local`` are what one probe of each server saw."""
+    """Everything that findings are made from.
+
+    ``settings`` have the members that Patroni knows of; ``nodes`` and ``local`` are what one probe of each server saw,
+    ``alerts`` what keeps Patroni's word from counting.
+    """
 
     settings: Config
     nodes: Mapping[Node, NodeState]
     local: NodeState
+    alerts: tuple[Alert, ...] = ()
     server: Server | Unknown
     host: Host
 

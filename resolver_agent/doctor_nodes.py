@@ -39,7 +39,9 @@ def findings(facts: Facts) -> Iterator[Finding]:
         text = f"Patroni's pre_promote cannot ask the agent: {facts.host.hook_fault}"
         yield Finding(Severity.ERROR, "patroni:socket", text, mend)
     for place, why in facts.host.patroni_faults.items():
-        yield Finding(Severity.WARNING, "patroni:api", f"{place} does not answer: {why}", "see `patroni` at that name")
+        yield Finding(Severity.WARNING, "patroni:api", f"{place} cannot be asked: {why}", "see `patroni` at that name")
+    for alert in facts.alerts:
+        yield Finding(Severity.WARNING, "patroni:word", alert.text, "see `patroni` at that name")
 
 
 def _states(facts: Facts) -> Iterator[Finding]:

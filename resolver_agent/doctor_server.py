@@ -13,6 +13,7 @@ from psycopg.rows import class_row
 
 from resolver_agent import citus, flush
 from resolver_agent.doctor_model import Database, Row, Server, Setting, Unknown
+from resolver_agent.probe import connect_failure
 
 if TYPE_CHECKING:
     from resolver_agent.config import Config
@@ -48,8 +49,9 @@ SELECT gid || ' in database ' || database, EXTRACT(epoch FROM clock_timestamp() 
   FROM pg_prepared_xacts WHERE gid LIKE 'citus\_%' ORDER BY prepared
 """
 _CITUS = """
-SELECT extversion, (SELECT groupid FROM pg_dist_local_group), (SELECT count(*) FROM pg_dist_poolinfo)
-  FROM pg_extension WHERE extname = 'citus'
+SELECT (SELECT extversion FROM pg_extension WHERE extname = 'citus'),
+       (SELECT groupid FROM pg_dist_local_group),
+       (SELECT count(*) FROM pg_dist_poolinfo)
 """
 _ROWS = """
 SELECT nodeid AS node_id, groupid AS group_id, nodename AS name, nodeport AS port, noderole = 'primary' AS is_primary,
@@ -92,7 +94,7 @@ def ask(settings: Config) -> Server | Unknown:
                 },
             )
     except psycopg.Error as error:
-        return Unknown(citus.words(error))
+        return Unknown(_words(error))
 
 
 def _database(settings: Config, name: str) -> Database | Unknown:
@@ -109,7 +111,7 @@ def _database(settings: Config, name: str) -> Database | Unknown:
                 poolers=poolers,
             )
     except psycopg.Error as error:
-        return Unknown(citus.words(error))
+        return Unknown(_words(error))
 
 
 def _settings(connection: psycopg.Connection, names: list[str]) -> dict[str, Setting]:
@@ -124,7 +126,7 @@ def _conninfo(connection: psycopg.Connection) -> flush.Setting | Unknown:
     try:
         [setting] = connection.cursor(row_factory=class_row(flush.Setting)).execute(_READ)
     except psycopg.Error as error:
-        return Unknown(citus.words(error))
+        return Unknown(_words(error))
     return setting
 
 
@@ -138,3 +140,7 @@ def _os_user(connection: psycopg.Connection) -> str | None:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return None
+
+
+def _words(error: psycopg.Error) -> str:
+    return error.diag.message_primary or connect_failure(str(error))[1]

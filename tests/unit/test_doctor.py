@@ -10,7 +10,7 @@ import pytest
 
 from resolver_agent import doctor, flush
 from resolver_agent.doctor_model import Severity, TextFile, Unit, Unknown
-from resolver_agent.model import Fallback, Node
+from resolver_agent.model import Alert, Fallback, Node
 from tests.unit.builders import PORT, barred, dead, group, node, primary, standby, unreachable
 from tests.unit.doctor_builders import (
     BLOCK,
@@ -419,7 +419,15 @@ CASES = [
         host(patroni_faults={"wk1: x": "refused"}),
         WARNING,
         "patroni:api",
-        "wk1: x does not answer",
+        "wk1: x cannot be asked",
+        "`patroni`",
+    ),
+    (
+        "members",
+        lambda fit: dataclasses.replace(fit, alerts=(Alert("wk1:x", "wk1: a member is foreign"),)),
+        WARNING,
+        "patroni:word",
+        "a member is foreign",
         "`patroni`",
     ),
     ("socket", host(hook_fault="x is not for y"), ERROR, "patroni:socket", "x is not for y", "SocketGroup="),
