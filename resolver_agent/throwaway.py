@@ -52,18 +52,24 @@ class Site:
     """
 
     def __init__(
-        self, *, postgres: str | None = None, launcher: Callable[[str, str], Sequence[str]] | None = None
+        self,
+        *,
+        postgres: str | None = None,
+        parent: Path | None = None,
+        launcher: Callable[[str, str], Sequence[str]] | None = None,
     ) -> None:
         """Take ``postgres`` as ``throwaway_binaries.find`` takes its choice.
 
-        ``launcher`` returns that of the ``Postgres`` with a name and an address.
+        ``parent`` is where the folder is made, if not where temporary files are. ``launcher`` returns that of the
+        ``Postgres`` with a name and an address.
         """
         self.servers: dict[str, Postgres] = {}
         self._choice = postgres
+        self._parent = parent
         self._launcher = launcher
 
     def __enter__(self) -> Self:
-        self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir=self._parent))
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", throwaway_guard.__file__, self.folder],
             cwd="/",
@@ -109,7 +115,8 @@ class Site:
         """Make and start a server with a system identifier of its own; ``config`` is added to its postgresql.conf."""
         server = self._add(name, address)
         options = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", f"--username={SUPERUSER}"]
-        self._run(server, "initdb", *options, "-D", str(server.data))
+        small = "--wal-segsize=1"  # as the data then is, which standbys copy
+        self._run(server, "initdb", *options, small, "-D", str(server.data))
         with (server.data / "postgresql.conf").open("a") as conf:
             conf.write(_SETTINGS)
             conf.writelines(text for since, text in _SETTINGS_FROM.items() if self.binaries.version >= since)

@@ -12,6 +12,7 @@ import yaml
 from resolver_agent.throwaway import Postgres, Site
 from tests.integration.agent_process import Agent
 from tests.integration.citus_cluster import CitusCluster, why_no_citus
+from tests.integration.cluster import in_memory
 from tests.integration.patroni_cluster import CitusPatroniCluster, PatroniCluster
 from tests.integration.proxy import Proxy
 
@@ -42,7 +43,7 @@ class Group:
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
     """The folder and port that all servers of the suite share."""
-    with Site() as site:
+    with Site(parent=in_memory()) as site:
         yield site
 
 
@@ -69,7 +70,7 @@ def cluster(site: Site, six_servers: dict[str, list[Postgres]]) -> dict[str, Gro
 @pytest.fixture
 def pair() -> Iterator[Group]:
     """A primary and its standby for one test alone, on a port of their own."""
-    with Site() as site:
+    with Site(parent=in_memory()) as site:
         primary, standby = site.groups({"wk1": ["127.0.9.1", "127.0.9.2"]})["wk1"]
         primary.run_sql(f"CREATE ROLE {ROLE} LOGIN")
         standby.wait_for_replay(of=primary)

@@ -1,7 +1,8 @@
 """Machines: each a loopback address with an /etc of its own, which every process that is started on it sees.
 
-A process on a machine runs in a mount namespace where a private copy of /etc lies over the real one. So what resolves
-names there, PostgreSQL's own code included, reads a hosts file that can be replaced as on a real host.
+A process on a machine runs in a mount namespace where a private /etc lies over the real one. So what resolves names
+there, PostgreSQL's own code included, reads a hosts file that can be replaced as on a real host. All else in it, but
+nsswitch.conf, leads to the real one.
 """
 
 from __future__ import annotations
@@ -47,8 +48,12 @@ class Machine:
         self.folder = site.folder / f"machine-{name}"
         self._site = site
         etc = self.folder / "etc"
-        self.folder.mkdir()
-        subprocess.run(["cp", "-a", "/etc", etc], check=True)
+        etc.mkdir(parents=True)
+        outside = self.folder / "etc-outside"
+        outside.mkdir()
+        for path in Path("/etc").iterdir():
+            if path.name not in ("hosts", "nsswitch.conf"):
+                (etc / path.name).symlink_to(outside / path.name)
         (etc / "nsswitch.conf").write_text(_NSSWITCH)
         self.hosts_file = etc / "hosts"
         self.lead({})
@@ -149,7 +154,8 @@ def _entrance(folder: Path) -> Iterator[str]:
     On a machine everybody can run our interpreter and read this checkout. Where these are in a folder that only we may
     enter, as root's home is, a copy of that folder hides it there, with nothing in it but what everybody needs.
     """
-    yield f"mount --bind {shlex.quote(str(folder / 'etc'))} /etc"
+    yield _bind("/etc", folder / "etc-outside")
+    yield _bind(folder / "etc", "/etc")
     hidden: dict[Path, list[Path]] = {}
     for path in dict.fromkeys(Path(one).resolve() for one in (sys.base_prefix, sys.prefix, CHECKOUT)):
         closed = next((one for one in reversed(path.parents) if not one.stat().st_mode & stat.S_IXOTH), None)
@@ -160,9 +166,9 @@ def _entrance(folder: Path) -> Iterator[str]:
         for path in paths:
             (spare / path.relative_to(closed)).mkdir(parents=True, exist_ok=True)
             yield _bind(path, spare / path.relative_to(closed))
-        yield f"mount --rbind {shlex.quote(str(spare))} {shlex.quote(str(closed))}"
+        yield _bind(spare, closed)
     yield 'exec "$@"'
 
 
-def _bind(what: Path, where: Path) -> str:
-    return f"mount --bind {shlex.quote(str(what))} {shlex.quote(str(where))}"
+def _bind(what: Path | str, where: Path | str) -> str:
+    return f"mount --rbind {shlex.quote(str(what))} {shlex.quote(str(where))}"

@@ -183,17 +183,17 @@ class Patroni(Cluster):
         self.wait_for_primary(machine)
 
     def wait_for_primary(self, machine: Machine) -> None:
-        """Wait until a machine holds its group's lock and its server takes writes, by Patroni's word."""
-        self._wait(lambda: self._is(machine, "/primary"), f"{machine!r} is no primary")
+        """Wait until a machine holds its group's lock by Patroni's word, and its server takes writes."""
+        self._wait(
+            lambda: self._is(machine, "/primary") and not machine.server.is_in_recovery, f"{machine!r} is no primary"
+        )
 
     def wait_for_standby(self, machine: Machine) -> None:
         """Wait until a machine's server is up by Patroni's word, and streams from the holder of its group's lock."""
 
         def streams() -> bool:
             leader = self.lock_holder(self._group_of(machine))
-            with contextlib.suppress(psycopg.OperationalError):
-                return leader is not None and machine.server.streams_from(leader.server)
-            return False
+            return leader is not None and machine.server.streams_from(leader.server)
 
         self._wait(lambda: self._is(machine, "/patroni") and streams(), f"{machine!r} is no streaming standby")
 
@@ -223,10 +223,7 @@ class Patroni(Cluster):
         )
 
         def healthy() -> bool:
-            try:
-                return _http(_ETCD, self.site.port, "GET", "/health", None, timeout_s=2.0)[0] == 200
-            except OSError:
-                return False
+            return _http(_ETCD, self.site.port, "GET", "/health", None, timeout_s=2.0)[0] == 200
 
         self._wait(healthy, "etcd does not answer")
 
@@ -282,10 +279,7 @@ class Patroni(Cluster):
         return next(name for name, pair in self.groups.items() if machine in pair)
 
     def _is(self, machine: Machine, path: str) -> bool:
-        try:
-            return self.rest(machine, "GET", path, timeout_s=2.0)[0] == 200
-        except OSError:
-            return False
+        return bool(self.rest(machine, "GET", path, timeout_s=2.0)[0] == 200)
 
     def _etcd_call(self, what: str, **fields: str) -> Any:
         body = {name: base64.b64encode(value.encode()).decode() for name, value in fields.items()}
@@ -294,8 +288,15 @@ class Patroni(Cluster):
         return json.loads(text)
 
     def _wait(self, condition: Callable[[], bool], fault: str) -> None:
+        """Wait until a condition holds; while somebody does not answer, it does not."""
+
+        def holds() -> bool:
+            with contextlib.suppress(OSError, psycopg.OperationalError):
+                return condition()
+            return False
+
         deadline = time.monotonic() + _DEADLINE_S
-        while not condition():
+        while not holds():
             assert time.monotonic() < deadline, "\n".join([fault, *self._logs()])
             time.sleep(_POLL_S)
 
