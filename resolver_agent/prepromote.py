@@ -12,6 +12,8 @@ import os
 import select
 import signal
 import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -20,8 +22,12 @@ if TYPE_CHECKING:
 NAME = "pre-promote"
 
 _SOCKET = "/run/resolver-agent/control.sock"
-_ASK_S = 2.5
-_LIMIT_S = 2.7  # Python's start has the rest of the 3 s that a promotion may wait
+_ASK_S, _LIMIT_S = 2.5, 2.7
+"""Seconds since the process was begun, of the 3 that a promotion may wait: give up asking, and give up."""
+
+_SLOW_START_S = 1.5
+"""Of a start that took longer no more counts: some time is needed to ask at all."""
+
 _SAY_S = 0.1
 _STDERR = 2
 
@@ -56,21 +62,30 @@ def run(arguments: Sequence[str], *, leave: Callable[[int], NoReturn]) -> NoRetu
     ``leave`` ends the process at once: a signal during Python's own end would still make the hook fail.
     """
     code = 1 if "--strict" in arguments else 0
+    begun = time.monotonic() - min(_age_s(), _SLOW_START_S)
 
     def end(outcome: Outcome) -> NoReturn:
         _say(outcome.text)
         leave(0 if outcome.ready else code)
 
     try:
-        _catch_signals(end)
+        _catch_signals(end, limit_s=begun + _LIMIT_S - time.monotonic())
         socket, fault = _understand(arguments)
-        outcome = _ask(socket)
+        outcome = _ask(socket, until=begun + _ASK_S)
         end(dataclasses.replace(outcome, text=f"{outcome.text}{fault}"))
     except BaseException as error:  # noqa: BLE001 -- a defect must not hold up a promotion either
         end(_unknown(repr(error)))
 
 
-def _catch_signals(end: Callable[[Outcome], NoReturn]) -> None:
+def _age_s() -> float:
+    """Return how long ago the process was begun: on a busy machine Python's start takes its time."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    return 0.0
+
+
+def _catch_signals(end: Callable[[Outcome], NoReturn], *, limit_s: float) -> None:
     """Call ``end`` on every signal that would end the process, and when a promotion must wait no longer."""
 
     def caught(number: int, _frame: object) -> None:
@@ -79,7 +94,7 @@ def _catch_signals(end: Callable[[Outcome], NoReturn]) -> None:
     for number in signal.valid_signals() - _LEFT_ALONE:
         if number == signal.SIGALRM or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, caught)
-    signal.setitimer(signal.ITIMER_REAL, _LIMIT_S)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
 
 
 def _understand(arguments: Sequence[str]) -> tuple[str, str]:
@@ -94,11 +109,11 @@ def _understand(arguments: Sequence[str]) -> tuple[str, str]:
     return options.socket, f"; ignored: {' '.join(ignored)}" if ignored else ""
 
 
-def _ask(path: str) -> Outcome:
+def _ask(path: str, *, until: float) -> Outcome:
     from resolver_agent import control  # noqa: PLC0415 -- takes a while: first the signals, then this
 
     try:
-        return judge(control.ask(path, NAME, timeout_s=_ASK_S))
+        return judge(control.ask(path, NAME, timeout_s=until - time.monotonic()))
     except control.ControlError as error:
         return _unknown(str(error))
 

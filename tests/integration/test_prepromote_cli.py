@@ -36,7 +36,7 @@ GROUP = 54321
 
 # Everything is imported before the privileges are dropped: the environment may be closed to other users.
 AS_NOBODY = f"""
-import os, shutil, sys
+import gettext, locale, os, shutil, sys
 from resolver_agent import cli, control
 os.setgroups([int(gid) for gid in os.environ["GROUPS"].split()])
 os.setgid({NOGROUP})
@@ -269,6 +269,15 @@ def test_a_stopped_agent(path: Path) -> None:
         stopped.send_signal(signal.SIGSTOP)
         ran = hook(path)
         stopped.kill()
+    assert ran.code == 0
+    assert "the agent does not answer" in ran.said
+
+
+def test_a_slow_start(listener: socket.socket, path: Path, tmp_path: Path) -> None:
+    """The time that Python itself took to start, on a busy machine, is not left for waiting."""
+    (tmp_path / "sitecustomize.py").write_text("import time\ntime.sleep(1)\n")
+    listener.listen()
+    ran = hook(path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert ran.code == 0
     assert "the agent does not answer" in ran.said
 
