@@ -19,7 +19,7 @@ from resolver_agent.patroni import PatroniWatch
 from resolver_agent.probe import boottime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from resolver_agent.config import Config
     from resolver_agent.model import Claim
@@ -93,7 +93,10 @@ class Outlook:
         nodes, local = self.nodes, self.local
         claim = max((one for one in self.claims.values() if one is not None), key=lambda one: one.at, default=None)
         if self.announced is not None:
-            ended = promotion.how_it_ended(self.announced, local=local, claim=claim)
+            self.announced = self.announced.after(local)
+            ended = promotion.how_it_ended(
+                self.announced, local=local, claim=claim, primary_at=self._primary_of_own_group_at(nodes)
+            )
             if ended is not None:
                 _log.info("the announced promotion is over: %s", ended)
                 self.announced = None
@@ -110,6 +113,13 @@ class Outlook:
         """For how many seconds an observation counts."""
         return self._given.interval_s + self._given.timeout_s
 
+    def _primary_of_own_group_at(self, nodes: Mapping[Node, NodeState]) -> float | None:
+        """Return when another node of the local server's group was last seen as a primary that has not died since."""
+        others = {node for group in self.config.groups if group.name in self.own for node in group.nodes}
+        states = [nodes[node] for node in others - set(self.own.values())]
+        seen = [state.role_seen for state in states if state.last_role is Role.PRIMARY and not state.over]
+        return max((one.at for one in seen if one is not None), default=None)
+
     def decidable(self, decision: Decision, seen: Observations) -> Config:
         """Return the configuration without the names that a reload brought and that have nodes yet to be asked."""
         groups = tuple(
@@ -125,8 +135,7 @@ class Outlook:
 
     def announce(self) -> None:
         """Take the local server for a primary until its promotion is seen or called off."""
-        seen = self.local.role_seen
-        self.announced = promotion.Announced(since=boottime(), receiver=seen.receiver if seen is not None else None)
+        self.announced = promotion.Announced(since=boottime(), receiver_known=False).after(self.local)
         self.changed.set()
 
     def heed(self, decision: Decision) -> None:

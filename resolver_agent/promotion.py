@@ -19,11 +19,19 @@ if TYPE_CHECKING:
 class Announced:
     """A promotion that was announced at ``since`` (seconds of CLOCK_BOOTTIME).
 
-    ``receiver`` is the process number of the WAL receiver that was connected then, if one was.
+    ``receiver`` is the process number of the WAL receiver that was connected then, if one was; ``receiver_known``
+    reports that the server was asked.
     """
 
     since: float
     receiver: int | None = None
+    receiver_known: bool = True
+
+    def after(self, local: NodeState) -> Announced:
+        """Return the same, with the WAL receiver if it was not known: right after the agent's start nothing is."""
+        if self.receiver_known or local.role_seen is None:
+            return self
+        return Announced(since=self.since, receiver=local.role_seen.receiver)
 
     @property
     def alert(self) -> Alert:
@@ -35,12 +43,14 @@ class Announced:
         return Alert("announced", text)
 
 
-def how_it_ended(announced: Announced, *, local: NodeState, claim: Claim | None) -> str | None:
+def how_it_ended(
+    announced: Announced, *, local: NodeState, claim: Claim | None, primary_at: float | None
+) -> str | None:
     """Return in words what ended an announced promotion, or None while it is under way.
 
     Only what was asked since counts. ``claim`` is what the local Patroni said last of the leader lock; None where no
-    Patroni is configured or it never answered. Without its word a new connection of the WAL receiver tells: the server
-    follows another primary then.
+    Patroni is configured or it never answered. Without its word a new connection of the WAL receiver tells, while the
+    group has another primary (``primary_at`` is when one was seen last): the server follows that one.
     """
     seen = local.role_seen
     if seen is not None and seen.at < announced.since:
@@ -49,7 +59,8 @@ def how_it_ended(announced: Announced, *, local: NodeState, claim: Claim | None)
         return "the local PostgreSQL was promoted"
     if claim is not None and claim.at >= announced.since:
         return None if claim.leads else "the local Patroni does not hold the leader lock"
-    if claim is None and seen is not None and seen.receiver not in (None, announced.receiver):
+    streams = seen is not None and announced.receiver_known and seen.receiver not in (None, announced.receiver)
+    if claim is None and streams and primary_at is not None and primary_at >= announced.since:
         return "the local PostgreSQL streams from a primary"
     return None
 

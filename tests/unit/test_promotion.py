@@ -43,12 +43,33 @@ STREAMS = "the local PostgreSQL streams from a primary"
 )
 def test_how_it_ended(state: NodeState, claim: Claim | None, expected: str | None) -> None:
     """It lasts until the promotion is seen, or what speaks against it; not by time."""
-    assert how_it_ended(ANNOUNCED, local=state, claim=claim) == expected
+    assert how_it_ended(ANNOUNCED, local=state, claim=claim, primary_at=101.0) == expected
 
 
-def test_any_receiver_is_new_where_there_was_none() -> None:
-    """A server that had lost its primary and streams again is not about to be promoted."""
-    assert how_it_ended(Announced(since=100.0), local=local(Kind.STANDBY, 101.0, 1), claim=None) == STREAMS
+@pytest.mark.parametrize(
+    ("announced", "primary_at", "expected"),
+    [
+        pytest.param(Announced(since=100.0), 101.0, STREAMS, id="there was none"),
+        pytest.param(Announced(since=100.0), 99.0, None, id="no primary was seen since"),
+        pytest.param(Announced(since=100.0), None, None, id="no primary was ever seen"),
+        pytest.param(Announced(since=100.0, receiver_known=False), 101.0, None, id="whether there was one is unknown"),
+    ],
+)
+def test_a_receiver_is_new_by_what_is_known_of_before(
+    announced: Announced, primary_at: float | None, expected: str | None
+) -> None:
+    """A server that had lost its primary and streams again from one that is seen is not about to be promoted."""
+    state = local(Kind.STANDBY, 101.0, 1)
+    assert how_it_ended(announced, local=state, claim=None, primary_at=primary_at) == expected
+
+
+def test_the_receiver_of_before_is_the_first_one_seen() -> None:
+    """An agent that was started by the announcement learns only then what it was."""
+    announced = Announced(since=100.0, receiver_known=False).after(NodeState())
+    assert not announced.receiver_known
+    announced = announced.after(local(Kind.STANDBY, 100.5, 3))
+    assert announced == Announced(since=100.0, receiver=3)
+    assert announced.after(local(Kind.STANDBY, 100.6, 4)) == announced
 
 
 @pytest.mark.parametrize(
