@@ -43,7 +43,7 @@ _SHORT_LOOK_S = 0.5
 _EVIDENCE_S = 0.1
 """How soon after asking everybody again it is looked at what they said."""
 
-_ANNOUNCED_S = 2.0
+_ANNOUNCED_S = 1.5
 """After so long whoever announced a promotion is told how far we are: the hook may take 3 s, our start included."""
 
 
@@ -279,9 +279,9 @@ class Agent:
 
     def _ready_for_writes(self) -> bool:
         """Report whether a local primary's names are on disk and flushed, or the promotion is called off."""
-        made_for = self._decision.made_for
-        right = made_for is not None and made_for[0] is Role.PRIMARY and self._written and self._caretaker.flushed
-        return right or self._outlook.announced is None
+        made_for = self._decision.made_for[0] if self._decision.made_for is not None else None
+        called_off = self._outlook.announced is None and made_for is Role.STANDBY
+        return called_off or (made_for is Role.PRIMARY and self._written and self._caretaker.flushed)
 
 
 def _spare_the_collector() -> None:

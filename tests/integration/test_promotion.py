@@ -164,6 +164,16 @@ def test_without_patroni_it_ends_with_the_promotion(
     assert not any(f"wk1 → {wk1.standby.address}" in line for line in agent.lines[announced:])
 
 
+def test_on_a_primary_it_is_answered_when_all_is_done(
+    cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
+) -> None:
+    """Announced on a server that is a primary already, the answer still waits for the file and for the flush."""
+    config = write_config(cluster["cn"].primary, cluster)
+    start_agent(config).wait_for_line("keeps ")
+    answer = control.ask(socket_of(config), "pre-promote")
+    assert (answer["written"], answer["flushed"], answer["astray"]) == (True, None, [])
+
+
 def test_a_start_under_pressure_does_not_wait_for_the_silent(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent, hosts_file: Path
 ) -> None:
