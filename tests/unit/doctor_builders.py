@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from resolver_agent import flush, hostsfile
 from resolver_agent.doctor_model import Database, Facts, Host, Patroni, Row, Server, Setting, TextFile, Unit, Unknown
@@ -24,7 +27,8 @@ GROUPS = (
     group("wk1", WK1, WK2, max_lag_bytes=500),
     group("wk1-ro", WK1, WK2, route=Route.STANDBY),
 )
-HOOK = "/bin/sh -c 'timeout -k 1 5 /usr/local/bin/resolver-agent pre-promote || :'"
+SNIPPET = Path(__file__).parents[2] / "systemd" / "patroni-pre-promote.yml"
+HOOK = yaml.safe_load(SNIPPET.read_text(encoding="utf-8"))["postgresql"]["pre_promote"]
 PATRONI = {"scope": "cn", "postgresql": {"pre_promote": HOOK}}
 UNITS = ("resolver-agent.service", "resolver-agent.socket")
 BLOCK = hostsfile.render(

@@ -78,6 +78,12 @@ def test_to_names(rows: list[Row], expected: list[str]) -> None:
             "wk1",
             id="two primaries",
         ),
+        pytest.param(
+            database(rows=(row(1, "cn"), row(2, WK2, 1, is_primary=False))),
+            [f"citus_set_coordinator_host('{CN1}', 5432)"],
+            None,
+            id="secondaries are left alone",
+        ),
         pytest.param(database(group_id=1), [], None, id="not on the coordinator"),
         pytest.param(server(databases={"app": Unknown("denied")}), [], None, id="a database that cannot be asked"),
         pytest.param(lambda facts: dataclasses.replace(facts, server=Unknown("down")), [], None, id="down"),
