@@ -15,20 +15,22 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from resolver_agent import citus
+from resolver_agent.guard import objection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
     from psycopg.abc import QueryNoTemplate as Query
     from psycopg.errors import Diagnostic
 
     from resolver_agent.config import Config
+    from resolver_agent.guard import Look
 
     Still = Callable[[], str | None]
-    """Says why a pass may not go on, or None; called in the thread of the pass."""
+    """Says why a pass may not go on, or None; called in the thread of the pass.
 
-    Look = Mapping[str, str | None]
-    """Who was reached: for each node that Citus dials, as ``name:port``, its role and identity, or None."""
+    A name that moved and came back since the pass began is a reason: who was reached before and after does not show it.
+    """
 
 LIMIT_S = 20.0
 """How long one statement may take. What a pass has resolved until then is resolved, and the next goes on from there."""
@@ -68,10 +70,7 @@ SELECT (SELECT count(*) FROM pg_dist_transaction), gid, EXTRACT(epoch FROM clock
  ORDER BY prepared LIMIT 1
 """
 
-# Citus' own words, which it never translates. Every node that recovery cannot reach gives the first of them, and one
-# that says nothing at all the second as well.
-_UNREACHED = re.compile(r"transaction recovery cannot connect to (\S+)")
-_SLOW = re.compile(r"could not establish connection after \d+ ms")
+# Citus' own words, which it never translates.
 _CLEANED = re.compile(r"cleaned up (\d+) orphaned resources")
 _NOT_CLEANED = re.compile(r"failed to clean up (\d+) orphaned resources")
 
@@ -169,36 +168,6 @@ def recover(settings: Config, database: str, *, still: Still, limit_s: float = L
     except (psycopg.Error, _StoppedError) as error:
         done.setdefault("fault", _words(error))
     return Recovered(database=database, **done)
-
-
-def objection(before: Look, after: Look, warnings: Sequence[str]) -> str | None:
-    """Return why what a recovery has forgotten must come back, with the mend, or None where it may stay forgotten.
-
-    It may where every node that answered was a primary and the same both times, and where recovery reached those nodes
-    and no other, and warned of nothing else.
-
-    Args:
-        before: who was reached just before.
-        after: who was reached just after.
-        warnings: the warnings of the recovery; what stands after a line's end is their context.
-    """
-    if before.keys() != after.keys():
-        return "pg_dist_node has changed meanwhile; the next pass goes by the new one"
-    if before and not any(before.values()):
-        return "no node answered; see what `resolver-agent status` says of them"
-    for node, answer in before.items():
-        if any((seen or "").startswith("standby") for seen in (answer, after[node])):
-            return f"{node} led to a standby; see what `resolver-agent status` says of its name"
-        if answer != after[node]:
-            changed = "led to another server" if answer and after[node] else "answered only"
-            return f"{node} {changed} {'afterwards' if after[node] else 'at first'}; the next pass will tell"
-    silent = {node for node, answer in before.items() if answer is None}
-    heads = {warning: warning.partition("\n")[0] for warning in warnings}
-    unreached = {match[1] for head in heads.values() if (match := _UNREACHED.fullmatch(head))}
-    if silent != unreached:
-        return f"{', '.join(sorted(silent ^ unreached))} answered only now and then; the next pass will tell"
-    other = [text for text, head in heads.items() if not (_UNREACHED.fullmatch(head) or _SLOW.fullmatch(head))]
-    return f"Citus warned: {'; '.join(' '.join(text.split()) for text in other)}" if other else None
 
 
 class _Pass:

@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))["p
 SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in (TOP / "resolver_agent").glob("*.py")}
 TREES = {module: ast.parse(source) for module, source in SOURCES.items()}
 
-CORE = {"fitness", "groupview", "hostsfile", "localserver", "model", "primary", "promotion", "routing"}
+CORE = {"fitness", "groupview", "guard", "hostsfile", "localserver", "model", "primary", "promotion", "routing"}
 """Functions of values: what decides, and what renders the block."""
 
 WORLD = {"asyncio", "datetime", "logging", "os", "pathlib", "psycopg", "random", "socket", "subprocess", "sys", "time"}

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from resolver_agent.recovery import OLD_S, Prepared, Recovered, objection
+from resolver_agent.guard import objection
+from resolver_agent.recovery import OLD_S, Prepared, Recovered
 
 Look = Mapping[str, str | None]
 
