@@ -15,33 +15,34 @@ if TYPE_CHECKING:
 
     from resolver_agent.probe import Resolver
 
-_AGAIN_S = 60.0
 _SIDE_BY_SIDE = 8
 
 
 class AddressBook:
     """Looks up names by ``getaddrinfo``, and calls ``on_change`` when an address is new.
 
-    ``known`` has the last known addresses of every name that was looked up; none where that has always failed.
+    ``known`` has the last known addresses of every name that was looked up; none where that has always failed. They
+    are good for ``again_s`` seconds.
     """
 
-    def __init__(self, *, getaddrinfo: Resolver, on_change: Callable[[], None]) -> None:
+    def __init__(self, *, getaddrinfo: Resolver, on_change: Callable[[], None], again_s: float = 60.0) -> None:
         self.known: dict[str, frozenset[str]] = {}
         self._getaddrinfo = getaddrinfo
         self._on_change = on_change
+        self._again_s = again_s
         self._names: Collection[str] = ()
         self._looking: set[str] = set()
         self._looked_at: dict[str, float] = {}
 
     def want(self, names: Collection[str]) -> None:
-        """Look up these names, and no others from now on, as far as that was not done within the last minute."""
+        """Look up these names, and no others from now on."""
         self._names = names
         self.go_on()
 
     def go_on(self) -> None:
         """Look up what is due."""
         now = boottime()
-        due = [name for name in self._names if now - self._looked_at.get(name, -_AGAIN_S) >= _AGAIN_S]
+        due = [name for name in self._names if now - self._looked_at.get(name, -self._again_s) >= self._again_s]
         free = _SIDE_BY_SIDE - len(self._looking)  # a look-up that hangs keeps its place until the resolver gives up
         for name in [name for name in due if name not in self._looking][:free]:
             self._looking.add(name)

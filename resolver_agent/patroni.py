@@ -29,10 +29,16 @@ if TYPE_CHECKING:
     from resolver_agent.probe import Resolver
 
 _RATE = 100
-"""So many requests a second are made of all calm nodes together, and of those in a hurry: the more, the slower."""
+"""So many requests a second are made of all calm nodes together, and of those in a hurry: the more, the slower.
+
+With the time limit of each that bounds the number of threads.
+"""
 
 _TOGETHER_S = 0.2
-"""Lists of members that change at about the same time are taken in together."""
+"""Lists of members that change at about the same time are taken in together: with very many groups that takes long."""
+
+_REST = 20
+"""And so many times as long as it took, it is not done again."""
 
 
 class PatroniWatch:
@@ -40,7 +46,7 @@ class PatroniWatch:
 
     ``changed`` is set whenever a word, the list of nodes or the claim of an own node changes. Nodes are asked every
     ``calm_s`` seconds, less often where there are very many. A member leaves when answers have not listed it for
-    ``gone_after_s`` seconds. An API that fails for ``patience_s`` seconds is an alert: restarts are none.
+    ``gone_after_s`` seconds. An API that fails for ``patience_s`` seconds is an alert: a restart is over sooner.
     """
 
     def __init__(
@@ -67,7 +73,7 @@ class PatroniWatch:
         self._hurried: frozenset[str] = frozenset()
         self._addresses = AddressBook(getaddrinfo=getaddrinfo, on_change=self._place_soon)
         self._placing: asyncio.TimerHandle | None = None
-        self._timers: dict[Circle, asyncio.TimerHandle] = {}
+        self._placing_took_s = 0.0
         self._tasks: dict[NodeApi | Circle, asyncio.Task[None]] = {}
 
     def watch(self, config: Config) -> None:
@@ -122,7 +128,7 @@ class PatroniWatch:
         """What Patroni says now, by name, of those groups that it says something of."""
         now = boottime()
         for circle in self._circles.values():
-            if now >= circle.expires_at:  # a timer does it too, but not while the host is suspended
+            if now >= circle.expires_at:
                 self._review(circle)
         return {name: circle.word for name, circle in self._circles.items() if circle.word is not None}
 
@@ -162,6 +168,7 @@ class PatroniWatch:
         tasks = list(self._tasks.values())
         self._config, self._circles, self._circles_of, self._apis = None, {}, {}, {}
         self._keep_running()
+        self._addresses.want(())
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _circle(self, group: Group, api: PatroniApi) -> Circle:
@@ -173,13 +180,15 @@ class PatroniWatch:
 
     def _place_soon(self) -> None:
         if self._placing is None and self._config is not None:
-            self._placing = asyncio.get_running_loop().call_later(_TOGETHER_S, self._place)
+            delay_s = max(_TOGETHER_S, _REST * self._placing_took_s)
+            self._placing = asyncio.get_running_loop().call_later(delay_s, self._place)
 
     def _place(self) -> None:
         """Find out which nodes the members are, and ask those as well."""
         self._placing = None
         if self._config is None:
             return
+        begun = boottime()
         groups, circles = self._config.groups, self._circles
         members = {name: circle.members.values() for name, circle in circles.items()}
         before = {name: circle.placement for name, circle in circles.items()}
@@ -194,6 +203,7 @@ class PatroniWatch:
         self._attach(self._config)
         for circle in circles.values():
             self._review(circle)
+        self._placing_took_s = boottime() - begun
 
     def _attach(self, config: Config) -> None:
         """Ask the nodes of all groups that have Patroni, and no others any more."""
@@ -239,8 +249,6 @@ class PatroniWatch:
             if one not in self._tasks:
                 self._tasks[one] = asyncio.get_running_loop().create_task(one.run())
                 self._tasks[one].add_done_callback(lambda _: self._changed.set())  # whoever waits for news is to check
-        for circle in self._timers.keys() - set(self._circles.values()):
-            self._timers.pop(circle).cancel()
 
     def _take_turn(self, api: NodeApi, before: Answer | None) -> None:
         """Take in that a node answered, or failed to."""
@@ -250,11 +258,6 @@ class PatroniWatch:
             self._changed.set()
 
     def _review(self, circle: Circle) -> None:
-        """Find out what Patroni says of a group, and again when an answer of now will not count any more."""
+        """Find out what Patroni says of a group now."""
         if circle.review():
             self._changed.set()
-        if circle in self._timers:
-            self._timers.pop(circle).cancel()
-        if circle.expires_at < float("inf"):
-            delay_s = circle.expires_at - boottime()
-            self._timers[circle] = asyncio.get_running_loop().call_later(delay_s, self._review, circle)

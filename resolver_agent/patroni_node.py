@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -99,6 +100,9 @@ class NodeApi:
             at, told = await self.ask("/leader", patroni_rest.read_leadership)
         except ApiError as error:
             self.fault = (self.fault[0] if self.fault else boottime(), str(error))
+            if before is not None:  # it may have been asked more seldom then
+                until = min(before.until, before.at + pace_s + self.timeout_s)
+                self.answer = dataclasses.replace(before, until=until)
         else:
             until = at + pace_s + self.timeout_s
             self.answer = Answer(at=at, until=until, leads=told.leads, scope=told.scope, system_id=told.system_id)

@@ -6,6 +6,7 @@ Values in, values out. When and how Patroni is asked is patroni.py's and patroni
 from __future__ import annotations
 
 import dataclasses
+import functools
 import ipaddress
 from typing import TYPE_CHECKING
 
@@ -84,10 +85,9 @@ def find_word(
 ) -> PatroniWord:
     """Return what Patroni says of a group: the leader is the only node whose own Patroni claims the lock.
 
-    An answer counts until the next is overdue: one that is late says nothing. A deposed primary whose Patroni hangs is
-    silent, and Patroni gives the lock away no sooner than its ttl (20 s at the least) after the last renewal, so that
-    by then its claim counts no more and the successor's is the only one. Where the lock changes hands faster, both
-    claim it for a moment, and two claims settle nothing: a name then stays where it is.
+    A claim counts until the next answer is overdue, so that a deposed primary whose Patroni hangs soon claims nothing.
+    Patroni gives the lock away a ttl (20 s at the least) after it was last renewed: by then the claim of the successor
+    is the only one. Where the lock changes hands faster both claim it for a moment, and two claims settle nothing.
     """
     claims = [node for node, answer in answers.items() if answer.leads and now < answer.until and answer.scope == scope]
     if len(claims) != 1:
@@ -209,8 +209,7 @@ class _Places:
 
     def _join(self, group: Group, node: Node, before: Placement) -> Node | None:
         """Make a member a node of the group; a new one only when it cannot be one already, by another spelling."""
-        own = [spelling for one in group.nodes for spelling in self._spellings(one.host)]
-        if any(map(_is_loopback, self._spellings(node.host))) and not any(map(_is_loopback, own)):
+        if self._is_at_loopback(node) and not any(map(self._is_at_loopback, group.nodes)):
             raise _MisfitError("it is at a loopback address")
         if node not in before.joined:
             if group.route in self._pending or self._is_pending(node):
@@ -230,17 +229,17 @@ class _Places:
     def _spellings(self, host: str) -> tuple[str, ...]:
         return (host, *self._addresses.get(host, ()))
 
+    def _is_at_loopback(self, node: Node) -> bool:
+        return any(not _is_name(one) and ipaddress.ip_address(one).is_loopback for one in self._spellings(node.host))
+
     def _is_pending(self, node: Node) -> bool:
         return node.host not in self._addresses and _is_name(node.host)
 
 
+@functools.lru_cache(maxsize=2**14)
 def _is_name(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
     except ValueError:
         return True
     return False
-
-
-def _is_loopback(spelling: str) -> bool:
-    return not _is_name(spelling) and ipaddress.ip_address(spelling).is_loopback

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from resolver_agent.config import Config, Group, PatroniApi
-from resolver_agent.model import Claim, Node, PatroniWord, Route
+from resolver_agent.model import Node, PatroniWord, Route
 from resolver_agent.patroni import PatroniWatch
 from resolver_agent.patroni_rest import ApiError, Leadership, Reply, read_leadership, read_members
 from resolver_agent.patroni_word import Answer, Member, Placement, find_scope, find_word, place, remember, scope_alerts
@@ -556,6 +556,11 @@ class Sight:
         word = self.watch.words.get("wk1", PatroniWord())
         return word.leader.host if word.leader else None
 
+    def claims(self, host: str) -> bool | None:
+        """Report what a node's own Patroni said last of the leader lock."""
+        claim = self.watch.claim(node(host))
+        return claim.leads if claim is not None else None
+
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait until a condition holds; whatever makes it hold has to be told as a change."""
         while not condition():
@@ -757,6 +762,18 @@ async def test_a_claim_counts_for_as_long_as_it_was_meant_to() -> None:
 
 
 @in_loop
+async def test_a_claim_that_was_made_at_leisure() -> None:
+    """A node that does not answer in a hurry has lost what it claimed when it was asked seldom."""
+    rest = Rest(A, B, leader=A)
+    async with watching(rest, calm_s=LEISURE_S) as sight:
+        await sight.until(lambda: sight.leader == A and sight.watch.heard_all)
+        rest.hung[A] = threading.Event()
+        rest.leaders = {B}
+        sight.watch.hurry(["wk1"])
+        await sight.until(lambda: sight.leader == B)
+
+
+@in_loop
 async def test_the_own_node() -> None:
     """It is asked every interval, and its claim is known with the time at which it was asked."""
     rest = Rest(A, B, leader=A)
@@ -766,11 +783,30 @@ async def test_the_own_node() -> None:
         await sight.until(lambda: sight.watch.claim(node(B)) is not None)
         asked_at = boottime()
         rest.leaders = {B}
-        await sight.until(lambda: (sight.watch.claim(node(B)) or Claim(0.0, leads=False)).leads)
+        await sight.until(lambda: sight.claims(B))
         claim = sight.watch.claim(node(B))
         assert claim is not None
         assert asked_at - INTERVAL_S <= claim.at <= boottime()
         assert sight.watch.claim(node(D)) is None
+
+
+@in_loop
+async def test_a_claim_of_the_own_node_is_news() -> None:
+    """Also where it makes no word, as here where nobody knows which cluster is the right one; another node's is not."""
+    rest = Rest(A, B)
+    rest.scopes = {A: "other"}
+    async with watching(rest) as sight:
+        sight.watch.own([node(B)])
+        await rest.until_asked(A, "/leader", times=2)
+        await sight.until(lambda: sight.claims(B) is False)
+        sight.changed.clear()
+        rest.leaders = {A}
+        await rest.until_asked(A, "/leader", times=2)
+        assert sight.claims(A)
+        assert not sight.changed.is_set()
+        rest.leaders = {B}
+        await sight.until(lambda: sight.claims(B))
+        assert sight.watch.words == {}
 
 
 @in_loop
