@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -33,6 +34,7 @@ ADDRESSES = {
     "wk2": ["127.0.43.1", "127.0.43.2"],
 }
 DATABASE = "app"
+_ASKED_S = 60.0
 _ROOM_BYTES = 4 << 30
 
 
@@ -119,6 +121,12 @@ class Cluster:
             listener=self._listeners[machine.name],
         )
         return self.agents[machine.name]
+
+    def start_agent_when_asked(self, machine: Machine, **settings: object) -> Agent:
+        """Wait until somebody connects to a machine's control socket, and start its agent then, as systemd does."""
+        asked, _, _ = select.select([self._listeners[machine.name]], [], [], _ASKED_S)
+        assert asked, f"nobody asked the agent of {machine!r}"
+        return self.start_agent(machine, **settings)
 
     def configure(self, machine: Machine, **settings: object) -> Path:
         """Write the configuration of a machine's agent, and return its path."""

@@ -7,7 +7,8 @@ nsswitch.conf, leads to the real one.
 
 from __future__ import annotations
 
-import os
+import http.client
+import json
 import shlex
 import signal
 import stat
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resolver_agent import throwaway_guard
+from resolver_agent.throwaway_server import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -102,6 +104,7 @@ class Machine:
         ran = subprocess.run(
             [*(self.as_postgres if as_postgres else self.launcher), *command],
             cwd=self.folder,
+            env=environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -120,7 +123,7 @@ class Machine:
             return subprocess.Popen(
                 [*(self.as_postgres if as_postgres else self.launcher), *command],
                 cwd=self.folder,
-                env=os.environ | (env or {}),
+                env=environment() | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -172,3 +175,22 @@ def _entrance(folder: Path) -> Iterator[str]:
 
 def _bind(what: Path | str, where: Path | str) -> str:
     return f"mount --rbind {shlex.quote(str(what))} {shlex.quote(str(where))}"
+
+
+def http_request(
+    host: str, port: int, method: str, path: str, body: object = None, *, timeout_s: float
+) -> tuple[int, str]:
+    """Send a request, with ``body`` as JSON, and return the status and the text of the answer.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+    try:
+        connection.request(method, path, body=None if body is None else json.dumps(body))
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"{host}:{port} ended before it answered") from error
+    finally:
+        connection.close()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import http.client
 import json
 import os
 import re
@@ -22,13 +20,15 @@ from resolver_agent import throwaway
 from resolver_agent.throwaway import Postgres
 from tests.integration.citus_cluster import CitusCluster
 from tests.integration.cluster import ADDRESSES, Cluster, at_once
-from tests.integration.machine import Machine
+from tests.integration.etcd import Etcd
+from tests.integration.machine import http_request
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Collection, Mapping
 
-_ETCD = "127.0.40.1"
+    from tests.integration.machine import Machine
+
 _DEADLINE_S = 60.0
 _POLL_S = 0.02
 
@@ -57,7 +57,7 @@ class Patroni(Cluster):
     in ``config_path()``. Every Patroni runs as the servers' user, on its machine.
 
     Attributes:
-        etcd: the machine that etcd is alone on.
+        etcd: what the Patronis keep their locks in.
         rest_port: the TCP port of Patroni's REST API, on every machine's address.
         patronis: the processes, by the name of their machine.
     """
@@ -66,15 +66,14 @@ class Patroni(Cluster):
         """Make these groups of ADDRESSES."""
         super().__init__(groups)
         self.patronis: dict[str, subprocess.Popen[bytes]] = {}
-        self._etcd_process: subprocess.Popen[bytes] | None = None
 
     def down(self) -> None:
-        """Kill everything, etcd too."""
+        """Kill everything, etcd too, and close all sessions."""
         super().down()
         for process in self.patronis.values():
             process.wait()
         self.patronis.clear()
-        self.stop_etcd()
+        self.etcd.kill()
 
     def config_path(self, machine: Machine) -> Path:
         """Return the path of a machine's patroni.yml; its folder belongs to Patroni."""
@@ -136,7 +135,7 @@ class Patroni(Cluster):
         Raises:
             OSError: nobody answers.
         """
-        status, text = _http(machine.address, self.rest_port, method, path, body, timeout_s=timeout_s)
+        status, text = http_request(machine.address, self.rest_port, method, path, body, timeout_s=timeout_s)
         try:
             return status, json.loads(text)
         except ValueError:
@@ -154,13 +153,12 @@ class Patroni(Cluster):
 
     def lock_holder(self, group: str) -> Machine | None:
         """Return the machine that holds a group's leader lock, by etcd's word."""
-        answer = self._etcd_call("range", key=_leader_key(group))
-        values = [base64.b64decode(found["value"]).decode() for found in answer.get("kvs", [])]
-        return self.machines[values[0]] if values else None
+        name = self.etcd.get(_leader_key(group))
+        return None if name is None else self.machines[name]
 
     def expire_lock(self, group: str) -> None:
         """Let a group's leader lock expire now, as it does ``ttl`` after its holder was last heard of."""
-        self._etcd_call("deleterange", key=_leader_key(group))
+        self.etcd.delete(_leader_key(group))
 
     def switch_over(self, machine: Machine) -> None:
         """Make a standby its group's primary in Patroni's orderly way, and wait until the group is whole again."""
@@ -197,48 +195,17 @@ class Patroni(Cluster):
 
         self._wait(lambda: self._is(machine, "/patroni") and streams(), f"{machine!r} is no streaming standby")
 
-    def stop_etcd(self) -> None:
-        """Kill etcd (SIGKILL); its data stays."""
-        self.etcd.kill()
-        if self._etcd_process is not None:
-            self._etcd_process.wait()
-            self._etcd_process = None
-
-    def start_etcd(self) -> None:
-        """Start etcd, with the data that it has."""
-        url, peer_url = f"http://{_ETCD}:{self.site.port}", f"http://127.0.40.2:{self.site.port}"
-        self._etcd_process = self.etcd.start(
-            *(
-                "etcd",
-                "--name=one",
-                "--data-dir=data",
-                "--log-level=error",
-                "--election-timeout=50",
-                "--heartbeat-interval=10",
-                f"--initial-cluster=one={peer_url}",
-            ),
-            *(f"--listen-client-urls={url}", f"--advertise-client-urls={url}"),
-            *(f"--listen-peer-urls={peer_url}", f"--initial-advertise-peer-urls={peer_url}"),
-            log=self.etcd.folder / "log",
-        )
-
-        def healthy() -> bool:
-            return _http(_ETCD, self.site.port, "GET", "/health", None, timeout_s=2.0)[0] == 200
-
-        self._wait(healthy, "etcd does not answer")
-
     def _save(self) -> None:
         super()._save()
         for name, server in self.site.servers.items():
             self.site.servers[name] = _Supervised(server)
         self.rest_port = throwaway._free_port()
-        self.etcd = Machine("etcd", _ETCD, site=self.site)
+        self.etcd = Etcd(self.site)
 
     def _start(self) -> None:
-        shutil.rmtree(self.etcd.folder / "data", ignore_errors=True)
-        self.start_etcd()
+        self.etcd.start(anew=True)
         for group, pair in self.groups.items():
-            self._etcd_call("put", key=f"/service/{group}/config", value=json.dumps(_DYNAMIC))
+            self.etcd.put(f"/service/{group}/config", json.dumps(_DYNAMIC))
             for machine in pair:
                 self._configure_patroni(machine)
         for number, wait in enumerate((self.wait_for_primary, self.wait_for_standby)):
@@ -255,7 +222,7 @@ class Patroni(Cluster):
         config = {
             "scope": self._group_of(machine),
             "name": machine.name,
-            "etcd3": {"host": f"{_ETCD}:{self.site.port}"},
+            "etcd3": {"host": self.etcd.endpoint},
             "restapi": {"listen": rest, "connect_address": rest},
             "postgresql": {
                 "listen": listen,
@@ -281,12 +248,6 @@ class Patroni(Cluster):
     def _is(self, machine: Machine, path: str) -> bool:
         return bool(self.rest(machine, "GET", path, timeout_s=2.0)[0] == 200)
 
-    def _etcd_call(self, what: str, **fields: str) -> Any:
-        body = {name: base64.b64encode(value.encode()).decode() for name, value in fields.items()}
-        status, text = _http(_ETCD, self.site.port, "POST", f"/v3/kv/{what}", body, timeout_s=10.0)
-        assert status == 200, text
-        return json.loads(text)
-
     def _wait(self, condition: Callable[[], bool], fault: str) -> None:
         """Wait until a condition holds; while somebody does not answer, it does not."""
 
@@ -304,7 +265,7 @@ class Patroni(Cluster):
         paths = [self.config_path(machine).with_name("log") for machine in self.machines.values()]
         return [
             "\n  ".join([str(path), *path.read_text(errors="replace").splitlines()[-lines:]])
-            for path in (*paths, self.etcd.folder / "log")
+            for path in paths
             if path.exists()
         ]
 
@@ -335,15 +296,3 @@ class _Supervised(Postgres):
 
 def _leader_key(group: str) -> str:
     return f"/service/{group}/leader"
-
-
-def _http(host: str, port: int, method: str, path: str, body: object, *, timeout_s: float) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
-    try:
-        connection.request(method, path, body=None if body is None else json.dumps(body))
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    except http.client.HTTPException as error:
-        raise ConnectionError(f"{host}:{port} ended before it answered") from error
-    finally:
-        connection.close()

@@ -159,8 +159,8 @@ def test_a_lost_machine_comes_back_as_a_standby(patroni: PatroniCluster) -> None
     patroni.fail_over(cn2)
     assert not cn1.server.is_running
     assert not cn2.server.is_in_recovery
-    patroni.stop_etcd()
-    patroni.start_etcd()
+    patroni.etcd.kill()
+    patroni.etcd.start()
     patroni.start_patroni(cn1)
     patroni.wait_for_standby(cn1)
     assert patroni.lock_holder("wk1") is patroni.machines["wk1-1"]
