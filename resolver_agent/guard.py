@@ -29,7 +29,7 @@ def objection(before: Look, after: Look, warnings: Sequence[str]) -> str | None:
     Args:
         before: who was reached just before.
         after: who was reached just after.
-        warnings: the warnings of the recovery; what stands after a line's end is their context.
+        warnings: what Citus warned of from before to after; what stands after a line's end is the context.
     """
     if before.keys() != after.keys():
         return "pg_dist_node has changed meanwhile; the next pass goes by the new one"

@@ -162,7 +162,7 @@ def recover(settings: Config, database: str, *, still: Still, limit_s: float = L
                 _Pass(connection, still, done).run()
             except (psycopg.Error, _StoppedError) as error:
                 if connection.closed:
-                    raise
+                    raise  # the session knows whether it was too late
                 done["fault"] = _words(error)
             done |= _left(connection)
     except (psycopg.Error, _StoppedError) as error:
@@ -209,10 +209,9 @@ class _Pass:
         before = self._look()
         self._check_consent()
         [(self._done["recovered"],)] = self._ask(_RECOVER)
-        warnings = [*self._warnings]
         after = self._look()
         self._done["not_reached"] = tuple(sorted(node for node, answer in after.items() if answer is None))
-        found = objection(before, after, warnings)
+        found = objection(before, after, self._warnings)
         if found is not None:
             raise _StoppedError(f"rolled back: {found}")
         self._check_consent()
@@ -227,8 +226,6 @@ class _Pass:
         return dict(self._ask(_REACHED))
 
     def _ask(self, statement: Query) -> list[tuple[Any, ...]]:
-        self._notices.clear()
-        self._warnings.clear()
         return self._connection.execute(statement).fetchall()
 
     def _hear(self, said: Diagnostic) -> None:
