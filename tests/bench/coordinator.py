@@ -1,0 +1,336 @@
+"""Failovers of the coordinator under load, with real Citus under real Patroni: what is lost, and how long it takes.
+
+Run as root, by hand: ``.venv/bin/python -m tests.bench.coordinator [FAILOVERS]``. All the time clients write on both
+workers in each transaction. Before each failover some transactions are committed of which a worker cannot be told, and
+sessions are opened beside the coordinator's standby that stay through its promotion. Exit code 1 if an acknowledged row
+is lost, a transaction is half there, a statement of the promoted coordinator reaches a standby, or its names are late.
+
+``--without-hook`` shows the same with names that merely follow: no ``pre_promote``, no flush, and Citus' own recovery.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import os
+import statistics
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import yaml
+
+from tests.bench.evidence import LOGGING, NamesWatch, ServerLog, statements_of
+from tests.bench.load import Ledger, Resident, quiet, writing
+from tests.integration.citus_cluster import why_no_citus
+from tests.integration.machine import CHECKOUT
+from tests.integration.patroni_cluster import CitusPatroniCluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from tests.integration.machine import Machine
+
+POWER_LOSS, SWITCHOVER, PATRONI_KILLED = KINDS = ("power loss", "switchover", "Patroni killed")
+_ORDER = (POWER_LOSS, SWITCHOVER, POWER_LOSS, SWITCHOVER, PATRONI_KILLED)
+_WRITERS = 4
+_RESIDENTS = 3
+_CUT_OFF = (("wk1",), ("wk2",), ("wk1", "wk2"))
+_PRIORITY = -10  # that of the systemd unit
+_RECOVERY_S = 150.0
+_PROGRAM = "/usr/local/bin/resolver-agent"
+_OWN_CLOCK = {"citus.recover_2pc_interval": "60s", "citus.defer_shard_delete_interval": "15s"}  # Citus' defaults
+
+
+class Loaded(CitusPatroniCluster):
+    """A Citus cluster under Patroni that acknowledges no commit before the coordinator's standby has it."""
+
+    config = CitusPatroniCluster.config + LOGGING + "synchronous_standby_names = ''\nsynchronous_commit = on\n"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Failover:
+    """What one failover came to; times in seconds, those that end with ``_at`` since the epoch."""
+
+    kind: str
+    begun_at: float
+    promoted_at: float = 0.0
+    names_at: float = 0.0
+    hook_ms: float | None = None
+    settled_at: float = 0.0
+    gap_s: float = 0.0
+    in_doubt: int = 0
+    acknowledged: int = 0
+    lost: int = 0
+    half: int = 0
+    reads: int = 0
+    disconnected: int = 0
+    astray: list[str] = dataclasses.field(default_factory=list)
+    faults: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def late(self) -> bool:
+        """Whether a name led to a standby when the server was about to take writes."""
+        return self.names_at > self.promoted_at
+
+    @property
+    def well(self) -> bool:
+        """Whether all was as it has to be."""
+        return not (self.lost or self.half or self.astray or self.late)
+
+
+class Bench:
+    """A cluster that fails over again and again."""
+
+    def __init__(self, cluster: Loaded, *, hook: bool) -> None:
+        """Start the agents, and take in the settings of the README."""
+        self._cluster = cluster
+        self._hook = hook
+        self._logs = {
+            name: ServerLog(cluster.config_path(one).with_name("log")) for name, one in cluster.machines.items()
+        }
+        self._lost: frozenset[int] = frozenset()
+        self._half: frozenset[int] = frozenset()
+        for machine in cluster.machines.values():
+            self._start_agent(machine)
+        self._configure_patroni()
+        coordinator = cluster.groups["cn"][0]
+        self._ledger = Ledger(cluster, coordinator)
+        [(self._node_id,)] = cluster.run_sql(coordinator, "SELECT nodeid FROM pg_dist_node WHERE groupid = 0")
+        self._worker_standbys = [cluster.groups[name][1] for name in self._ledger.workers]
+        for standby in self._worker_standbys:
+            standby.server.run_sql("ALTER SYSTEM SET log_statement = 'all'")
+            standby.server.run_sql("SELECT pg_reload_conf()")
+
+    def run(self, kinds: Sequence[str]) -> Iterator[Failover]:
+        """Fail over once for each kind, and yield what came of it."""
+        with (
+            NamesWatch(self._cluster.groups["cn"]) as self._names,
+            writing(self._cluster, self._ledger, _WRITERS) as self._writers,
+        ):
+            self._get_ready()
+            for kind in kinds:
+                yield self._fail_over(kind)
+            for resident in self._residents:
+                resident.end()
+
+    def _fail_over(self, kind: str) -> Failover:
+        old, new, residents = self._primary, self._standby, self._residents
+        acknowledged = len(self._ledger.acknowledged)
+        for cut_off in _CUT_OFF:
+            self._ledger.write_in_doubt(old, new, cut_off)
+        marks = {name: log.size() for name, log in self._logs.items()}
+        now = Failover(kind=kind, begun_at=time.time())
+        self._strike(kind, old, new)
+        now.in_doubt = self._ledger.prepared_before(time.time())
+        self._cluster.wait_for_primary(new)
+        now.promoted_at = self._logs[new.name].when("selected new timeline ID", marks[new.name])
+        self._wait_for_recovery(new, now.promoted_at)
+        now.settled_at = time.time()
+        idler, *others = residents
+        _wait(lambda: all(one.writes or one.lost for one in others), "sessions that stayed do not write")
+        with quiet([*self._writers, *others]):
+            idler.step()
+            now.acknowledged = len(self._ledger.acknowledged) - acknowledged
+            now.gap_s = self._ledger.longest_gap_s(now.begun_at, time.time())
+            self._take_stock(now)
+        now.names_at = self._names.right_since(new, self._names_beside_primary(new))
+        now.hook_ms = self._hook_ms(new, marks[new.name])
+        if kind != SWITCHOVER:  # what it said until now it said as a primary
+            marks[old.name] = self._logs[old.name].size()
+        self._bring_back(kind, old)
+        self._get_ready()
+        now.astray += [*self._statements_astray(now, old, marks), *(one for each in residents for one in each.astray)]
+        now.reads = sum(sum(one.reads.values()) for one in residents)
+        now.disconnected = sum(one.lost for one in residents)
+        now.faults = [fault for one in residents for fault in one.faults]
+        for resident in residents:
+            resident.end()
+        return now
+
+    def _get_ready(self) -> None:
+        """Wait until the coordinator has a standby that may be promoted, and open the sessions that are to stay."""
+        primary = self._cluster.lock_holder("cn")
+        assert primary is not None
+        [standby] = [one for one in self._cluster.groups["cn"] if one is not primary]
+        self._cluster.wait_for_standby(standby)
+        reading = {name: self._cluster.groups[name][1].address for name in self._ledger.workers}
+        standby.wait_for_names(reading, timeout_s=60)
+        _wait(
+            lambda: self._cluster.members("cn")[standby.name]["role"] == "sync_standby",
+            f"{standby!r} is not synchronous",
+        )
+        self._primary, self._standby = primary, standby
+        self._residents = [Resident(self._cluster, self._ledger, standby) for _ in range(_RESIDENTS + 1)]
+        for resident in self._residents[1:]:
+            resident.start()
+
+    def _strike(self, kind: str, old: Machine, new: Machine) -> None:
+        if kind == POWER_LOSS:
+            old.kill()
+        elif kind == SWITCHOVER:
+            wanted = {"leader": old.name, "candidate": new.name}
+            status, answer = self._cluster.rest(old, "POST", "/switchover", wanted, timeout_s=60.0)
+            assert status == 200, answer
+        else:
+            self._cluster.patronis[old.name].kill()
+
+    def _bring_back(self, kind: str, old: Machine) -> None:
+        if kind == POWER_LOSS:
+            self._start_agent(old)
+        if kind != SWITCHOVER:
+            self._cluster.start_patroni(old)
+
+    def _wait_for_recovery(self, new: Machine, promoted_at: float) -> None:
+        """Wait until what was in doubt at the promotion is not any more, by the agent's word and the workers'."""
+
+        def recovered() -> bool:
+            if self._hook:
+                passes = self._cluster.ask_agent(new, "status")["recovery"]["databases"]
+                if not passes or any(one["fault"] for one in passes):
+                    return False
+            return self._ledger.prepared_before(promoted_at) == 0
+
+        _wait(recovered, "transactions are still in doubt", timeout_s=_RECOVERY_S)
+
+    def _take_stock(self, now: Failover) -> None:
+        _wait(
+            lambda: self._ledger.prepared_before(time.time()) == 0, "transactions stay prepared", timeout_s=_RECOVERY_S
+        )
+        account = self._ledger.account()
+        now.lost, now.half = len(account.lost - self._lost), len(account.half - self._half)
+        self._lost, self._half = account.lost, account.half
+
+    def _statements_astray(self, now: Failover, old: Machine, marks: Mapping[str, int]) -> Iterator[str]:
+        """Yield what a coordinator had run on a worker's standby after the promotion, unless it is a standby again."""
+        of_standby = {line.pid for line in self._logs[old.name].lines(marks[old.name])}
+        of_standby |= {pid for (pid,) in old.server.run_sql("SELECT pid FROM pg_stat_activity")}
+        for worker in self._worker_standbys:
+            for line, pid in statements_of(self._node_id, self._logs[worker.name], marks[worker.name]):
+                if line.at > now.promoted_at and pid not in of_standby:
+                    after_ms = 1000 * (line.at - now.promoted_at)
+                    yield f"{worker.name}, {after_ms:.0f} ms after the promotion, {line.application}: {line.text}"
+
+    def _names_beside_primary(self, machine: Machine) -> dict[str, str]:
+        return {"cn": machine.address} | {name: one.address for name, one in self._ledger.workers.items()}
+
+    def _hook_ms(self, new: Machine, since: int) -> float | None:
+        found = self._logs[new.name].find(r"pre-promote: ready for the promotion \(after (\d+) ms\)", since)
+        return float(found[1]) if found else None
+
+    def _start_agent(self, machine: Machine) -> None:
+        settings = {} if self._hook else {"citus": "off"}
+        agent = self._cluster.start_agent(machine, **settings)
+        os.setpriority(os.PRIO_PROCESS, agent.process.pid, _PRIORITY)
+
+    def _configure_patroni(self) -> None:
+        coordinators = self._cluster.groups["cn"]
+        for machine in coordinators if self._hook else []:
+            self._cluster.reconfigure(machine, postgresql={"pre_promote": self._pre_promote(machine)})
+        wanted = {
+            "synchronous_mode": True,
+            "postgresql": {"parameters": {} if self._hook else _OWN_CLOCK},
+        }
+        status, answer = self._cluster.rest(coordinators[0], "PATCH", "/config", wanted)
+        assert status == 200, answer
+
+    def _pre_promote(self, machine: Machine) -> str:
+        snippet = yaml.safe_load((CHECKOUT / "systemd" / "patroni-pre-promote.yml").read_text())
+        line: str = snippet["postgresql"]["pre_promote"]
+        program = f"env PYTHONPATH={CHECKOUT} {sys.executable} -m resolver_agent.cli"
+        ours = f"{program} pre-promote --socket {self._cluster.control_path(machine)}"
+        assert f"{_PROGRAM} pre-promote" in line
+        return line.replace(f"{_PROGRAM} pre-promote", ours)
+
+
+def report(failovers: Sequence[Failover]) -> Iterator[str]:
+    """Yield the lines of the table."""
+    kinds = [kind for kind in KINDS if any(one.kind == kind for one in failovers)]
+    by_kind = [[one for one in failovers if one.kind == kind] for kind in kinds]
+    yield _row("", *kinds)
+    yield _row("---", *("---" for _ in kinds))
+    for what, cell in _ROWS.items():
+        yield _row(what, *(cell(group) for group in by_kind))
+
+
+def _total(field: str) -> Callable[[list[Failover]], str]:
+    return lambda group: f"{sum(getattr(one, field) for one in group):,}"
+
+
+def _median_worst(
+    seconds: Callable[[Failover], float | None], unit: float, *, worst: Callable[[list[float]], float] = max
+) -> Callable[[list[Failover]], str]:
+    def cell(group: list[Failover]) -> str:
+        values = [unit * value for one in group if (value := seconds(one)) is not None]
+        return f"{statistics.median(values):,.1f}, {worst(values):,.1f}" if values else "-"
+
+    return cell
+
+
+_ROWS: dict[str, Callable[[list[Failover]], str]] = {
+    "failovers": lambda group: str(len(group)),
+    "transactions acknowledged": _total("acknowledged"),
+    "transactions in doubt at the promotion": _total("in_doubt"),
+    "**acknowledged, and lost**": _total("lost"),
+    "**half transactions**": _total("half"),
+    "**statements of the promoted on worker standbys**": lambda group: str(sum(len(one.astray) for one in group)),
+    "**names late**": _total("late"),
+    "reads by worker standbys before": _total("reads"),
+    "sessions that a promotion ended": _total("disconnected"),
+    "their statements that failed": lambda group: str(sum(len(one.faults) for one in group)),
+    "the hook said ready": lambda group: f"{sum(one.hook_ms is not None for one in group)}",
+    "the hook, ms: median, worst": _median_worst(lambda one: one.hook_ms, 1),
+    "names before writes, ms: median, least": _median_worst(
+        lambda one: one.promoted_at - one.names_at, 1000, worst=min
+    ),
+    "without writes, s: median, worst": _median_worst(lambda one: one.gap_s, 1),
+    "of it Patroni, s: median, worst": _median_worst(lambda one: one.promoted_at - one.begun_at, 1),
+    "recovered after promotion, s: median, worst": _median_worst(lambda one: one.settled_at - one.promoted_at, 1),
+}
+
+
+def _row(*cells: str) -> str:
+    first, *others = cells
+    return f"| {first:49} | " + " | ".join(f"{cell:>15}" for cell in others) + " |"
+
+
+def _line(number: int, one: Failover) -> str:
+    hook = "no word of the hook" if one.hook_ms is None else f"hook {one.hook_ms:.0f} ms"
+    return (
+        f"{number:2} {one.kind}: promoted after {one.promoted_at - one.begun_at:.1f} s, {hook}, names "
+        f"{1000 * (one.promoted_at - one.names_at):.0f} ms before, recovered {one.settled_at - one.promoted_at:.1f} s "
+        f"after; no writes for {one.gap_s:.1f} s; {one.acknowledged} acknowledged, {one.in_doubt} in doubt, "
+        f"{one.lost} lost, {one.half} half, {len(one.astray)} astray; load {os.getloadavg()[0]:.1f}"
+    )
+
+
+def _wait(condition: Callable[[], bool], fault: str, *, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(fault)
+        time.sleep(0.02)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run it, print the table, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="tests.bench.coordinator")
+    parser.add_argument("failovers", nargs="?", type=int, default=20)
+    parser.add_argument("--without-hook", action="store_true", help="show what happens with names that merely follow")
+    options = parser.parse_args(arguments)
+    if reason := why_no_citus():
+        sys.exit(reason)
+    kinds = list(itertools.islice(itertools.cycle(_ORDER), options.failovers))
+    failovers = []
+    with Loaded() as cluster:
+        cluster.restore()
+        for number, one in enumerate(Bench(cluster, hook=not options.without_hook).run(kinds), start=1):
+            failovers.append(one)
+            print(_line(number, one), *one.astray, *dict.fromkeys(one.faults), sep="\n   ", flush=True)
+    print(*report(failovers), sep="\n")
+    return 0 if all(one.well for one in failovers) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
