@@ -97,7 +97,8 @@ class Recoverer:
         self._take_in(now)
         self._overdue = now - self._good_at > _OVERDUE_S
         if self._errand.under_way:
-            self._hindered = hindrance(self._asked_at or now)
+            # Once withdrawn consent stays so: a name that has moved and come back is nothing that a pass could see.
+            self._hindered = self._hindered or hindrance(self._asked_at or now)
         elif now >= self._next_at:
             self._consider(settings, hindrance, now)
 

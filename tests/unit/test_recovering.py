@@ -162,6 +162,26 @@ def test_consent_is_withdrawn_in_the_middle() -> None:
     run(scenario)
 
 
+def test_consent_does_not_come_back_in_the_middle() -> None:
+    """A name that moved and came back during a pass may have led it astray."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.citus.go_on.clear()
+        bed.tend().tend()
+        await asyncio.to_thread(bed.citus.begun.wait, 10)
+        bed.hindrance = "wk1 moved"
+        bed.tend()
+        bed.hindrance = None
+        bed.tend()
+        bed.citus.go_on.set()
+        await asyncio.wait_for(bed.changed.wait(), 10)
+        assert bed.citus.withdrawn == ["wk1 moved"]
+        bed.tend().wait(PERIOD_S)
+        assert (await bed.settle()).citus.withdrawn[-1] is None
+
+    run(scenario)
+
+
 def test_consent_that_nobody_renews_is_none() -> None:
     """A pass whose agent has stopped looking around is told so."""
 
