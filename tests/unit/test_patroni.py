@@ -995,11 +995,11 @@ async def test_very_many_groups() -> None:
     async with watching(rest, *groups, calm_s=0.01) as sight:
         begun = boottime()
         await rest.until_asked_anybody(times=60)
-        assert boottime() - begun >= 0.55
+        assert boottime() - begun >= 0.4
         sight.watch.hurry([each.name for each in groups])
         begun = boottime()
-        await rest.until_asked_anybody(times=120)
-        assert boottime() - begun >= 0.55
+        await rest.until_asked_anybody(times=120)  # of both kinds, and what a busy machine is behind with
+        assert boottime() - begun >= 0.35
 
 
 @in_loop
