@@ -119,7 +119,11 @@ class Agent:
     async def _first_look(self) -> None:
         """Wait until every node was asked: what is decided on half the evidence may have to be taken back."""
         left, due = 0, 0.0
-        while not self._stopping and not self._outlook.asked_all and not self._outlook.pressed(_SHORT_LOOK_S):
+        # A name may lead to a node that only Patroni knows. Its word is not waited for long: SQL alone has to do.
+        patroni_until = boottime() + 2 * self._config.timeout_s
+        while not self._stopping and not self._outlook.pressed(_SHORT_LOOK_S):
+            if self._outlook.asked_all and (self._outlook.heard_all or boottime() > patroni_until):
+                break
             self._outlook.changed.clear()
             before, left = left, sum(state.latest is None for state in self._outlook.nodes.values())
             if left != before:
@@ -128,7 +132,7 @@ class Agent:
                 self._notifier.watchdog()
             await self._news_within(self._patience_s(_SHORT_LOOK_S))
             self._outlook.check()
-        first = decide(self._config, self._outlook.observations(), self._decision, boottime())
+        first = decide(self._outlook.config, self._outlook.observations(), self._decision, boottime())
         await self._outlook.ask_patroni(first, within_s=min(self._config.timeout_s, _SHORT_LOOK_S))
 
     async def _round(self) -> None:

@@ -63,6 +63,11 @@ class Outlook:
         return self._monitor.asked_all
 
     @property
+    def heard_all(self) -> bool:
+        """Whether every Patroni that can be asked has said who is a member, and those are watched."""
+        return self._patroni.heard_all and self._patroni.extended(self._given) is self.config
+
+    @property
     def alerts(self) -> list[Alert]:
         """What is wrong with Patroni's word, and an announced promotion that has not come yet."""
         return [*self._patroni.alerts, *([self.announced.alert] if self.announced is not None else [])]
@@ -146,7 +151,7 @@ class Outlook:
 
     async def look(self) -> None:
         """Wait until every server was asked, and every Patroni who is a member; those have answered, or failed to."""
-        while not (self.asked_all and self._patroni.heard_all):
+        while not (self.asked_all and self.heard_all):
             self.changed.clear()
             self.check()
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):

@@ -123,6 +123,23 @@ def test_the_lock_alone_will_do(patroni: PatroniCluster) -> None:
     agent.wait_for_line("the local role is primary")
 
 
+def test_a_restart_knows_the_members_that_only_patroni_knows(patroni: PatroniCluster) -> None:
+    """A primary that no configuration lists is no reason to fence its name when the agent starts."""
+    machine, discovered = patroni.machines["cn-1"], patroni.machines["wk1-2"]
+    names = {
+        name: {"nodes": nodes, "patroni": {"port": patroni.rest_port}}
+        for name, nodes in {"cn": ["127.0.41.1", "127.0.41.2"], "wk1": ["127.0.42.1"]}.items()
+    }
+    agent = patroni.start_agent(machine, names=names)
+    agent.wait_for_target("wk1", "127.0.42.1")
+    patroni.switch_over(discovered)
+    agent.wait_for_target("wk1", discovered.address)
+    patroni.stop_agent(machine)
+    agent = patroni.start_agent(machine, names=names)
+    agent.wait_for_line(rf" wk1 → {discovered.address} \(primary")
+    assert not any("fenced" in line for line in agent.lines)
+
+
 def socket_of(agent_config: Path) -> str:
     """Return the control socket of an agent."""
     return str(agent_config.parent / "run" / control.SOCKET_NAME)
