@@ -46,9 +46,8 @@ class Flusher:
         self._do_flush = do_flush
         self._do_keep = do_keep
         self._errand = Errand(changed)
-        self._wanted: Hashable = None
-        self._under_way: Hashable = None
-        self._flushed: Hashable = None
+        self._said: Hashable = None
+        self._wanted = self._under_way = self._flushed = 0
         self._server: Identity | None = None
         self._flushing = False
         self._begun = 0.0
@@ -59,7 +58,7 @@ class Flusher:
     @property
     def flushed(self) -> bool:
         """Whether everything that the hosts file says has been flushed."""
-        return self._wanted is not None and self._flushed == self._wanted
+        return self._flushed == self._wanted > 0
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
@@ -72,9 +71,13 @@ class Flusher:
 
     def tend(self, settings: Config, *, said: Hashable, local: NodeState, now: float) -> None:
         """Begin what is due. ``said`` tells one state of the hosts file from every other; it was written just now."""
-        self._wanted = said
+        if said != self._said:
+            # Counted, as what the file said before is no longer flushed once it has said something else in between.
+            self._said, self._wanted = said, self._wanted + 1
+            self._not_before = now  # what failed before may work now, and a promotion may be waiting for it
         if not settings.citus:
-            self._flushed, self._fault, self.citus = said, None, None
+            # What it says now is new again once there is a reason to flush it.
+            self._flushed, self._said, self._fault, self.citus = self._wanted, None, None, None
             return
         if self._errand.under_way:
             if now - self._begun > _HUNG_S and self._fault is None:
@@ -102,10 +105,14 @@ class Flusher:
             return
         try:
             found = ended.result()
-        except flush.FlushError as error:
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the names have to be kept
+            if not isinstance(error, flush.FlushError) and self._fault is None:
+                _log.error("a flush ended as none should", exc_info=error)
             self._failures += 1
-            self._not_before = now + min(_RETRY_MAX_S, 0.5 * 2.0 ** min(self._failures, 10))
-            self._fault = f"cached connections are not flushed: {error}"
+            if self._under_way == self._wanted:  # what has changed since is worth a try of its own
+                self._not_before = now + min(_RETRY_MAX_S, 0.5 * 2.0 ** min(self._failures, 10))
+            words = str(error) if isinstance(error, flush.FlushError) else repr(error)
+            self._fault = f"cached connections are not flushed: {words}"
             return
         if self._flushing:
             self.citus = found is not None

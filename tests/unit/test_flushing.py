@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ class Server:
         self.done: list[str] = []
         self.citus = True
         self.refuses = False
+        self.fault: Exception = FlushError("permission denied; run systemd/role.sql")
         self.answers = threading.Event()
         self.answers.set()
 
@@ -46,7 +48,7 @@ class Server:
     def _do(self, what: str) -> str | None:
         self.answers.wait(10)
         if self.refuses:
-            raise FlushError("permission denied; run systemd/role.sql")
+            raise self.fault
         self.done.append(what)
         return "sslmode=prefer" if self.citus else None
 
@@ -61,10 +63,10 @@ class Bed:
         self.said: object = "A"
         self.flusher = Flusher(changed=self.changed, do_flush=self.server.flush, do_keep=self.server.keep)
 
-    def tend(self, local: NodeState = UP) -> Bed:
+    def tend(self, local: NodeState = UP, settings: Config = SETTINGS) -> Bed:
         """Let a round pass."""
         self.changed.clear()
-        self.flusher.tend(SETTINGS, said=self.said, local=local, now=self.now)
+        self.flusher.tend(settings, said=self.said, local=local, now=self.now)
         return self
 
     async def settle(self, local: NodeState = UP) -> list[str]:
@@ -117,6 +119,84 @@ def test_changes_that_come_during_a_flush_share_the_next() -> None:
         assert not bed.flusher.flushed
         assert await bed.settle() == ["flush", "flush"]
         assert bed.flusher.flushed
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("hindered_by", ["a failure", "a look at the administrator's value"])
+def test_what_was_said_in_between_is_flushed(hindered_by: str) -> None:
+    """Sessions may have connected to where a name led for a moment, also when it was back before any flush."""
+
+    async def scenario(bed: Bed) -> None:
+        await bed.settle()
+        if hindered_by == "a failure":
+            bed.server.refuses = True
+        else:
+            bed.now += 60
+            bed.server.answers.clear()
+            bed.tend()
+        bed.said = "B"
+        bed.tend()
+        bed.said = "A"
+        assert not bed.tend().flusher.flushed
+        bed.server.answers.set()
+        await asyncio.wait_for(bed.changed.wait(), 10)
+        bed.server.refuses = False
+        await bed.settle()
+        assert bed.server.done[-1] == "flush"
+        assert bed.server.done.count("flush") == 2
+        assert bed.flusher.flushed
+        assert bed.flusher.alerts == ()
+
+    run(scenario)
+
+
+def test_a_change_does_not_wait_for_what_failed_before() -> None:
+    """However late the next try would be: a promotion may wait for it."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.server.refuses = True
+        for _ in range(9):
+            bed.now += 60
+            await bed.settle()
+        bed.server.refuses = False
+        assert not bed.tend().flusher._errand.under_way
+        bed.said = "B"
+        await bed.settle()
+        assert bed.flusher.flushed
+
+    run(scenario)
+
+
+def test_what_nobody_foresaw_is_an_alert(caplog: pytest.LogCaptureFixture) -> None:
+    """A defect is said, with where it was once, and does not end the agent; it is tried again like any failure."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.server.refuses, bed.server.fault = True, OSError(24, "Too many open files")
+        for _ in range(3):
+            bed.now += 60
+            await bed.settle()
+        [alert] = bed.flusher.alerts
+        assert alert.text == "cached connections are not flushed: OSError(24, 'Too many open files')"
+        assert [record.exc_info is not None for record in caplog.records] == [True]
+        bed.server.refuses = False
+        bed.now += 60
+        await bed.settle()
+        assert bed.flusher.flushed
+
+    run(scenario)
+
+
+def test_turned_off_and_on_again() -> None:
+    """What names led to while nothing was to be flushed is flushed at once."""
+
+    async def scenario(bed: Bed) -> None:
+        await bed.settle()
+        bed.tend(settings=dataclasses.replace(SETTINGS, citus=False))
+        assert bed.flusher.report() == {"citus": None, "flushed": True, "fault": None}
+        assert not bed.tend().flusher.flushed
+        await bed.settle()
+        assert bed.server.done == ["flush", "flush"]
 
     run(scenario)
 
