@@ -27,7 +27,6 @@ _log = logging.getLogger(__name__)
 PERIOD_S = 60.0
 _OVERDUE_S = 3 * PERIOD_S
 _RETRY_S = 10.0
-_ASK_AGAIN_S = 1.0
 _STALE_S = 3.0
 """Consent that has not been looked at for so long is none."""
 
@@ -86,15 +85,14 @@ class Recoverer:
 
         ``role`` is that of the local server; ``hindrance(since)`` is ``consent.hindrance()`` on what was asked since.
         """
+        self._take_in(settings, now)
         if role is not self._role or not settings.citus:
             self._role = role
             self._next_at, self._good_at, self._asked_at = now, now, None
-            self._results = []
         self._looked_at = now
         if role is not Role.PRIMARY or not settings.citus:
-            self._hindered, self._overdue = "the local PostgreSQL is no primary", False
+            self._hindered, self._overdue, self._results = "the local PostgreSQL is no primary", False, []
             return
-        self._take_in(now)
         self._overdue = now - self._good_at > _OVERDUE_S
         if self._errand.under_way:
             # Once withdrawn consent stays so: a name that has moved and come back is nothing that a pass could see.
@@ -108,7 +106,8 @@ class Recoverer:
             if self._hindered is None:
                 self._errand.begin(self._do_recover, settings, self._withdrawn)
                 return
-        if self._asked_at is None or now - self._asked_at >= _ASK_AGAIN_S:
+        # To ask again lets go of answers that are on their way: they may take their time, and wait for one before.
+        if self._asked_at is None or now - self._asked_at >= settings.interval_s + 2 * settings.timeout_s:
             self._asked_at = now
             self._ask_again()
 
@@ -118,12 +117,18 @@ class Recoverer:
             return "the agent has not looked around for a while"
         return self._hindered
 
-    def _take_in(self, now: float) -> None:
+    def _take_in(self, settings: Config, now: float) -> None:
         """Learn what the last pass over all databases brought, if one has ended."""
         ended = self._errand.take()
         if ended is None:
             return
-        self._results = ended.result()
+        try:
+            self._results = ended.result()
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the names have to be kept
+            before = self._results
+            self._results = [recovery.Recovered(database=settings.local.get("dbname", ""), fault=repr(error))]
+            if self._results != before:
+                _log.error("a recovery ended as none should", exc_info=error)
         self._ended_at, self._asked_at = now, None
         well = all(one.fault is None for one in self._results)
         self._next_at = now + (PERIOD_S if well else _RETRY_S)

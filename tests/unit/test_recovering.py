@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,17 @@ from resolver_agent.model import Role
 from resolver_agent.probe import boottime
 from resolver_agent.recovering import PERIOD_S, Recoverer
 from resolver_agent.recovery import Prepared, Recovered
-from tests.unit.builders import config, group
+from tests.unit.builders import INTERVAL_S, TIMEOUT_S, config, group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    import pytest
+
     from resolver_agent.config import Config
 
-SETTINGS = config(group("wk1", "10.0.0.3"))
+SETTINGS = dataclasses.replace(config(group("wk1", "10.0.0.3")), local={"dbname": "postgres"})
+SLOWEST_S = INTERVAL_S + 2 * TIMEOUT_S
 
 
 class Citus:
@@ -26,6 +30,7 @@ class Citus:
     def __init__(self) -> None:
         self.passes = 0
         self.result = Recovered(database="app")
+        self.defect: Exception | None = None
         self.withdrawn: list[str | None] = []
         self.begun = threading.Event()
         self.go_on = threading.Event()
@@ -37,6 +42,8 @@ class Citus:
         self.go_on.wait(10)
         self.withdrawn.append(still())
         self.passes += 1
+        if self.defect is not None:
+            raise self.defect
         return [self.result]
 
 
@@ -49,6 +56,7 @@ class Bed:
         self.now = boottime()
         self.role: Role | None = Role.PRIMARY
         self.hindrance: str | None = None
+        self.answers_take_s = 0.0
         self.asked: list[float] = []
         self.since: list[float] = []
         self.recoverer = Recoverer(
@@ -57,7 +65,7 @@ class Bed:
 
     def _hindrance(self, since: float) -> str | None:
         self.since.append(since)
-        return self.hindrance
+        return self.hindrance or ("nobody has answered yet" if self.now - since < self.answers_take_s else None)
 
     def tend(self) -> Bed:
         """Let a round pass."""
@@ -122,14 +130,14 @@ def test_a_promotion_makes_it_due() -> None:
 
 
 def test_nothing_runs_without_consent() -> None:
-    """While something hinders it fresh evidence is asked for each second; overdue is an alert, and ends."""
+    """While something hinders it fresh evidence is asked for again and again; overdue is an alert, and ends."""
 
     async def scenario(bed: Bed) -> None:
         bed.hindrance = "wk1 is held"
         for _ in range(200):
             bed.wait(1).tend()
         assert bed.citus.passes == 0
-        assert len(bed.asked) == 200
+        assert len(bed.asked) == 200 / SLOWEST_S
         assert bed.alerts == ["2PC recovery is overdue by more than 180 s: wk1 is held"]
         bed.hindrance = None
         bed.tend()
@@ -178,6 +186,53 @@ def test_consent_does_not_come_back_in_the_middle() -> None:
         assert bed.citus.withdrawn == ["wk1 moved"]
         bed.tend().wait(PERIOD_S)
         assert (await bed.settle()).citus.withdrawn[-1] is None
+
+    run(scenario)
+
+
+def test_slow_answers_are_waited_for() -> None:
+    """Where servers take almost as long to answer as they may, it is not asked again and again instead."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.answers_take_s = SLOWEST_S - 0.2
+        for _ in range(100):
+            bed.wait(0.1).tend()
+        await asyncio.wait_for(bed.changed.wait(), 10)
+        assert bed.tend().citus.passes == 1
+
+    run(scenario)
+
+
+def test_a_pass_that_ended_with_its_primary_is_forgotten() -> None:
+    """The next promotion finds neither its faults nor its minute."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.citus.go_on.clear()
+        bed.tend().tend()
+        await asyncio.to_thread(bed.citus.begun.wait, 10)
+        bed.role = Role.STANDBY
+        bed.tend()
+        bed.citus.result = Recovered(database="app", fault="server closed the connection unexpectedly")
+        bed.citus.go_on.set()
+        await asyncio.wait_for(bed.changed.wait(), 10)
+        assert bed.tend().alerts == []
+        bed.role = Role.PRIMARY
+        assert (await bed.settle()).citus.passes == 2
+
+    run(scenario)
+
+
+def test_what_nobody_foresaw_is_an_alert(caplog: pytest.LogCaptureFixture) -> None:
+    """A defect is said, with where it was once, and does not end the agent; it is tried again like any failure."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.citus.defect = OSError(24, "Too many open files")
+        for _ in range(3):
+            await bed.wait(10).settle()
+        assert bed.alerts == ["2PC recovery in database postgres: OSError(24, 'Too many open files')"]
+        assert [record.exc_info is not None for record in caplog.records] == [True]
+        bed.citus.defect = None
+        assert (await bed.wait(10).settle()).alerts == []
 
     run(scenario)
 
