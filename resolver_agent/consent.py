@@ -11,6 +11,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from resolver_agent.model import Code, GroupState, Kind, Route, Standing
+from resolver_agent.primary import nodes_at
 
 if TYPE_CHECKING:
     from resolver_agent.config import Config, Group
@@ -46,7 +47,8 @@ def hindrance(config: Config, decision: Decision, evidence: Evidence) -> str | N
     """Return in words why recovery and clean-up must not run here now, or None where they may.
 
     They may where the local server is its own group's accepted primary, its Patroni (where configured) holds the leader
-    lock, every name on disk leads to a confirmed primary or is fenced, and the last change is flushed.
+    lock, every name on disk leads to a confirmed primary (that with the leader lock, if Patroni says who has it) or is
+    fenced, and the last change is flushed.
     """
     local = evidence.local.role_seen
     if local is None or evidence.local.over or local.kind is not Kind.PRIMARY or not evidence.counts(local.at):
@@ -57,6 +59,7 @@ def hindrance(config: Config, decision: Decision, evidence: Evidence) -> str | N
     others = [group for group in config.groups if group not in own and group.route is not Route.STANDBY]
     hindrances = [
         *(_own_hindrance(group, _state(decision, group), evidence) for group in own),
+        *(_lock_hindrance(group, evidence) for group in own if group.patroni is not None),
         *(_name_hindrance(group, _state(decision, group)) for group in others),
         None if evidence.written else "the hosts file does not say what was decided",
         None if evidence.flushed else "cached connections are not flushed yet",
@@ -69,15 +72,21 @@ def _state(decision: Decision, group: Group) -> GroupState:
 
 
 def _own_hindrance(group: Group, state: GroupState, evidence: Evidence) -> str | None:
-    primary = state.view.primary if state.view is not None else None
-    accepted = primary is not None and primary.seen is not None and primary.reason.code in _CONFIRMED
-    if primary is None or not accepted or primary.address != state.own:
-        words = primary.reason.text if primary is not None else "nothing known"
-        return f"the local PostgreSQL is not the accepted primary of {group.name} ({words})"
-    if primary.seen is None or not evidence.counts(primary.seen.at):
+    if state.view is None:
+        return f"nothing is known of {group.name}"
+    primary = state.view.primary
+    if primary.seen is None or primary.reason.code not in _CONFIRMED or primary.address != state.own:
+        return f"the local PostgreSQL is not the accepted primary of {group.name} ({primary.reason.text})"
+    if not evidence.counts(primary.seen.at):
         return f"the primary of {group.name} has not just been asked"
-    if group.patroni is None:
-        return None
+    # Who was a standby a moment ago may have been promoted since.
+    rival = next((node for node, seen in state.view.fresh.items() if seen.at < evidence.since), None)
+    if rival is not None:
+        return f"{rival.host} of {group.name} has not answered again yet"
+    return None
+
+
+def _lock_hindrance(group: Group, evidence: Evidence) -> str | None:
     claim = evidence.claims.get(group.name)
     if claim is None or not evidence.counts(claim.at):
         return f"the local Patroni does not say that it leads {group.name}"
@@ -87,8 +96,12 @@ def _own_hindrance(group: Group, state: GroupState, evidence: Evidence) -> str |
 def _name_hindrance(group: Group, state: GroupState) -> str | None:
     if state.target is None:
         return f"{group.name} is left out"
-    if state.target.standing is Standing.FENCED or (
-        state.target.standing is Standing.PRIMARY and state.reason.code in _CONFIRMED
-    ):
+    if state.target.standing is Standing.FENCED:
         return None
-    return f"no confirmed primary: {state.target}"
+    if state.view is None or state.target.standing is not Standing.PRIMARY or state.reason.code not in _CONFIRMED:
+        return f"no confirmed primary: {state.target}"
+    # What is resolved on a primary that was deposed is lost with it, and with its record here it could not come back.
+    leader = state.view.word.leader
+    if leader is not None and leader not in nodes_at(state.target.address, group, state.view.states):
+        return f"{group.name}: {leader.host} holds the leader lock, and is not yet seen as the primary"
+    return None

@@ -10,7 +10,7 @@ import pytest
 from resolver_agent.config import PatroniApi
 from resolver_agent.consent import Evidence, hindrance
 from resolver_agent.model import Claim, PatroniWord, Route
-from tests.unit.builders import MAX_AGE_S, Agent, config, dead, group, node, primary, standby
+from tests.unit.builders import MAX_AGE_S, Agent, config, dead, group, node, primary, standby, unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +79,12 @@ def down(agent: Agent) -> None:
     agent.see({"10.0.0.1": dead()}).see_local(dead()).decide()
 
 
+def leader_to_come(agent: Agent) -> None:
+    """Let a worker's standby hold the leader lock, while it is yet to be promoted and the old primary lives on."""
+    agent.patroni = {"wk1": PatroniWord(leader=node("10.0.0.4"))}
+    agent.decide()
+
+
 def unknown_here(agent: Agent) -> None:
     """Let the local server be none of the nodes."""
     agent.decision = Agent(agent.config).decision
@@ -115,6 +121,7 @@ def worker_splits(agent: Agent) -> None:
         pytest.param(rival, "not the accepted primary of cn (last known primary; several", id="two primaries"),
         pytest.param(rival_leads, "not the accepted primary of cn (holds the leader lock", id="another leads"),
         pytest.param(worker_dies, "no confirmed primary: wk1 → 10.0.0.3 (held", id="a worker is held"),
+        pytest.param(leader_to_come, "wk1: 10.0.0.4 holds the leader lock", id="a worker's primary was deposed"),
         pytest.param(worker_splits, "no confirmed primary: wk1 → 10.0.0.3 (last known", id="a worker is split"),
     ],
 )
@@ -140,6 +147,27 @@ def test_what_is_seen_forbids_it(change: Callable[[Agent], None], words: str) ->
 def test_what_is_not_known_forbids_it(changes: dict[str, object], words: str) -> None:
     """What was not asked since, or not confirmed, forbids it."""
     assert words in str(asked(fit(patroni=True), **changes))
+
+
+def test_a_standby_that_may_be_the_primary_by_now_forbids_it() -> None:
+    """Everybody of the own group is asked again, but nobody waits for those who have fallen silent."""
+    agent = fit().wait(0.5)
+    agent.see({"10.0.0.1": primary()}).see_local(primary(), address="10.0.0.1").decide()
+    assert asked(agent) == "10.0.0.2 of cn has not answered again yet"
+    agent.see({"10.0.0.2": standby()}).decide()
+    assert asked(agent) is None
+    agent.see({"10.0.0.2": unreachable()}).wait(MAX_AGE_S)
+    agent.see({"10.0.0.1": primary(), "10.0.0.3": primary()}).see_local(primary(), address="10.0.0.1").decide()
+    assert asked(agent) is None
+
+
+def test_the_leader_of_a_worker_is_no_hindrance() -> None:
+    """Where Patroni and SQL say the same of a worker, and where Patroni says nothing."""
+    agent = fit()
+    agent.patroni = {"wk1": PatroniWord(leader=node("10.0.0.3"))}
+    assert asked(agent.decide()) is None
+    agent.patroni = {"wk1": PatroniWord(benched={node("10.0.0.4"): "noloadbalance"})}
+    assert asked(agent.decide()) is None
 
 
 def test_a_word_grows_old() -> None:
