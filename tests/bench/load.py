@@ -6,6 +6,8 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import os
+import signal
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from tests.integration.machine import Machine
     from tests.integration.patroni_cluster import CitusPatroniCluster
 
-_THINK_S = 0.02
+_THINK_S = 0.01
 _RETRY_S = 0.05
 _PATIENCE_S = 3.0
 """After so long a writer gives up its session, as applications do: a deposed primary's never answers again."""
@@ -41,7 +43,8 @@ _PREPARED_BEFORE = """
     SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database() AND prepared < to_timestamp(%s)
 """
 _IDS = sql.SQL("SELECT id FROM {}")
-_PAUSED = "SELECT pg_get_wal_replay_pause_state() = 'paused'"
+_TERMINATE = "SELECT pg_terminate_backend(pid, 5000) FROM unnest(%s) AS pid"
+_STARTUP = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'"
 _WAITS = "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = %s"
 
 
@@ -89,19 +92,17 @@ class Ledger:
             session.execute("BEGIN")
             number = self._insert(session)
             remote = self._cluster.sessions_of(session)
-            standby.server.run_sql("SELECT pg_wal_replay_pause()")
+            # Frozen rather than told to pause: Patroni would have it go on.
+            [(replay,)] = standby.server.run_sql(_STARTUP)
+            os.kill(replay, signal.SIGSTOP)
             try:
-                standby.server.wait_until(_PAUSED)
                 session.pgconn.send_query(b"COMMIT")
                 session.pgconn.flush()
                 coordinator.server.wait_until(_WAITS, [session.info.backend_pid])
                 for name in cut_off:
-                    worker = self.workers[name]
-                    worker.server.run_sql(
-                        "SELECT pg_terminate_backend(pid, 5000) FROM unnest(%s) AS pid", [remote[worker.name]]
-                    )
+                    self.workers[name].server.run_sql(_TERMINATE, [remote[self.workers[name].name]])
             finally:
-                standby.server.run_sql("SELECT pg_wal_replay_resume()")
+                os.kill(replay, signal.SIGCONT)
             result = session.pgconn.get_result()
             assert result is not None
             assert result.command_status == b"COMMIT", result.error_message
