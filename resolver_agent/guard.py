@@ -12,12 +12,29 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     Look = Mapping[str, str | None]
-    """Who was reached: for each node that Citus dials, as ``name:port``, its role and identity, or None."""
+    """Who was reached: for each node that Citus dials, as ``name:port``, its role and identity, or None.
+
+    What does not begin with "primary" is a standby, or a stranger: a server of another group than the node's.
+    """
 
 # Citus' own words, which it never translates. Every node that recovery cannot reach gives the first of them, and one
 # that says nothing at all the second as well.
 _UNREACHED = re.compile(r"transaction recovery cannot connect to (\S+)")
 _SLOW = re.compile(r"could not establish connection after \d+ ms")
+
+_ASTRAY = {
+    "standby": "a standby; see what `resolver-agent status` says of its name",
+    "stranger": "a server of another group; see what `resolver-agent status` and `getent ahosts` say of its name",
+}
+
+
+def refusal(before: Look) -> str | None:
+    """Return why recovery must not even begin, with the mend, or None.
+
+    On a server of another group it would roll back what that group is about to commit, and nothing brings that back.
+    """
+    strangers = (node for node, answer in before.items() if _kind(answer) == "stranger")
+    return next((f"{node} leads to {_ASTRAY['stranger']}" for node in strangers), None)
 
 
 def objection(before: Look, after: Look, warnings: Sequence[str]) -> str | None:
@@ -36,8 +53,9 @@ def objection(before: Look, after: Look, warnings: Sequence[str]) -> str | None:
     if before and not any(before.values()):
         return "no node answered; see what `resolver-agent status` says of them"
     for node, answer in before.items():
-        if any((seen or "").startswith("standby") for seen in (answer, after[node])):
-            return f"{node} led to a standby; see what `resolver-agent status` says of its name"
+        for kind, words in _ASTRAY.items():
+            if kind in (_kind(answer), _kind(after[node])):
+                return f"{node} led to {words}"
         if answer != after[node]:
             changed = "led to another server" if answer and after[node] else "answered only"
             return f"{node} {changed} {'afterwards' if after[node] else 'at first'}; the next pass will tell"
@@ -48,3 +66,7 @@ def objection(before: Look, after: Look, warnings: Sequence[str]) -> str | None:
         return f"{', '.join(sorted(silent ^ unreached))} answered only now and then; the next pass will tell"
     other = [text for text, head in heads.items() if not (_UNREACHED.fullmatch(head) or _SLOW.fullmatch(head))]
     return f"Citus warned: {'; '.join(' '.join(text.split()) for text in other)}" if other else None
+
+
+def _kind(answer: str | None) -> str:
+    return (answer or "").partition(" ")[0]

@@ -3,7 +3,8 @@
 Both believe whatever they reach. On a standby they find nothing to resolve, take all of it for resolved, and forget it:
 committed transactions are rolled back later. So each pass also asks, over connections that Citus makes, who is reached,
 before and after, and what was forgotten comes back by a rollback unless all of them were primaries. That costs nothing:
-what was resolved on a primary stays resolved, and the next pass sees so.
+what was resolved on a primary stays resolved, and the next pass sees so. On the primary of another group nothing may be
+resolved at all, so that a pass that would reach one does not begin.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from resolver_agent import citus
-from resolver_agent.guard import objection
+from resolver_agent.guard import objection, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -207,6 +208,9 @@ class _Pass:
 
     def _recover(self) -> None:
         before = self._look()
+        reason = refusal(before)
+        if reason is not None:
+            raise _StoppedError(f"not begun: {reason}")
         self._check_consent()
         [(self._done["recovered"],)] = self._ask(_RECOVER)
         after = self._look()

@@ -52,6 +52,8 @@ BEGIN;
 
 -- Every primary is given its own. Without Citus this is a setting that nobody reads.
 SET LOCAL citus.enable_ddl_propagation = off;
+-- Else the owner of a database could have a superuser who runs this do other things, by operators of his own.
+SET LOCAL search_path = pg_catalog, pg_temp;
 
 DO $$
 BEGIN
@@ -99,21 +101,24 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- Recovery and clean-up: which servers the names in pg_dist_node lead to right now. Citus asks each over a connection of
--- its own, so by a new look-up. `result` is the role, system identifier and start time of a server that answered. A
--- coordinator that is not in pg_dist_node is left out, as Citus has nothing to resolve on it.
+-- its own, so by a new look-up. `result` is the role, group, system identifier and start time of a server that answered,
+-- and begins with `stranger` if that is another group than the one in pg_dist_node: what is resolved there is somebody
+-- else's. A coordinator that is not in pg_dist_node is left out, as Citus has nothing to resolve on it.
 CREATE FUNCTION resolver_agent.reached() RETURNS TABLE (node text, success boolean, result text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     question CONSTANT text := $question$
         SELECT pg_catalog.concat_ws(' ', CASE WHEN pg_catalog.pg_is_in_recovery() THEN 'standby' ELSE 'primary' END,
-                                    system_identifier, pg_catalog.pg_postmaster_start_time())
-          FROM pg_catalog.pg_control_system()
+                                    groupid, system_identifier, pg_catalog.pg_postmaster_start_time())
+          FROM pg_catalog.pg_control_system(), pg_catalog.pg_dist_local_group
     $question$;
 BEGIN
     IF to_regproc('pg_catalog.run_command_on_all_nodes') IS NOT NULL THEN
-        RETURN QUERY SELECT n.nodename || ':' || n.nodeport, r.success, r.result
+        RETURN QUERY SELECT n.nodename || ':' || n.nodeport, r.success,
+                            CASE WHEN n.hasmetadata AND split_part(r.result, ' ', 2) <> n.groupid::text
+                                 THEN 'stranger ' || r.result ELSE r.result END
                        FROM run_command_on_all_nodes(question) AS r JOIN pg_dist_node AS n USING (nodeid);
-    ELSE  -- Citus 10.2
+    ELSE  -- Citus 10.2, where a worker need not know its group
         RETURN QUERY SELECT r.nodename || ':' || r.nodeport, r.success, r.result
                        FROM run_command_on_workers(question) AS r;
     END IF;
@@ -141,8 +146,8 @@ BEGIN
         RETURN;  -- before Citus 11.1
     END IF;
     SELECT jsonb_object_agg(node, CASE WHEN success THEN result END) INTO before FROM resolver_agent.reached();
-    IF EXISTS (SELECT FROM jsonb_each_text(before) WHERE value LIKE 'standby %') THEN
-        RAISE EXCEPTION 'a name leads to a standby: %', before;
+    IF EXISTS (SELECT FROM jsonb_each_text(before) WHERE value NOT LIKE 'primary %') THEN
+        RAISE EXCEPTION 'a name leads to a standby, or to a server of another group: %', before;
     END IF;
     waiting := ARRAY(SELECT record_id
                        FROM pg_dist_cleanup JOIN pg_dist_node ON groupid = node_group_id AND noderole = 'primary'

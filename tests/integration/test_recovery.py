@@ -40,7 +40,11 @@ max_prepared_transactions = 5
 # answer is given for this look (NULL: none at all). A script is what happens besides during a call.
 STAND_IN = """
 SET allow_system_table_mods = on;
-CREATE TABLE pg_catalog.pg_dist_node (nodeid int, groupid int, nodename text, nodeport int, noderole text);
+CREATE TABLE pg_catalog.pg_dist_node (
+    nodeid int, groupid int, nodename text, nodeport int, noderole text, hasmetadata boolean DEFAULT true
+);
+CREATE TABLE pg_catalog.pg_dist_local_group (groupid int);
+INSERT INTO pg_catalog.pg_dist_local_group VALUES (0);
 CREATE TABLE pg_catalog.pg_dist_transaction (groupid int, gid text);
 CREATE TABLE pg_catalog.pg_dist_cleanup (record_id bigint, object_name text, node_group_id int);
 GRANT SELECT ON pg_catalog.pg_dist_node, pg_catalog.pg_dist_transaction, pg_catalog.pg_dist_cleanup TO public;
@@ -60,6 +64,7 @@ DECLARE
 BEGIN
     FOR node IN SELECT * FROM pg_dist_node LOOP
         nodeid := node.nodeid;
+        UPDATE pg_dist_local_group SET groupid = node.groupid;
         EXECUTE command INTO result;
         SELECT answer INTO result FROM stand_in.answers AS a WHERE look = number AND a.node = node.nodename
          UNION ALL SELECT result LIMIT 1;
@@ -124,7 +129,7 @@ CLEAN_UP = "SELECT resolver_agent.cleanup_orphaned_resources()"
 
 DONE = Recovered(database="app", recovered=2, cleaned=1, not_cleaned=1, records=0)
 UNTOUCHED = Recovered(database="app", records=2)
-STANDBY = "standby 1 2026-01-01"
+STANDBY, ANOTHER, STRANGER = "standby 1 7 2026-01-01", "primary 1 7 2026-01-01", "primary 2 7 2026-01-01"
 UNREACHED = "RAISE WARNING 'transaction recovery cannot connect to wk1:5432';"
 
 
@@ -237,12 +242,22 @@ def test_what_is_said_to_the_server(citus: Citus) -> None:
         (STANDBY, (1, 2), "wk1:5432 led to a standby"),
         (STANDBY, (1,), "wk1:5432 led to a standby"),
         (STANDBY, (2,), "wk1:5432 led to a standby"),
-        ("primary 1 2026-01-01", (2,), "wk1:5432 led to another server"),
+        (ANOTHER, (2,), "wk1:5432 led to another server"),
+        (STRANGER, (2,), "wk1:5432 led to a server of another group"),
         (None, (1,), "wk1:5432 answered only afterwards"),
         (None, (2,), "wk1:5432 answered only at first"),
         (None, (1, 2), "wk1:5432 answered only now and then"),
     ],
-    ids=["standby", "standby before", "standby after", "restarted", "found", "lost", "met by recovery alone"],
+    ids=[
+        "standby",
+        "standby before",
+        "standby after",
+        "restarted",
+        "stranger",
+        "found",
+        "lost",
+        "met by recovery alone",
+    ],
 )
 def test_nothing_is_forgotten(citus: Citus, answer: str | None, looks: tuple[int, ...], words: str) -> None:
     """Whatever is not known to have been a primary all the time has recovery rolled back, and no clean-up begun."""
@@ -254,6 +269,22 @@ def test_nothing_is_forgotten(citus: Citus, answer: str | None, looks: tuple[int
     said = said_since(citus.server, start)
     assert said[said.index("BEGIN") : -1] == ["BEGIN", LOOK, RECOVER, LOOK, "ROLLBACK"]
     assert citus.calls() == (2, 1, 0)
+
+
+def test_a_stranger_is_not_recovered(citus: Citus) -> None:
+    """What is prepared on the primary of another group is not rolled back for want of a record of it here."""
+    citus.answer(STRANGER, 1)
+    found = recover(citus.settings, "app", still=nothing)
+    assert str(found.fault).startswith("not begun: wk1:5432 leads to a server of another group")
+    assert found == dataclasses.replace(UNTOUCHED, fault=found.fault)
+    assert citus.calls() == (1, 0, 0)
+
+
+def test_a_node_without_metadata_need_not_know_its_group(citus: Citus) -> None:
+    """Before Citus 11 workers are not told."""
+    citus.answer("primary 0 7 2026-01-01", 1, 2, 3, 4)
+    citus.run("SET allow_system_table_mods = on; UPDATE pg_dist_node SET hasmetadata = false WHERE nodename = 'wk1'")
+    assert recover(citus.settings, "app", still=nothing) == DONE
 
 
 def test_nobody_answers(citus: Citus) -> None:
@@ -307,14 +338,15 @@ def test_a_notice_is_no_warning(citus: Citus) -> None:
 @pytest.mark.parametrize(
     ("answer", "looks", "words"),
     [
-        (STANDBY, (3,), "a name leads to a standby: {"),
+        (STANDBY, (3,), "a name leads to a standby, or to a server of another group: {"),
+        (STRANGER, (3,), "a name leads to a standby, or to a server of another group: {"),
         (STANDBY, (4,), "a name moved during the clean-up: {"),
-        ("primary 1 2026-01-01", (4,), "a name moved during the clean-up: {"),
+        (ANOTHER, (4,), "a name moved during the clean-up: {"),
         (None, (3,), "a name moved during the clean-up: {"),
         (None, (4,), "a name moved during the clean-up: {"),
         (None, (3, 4), "the clean-up reached a node that answered neither before nor after: {"),
     ],
-    ids=["standby before", "standby after", "restarted", "found", "lost", "met by the clean-up alone"],
+    ids=["standby before", "stranger", "standby after", "restarted", "found", "lost", "met by the clean-up alone"],
 )
 def test_clean_up_forgets_nothing(citus: Citus, answer: str | None, looks: tuple[int, ...], words: str) -> None:
     """The clean-up is guarded in the same way; the recovery before it stands."""

@@ -110,6 +110,20 @@ def test_a_name_astray_makes_it_forget_nothing(citus: CitusCluster) -> None:
     assert citus.run_sql(citus.machines["cn-1"], SUM) == [(40_400,)]
 
 
+def test_the_primary_of_another_group_is_left_alone(citus: CitusCluster) -> None:
+    """Recovery would roll back there what it has no record of, and has here: nothing is touched anywhere."""
+    leave_in_doubt(citus, citus.machines["cn-1"])
+    in_doubt = prepared(citus)
+    lead(citus, wk1=citus.machines["wk2-1"].address)
+    found = run(citus)
+    assert str(found.fault).startswith(f"not begun: wk1:{citus.site.port} leads to a server of another group")
+    assert found.records == sum(in_doubt.values())
+    assert prepared(citus) == in_doubt
+    lead(citus)
+    assert run(citus) == Recovered(database=DATABASE, recovered=sum(in_doubt.values()), records=0)
+    assert citus.run_sql(citus.machines["cn-1"], SUM) == [(40_400,)]
+
+
 def test_a_worker_is_demoted_in_the_middle(citus: CitusCluster) -> None:
     """What it was when recovery reached it is not known, so all records stay."""
     leave_in_doubt(citus, citus.machines["cn-1"])

@@ -118,6 +118,41 @@ def test_what_others_have_put_there_goes(server: Postgres) -> None:
     ]
 
 
+def test_an_owner_of_a_database_cannot_lead_it_astray(server: Postgres) -> None:
+    """Who runs it is a superuser, and does nothing that the database's own search_path brings in."""
+    server.run_sql("""
+        CREATE ROLE owner;
+        ALTER DATABASE app OWNER TO owner;
+        SET ROLE owner;
+        ALTER DATABASE app SET search_path = trap, pg_catalog;
+    """)
+    operators = {"=": "name", ">=": "int"}
+    server.run_sql("CREATE SCHEMA trap AUTHORIZATION owner; CREATE TABLE trap.caught (who text)", dbname="app")
+    server.run_sql("ALTER TABLE trap.caught OWNER TO owner", dbname="app")
+    for operator, kind in operators.items():
+        server.run_sql(
+            f"""
+            SET ROLE owner;
+            CREATE FUNCTION trap.spring_{kind}(a {kind}, b {kind}) RETURNS boolean LANGUAGE plpgsql AS $$
+            BEGIN
+                INSERT INTO trap.caught VALUES (current_user);
+                RETURN a OPERATOR(pg_catalog.{operator}) b;
+            END
+            $$;
+            CREATE OPERATOR trap.{operator} (FUNCTION = trap.spring_{kind}, LEFTARG = {kind}, RIGHTARG = {kind});
+            """,  # noqa: S608 -- ours
+            dbname="app",
+        )
+    try:
+        for database in DATABASES:
+            server.run_sql(ROLE_SQL, dbname=database)
+        assert server.run_sql("SELECT who FROM trap.caught", dbname="app") == []
+    finally:
+        server.run_sql("ALTER DATABASE app RESET search_path")
+        server.run_sql("DROP SCHEMA trap CASCADE", dbname="app")
+        server.run_sql("ALTER DATABASE app OWNER TO postgres; DROP ROLE owner")
+
+
 def test_the_caller_cannot_lead_a_function_astray(server: Postgres) -> None:
     """What a session has of its own does not stand in for PostgreSQL's, whatever its search_path says."""
     for database in DATABASES:
@@ -196,7 +231,13 @@ def test_citus_reaches_and_cleans_up(citus: CitusCluster) -> None:
 
     cn1.lead({"cn": cn1.address, "wk1": citus.machines["wk1-2"].address, "wk2": wk2.address})
     assert reached() == {"cn": "primary", "wk1": "standby", "wk2": "primary"}
-    with pytest.raises(psycopg.errors.RaiseException, match=r'a name leads to a standby: .*wk1:\d+": "standby'):
+    with pytest.raises(psycopg.errors.RaiseException, match=r'a name leads to a standby, .*wk1:\d+": "standby'):
+        clean_up()
+    assert citus.run_sql(cn1, "SELECT count(*) FROM pg_dist_cleanup") == [(2,)]
+
+    cn1.lead({"cn": cn1.address, "wk1": wk1.address, "wk2": wk1.address})
+    assert reached() == {"cn": "primary", "wk1": "primary", "wk2": "stranger"}
+    with pytest.raises(psycopg.errors.RaiseException, match=r'another group: .*wk2:\d+": "stranger primary 1 '):
         clean_up()
     assert citus.run_sql(cn1, "SELECT count(*) FROM pg_dist_cleanup") == [(2,)]
 

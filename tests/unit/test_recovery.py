@@ -7,16 +7,21 @@ from collections.abc import Mapping
 
 import pytest
 
-from resolver_agent.guard import objection
+from resolver_agent.guard import objection, refusal
 from resolver_agent.recovery import OLD_S, Prepared, Recovered
 
 Look = Mapping[str, str | None]
 
 CN, WK1, WK2 = "cn:5432", "wk1:5432", "wk2:5432"
-WELL: dict[str, str | None] = {CN: "primary 10 2026-01-01", WK1: "primary 20 2026-01-02", WK2: "primary 30 2026-01-03"}
-RESTARTED = {WK1: "primary 20 2026-02-02"}
-ANOTHER = {WK1: "primary 21 2026-01-02"}
-STANDBY = {WK1: "standby 20 2026-01-02"}
+WELL: dict[str, str | None] = {
+    CN: "primary 0 10 2026-01-01",
+    WK1: "primary 1 20 2026-01-02",
+    WK2: "primary 2 30 2026-01-03",
+}
+RESTARTED = {WK1: "primary 1 20 2026-02-02"}
+ANOTHER = {WK1: "primary 1 21 2026-01-02"}
+STANDBY = {WK1: "standby 1 20 2026-01-02"}
+STRANGER = {WK1: "stranger primary 2 30 2026-01-03"}
 SILENT = {WK2: None}
 NOBODY: Look = dict.fromkeys(WELL)
 UNREACHED = f"transaction recovery cannot connect to {WK2}"
@@ -30,9 +35,10 @@ ROWS: dict[str, tuple[Look, Look, list[str], str | None]] = {
     "a standby": (WELL | STANDBY, WELL | STANDBY, [], f"{WK1} led to a standby"),
     "a standby before": (WELL | STANDBY, WELL, [], f"{WK1} led to a standby"),
     "a standby after": (WELL, WELL | STANDBY, [], f"{WK1} led to a standby"),
-    "a standby of our own group": (WELL, WELL | {CN: "standby 10 2026-01-01"}, [], f"{CN} led to a standby"),
+    "a standby of our own group": (WELL, WELL | {CN: "standby 0 10 2026-01-01"}, [], f"{CN} led to a standby"),
     "restarted": (WELL, WELL | RESTARTED, [], f"{WK1} led to another server afterwards"),
     "another server": (WELL, WELL | ANOTHER, [], f"{WK1} led to another server afterwards"),
+    "a stranger": (WELL, WELL | STRANGER, [], f"{WK1} led to a server of another group"),
     "lost": (WELL, WELL | SILENT, [], f"{WK2} answered only at first"),
     "found": (WELL | SILENT, WELL, [UNREACHED], f"{WK2} answered only afterwards"),
     "met in between, by recovery alone": (WELL | SILENT, WELL | SILENT, [], f"{WK2} answered only now and then"),
@@ -44,7 +50,7 @@ ROWS: dict[str, tuple[Look, Look, list[str], str | None]] = {
         "no node answered",
     ),
     "no nodes": ({}, {}, [], None),
-    "a node added": (WELL, WELL | {"wk3:5432": "primary 40 2026-01-04"}, [], "pg_dist_node has changed"),
+    "a node added": (WELL, WELL | {"wk3:5432": "primary 3 40 2026-01-04"}, [], "pg_dist_node has changed"),
     "a node removed": (WELL, {CN: WELL[CN], WK1: WELL[WK1]}, [], "pg_dist_node has changed"),
     "a warning": (
         WELL,
@@ -71,6 +77,17 @@ ROWS: dict[str, tuple[Look, Look, list[str], str | None]] = {
 def test_what_may_be_forgotten(before: Look, after: Look, warnings: list[str], words: str | None) -> None:
     """What was resolved may be forgotten where recovery reached exactly the nodes that answered, and primaries."""
     found = objection(before, after, warnings)
+    assert found == words if words is None else str(found).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [(WELL, None), (WELL | STANDBY, None), (NOBODY, None), (WELL | STRANGER, f"{WK1} leads to a server of another")],
+    ids=["primaries", "a standby", "nobody", "a stranger"],
+)
+def test_what_is_not_begun(before: Look, words: str | None) -> None:
+    """On a standby nothing can be resolved, and for the others it may go on; on a stranger all too much can."""
+    found = refusal(before)
     assert found == words if words is None else str(found).startswith(words)
 
 
