@@ -61,9 +61,10 @@ def databases(settings: Config) -> Databases:
     Raises:
         psycopg.Error: the local server could not be asked.
     """
-    with session(settings, limit_s=settings.timeout_s) as connection:
+    # As they are: each may be in the encoding of whatever database it was made from.
+    with session(settings, limit_s=settings.timeout_s, client_encoding="SQL_ASCII") as connection:
         names = [name for (name,) in connection.execute(_DATABASES)]
-    asked = {name: _has_citus(settings, name) for name in names}
+    asked = dict(_has_citus(settings, name) for name in names)
     return Databases(
         tuple(name for name, answer in asked.items() if answer is True),
         {name: answer for name, answer in asked.items() if isinstance(answer, str)},
@@ -109,13 +110,16 @@ def _names_in_use(settings: Config, names: Collection[str]) -> Iterator[str]:
             yield from (f"{name} (database {database})" for (name,) in connection.execute(_NAMES, [[*names]]))
 
 
-def _has_citus(settings: Config, database: str) -> bool | str:
-    """Report whether a database has Citus, or say why it could not be asked."""
+def _has_citus(settings: Config, name: bytes) -> tuple[str, bool | str]:
+    """Return a database's name as text, and whether it has Citus, or why it could not be asked."""
+    database = name.decode(errors="replace")
+    if database.encode() != name or not database.isprintable():  # nothing to put into logs, or into scripts for psql
+        return name.decode("latin-1").encode("unicode_escape").decode(), "its name is no printable UTF-8: rename it"
     try:
         with session(settings, dbname=database, limit_s=settings.timeout_s) as connection:
-            return connection.execute(_HAS_CITUS).fetchone() == (True,)
+            return database, connection.execute(_HAS_CITUS).fetchone() == (True,)
     except psycopg.Error as error:
-        return words(error)
+        return database, words(error)
 
 
 @contextlib.contextmanager

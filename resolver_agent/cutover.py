@@ -27,9 +27,9 @@ DECLARE
 BEGIN
     SELECT string_agg(format('from node %s: %s', nodeid, result), '; ') INTO failed
       FROM run_command_on_all_nodes($$
-           SELECT string_agg(host, ', ')
+           SELECT pg_catalog.string_agg(host, ', ')
              FROM (VALUES {places}) AS place(host, port)
-            WHERE NOT citus_check_connection_to_node(host, port) $$)
+            WHERE NOT pg_catalog.citus_check_connection_to_node(host, port) $$)
      WHERE NOT success OR result <> '';
     IF failed IS NOT NULL THEN
         RAISE EXCEPTION 'not reached: %', failed;
@@ -79,6 +79,7 @@ def script(title: str, changes: Mapping[str, Sequence[Change]], *, check: bool) 
         places = ", ".join(f"({_literal(one.host)}, {one.port})" for one in those)
         parts += [
             f"\\connect {_connect_name(database)}",
+            "SET search_path = pg_catalog;",  # and not what the owner of the database would have a superuser call
             *([_REACHABLE.format(places=places).rstrip()] if check else []),
             "-- A lock timeout here: nothing has changed; try again at a quieter time.",
             "BEGIN;",

@@ -513,6 +513,26 @@ def test_every_database_is_looked_at(citus: Citus) -> None:
     assert 'permission denied for database "closed"' in str(found[1].fault)
 
 
+def test_databases_with_strange_names(citus: Citus) -> None:
+    """One that cannot be told of as it is called is told of as well as can be, and keeps nobody from the others."""
+    citus.server.run_sql("CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1'")
+    where = {"host": str(citus.server.socket_dir), "port": citus.server.port, "user": "postgres", "dbname": "latin"}
+    names = ["k\xe4", "two\nlines", "grün"]
+    with psycopg.connect(**where, client_encoding="latin1", autocommit=True) as session:  # type: ignore[arg-type]
+        session.execute(f'CREATE DATABASE "{names[0]}" TEMPLATE template0')
+        session.execute(f'CREATE DATABASE "{names[1]}"')
+    citus.server.run_sql(f'CREATE DATABASE "{names[2]}"')
+    found = recover_all(citus.settings, nothing)
+    for name in names[1:]:
+        citus.server.run_sql(f'DROP DATABASE "{name}"')
+    with psycopg.connect(**where, client_encoding="latin1", autocommit=True) as session:  # type: ignore[arg-type]
+        session.execute(f'DROP DATABASE "{names[0]}"')
+    citus.server.run_sql("DROP DATABASE latin")
+    refused = "it cannot be asked for Citus: its name is no printable UTF-8: rename it"
+    assert found[0] == DONE
+    assert {one.database: one.fault for one in found[1:]} == {r"k\xe4": refused, r"two\nlines": refused}
+
+
 def test_no_server(tmp_path: Path, citus: Citus) -> None:
     """A server that cannot be asked for its databases is told of too."""
     [found] = recover_all(configure(citus.server, tmp_path, host=str(tmp_path)), nothing)

@@ -100,8 +100,12 @@ def test_one_transaction_that_waits_for_nobody_for_long() -> None:
     """All changes of a database are made or none, with a limit on the wait for locks; an error ends the script."""
     script = doctor.report(ADDRESSES(fit())).to_names
     assert script is not None
-    assert script.splitlines()[1:3] == ["\\set ON_ERROR_STOP on", '\\connect "app"']
-    begin, limit, *changes, commit = re.findall(r"^(?:BEGIN;|SET|SELECT citus|COMMIT).*", script, re.MULTILINE)
+    assert script.splitlines()[1:4] == [
+        "\\set ON_ERROR_STOP on",
+        '\\connect "app"',
+        "SET search_path = pg_catalog;",
+    ]
+    begin, limit, *changes, commit = re.findall(r"^(?:BEGIN;|SET LOCAL|SELECT citus|COMMIT).*", script, re.MULTILINE)
     assert (begin, limit, commit) == ("BEGIN;", "SET LOCAL lock_timeout = '5s';", "COMMIT;")
     assert changes == [
         f"SELECT citus_set_coordinator_host('cn', 5432);  -- was {CN1}:5432",
