@@ -69,6 +69,7 @@ class Failover:
     disconnected: int = 0
     astray: list[str] = dataclasses.field(default_factory=list)
     faults: list[str] = dataclasses.field(default_factory=list)
+    agent_said: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def late(self) -> bool:
@@ -122,6 +123,7 @@ class Bench:
         for cut_off in _CUT_OFF:
             self._ledger.write_in_doubt(old, new, cut_off)
         marks = {name: log.size() for name, log in self._logs.items()}
+        heard = len(self._cluster.agents[new.name].lines)
         now = Failover(kind=kind, begun_at=time.time())
         self._strike(kind, old, new)
         now.in_doubt = self._ledger.prepared_before(time.time())
@@ -137,6 +139,7 @@ class Bench:
             self._take_stock(now)
         now.names_at = self._names.right_since(new, self._names_beside_primary(new))
         now.hook_ms = self._hook_ms(new, marks[new.name])
+        now.agent_said = self._cluster.agents[new.name].lines[heard:]
         if kind != SWITCHOVER:  # what it said until now it said as a primary
             marks[old.name] = self._logs[old.name].size()
         self._bring_back(kind, old)
@@ -332,7 +335,7 @@ def main(arguments: Sequence[str]) -> int:
         cluster.restore()
         for number, one in enumerate(Bench(cluster, hook=not options.without_hook).run(kinds), start=1):
             failovers.append(one)
-            seen = [*one.astray[:_SHOWN], *dict.fromkeys(one.faults)]
+            seen = [*one.astray[:_SHOWN], *dict.fromkeys(one.faults), *([] if one.well else one.agent_said)]
             print(_line(number, one), *seen, sep="\n   ", flush=True)
     print(*report(failovers), sep="\n")
     return 0 if all(one.well for one in failovers) else 1

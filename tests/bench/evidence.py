@@ -32,13 +32,14 @@ _PIDS = 10**10  # a gpid is the node's id times this, and the process id
 
 _IN_CLOSE_WRITE, _IN_MOVED_TO = 0x8, 0x80
 _PATIENCE_MS = 200
+_TICK_S = time.clock_getres(5)  # CLOCK_REALTIME_COARSE, which files are stamped with
 
 
 class NamesWatch:
     """Writes down when the hosts files of machines change; a context manager.
 
-    A time is taken after the file was read, so it is never too early. ``seen`` has (seconds since the epoch, names), by
-    the name of the machine.
+    ``seen`` has (seconds since the epoch, names), by the name of the machine. The time is that of the file's rename by
+    the kernel's word, and never too early.
     """
 
     def __init__(self, machines: Iterable[Machine]) -> None:
@@ -82,10 +83,19 @@ class NamesWatch:
 
     def _look(self) -> None:
         for machine in self._machines:
-            names, at = machine.names, time.time()
+            at, names = _names_of(machine)
             seen = self.seen[machine.name]
             if not seen or seen[-1][1] != names:
                 seen.append((at, names))
+
+
+def _names_of(machine: Machine) -> tuple[float, dict[str, str]]:
+    """Return when a hosts file was put in its place (seconds since the epoch), and what it says."""
+    while True:
+        before = machine.hosts_file.stat()
+        names = machine.names
+        if (after := machine.hosts_file.stat()).st_ino == before.st_ino:
+            return after.st_ctime + _TICK_S, names
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
