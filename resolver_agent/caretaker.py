@@ -58,5 +58,7 @@ class Caretaker:
             )
             return consent.hindrance(outlook.config, decision, evidence)
 
-        role = decision.role if self._flusher.citus else None  # where there is no Citus, nothing is overdue
+        # Where there is no Citus nothing is overdue. Whoever lets nobody flush may have it.
+        may_have_citus = self._flusher.citus or (self._flusher.citus is None and self._flusher.alerts)
+        role = decision.role if may_have_citus else None
         self._recoverer.tend(outlook.config, role=role, hindrance=hindrance, now=now)
