@@ -101,7 +101,7 @@ def _name_hindrance(group: Group, state: GroupState) -> str | None:
     if state.view is None or state.target.standing is not Standing.PRIMARY or state.reason.code not in _CONFIRMED:
         return f"no confirmed primary: {state.target}"
     # What is resolved on a primary that was deposed is lost with it, and with its record here it could not come back.
-    leader = state.view.word.leader
+    leader = state.view.leader
     if leader is not None and leader not in nodes_at(state.target.address, group, state.view.states):
         return f"{group.name}: {leader.host} holds the leader lock, and is not yet seen as the primary"
     return None

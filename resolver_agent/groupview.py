@@ -41,11 +41,12 @@ class GroupView:
     ``fresh`` holds what counts of every node that answered, ``foreign`` the nodes whose system identifier is not the
     group's. ``fit`` are the nodes that may serve reads in the configured order, ``healthy`` those of them that have
     been fit for ``failback_delay``; ``pending_until`` is when the next one will be. ``split`` reports that there are
-    several primaries. ``before`` is what was decided before.
+    several primaries. ``leader`` holds the leader lock, by Patroni's word. ``before`` is what was decided before.
     """
 
     group: Group
     word: PatroniWord
+    leader: Node | None
     states: Mapping[Node, NodeState]
     before: GroupState
     fresh: Mapping[Node, Observation]
@@ -149,22 +150,23 @@ def look(group: Group, observations: Observations, before: GroupState, *, now: f
     fresh = {
         node: seen for node, state in states.items() if (seen := state.fresh(now=now, max_age_s=max_age_s)) is not None
     }
-    system_id, replaced = find_system_id(group, before, word, states=states, fresh=fresh)
+    heeded, doubts = _believe(group, word, fresh)
+    system_id, replaced = find_system_id(group, before, heeded, states=states, fresh=fresh)
     members = {node: seen for node, seen in fresh.items() if seen.identity and seen.identity.system_id == system_id}
     outsiders = {node: outsider_words(seen, system_id) for node, seen in fresh.items() if node not in members}
     foreign = before.foreign if system_id is None else (before.foreign | fresh.keys()) - members.keys()
     alerts = _node_alerts(group, states, outsiders if system_id is not None else {})
     primary, split = find_primary(
-        group, before, word, states=states, members=members, foreign=foreign, outsiders=outsiders
+        group, before, heeded, states=states, members=members, foreign=foreign, outsiders=outsiders
     )
-    if before.system_id is None and word.system_id is None and primary.seen is None:
+    if before.system_id is None and heeded.system_id is None and primary.seen is None:
         system_id = None  # presumed, until a primary confirms it
     lsns = extend_history(before.lsns, primary.seen, max_lag_s=group.max_lag_s)
     fitness = assess(
         group,
         states,
         members=members,
-        refused=outsiders | dict(word.benched),
+        refused=outsiders | dict(heeded.benched),
         lsns=lsns,
         previous=before.fitness,
         now=now,
@@ -174,6 +176,7 @@ def look(group: Group, observations: Observations, before: GroupState, *, now: f
     return GroupView(
         group=group,
         word=word,
+        leader=heeded.leader,
         states=states,
         before=before,
         fresh=fresh,
@@ -186,10 +189,25 @@ def look(group: Group, observations: Observations, before: GroupState, *, now: f
         healthy=frozenset(node for node in fit if fit_from[node] <= now),
         own_seen=_find_own(states, observations),
         split=bool(split),
-        alerts=(*replaced, *alerts, *split),
+        alerts=(*replaced, *doubts, *alerts, *split),
         # That the identifier was replaced is news once.
         pending_until=now if replaced else min((at for at in fit_from.values() if at > now), default=float("inf")),
     )
+
+
+def _believe(group: Group, word: PatroniWord, fresh: Mapping[Node, Observation]) -> tuple[PatroniWord, list[Alert]]:
+    """Return Patroni's word, or an empty one where it is of a database cluster that no server of the group is of.
+
+    A machine may have several servers, each with a Patroni, and the configuration the wrong one's port.
+    """
+    seen = {one.identity.system_id for one in fresh.values() if one.identity is not None}
+    if word.system_id is None or not seen or word.system_id in seen:
+        return word, []
+    text = (
+        f"{group.name}: Patroni at {word.leader.host if word.leader else 'its nodes'} is of another database cluster "
+        f"(system identifier {word.system_id}) than all servers that answer: it does not count; correct `patroni.port`"
+    )
+    return _NO_WORD, [Alert(f"{group.name}:patroni", text)]
 
 
 def _find_own(states: Mapping[Node, NodeState], observations: Observations) -> Observation | None:

@@ -150,10 +150,11 @@ class PatroniWord:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Claim:
-    """What one node's own Patroni said, asked at ``at``: whether it holds the leader lock."""
+    """What one node's own Patroni said, asked at ``at``: whether it has the leader lock, of which database cluster."""
 
     at: float
     leads: bool
+    system_id: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

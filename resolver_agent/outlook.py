@@ -75,7 +75,8 @@ class Outlook:
     @property
     def claims(self) -> dict[str, Claim | None]:
         """What the local Patroni said last of the leader lock, by name of the group."""
-        return {name: self._patroni.claim(node) for name, node in self.own.items()}
+        claims = {name: self._patroni.claim(node) for name, node in self.own.items()}
+        return {name: claim and promotion.believable(claim, local=self.local) for name, claim in claims.items()}
 
     def watch(self, config: Config) -> None:
         """Watch what ``config`` names from now on. What is known of nodes that stay is kept."""

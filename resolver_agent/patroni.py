@@ -148,7 +148,7 @@ class PatroniWatch:
         answer = self._apis[node].answer if node in self._apis else None
         if answer is None or any(circle.scope not in (None, answer.scope) for circle in self._circles_of[node]):
             return None
-        return Claim(answer.at, answer.leads)
+        return Claim(answer.at, answer.leads, answer.system_id)
 
     @property
     def alerts(self) -> tuple[Alert, ...]:

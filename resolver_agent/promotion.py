@@ -65,6 +65,15 @@ def how_it_ended(
     return None
 
 
+def believable(claim: Claim, *, local: NodeState) -> Claim | None:
+    """Return the claim, or None where it is of another database cluster than the local server.
+
+    A machine may have several servers, each with a Patroni, and the configuration the wrong one's port.
+    """
+    identity = local.role_seen.identity if local.role_seen is not None else None
+    return claim if identity is None or claim.system_id in (None, identity.system_id) else None
+
+
 def holds_lock(claim: Claim | None, *, local: NodeState, now: float, max_age_s: float) -> bool:
     """Report whether the local Patroni holds the leader lock, so that its server is no standby, or not for long.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from resolver_agent.model import Claim, Kind, NodeState, Observation
-from resolver_agent.promotion import Announced, holds_lock, how_it_ended
+from resolver_agent.model import Claim, Identity, Kind, NodeState, Observation
+from resolver_agent.promotion import Announced, believable, holds_lock, how_it_ended
 
 ANNOUNCED = Announced(since=100.0, receiver=7)
 MAX_AGE_S = 3.0
@@ -17,6 +17,7 @@ def local(kind: Kind, at: float, receiver: int | None = None) -> NodeState:
 
 
 STANDBY = local(Kind.STANDBY, 101.0)
+KNOWN = NodeState().after(Observation(kind=Kind.STANDBY, at=101.0, identity=Identity(1, 5)))
 PRIMARY = "the local PostgreSQL was promoted"
 NO_LOCK = "the local Patroni does not hold the leader lock"
 STREAMS = "the local PostgreSQL streams from a primary"
@@ -92,3 +93,18 @@ def test_the_receiver_of_before_is_the_first_one_seen() -> None:
 def test_holds_lock(state: NodeState, claim: Claim | None, expected: bool) -> None:  # noqa: FBT001 -- a table's column
     """Patroni's last word stands while it is silent, unless the server streams from a primary."""
     assert holds_lock(claim, local=state, now=101.0, max_age_s=MAX_AGE_S) is expected
+
+
+@pytest.mark.parametrize(
+    ("state", "system_id", "expected"),
+    [
+        pytest.param(NodeState(), 2, True, id="the local server was never seen"),
+        pytest.param(KNOWN, 1, True, id="of its cluster"),
+        pytest.param(KNOWN, None, True, id="Patroni does not say"),
+        pytest.param(KNOWN, 2, False, id="of another cluster"),
+    ],
+)
+def test_whose_claim_it_is(state: NodeState, system_id: int | None, expected: bool) -> None:  # noqa: FBT001 -- as above
+    """What another server's Patroni says neither calls a promotion off nor makes a primary."""
+    claim = Claim(101.0, leads=True, system_id=system_id)
+    assert believable(claim, local=state) == (claim if expected else None)

@@ -1023,6 +1023,20 @@ def test_foreign_server_at_the_primarys_address() -> None:
     assert agent.see_local(primary()).decide().address() == FENCE
 
 
+def test_the_word_of_another_clusters_patroni_does_not_count() -> None:
+    """Whose Patroni it is, shows by a system identifier that no server has: a wrong port fences and benches nobody."""
+    agent = beside_primary().see({A: primary(), B: standby()}).decide()
+    agent.patroni = {"wk1": PatroniWord(leader=node(B), system_id=FOREIGN, benched={node(B): "noloadbalance"})}
+    agent.wait(1).see({A: primary(), B: standby()}).decide()
+    assert agent.leads() == f"wk1 → {A} (primary, timeline 7)"
+    assert agent.alerts == {"wk1:patroni"}
+    assert agent.decision.groups["wk1"].fitness[node(B)].fit_since is not None
+    agent.wait(1).see({A: primary(), B: primary()}).decide()
+    assert agent.address() == A
+    agent.see({A: dead(), B: dead()}).decide()
+    assert "wk1:patroni" not in agent.alerts
+
+
 @pytest.mark.parametrize(
     ("steps", "word", "expected"),
     [
