@@ -217,7 +217,9 @@ class PatroniWatch:
         for node, api in wanted.items():
             known = before.get(node)
             if known is None or (known.api, known.timeout_s) != (api, config.timeout_s):
+                answer = known.answer if known is not None and known.api.port == api.port else None
                 known = NodeApi(node, api, fetch=self._fetch, timeout_s=config.timeout_s, on_turn=self._take_turn)
+                known.answer = answer  # what it said stands until it is asked anew: a promotion may rest on it
             self._apis[node] = known
         for circle in self._circles.values():
             circle.apis = {node: self._apis[node] for node in circle.nodes}
