@@ -11,6 +11,7 @@ is lost, a transaction is half there, a statement of the promoted coordinator re
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -40,6 +41,7 @@ _CUT_OFF = (("wk1",), ("wk2",), ("wk1", "wk2"))
 _PRIORITY = -10  # that of the systemd unit
 _RECOVERY_S = 75.0  # longer than a period of recovery, the agent's and Citus' own
 _SHOWN = 5
+_TAIL = 30
 _PROGRAM = "/usr/local/bin/resolver-agent"
 _OWN_CLOCK = {"citus.recover_2pc_interval": "60s", "citus.defer_shard_delete_interval": "15s"}  # Citus' defaults
 
@@ -321,6 +323,17 @@ def _wait(condition: Callable[[], bool], fault: str, *, timeout_s: float = 60.0)
         time.sleep(0.02)
 
 
+@contextlib.contextmanager
+def _explained(cluster: Loaded) -> Iterator[None]:
+    """Tell what the agents said last where something fails."""
+    try:
+        yield
+    except BaseException:
+        for name, agent in cluster.agents.items():
+            print(f"{name}:", *agent.lines[-_TAIL:], sep="\n   ", file=sys.stderr)
+        raise
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run it, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(prog="tests.bench.coordinator")
@@ -331,7 +344,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.exit(reason)
     kinds = list(itertools.islice(itertools.cycle(_ORDER), options.failovers))
     failovers = []
-    with Loaded() as cluster:
+    with Loaded() as cluster, _explained(cluster):
         cluster.restore()
         for number, one in enumerate(Bench(cluster, hook=not options.without_hook).run(kinds), start=1):
             failovers.append(one)
