@@ -236,7 +236,7 @@ class Agent:
         seen = self._outlook.observations()
         shown = decide(self._outlook.decidable(self._decision, seen), seen, self._decision.afresh(), now)
         found = status.report(
-            self._config.groups,
+            self._outlook.config.groups,
             shown,
             seen.nodes,
             local=seen.local,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import re
 import select
@@ -10,8 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import yaml
@@ -273,6 +275,43 @@ def test_a_silent_node_that_a_reload_brings_delays_no_other(
 
 
 # --- Start, stop, reload
+
+
+class Rest(http.server.BaseHTTPRequestHandler):
+    """The API of a Patroni that leads, and knows of a member that no configuration does."""
+
+    system_id = 0
+    members: ClassVar[list[dict[str, Any]]] = []
+
+    def do_GET(self) -> None:  # noqa: N802 -- the base class wants it so
+        """Answer."""
+        own = {"patroni": {"scope": "wk1"}, "database_system_identifier": str(self.system_id)}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"members": self.members} if self.path == "/cluster" else own).encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+def test_a_member_that_patroni_knows_of(
+    cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
+) -> None:
+    """A replica that no configuration has is read from, and is shown like any other node."""
+    primary, standby = cluster["wk1"].primary, cluster["wk1"].standby
+    [(Rest.system_id,)] = primary.run_sql("SELECT system_identifier FROM pg_control_system()")
+    Rest.members = [{"host": one.address, "port": one.port, "state": "streaming"} for one in (primary, standby)]
+    with http.server.ThreadingHTTPServer((primary.address, 0), Rest) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        names = {
+            "cn": {"nodes": [node.address for node in cluster["cn"].nodes]},
+            "wk1": {"nodes": [primary.address], "patroni": {"port": server.server_port}},
+        }
+        config = write_config(cluster["cn"].standby, cluster, names=names)
+        start_agent(config).wait_for_target("wk1", standby.address)
+        nodes = [node["node"] for node in status(config)["nodes"] if node["name"] == "wk1"]
+        assert nodes == [f"{one.address}:{one.port}" for one in (primary, standby)]
+        server.shutdown()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
