@@ -283,7 +283,7 @@ class Rest(http.server.BaseHTTPRequestHandler):
     system_id = 0
     members: ClassVar[list[dict[str, Any]]] = []
 
-    def do_GET(self) -> None:  # noqa: N802 -- the base class wants it so
+    def do_GET(self) -> None:
         """Answer."""
         own = {"patroni": {"scope": "wk1"}, "database_system_identifier": str(self.system_id)}
         self.send_response(200)
