@@ -14,6 +14,9 @@ from resolver_agent.model import Alert, Kind
 if TYPE_CHECKING:
     from resolver_agent.model import Claim, NodeState
 
+ANNOUNCED = "announced"
+"""The key of the alert that a promotion was announced."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Announced:
@@ -40,7 +43,7 @@ class Announced:
             "a promotion of the local PostgreSQL was announced (pre-promote) and has not happened yet: names lead to "
             "primaries; if none is under way, `systemctl restart resolver-agent` takes it back"
         )
-        return Alert("announced", text)
+        return Alert(ANNOUNCED, text)
 
 
 def how_it_ended(

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent.model import FENCE, Code, GroupState, Kind, Reason, Role, Standing, Target
+from resolver_agent.promotion import ANNOUNCED
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -67,9 +68,11 @@ def plan(decision: Decision, nodes: Mapping[Node, NodeState], local: NodeState) 
 def promotion(decision: Decision, *, written: bool, care: Mapping[str, Any], alerts: Iterable[Alert]) -> dict[str, Any]:
     """Return what whoever announced a promotion has to know, as plain data.
 
-    ``astray`` are the names that do not lead as a primary's must; ``flushed`` is None where there is no Citus.
+    ``astray`` are the names that do not lead as a primary's must; ``flushed`` is None where there is no Citus. That the
+    promotion was announced is no news to it.
     """
     made_for = decision.made_for[0] if decision.made_for is not None else None
+    told = [one.text for one in alerts if one.key != ANNOUNCED]
     waited_for = {
         "the names are still a standby's": made_for is not Role.PRIMARY,
         "the hosts file could not be written yet": not written,
@@ -79,7 +82,7 @@ def promotion(decision: Decision, *, written: bool, care: Mapping[str, Any], ale
         "written": written,
         "flushed": None if care["flush"]["citus"] is False else care["flush"]["flushed"],
         "astray": [str(one) for one in decision.targets if one.wish is Role.STANDBY],
-        "why": "; ".join([words for words, waits in waited_for.items() if waits] + [one.text for one in alerts]),
+        "why": "; ".join([words for words, waits in waited_for.items() if waits] + told),
     }
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from resolver_agent import __version__, status
 from resolver_agent.model import FENCE, Alert, Code, Decision, Fallback, NodeState, Reason, Role, Standing, Target
+from resolver_agent.promotion import Announced
 from tests.unit.builders import (
     Agent,
     barred,
@@ -283,6 +284,6 @@ def test_what_a_promotion_is_told(  # noqa: PLR0917 -- a table's columns
     """The hook learns whether names lead to standbys still, whether that is on disk and flushed, and if not, why."""
     agent = Agent(config(group("wk1", A, B)), block)
     made = dataclasses.replace(agent.decision, made_for=(role, Fallback.NONE) if role else None)
-    answer = status.promotion(made, written=written, care=told, alerts=[])
+    answer = status.promotion(made, written=written, care=told, alerts=[Announced(since=0.0).alert])
     assert (answer["written"], answer["flushed"], len(answer["astray"])) == (written, flushed, astray)
     assert why is None or answer["why"] == why
