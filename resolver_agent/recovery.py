@@ -9,8 +9,10 @@ resolved at all, so that a pass that would reach one does not begin.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+import threading
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -19,7 +21,7 @@ from resolver_agent import citus
 from resolver_agent.guard import objection, refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from psycopg.abc import QueryNoTemplate as Query
     from psycopg.errors import Diagnostic
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from resolver_agent.guard import Look
 
     Still = Callable[[], str | None]
-    """Says why a pass may not go on, or None; called in the thread of the pass.
+    """Says why a pass may not go on, or None; called in other threads.
 
     A name that moved and came back since the pass began is a reason: who was reached before and after does not show it.
     """
@@ -42,6 +44,9 @@ OLD_S = 180.0
 # How long a lock is waited for. Also, a server that was frozen for longer ends the transaction instead of doing what it
 # was asked meanwhile, since consent may have gone.
 _PATIENCE_S = 2.0
+
+_LOOK_S = 0.5
+"""How often it is looked whether consent has gone, while Citus is at work."""
 
 _FUNCTIONS = [
     "resolver_agent.reached",
@@ -150,8 +155,8 @@ def recover(settings: Config, database: str, *, still: Still, limit_s: float = L
     Args:
         settings: where the local server is; it has to be a primary.
         database: one that has Citus.
-        still: asked before anything is done on other nodes, and again right before anything is forgotten here; a reason
-            ends the pass.
+        still: asked before and while anything is done on other nodes, and right before anything is forgotten here; a
+            reason ends the pass.
         limit_s: how long one statement may take, in seconds. Three times that is the limit of the pass.
     """
     limits = {"connect": settings.timeout_s, "statement": limit_s, "patience": min(limit_s, _PATIENCE_S)}
@@ -206,13 +211,35 @@ class _Pass:
         if reason is not None:
             raise _StoppedError(f"stopped: {reason}")
 
+    @contextlib.contextmanager
+    def _consented(self) -> Iterator[None]:
+        """Cancel what is under way as soon as consent has gone: what it would resolve from then on may be another's."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(_LOOK_S):
+                if self._still() is not None:
+                    with contextlib.suppress(psycopg.Error):
+                        self._connection.cancel_safe(timeout=_PATIENCE_S)
+                    return
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        except psycopg.errors.QueryCanceled:
+            self._check_consent()
+            raise
+        finally:
+            ended.set()
+
     def _recover(self) -> None:
         before = self._look()
         reason = refusal(before)
         if reason is not None:
             raise _StoppedError(f"not begun: {reason}")
         self._check_consent()
-        [(self._done["recovered"],)] = self._ask(_RECOVER)
+        with self._consented():
+            [(self._done["recovered"],)] = self._ask(_RECOVER)
         after = self._look()
         self._done["not_reached"] = tuple(sorted(node for node, answer in after.items() if answer is None))
         found = objection(before, after, self._warnings)
@@ -221,7 +248,8 @@ class _Pass:
         self._check_consent()
 
     def _clean_up(self) -> None:
-        self._ask(_CLEAN_UP)
+        with self._consented():
+            self._ask(_CLEAN_UP)
         for key, pattern in (("cleaned", _CLEANED), ("not_cleaned", _NOT_CLEANED)):
             matches = (pattern.match(text) for text in (*self._notices, *self._warnings))
             self._done[key] = sum(int(match[1]) for match in matches if match)

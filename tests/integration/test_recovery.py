@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -373,6 +374,20 @@ def test_consent_is_withdrawn(citus: Citus, moments: int, expected: Recovered) -
     assert found == dataclasses.replace(expected, fault="stopped: a name moved")
     assert consent.asked == moments
     assert citus.run("SELECT count(*) FROM pg_dist_cleanup") == [(2,)]
+
+
+@pytest.mark.parametrize(("step", "asked_before"), [("recovery", 1), ("clean_up", 3)])
+def test_consent_is_withdrawn_while_citus_is_at_work(citus: Citus, step: str, asked_before: int) -> None:
+    """It is cancelled then and there, and what it has forgotten comes back."""
+    citus.let(**{step: "PERFORM pg_sleep(60);"})
+    consent = Consent(*([nothing] * asked_before), *([lambda: "a name moved"] * 99))
+    begun = time.monotonic()
+    found = recover(citus.settings, "app", still=consent)
+    assert found.fault == "stopped: a name moved"
+    assert time.monotonic() - begun < 15
+    assert found.records == (2 if step == "recovery" else 0)
+    assert citus.run("SELECT count(*) FROM pg_dist_cleanup") == [(2,)]
+    citus.wait_until_left()
 
 
 @pytest.mark.parametrize("parameter", ["citus.recover_2pc_interval", "citus.defer_shard_delete_interval"])
