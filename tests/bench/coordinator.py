@@ -147,7 +147,7 @@ class Bench:
         self._bring_back(kind, old)
         self._get_ready()
         now.astray += [*self._statements_astray(now, old, marks), *(one for each in residents for one in each.astray)]
-        now.reads = sum(sum(one.reads.values()) for one in residents)
+        now.reads = sum(one.reads[worker.name] for one in residents for worker in self._worker_standbys)
         now.disconnected = sum(one.lost for one in residents)
         now.faults = [fault for one in residents for fault in one.faults]
         for resident in residents:
@@ -281,21 +281,21 @@ def _median_worst(
 _ROWS: dict[str, Callable[[list[Failover]], str]] = {
     "failovers": lambda group: str(len(group)),
     "transactions acknowledged": _total("acknowledged"),
-    "transactions in doubt at the promotion": _total("in_doubt"),
+    "prepared transactions left in doubt": _total("in_doubt"),
     "**acknowledged, and lost**": _total("lost"),
     "**half transactions**": _total("half"),
     "**statements of the promoted on worker standbys**": lambda group: str(sum(len(one.astray) for one in group)),
     "**names late**": _total("late"),
-    "reads by worker standbys before": _total("reads"),
-    "sessions that a promotion ended": _total("disconnected"),
-    "their statements that failed": lambda group: str(sum(len(one.faults) for one in group)),
+    "reads before, by worker standbys": _total("reads"),
+    "sessions that stayed, and were ended": _total("disconnected"),
+    "statements of theirs that failed": lambda group: str(sum(len(one.faults) for one in group)),
     "the hook said ready": lambda group: f"{sum(one.hook_ms is not None for one in group)}",
     "the hook, ms: median, worst": _median_worst(lambda one: one.hook_ms, 1),
     "names before writes, ms: median, least": _median_worst(
         lambda one: one.promoted_at - one.names_at, 1000, worst=min
     ),
     "without writes, s: median, worst": _median_worst(lambda one: one.gap_s, 1),
-    "of it Patroni, s: median, worst": _median_worst(lambda one: one.promoted_at - one.begun_at, 1),
+    "Patroni, to the promotion, s: median, worst": _median_worst(lambda one: one.promoted_at - one.begun_at, 1),
     "recovered after promotion, s: median, worst": _median_worst(lambda one: one.settled_at - one.promoted_at, 1),
 }
 
