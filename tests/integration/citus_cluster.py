@@ -111,10 +111,9 @@ class CitusCluster(Cluster):
         coordinator.server.wait_until(_COMMITS, [session.info.backend_pid])
         for pair in self.groups.values():
             up = [one.server for one in pair if one.server.is_running]
-            primary = next(one for one in up if not one.is_in_recovery)
-            for standby in up:
-                if standby is not primary:
-                    standby.wait_for_replay(of=primary)
+            standbys = [one for one in up if one.is_in_recovery]
+            for standby in standbys:
+                standby.wait_for_replay(of=next(one for one in up if one not in standbys))
         return session
 
     def release(self, coordinator: Machine) -> None:

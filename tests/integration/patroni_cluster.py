@@ -293,6 +293,10 @@ class _Supervised(Postgres):
         except (OSError, ValueError):
             return False
 
+    def reload(self) -> None:
+        """Make the server read its configuration files again."""
+        self.run_sql("SELECT pg_reload_conf()")
+
 
 def _leader_key(group: str) -> str:
     return f"/service/{group}/leader"
