@@ -34,6 +34,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
     yield from _readers(facts)
     for one in facts.host.patroni:
         yield from _patroni(one)
+    yield from _lock(facts)
     if facts.host.hook_fault is not None and facts.host.patroni:
         mend = "SocketGroup= in a drop-in for resolver-agent.socket: the group of Patroni's user"
         text = f"Patroni's pre_promote cannot ask the agent: {facts.host.hook_fault}"
@@ -131,6 +132,21 @@ def _patroni(found: Patroni | Unknown) -> Iterator[Finding]:
     if command is None and not isinstance(found.dynamic, Unknown):
         command = _setting(found.dynamic, "pre_promote")
     yield from _hook(found.path, str(command or ""))
+
+
+def _lock(facts: Facts) -> Iterator[Finding]:
+    """Yield that nobody asks the Patroni of this node whether its server has been deposed."""
+    found = next((one for one in facts.host.patroni if isinstance(one, Patroni)), None)
+    citus = isinstance(facts.server, Server) and facts.server.with_citus
+    if found is not None and citus and facts.own is not None and facts.own.patroni is None:
+        text = (
+            f"{facts.own.name}: the agent does not ask Patroni ({found.path}) who has the leader lock. Beside one "
+            "that was deposed and lives on it could roll back what the successor commits"
+        )
+        restapi = found.local.get("restapi")
+        listen = restapi.get("listen") if isinstance(restapi, dict) else None
+        port = str(listen or ":8008").rpartition(":")[2]
+        yield Finding(Severity.WARNING, "patroni:lock", text, f"names.{facts.own.name}.patroni: {{port: {port}}}")
 
 
 def _hook(path: str, command: str) -> Iterator[Finding]:

@@ -460,6 +460,9 @@ def test_names_wait_for_writers_and_give_up(citus: CitusCluster) -> None:
     """A transaction that writes holds the change up for the lock timeout; then nothing has changed, nor did it."""
     cn = citus.machines["cn-1"]
     assert psql(citus, cn, script(citus, "to_addresses")).returncode == 0
+    for _ in range(300):  # the workers are told by and by
+        if not citus.run_sql(cn, "SELECT pg_sleep(0.1) FROM pg_dist_node WHERE NOT metadatasynced LIMIT 1"):
+            break
     before = names(citus, cn)
     writer = citus.connect(cn)
     writer.execute("BEGIN")

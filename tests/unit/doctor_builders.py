@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from resolver_agent import flush, hostsfile
+from resolver_agent.config import PatroniApi
 from resolver_agent.doctor_model import Database, Facts, Host, Patroni, Row, Server, Setting, TextFile, Unit, Unknown
 from resolver_agent.model import NodeState, Role, Route, Standing
 from tests.unit.builders import PORT, config, group, node, primary, remembered, standby
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 CN1, CN2, CN3 = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 WK1, WK2 = "10.0.1.1", "10.0.1.2"
 GROUPS = (
-    group("cn", CN1, CN2),
+    dataclasses.replace(group("cn", CN1, CN2), patroni=PatroniApi(port=8008)),
     group("wk1", WK1, WK2, max_lag_bytes=500),
     group("wk1-ro", WK1, WK2, route=Route.STANDBY),
 )

@@ -93,6 +93,7 @@ def test_a_fit_node(change: Change) -> None:
     assert found.as_text() == "nothing is wrong here"
 
 
+UNASKED = settings(groups=(group("cn", CN1, CN2), *GROUPS[1:]))
 CASES = [
     # The local PostgreSQL and Citus.
     ("down", lambda fit: dataclasses.replace(fit, server=Unknown("refused")), ERROR, "local", "refused", "start it"),
@@ -389,7 +390,7 @@ CASES = [
     (
         "two standbys of the coordinator",
         lambda fit: dataclasses.replace(
-            settings(groups=(group("cn", CN1, CN2, CN3), *GROUPS[1:]))(fit),
+            settings(groups=(dataclasses.replace(GROUPS[0], nodes=group("cn", CN1, CN2, CN3).nodes), *GROUPS[1:]))(fit),
             nodes={**fit.nodes, node(CN3): state(CN3, standby(started=7))},
         ),
         WARNING,
@@ -429,6 +430,22 @@ CASES = [
         "patroni:word",
         "a member is foreign",
         "`patroni`",
+    ),
+    (
+        "an unasked Patroni",
+        UNASKED,
+        WARNING,
+        "patroni:lock",
+        "cn: the agent does not ask",
+        "names.cn.patroni: {port: 8008}",
+    ),
+    (
+        "an unasked Patroni at another port",
+        both(UNASKED, patroni(**PATRONI, restapi={"listen": "[::]:8009"})),
+        WARNING,
+        "patroni:lock",
+        "who has the leader lock",
+        "names.cn.patroni: {port: 8009}",
     ),
     ("socket", host(hook_fault="x is not for y"), ERROR, "patroni:socket", "x is not for y", "SocketGroup="),
 ]
