@@ -31,7 +31,9 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from typing_extensions import Self
 
 CHECKOUT = Path(__file__).parents[2]
 UNITS = (CHECKOUT / "systemd/resolver-agent.service", CHECKOUT / "systemd/resolver-agent.socket")
@@ -98,47 +100,109 @@ class SystemdHost:
         raise TimeoutError(f"no line matched {pattern!r} within {timeout_s} s; the journal of {unit}:\n{''.join(seen)}")
 
 
+class Container:
+    """A container that boots a file tree; a context manager. It ends with the thread that made it, at the latest."""
+
+    def __init__(self, machine: str, *options: str, folder: Path, launcher: Sequence[str] = ()) -> None:
+        """Start systemd-nspawn with these options, and a command line that begins with ``launcher``.
+
+        ``folder``, of a name that is unique on this host, is where a socket is made. Whoever uses the same network and
+        /run has to give other machines other names.
+        """
+        self._leader: int | None = None
+        with contextlib.ExitStack() as stack:
+            self._manager = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            path = folder / f"{machine}.notify"
+            self._manager.bind(str(path))
+            stack.callback(path.unlink)
+            self._console = stack.enter_context(tempfile.TemporaryFile("w+"))
+            # A test run that is killed takes the container with it.
+            command = [*launcher, "setpriv", "--pdeathsig", "KILL", "systemd-nspawn", "--boot", "--register=no"]
+            command += ["--quiet", "--notify-ready=yes", "--console=pipe", "--resolv-conf=off", "--timezone=off"]
+            command += ["--link-journal=no", f"--machine={machine}", *options]
+            if not Path("/run/systemd/system").is_dir():  # no systemd outside that could give it a scope
+                command = [*stack.enter_context(_own_cgroup(f"{folder.name}-{machine}")), *command, "--keep-unit"]
+            self._nspawn = subprocess.Popen(
+                command,
+                env=os.environ | {"NOTIFY_SOCKET": str(path)},
+                stdin=subprocess.DEVNULL,
+                stdout=self._console,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the test run, which then ends the container in order
+            )
+            self._nspawn_fd = os.pidfd_open(self._nspawn.pid)
+            stack.callback(os.close, self._nspawn_fd)
+            self._closing = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self._nspawn.poll() is None
+
+    def leader(self, *, timeout_s: float = 60) -> int:
+        """Return the process id of its systemd, as soon as there is one: the network is set up by then."""
+        if self._leader is None:
+            self._leader = int(self._hear(r"^X_NSPAWN_LEADER_PID=(\d+)$", timeout_s=timeout_s))
+            self._leader_fd = os.pidfd_open(self._leader)
+            self._closing.callback(os.close, self._leader_fd)
+        return self._leader
+
+    def booted(self, *, timeout_s: float = 60) -> SystemdHost:
+        """Wait until all that starts at its boot has started."""
+        leader = self.leader(timeout_s=timeout_s)
+        self._hear("^(READY=1)$", timeout_s=timeout_s)
+        self._manager.close()  # or else it would wait for somebody to read what more it has to say
+        return SystemdHost(leader=leader, root=Path(f"/proc/{leader}/root"))
+
+    def wait(self, *, timeout_s: float = 60) -> None:
+        """Wait until it has shut down."""
+        self._nspawn.wait(timeout_s)
+        self._closing.close()
+
+    def kill(self) -> None:
+        """End it at one blow (SIGKILL)."""
+        self._manager.close()
+        if self.runs:
+            # With its systemd everything inside ends, and then systemd-nspawn, which cleans up.
+            signal.pidfd_send_signal(self._nspawn_fd if self._leader is None else self._leader_fd, signal.SIGKILL)
+            self._nspawn.wait()
+        self._closing.close()
+
+    def _hear(self, pattern: str, *, timeout_s: float) -> str:
+        """Wait until it says something that matches, and return the first group.
+
+        Raises:
+            RuntimeError: it ended, or did not say so in time; with its console.
+        """
+        deadline = time.monotonic() + timeout_s
+        descriptors = [self._manager.fileno(), self._nspawn_fd]
+        while descriptors[0] in select.select(descriptors, [], [], max(0, deadline - time.monotonic()))[0]:
+            if found := re.search(pattern, self._manager.recv(4096).decode(), re.MULTILINE):
+                return found[1]
+        self._console.seek(0)
+        raise RuntimeError(f"the container ended, or took more than {timeout_s} s to boot:\n{self._console.read()}")
+
+
 @contextlib.contextmanager
 def booted(*, package: Path = CHECKOUT / "resolver_agent") -> Iterator[SystemdHost]:
     """Boot a host with the agent installed but not started; it ends with the context, however that is left."""
     tree = cached_tree()
     (site_packages,) = tree.glob("opt/resolver-agent/lib/python3*/site-packages")
-    binds = [f"--bind-ro={package}:/{site_packages.relative_to(tree)}/resolver_agent"]
-    binds += [f"--bind-ro={unit}:/etc/systemd/system/{unit.name}" for unit in UNITS]
-    with contextlib.ExitStack() as stack:
-        name = f"resolver-agent-{secrets.token_hex(4)}"
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{name}-")))
-        manager = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-        manager.bind(str(folder / "notify"))
-        console = stack.enter_context((folder / "console").open("w+"))
-        # A test run that is killed takes the container with it.
-        command = ["setpriv", "--pdeathsig", "KILL", "systemd-nspawn", f"--directory={tree}", "--boot", "--read-only"]
-        command += ["--volatile=overlay", "--private-network", "--register=no", "--notify-ready=yes", "--quiet"]
-        command += ["--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe", *binds]
-        command += [f"--machine={name}"]
-        if not Path("/run/systemd/system").is_dir():  # no systemd outside that could give it a scope
-            command = [*stack.enter_context(_own_cgroup(name)), *command, "--keep-unit"]
-        nspawn = subprocess.Popen(
-            command,
-            env=os.environ | {"NOTIFY_SOCKET": str(folder / "notify")},
-            stdin=subprocess.DEVNULL,
-            stdout=console,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the test run, which then ends the container in order
-        )
-        stack.callback(nspawn.wait)
-        try:
-            leader = _wait_until_booted(manager, nspawn)
-        except BaseException:
-            nspawn.kill()
-            console.seek(0)
-            print(console.read())
-            raise
-        # Killing its systemd ends the container at once and lets nspawn clean up.
-        pidfd = os.pidfd_open(leader)
-        stack.callback(os.close, pidfd)
-        stack.callback(signal.pidfd_send_signal, pidfd, signal.SIGKILL)
-        yield SystemdHost(leader=leader, root=Path(f"/proc/{leader}/root"))
+    options = [f"--directory={tree}", "--read-only", "--volatile=overlay", "--private-network"]
+    options += [f"--bind-ro={package}:/{site_packages.relative_to(tree)}/resolver_agent"]
+    options += [f"--bind-ro={unit}:/etc/systemd/system/{unit.name}" for unit in UNITS]
+    name = f"resolver-agent-{secrets.token_hex(4)}"
+    with (
+        tempfile.TemporaryDirectory(prefix=f"{name}-") as folder,
+        Container(name, *options, folder=Path(folder)) as container,
+    ):
+        yield container.booted()
 
 
 def cached_tree() -> Path:
@@ -201,23 +265,6 @@ def _own_cgroup(name: str) -> Iterator[list[str]]:
         for group in groups:
             for folder, _, _ in os.walk(group, topdown=False):
                 Path(folder).rmdir()
-
-
-def _wait_until_booted(manager: socket.socket, nspawn: subprocess.Popen[bytes], *, timeout_s: float = 60) -> int:
-    """Wait for the container's own READY, and return the process id of its systemd."""
-    leader = 0
-    deadline = time.monotonic() + timeout_s
-    ended = os.pidfd_open(nspawn.pid)
-    try:
-        while manager.fileno() in select.select([manager.fileno(), ended], [], [], deadline - time.monotonic())[0]:
-            message = manager.recv(4096).decode()
-            if found := re.search(r"^X_NSPAWN_LEADER_PID=(\d+)$", message, re.MULTILINE):
-                leader = int(found[1])
-            if "READY=1" in message.splitlines():
-                return leader
-    finally:
-        os.close(ended)
-    raise RuntimeError(f"the container ended, or did not boot within {timeout_s} s")
 
 
 def _run(*command: str, env: Mapping[str, str] | None = None) -> str:

@@ -1,0 +1,244 @@
+"""The cluster of vagrant/lab.yml on containers instead of virtual machines, made by the same scripts.
+
+They boot systemd, and each has an address of its own in a network that they share. Needs root, and Debian's
+systemd-container and nftables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+import yaml
+
+from tests.integration.systemd_host import CHECKOUT, Container, SystemdHost
+from tests.lab import layers
+from tests.lab.ground import Ground
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from typing_extensions import Self
+
+_T = TypeVar("_T")
+_DEADLINE_S = 120
+_SOURCES = ("README.md", "pyproject.toml", "resolver_agent", "systemd", "vagrant")
+_POSTGRES = (Path("/usr/lib/postgresql/15"), Path("/usr/share/postgresql/15"))
+_NETWORK = """\
+[Match]
+Name=host0
+
+[Network]
+Address={address}
+LinkLocalAddressing=no
+"""
+
+
+class Node:
+    """One host of a lab.
+
+    Attributes:
+        name: its host name.
+        group: the name in pg_dist_node that it is behind.
+        address: its IP address.
+    """
+
+    def __init__(self, name: str, address: str, *, group: str, lab: Lab) -> None:
+        self.name = name
+        self.address = address
+        self.group = group
+        self._lab = lab
+        self._container: Container | None = None
+        self._host: SystemdHost | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self.address}>"
+
+    @property
+    def host(self) -> SystemdHost:
+        """What runs there: commands, files, units and the journal."""
+        assert self._host is not None, f"{self!r} is off"
+        return self._host
+
+    def boot(self) -> None:
+        """Switch it on, and wait until all that starts at boot has started."""
+        self._container = self._lab.start_container(self.name)
+        self._container.leader()
+        self._lab.ground.plug(self.name)
+        self._host = self._container.booted()
+
+    def lose_power(self) -> None:
+        """Switch it off at one blow: nobody hears of it, and nothing is closed or written any more."""
+        if self._container is not None:
+            if self._host is not None:
+                self._lab.ground.unplug(self.name)
+            self._container.kill()
+        self._host = self._container = None
+
+    def shut_down(self) -> None:
+        """Shut it down in order."""
+        self.host.run("systemctl", "poweroff", "--no-block")
+        assert self._container is not None
+        self._container.wait(timeout_s=_DEADLINE_S)
+        self._host = self._container = None
+
+    def provision(self, script: str, *arguments: str) -> str:
+        """Run one of Vagrant's scripts, and return what it prints."""
+        path = layers.SOURCES / "vagrant/provision" / script
+        settings = [f"{key}={value}" for key, value in layers.PIP.items()]
+        return self.host.run("env", *settings, "bash", str(path), *arguments, timeout_s=_DEADLINE_S)
+
+    @property
+    def is_standby(self) -> bool:
+        """Whether its PostgreSQL is in recovery."""
+        with self._lab.connect(self) as session:
+            row = session.execute("SELECT pg_is_in_recovery()").fetchone()
+            assert row is not None
+            return bool(row[0])
+
+    def status(self) -> dict[str, Any]:
+        """Return what its agent says of itself."""
+        said = self.host.run("sh", "-c", "resolver-agent status --json || [ $? = 1 ]")
+        return dict(json.loads(said))
+
+
+class Lab:
+    """A cluster of six nodes; a context manager.
+
+    PostgreSQL runs under Patroni with etcd on one of them, an agent on each, and there is a table ``accounts`` of which
+    the rows are on the workers. It is distributed by Citus where this machine's PostgreSQL has that; elsewhere the
+    coordinator reaches the workers by postgres_fdw, by the same names.
+
+    Attributes:
+        nodes: by name.
+        citus: whether it has Citus.
+        ground: its network and its disks.
+        checkout: the sources that it is made of, a copy that a test may change.
+    """
+
+    def __init__(self) -> None:
+        self._plan = yaml.safe_load((CHECKOUT / "vagrant/lab.yml").read_text())
+        self.nodes = {
+            name: Node(name, address, group=group, lab=self)
+            for group, members in self._plan["names"].items()
+            for name, address in members.items()
+        }
+        self.citus = (_POSTGRES[1] / "extension/citus.control").exists()
+
+    def __enter__(self) -> Self:
+        lower, self._wheels = layers.installed()
+        network, _, prefix = self._plan["network"].partition("/")
+        with contextlib.ExitStack() as stack:
+            self._threads = stack.enter_context(ThreadPoolExecutor(len(self.nodes)))
+            # All containers are started by one thread, as they end with the one that started them.
+            self._starter = stack.enter_context(ThreadPoolExecutor(1))
+            self.ground = stack.enter_context(Ground(f"{network.rpartition('.')[0]}.1/{prefix}"))
+            stack.callback(self._end)
+            self.checkout = _copy_sources(self.ground.folder / "checkout")
+            installed = self.ground.folder / "installed"
+            layers.install(installed, lower, wheels=self._wheels, checkout=self.checkout)
+            for node in self.nodes.values():
+                disk = self.ground.outside(self.ground.lay(node.name, [installed, *lower]))
+                (disk / "etc/hostname").write_text(f"{node.name}\n")
+                network_file = disk / "etc/systemd/network/10-lab.network"
+                network_file.write_text(_NETWORK.format(address=f"{node.address}/{prefix}"))
+            self.at_once(lambda node: node.boot(), self.nodes.values())
+            self.provision()
+            self._closing = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def provision(self) -> dict[str, str]:
+        """Run the scripts, as Vagrant does, and return what they print, by node."""
+        said = self.at_once(lambda node: node.provision("configure.sh", node.name), self.nodes.values())
+        last = list(self.nodes.values())[-1]
+        return dict(zip(self.nodes, said, strict=True)) | {"cluster": last.provision("cluster.sh", str(_DEADLINE_S))}
+
+    def primary(self, group: str) -> Node:
+        """Return the node of a group that takes writes."""
+        return next(node for node in self.group(group) if not node.is_standby)
+
+    def standby(self, group: str) -> Node:
+        """Return the node of a group that is in recovery."""
+        return next(node for node in self.group(group) if node.is_standby)
+
+    def group(self, name: str) -> list[Node]:
+        """Return the nodes behind a name."""
+        return [node for node in self.nodes.values() if node.group == name]
+
+    def connect(self, node: Node, **keywords: Any) -> psycopg.Connection:
+        """Open a session on a node as the lab's user, from outside; in autocommit mode."""
+        where: dict[str, Any] = {
+            "host": node.address,
+            "port": self._plan["port"],
+            "user": "app",
+            "password": self._plan["password"],
+            "dbname": self._plan["database"],
+            "connect_timeout": 5,
+        }
+        with self.ground.entered():
+            return psycopg.connect(**(where | keywords), autocommit=True)
+
+    def serving(self, coordinator: Node) -> dict[str, bool]:
+        """Return which nodes serve a read through a coordinator, and whether they were standbys then."""
+        names = {node.address: node.name for node in self.nodes.values()}
+        with self.connect(coordinator) as session:
+            return {names[address]: standby for address, standby in session.execute("SELECT DISTINCT * FROM serving")}
+
+    def cut(self, one: Node, other: Node) -> None:
+        """Lose all packets between two nodes."""
+        self.ground.cut(one.address, other.address)
+
+    def mend(self, one: Node, other: Node) -> None:
+        """Lose no more of them."""
+        self.ground.mend(one.address, other.address)
+
+    def start_container(self, machine: str) -> Container:
+        """Start the container of a node."""
+        # With Citus goes the very PostgreSQL that it was built for.
+        binds = [f"--bind-ro={path}" for path in _POSTGRES] if self.citus else []
+        return self._starter.submit(
+            Container,
+            machine,
+            f"--directory=/mnt/{machine}/root",
+            f"--bind-ro={self.checkout}:{layers.SOURCES}",
+            f"--bind-ro={self._wheels}:{layers.WHEELS}",
+            "--network-bridge=lab",
+            *binds,
+            folder=self.ground.folder,
+            launcher=self.ground.launcher,
+        ).result()
+
+    def at_once(self, do: Callable[[Node], _T], nodes: Iterable[Node]) -> list[_T]:
+        """Do something to all of these nodes side by side."""
+        return list(self._threads.map(do, nodes))
+
+    def save_journals(self, folder: Path) -> None:
+        """Write the journals of all nodes, of all boots, to a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for node in self.nodes.values():
+            journal = f"--directory=/mnt/{node.name}/root/var/log/journal"
+            said = self.ground.run("journalctl", journal, "--output=short-precise", "--no-pager")
+            (folder / f"{node.name}.log").write_text(said)
+
+    def _end(self) -> None:
+        for node in self.nodes.values():
+            node.lose_power()
+
+
+def _copy_sources(folder: Path) -> Path:
+    folder.mkdir()
+    for name in _SOURCES:
+        source = CHECKOUT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".vagrant"))
+        else:
+            shutil.copy(source, folder)
+    return folder

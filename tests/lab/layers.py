@@ -1,0 +1,129 @@
+"""The file trees under the lab's hosts: a Debian, and on it what provisioning installs, in the user's cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.integration.systemd_host import CHECKOUT, cached_tree
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+PROVISION = CHECKOUT / "vagrant/provision"
+SOURCES = Path("/srv/resolver-agent")
+"""Where hosts find the checkout, as Vagrant's do."""
+
+WHEELS = Path("/srv/wheels")
+"""Where they find Python's packages, as they have no network; the rest is pip's environment."""
+
+PIP = {"PIP_NO_CACHE_DIR": "1", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(WHEELS)}
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# The lower folders, the one that is written to, a work folder, the wheels, a checkout, and a command.
+_ENTER = f"""
+mount -t overlay overlay -o "lowerdir=$1,upperdir=$2,workdir=$3" /mnt
+mount -t proc proc /mnt/proc
+mkdir -p /mnt{WHEELS} /mnt{SOURCES}
+mount -o bind,ro "$4" /mnt{WHEELS}
+mount -o bind,ro "$5" /mnt{SOURCES}
+mount -o bind,ro /etc/resolv.conf /mnt/etc/resolv.conf
+shift 5
+exec chroot /mnt "$@"
+"""
+
+# What the lab wants besides: a network that comes up by itself, journals that outlive a boot, and libcurl for Citus.
+_BESIDES = """
+systemctl enable --quiet systemd-networkd.service
+mkdir -p /var/log/journal
+apt-get install -qq --no-install-recommends libcurl4
+apt-get clean
+"""
+
+
+def installed() -> tuple[list[Path], Path]:
+    """Return the folders that make a tree where ``install.sh`` has run, the upper one first, and the one of wheels.
+
+    The agent in it may be that of an older checkout.
+    """
+    base = cached_tree()
+    (python,) = base.glob("usr/lib/python3.*")
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    wanted += (PROVISION / "requirements.txt").read_text().splitlines()
+    wheels = base.with_name(f"wheels-{_digest(python.name, *wanted)}")
+    _once(wheels, lambda folder: _collect(folder, wanted, version=python.name.removeprefix("python")))
+    layer = base.with_name(f"lab-{_digest(base.name, wheels.name, _BESIDES, (PROVISION / 'debian.sh').read_text())}")
+    _once(layer, lambda folder: _install(folder, base, wheels))
+    return [layer, base], wheels
+
+
+def install(upper: Path, lower: Sequence[Path], *, wheels: Path, checkout: Path) -> None:
+    """Run ``install.sh`` on a tree of these lower folders, and have what it changes in an upper one."""
+    _run_in(upper, lower, wheels, checkout, "bash", str(SOURCES / "vagrant/provision/install.sh"))
+
+
+def _install(upper: Path, base: Path, wheels: Path) -> None:
+    install(upper, [base], wheels=wheels, checkout=CHECKOUT)
+    _run_in(upper, [base], wheels, CHECKOUT, "sh", "-ec", _BESIDES)
+
+
+def _run_in(upper: Path, lower: Sequence[Path], wheels: Path, checkout: Path, *command: str) -> None:
+    upper.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=upper.parent) as work:
+        folders = (":".join(map(str, lower)), upper, work, wheels, checkout)
+        _run(
+            *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", _ENTER, "sh", *map(str, folders)),
+            *command,
+            environment={"PATH": _PATH, "LANG": "C.UTF-8"} | PIP,
+        )
+
+
+def _collect(wheels: Path, wanted: Sequence[str], *, version: str) -> None:
+    """Collect wheels of all that is wanted; what has none is built, and what is Python's own comes for theirs."""
+    wheels.mkdir()
+    pip = (sys.executable, "-m", "pip")
+    _run(*pip, "wheel", "--quiet", f"--wheel-dir={wheels}", *wanted)
+    download = ("download", "--quiet", "--only-binary=:all:", f"--python-version={version}")
+    _run(*pip, *download, f"--find-links={wheels}", f"--dest={wheels}", *wanted)
+
+
+def _once(path: Path, make: Callable[[Path], None]) -> None:
+    """Make what is not there yet, whole or not at all, however many do so at a time."""
+    if path.exists():
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as folder:
+        make(Path(folder) / "made")
+        try:
+            (Path(folder) / "made").rename(path)
+        except OSError:
+            if not path.exists():
+                raise
+
+
+def _digest(*words: str) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
+
+
+def _run(*command: str, environment: dict[str, str] | None = None) -> None:
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env=environment or os.environ,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[:4])} … exited with {done.returncode}:\n{done.stdout}")

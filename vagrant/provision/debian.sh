@@ -1,0 +1,26 @@
+# shellcheck shell=bash disable=SC2034
+# Sourced by lib.sh: what is particular to Debian 12. PostgreSQL is Debian's own, and Citus is used where it is there.
+
+python=/usr/bin/python3
+etcd_conf=/etc/default/etcd
+postgres_bin=/usr/lib/postgresql/15/bin
+postgres_extensions=/usr/share/postgresql/15/extension
+
+install_packages() {
+    local package missing=()
+    for package in postgresql-15 etcd-server python3-venv; do
+        [[ $(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || :) == installed ]] ||
+            missing+=("$package")
+    done
+    ((${#missing[@]})) || return 0
+    # Servers are Patroni's to make.
+    install -D -m 0644 /dev/stdin /etc/postgresql-common/createcluster.d/lab.conf <<<'create_main_cluster = false'
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -qq --no-install-recommends "${missing[@]}"
+    changed "packages: ${missing[*]}"
+}
+
+install_python() {
+    [[ -x $python ]]
+}

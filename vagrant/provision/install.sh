@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Installs what is the same on every machine: packages, Patroni, and the agent from this checkout.
+# shellcheck source=lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+checkout=$(cd "$here/../.." && pwd)
+
+# environment FOLDER STAMP REQUIREMENT... makes a virtual environment, or brings it up to date if the stamp differs.
+environment() {
+    local folder=$1 stamp=$2
+    shift 2
+    if [[ ! -e $folder/made-from || $(<"$folder/made-from") != "$stamp" ]]; then
+        rm -f "$folder/made-from"
+        "$python" -m venv "$folder"
+        "$folder/bin/pip" install --quiet --disable-pip-version-check "$@"
+        echo "$stamp" >"$folder/made-from"
+        changed "$folder"
+    fi
+}
+
+step 'packages'
+install_packages
+
+step 'Python'
+install_python
+
+step 'Patroni'
+environment /opt/patroni "$(<"$here/requirements.txt")" --requirement "$here/requirements.txt"
+link /opt/patroni/bin/patronictl /usr/local/bin/patronictl
+put "$here/patroni.service" /etc/systemd/system/patroni.service
+
+step 'agent'
+# From a copy, as pip writes into the folder that it builds from.
+sources=$(mktemp -d)
+cp -r "$checkout/pyproject.toml" "$checkout/README.md" "$checkout/resolver_agent" "$sources"
+find "$sources" -name __pycache__ -prune -exec rm -r {} +
+stamp=$(cd "$sources" && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum)
+before=$changes
+environment /opt/resolver-agent "$stamp" "$sources"
+rm -r "$sources"
+link /opt/resolver-agent/bin/resolver-agent /usr/local/bin/resolver-agent
+put "$checkout/systemd/resolver-agent.service" /etc/systemd/system/resolver-agent.service
+put "$checkout/systemd/resolver-agent.socket" /etc/systemd/system/resolver-agent.socket
+if ((changes > before)) && systemctl is-active --quiet resolver-agent; then
+    systemctl daemon-reload
+    systemctl restart resolver-agent
+fi
+
+finish

@@ -1,0 +1,72 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it. They go in steps, say what they change, and stop at the first error; run again they
+# change nothing.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+script=${0##*/}
+step=start
+changes=0
+trap 'code=$?; ((code == 0)) || echo "$script: failed in the step: $step" >&2' EXIT
+
+die() {
+    echo "$script: $*" >&2
+    exit 1
+}
+
+step() {
+    step=$1
+    echo "== $step"
+}
+
+changed() {
+    changes=$((changes + 1))
+    echo "changed: $*"
+}
+
+finish() {
+    if ((changes)); then
+        echo "$script: done, changes: $changes"
+    else
+        echo "$script: done, nothing changed"
+    fi
+}
+
+# put SOURCE TARGET [MODE [OWNER]] installs a file, unless it is there already.
+put() {
+    local source=$1 target=$2 mode=${3:-644} owner=${4:-root}
+    if ! cmp -s "$source" "$target" || [[ $(stat -c '%a %U' "$target") != "$mode $owner" ]]; then
+        install -D -m "$mode" -o "$owner" -g "$(id -gn "$owner")" "$source" "$target"
+        changed "$target"
+    fi
+}
+
+# put_text TARGET [MODE] does that with what it is given to read.
+put_text() {
+    local text
+    text=$(mktemp)
+    cat >"$text"
+    put "$text" "$@"
+    rm "$text"
+}
+
+# link SOURCE TARGET makes a symbolic link, unless it is there already.
+link() {
+    if [[ $(readlink "$2" || :) != "$1" ]]; then
+        ln -sfn "$1" "$2"
+        changed "$2"
+    fi
+}
+
+# What differs between operating systems has a file for each. It brings install_packages, install_python, which sets
+# `python`, and the variables etcd_conf, postgres_bin and postgres_extensions.
+ID=
+# shellcheck source=/dev/null
+. /etc/os-release
+case $ID in
+    centos) system=centos7 ;;
+    debian) system=debian ;;
+    *) die "$ID is not known here; it wants a counterpart of debian.sh" ;;
+esac
+# shellcheck source=debian.sh
+. "$here/$system.sh"

@@ -1,0 +1,9 @@
+-- The agent's role and functions, unless they are those of this checkout already.
+
+SELECT obj_description(to_regnamespace('resolver_agent'), 'pg_namespace') IS DISTINCT FROM :'stamp' AS missing \gset
+\if :missing
+    \ir ../../../systemd/role.sql
+    SET citus.enable_ddl_propagation = off;
+    COMMENT ON SCHEMA resolver_agent IS :'stamp';
+    \echo role.sql
+\endif
