@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 _KEEP_S = 60.0
 """How often the administrator's own value is looked at for changes."""
 
-_RETRY_MAX_S = 60.0
+_RETRY_MAX_S = 10.0
 _HUNG_S = 5.0
 
 
