@@ -73,6 +73,8 @@ def promotion(decision: Decision, *, written: bool, care: Mapping[str, Any], ale
     """
     made_for = decision.made_for[0] if decision.made_for is not None else None
     told = [one.text for one in alerts if one.key != ANNOUNCED]
+    # Of a primary's names only those wish for a standby that always do (`route: standby`).
+    astray = [] if made_for is Role.PRIMARY else [one for one in decision.targets if one.wish is Role.STANDBY]
     waited_for = {
         "the names are still a standby's": made_for is not Role.PRIMARY,
         "the hosts file could not be written yet": not written,
@@ -81,7 +83,7 @@ def promotion(decision: Decision, *, written: bool, care: Mapping[str, Any], ale
     return {
         "written": written,
         "flushed": None if care["flush"]["citus"] is False else care["flush"]["flushed"],
-        "astray": [str(one) for one in decision.targets if one.wish is Role.STANDBY],
+        "astray": [str(one) for one in astray],
         "why": "; ".join([words for words, waits in waited_for.items() if waits] + told),
     }
 

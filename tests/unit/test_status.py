@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from resolver_agent import __version__, status
-from resolver_agent.model import FENCE, Alert, Code, Decision, Fallback, NodeState, Reason, Role, Standing, Target
+from resolver_agent.model import (
+    FENCE,
+    Alert,
+    Code,
+    Decision,
+    Fallback,
+    NodeState,
+    Reason,
+    Role,
+    Route,
+    Standing,
+    Target,
+)
 from resolver_agent.promotion import Announced
 from tests.unit.builders import (
     Agent,
@@ -287,3 +299,14 @@ def test_what_a_promotion_is_told(  # noqa: PLR0917 -- a table's columns
     answer = status.promotion(made, written=written, care=told, alerts=[Announced(since=0.0).alert])
     assert (answer["written"], answer["flushed"], len(answer["astray"])) == (written, flushed, astray)
     assert why is None or answer["why"] == why
+
+
+def test_a_name_that_is_to_lead_to_a_standby_is_not_astray() -> None:
+    """A read-only name keeps its standby through a promotion, and the hook has nothing to say against that."""
+    agent = Agent(config(group("wk1", A, B), group("wk1-ro", A, B, route=Route.STANDBY)))
+    agent.assumed = Role.PRIMARY
+    agent.see({A: primary(), B: standby()}).see_local(standby()).decide()
+    assert (agent.address("wk1"), agent.address("wk1-ro")) == (A, B)
+    told = {"flush": {"citus": True, "flushed": True}}
+    answer = status.promotion(agent.decision, written=True, care=told, alerts=[])
+    assert answer == {"written": True, "flushed": True, "astray": [], "why": ""}
