@@ -87,7 +87,7 @@ class Ledger:
         The client is told that it has committed, and so it has. Its session waits until a standby that has the commit
         record replays it; meanwhile the sessions of Citus on those workers end.
         """
-        with self._connect(coordinator) as session:
+        with connect(self._cluster, coordinator) as session:
             session.execute("SET synchronous_commit = remote_apply")
             session.execute("BEGIN")
             number = self._insert(session)
@@ -133,9 +133,6 @@ class Ledger:
         for part in self._parts:
             session.execute("INSERT INTO ledger VALUES (%s, %s)", [part, number])
         return number
-
-    def _connect(self, machine: Machine) -> psycopg.Connection:
-        return connect(self._cluster, machine)
 
 
 class Client(threading.Thread):
