@@ -37,6 +37,21 @@ if TYPE_CHECKING:
 
 CHECKOUT = Path(__file__).parents[2]
 UNITS = (CHECKOUT / "systemd/resolver-agent.service", CHECKOUT / "systemd/resolver-agent.socket")
+# Takes a folder and cgroups. When the test run has ended, be it that it was killed, this ends what is left: a container
+# lives on when its systemd-nspawn is killed.
+_GUARD = """
+cat >/dev/null
+rm -rf "$1"
+shift
+for group in "$@"; do
+    for attempt in $(seq 100); do
+        find "$group" -name cgroup.procs -exec cat {} + | xargs -r kill -KILL
+        find "$group" -depth -type d -exec rmdir {} +
+        [ -e "$group" ] || break
+        sleep 0.1
+    done
+done 2>/dev/null
+"""
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
@@ -101,34 +116,43 @@ class SystemdHost:
 
 
 class Container:
-    """A container that boots a file tree; a context manager. It ends with the thread that made it, at the latest."""
+    """A container that boots a file tree; a context manager.
 
-    def __init__(self, machine: str, *options: str, folder: Path, launcher: Sequence[str] = ()) -> None:
+    It ends with the thread that made it, at the latest, and leaves nothing behind.
+    """
+
+    def __init__(self, machine: str, *options: str, launcher: Sequence[str] = ()) -> None:
         """Start systemd-nspawn with these options, and a command line that begins with ``launcher``.
 
-        ``folder``, of a name that is unique on this host, is where a socket is made. Whoever uses the same network and
-        /run has to give other machines other names.
+        The name of the machine is free where it has a network, and a /run/systemd/nspawn, to itself.
         """
         self._leader: int | None = None
         with contextlib.ExitStack() as stack:
+            folder = Path(tempfile.mkdtemp(prefix="resolver-agent-"))
             self._manager = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-            path = folder / f"{machine}.notify"
-            self._manager.bind(str(path))
-            stack.callback(path.unlink)
+            self._manager.bind(str(folder / "notify"))
             self._console = stack.enter_context(tempfile.TemporaryFile("w+"))
-            # A test run that is killed takes the container with it.
-            command = [*launcher, "setpriv", "--pdeathsig", "KILL", "systemd-nspawn", "--boot", "--register=no"]
+            command = [*launcher, "setpriv", "--pdeathsig", "TERM", "systemd-nspawn", "--boot", "--register=no"]
             command += ["--quiet", "--notify-ready=yes", "--console=pipe", "--resolv-conf=off", "--timezone=off"]
             command += ["--link-journal=no", f"--machine={machine}", *options]
+            groups: list[Path] = []
             if not Path("/run/systemd/system").is_dir():  # no systemd outside that could give it a scope
-                command = [*stack.enter_context(_own_cgroup(f"{folder.name}-{machine}")), *command, "--keep-unit"]
+                groups = _new_cgroups(folder.name)
+                join = 'for group in $0; do echo $$ > "$group/cgroup.procs"; done; exec "$@"'
+                command = ["sh", "-c", join, " ".join(map(str, groups)), *command, "--keep-unit"]
+            guard = subprocess.Popen(
+                ["sh", "-c", _GUARD, "sh", str(folder), *map(str, groups)],
+                stdin=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the test run, which then ends the container in order
+            )
+            stack.callback(guard.communicate)
             self._nspawn = subprocess.Popen(
                 command,
-                env=os.environ | {"NOTIFY_SOCKET": str(path)},
+                env=os.environ | {"NOTIFY_SOCKET": str(folder / "notify")},
                 stdin=subprocess.DEVNULL,
                 stdout=self._console,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the test run, which then ends the container in order
+                start_new_session=True,
             )
             self._nspawn_fd = os.pidfd_open(self._nspawn.pid)
             stack.callback(os.close, self._nspawn_fd)
@@ -197,11 +221,7 @@ def booted(*, package: Path = CHECKOUT / "resolver_agent") -> Iterator[SystemdHo
     options = [f"--directory={tree}", "--read-only", "--volatile=overlay", "--private-network"]
     options += [f"--bind-ro={package}:/{site_packages.relative_to(tree)}/resolver_agent"]
     options += [f"--bind-ro={unit}:/etc/systemd/system/{unit.name}" for unit in UNITS]
-    name = f"resolver-agent-{secrets.token_hex(4)}"
-    with (
-        tempfile.TemporaryDirectory(prefix=f"{name}-") as folder,
-        Container(name, *options, folder=Path(folder)) as container,
-    ):
+    with Container(f"resolver-agent-{secrets.token_hex(4)}", *options) as container:
         yield container.booted()
 
 
@@ -251,20 +271,13 @@ def _debian_source() -> tuple[str, str]:
     return next((uri, name) for uri, name in map(str.split, listed.splitlines()) if "-" not in name)
 
 
-@contextlib.contextmanager
-def _own_cgroup(name: str) -> Iterator[list[str]]:
-    """Yield the start of a command line that runs the rest in a cgroup of its own, which is removed afterwards."""
+def _new_cgroups(name: str) -> list[Path]:
+    """Make a cgroup of this name in each hierarchy that systemd uses."""
     top = Path("/sys/fs/cgroup")
     groups = [h / name for h in (top / "systemd", top / "unified", top) if (h / "cgroup.procs").exists()]
     for group in groups:
         group.mkdir()
-    try:
-        join = 'for group in $0; do echo $$ > "$group/cgroup.procs"; done; exec "$@"'
-        yield ["sh", "-c", join, " ".join(map(str, groups))]
-    finally:
-        for group in groups:
-            for folder, _, _ in os.walk(group, topdown=False):
-                Path(folder).rmdir()
+    return groups
 
 
 def _run(*command: str, env: Mapping[str, str] | None = None) -> str:

@@ -19,9 +19,8 @@ _BRIDGE = "lab"
 _CLONE_NEWNET = 0x40000000
 _DISK_SIZE = "2g"
 
-# It takes the bridge's own address and a folder. No packet goes between two addresses that are in the set `cut`.
-# All of it is there while standard input is open, and so with the test run. Containers die with that, too; what they
-# cannot remove when they are killed is removed here.
+# Takes the bridge's own address and a folder. No packet goes between two addresses that are in the set `cut`. All of it
+# is there while standard input is open, and so while the test run lives.
 _HOLD = f"""
 mount -t tmpfs disks /mnt
 mkdir -p /run/systemd/nspawn
@@ -41,15 +40,10 @@ nft '
 '
 echo ready
 cat >/dev/null
-for attempt in $(seq 100); do
-    groups=$(find /sys/fs/cgroup -maxdepth 2 -name "${{2##*/}}-*")
-    [ -n "$groups" ] || break
-    find $groups -depth -type d -exec rmdir {{}} + 2>/dev/null || sleep 0.1
-done
 rm -rf "$2"
 """
 
-# It takes a name, and the folders under that disk.
+# Takes a name, and the folders under that disk.
 _LAY = f"""
 mkdir "/mnt/$1"
 mount -t tmpfs -o size={_DISK_SIZE} disk "/mnt/$1"

@@ -121,14 +121,15 @@ class Lab:
         checkout: the sources that it is made of, a copy that a test may change.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, citus: bool = True) -> None:
+        """Plan it; without ``citus`` there is none even where this machine has it."""
         self._plan = yaml.safe_load((CHECKOUT / "vagrant/lab.yml").read_text())
         self.nodes = {
             name: Node(name, address, group=group, lab=self)
             for group, members in self._plan["names"].items()
             for name, address in members.items()
         }
-        self.citus = (_POSTGRES[1] / "extension/citus.control").exists()
+        self.citus = citus and (_POSTGRES[1] / "extension/citus.control").exists()
 
     def __enter__(self) -> Self:
         lower, self._wheels = layers.installed()
@@ -212,7 +213,6 @@ class Lab:
             f"--bind-ro={self._wheels}:{layers.WHEELS}",
             "--network-bridge=lab",
             *binds,
-            folder=self.ground.folder,
             launcher=self.ground.launcher,
         ).result()
 

@@ -83,7 +83,8 @@ def _run_in(upper: Path, lower: Sequence[Path], wheels: Path, checkout: Path, *c
     with tempfile.TemporaryDirectory(dir=upper.parent) as work:
         folders = (":".join(map(str, lower)), upper, work, wheels, checkout)
         _run(
-            *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", _ENTER, "sh", *map(str, folders)),
+            *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"),
+            *("sh", "-ec", _ENTER, "sh", *map(str, folders)),
             *command,
             environment={"PATH": _PATH, "LANG": "C.UTF-8"} | PIP,
         )
