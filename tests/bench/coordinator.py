@@ -180,13 +180,13 @@ class Bench:
 
     def _statements_astray(self, now: Failover, old: Machine, marks: Mapping[str, int]) -> Iterator[str]:
         """Yield what a coordinator had run on a worker's standby after the promotion, unless it is a standby again."""
-        of_standby = {line.pid for line in self._logs[old.name].lines(marks[old.name])}
+        of_standby = {said.pid for said in self._logs[old.name].lines(marks[old.name])}
         of_standby |= {pid for (pid,) in old.server.run_sql("SELECT pid FROM pg_stat_activity")}
         for worker in self._worker_standbys:
-            for line, pid in statements_of(self._node_id, self._logs[worker.name], marks[worker.name]):
-                if line.at > now.promoted_at and pid not in of_standby:
-                    after_ms = 1000 * (line.at - now.promoted_at)
-                    yield f"{worker.name}, {after_ms:.0f} ms after the promotion, {line.application}: {line.text}"
+            for said, pid in statements_of(self._node_id, self._logs[worker.name], marks[worker.name]):
+                if said.at > now.promoted_at and pid not in of_standby:
+                    after_ms = 1000 * (said.at - now.promoted_at)
+                    yield f"{worker.name}, {after_ms:.0f} ms after the promotion, {said.application}: {said.text}"
 
     def _names_beside_primary(self, machine: Machine) -> dict[str, str]:
         return {"cn": machine.address} | {name: one.address for name, one in self._ledger.workers.items()}
