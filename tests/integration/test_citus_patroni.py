@@ -188,6 +188,40 @@ def test_open_sessions_go_on_with_primaries(cluster: CitusPatroniCluster, the_ag
         assert session.execute(SUM).fetchone() == (40_000 + 400 * number,)
 
 
+def test_a_worker_is_lost_together_with_the_coordinator(cluster: CitusPatroniCluster) -> None:
+    """Names are held where no primary is yet, and what is in doubt waits until there is one."""
+    cn1, cn2 = cluster.groups["cn"]
+    lost, successor = cluster.groups["wk1"]
+    session = cluster.connect(cn2)
+    assert cluster.serving(session) == STANDBYS
+    cluster.commit_in_doubt(cn1, CHARGE)
+    number = sum(map(len, prepared(cluster).values()))
+    lost.kill()
+    cluster.fail_over(cn2)
+    assert cn2.names["wk1"] == lost.address
+    cluster.expire_lock("wk1")
+    agent = cluster.agents["cn-2"]
+    agent.wait_for_line(f"app: {number} prepared transactions resolved", timeout_s=30)
+    assert cluster.serving(session) == {successor.name, "wk2-1"}
+    assert session.execute(SUM).fetchone() == (40_400,)
+
+
+def test_sessions_leave_a_deposed_worker(cluster: CitusPatroniCluster) -> None:
+    """It lives on, as its Patroni hangs, and so do connections to it; but nobody's next statement is for it."""
+    cn1, (deposed, successor) = cluster.machines["cn-1"], cluster.groups["wk1"]
+    session = cluster.connect(cn1)
+    assert cluster.serving(session) == PRIMARIES
+    cluster.pause_patroni(deposed)
+    cluster.expire_lock("wk1")
+    cluster.wait_for_primary(successor)
+    cn1.wait_for_names({"wk1": successor.address}, timeout_s=30)
+    wait_for_status(cluster, cn1, lambda status: status["written"] and status["flush"]["flushed"])
+    assert not deposed.server.is_in_recovery
+    assert cluster.serving(session) == {successor.name, "wk2-1"}
+    assert cluster.sessions_of(session).keys() == {successor.name, "wk2-1"}
+    session.execute(CHARGE)
+
+
 def test_a_deposed_coordinator_rolls_nothing_back(cluster: CitusPatroniCluster) -> None:
     """While its Patroni hangs it is a primary still, but its agent does not let it resolve what its successor began."""
     cn1, cn2 = cluster.groups["cn"]
