@@ -7,8 +7,9 @@ systemd-container and nftables.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
+import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,17 +17,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 import yaml
 
+from resolver_agent import control
 from tests.integration.systemd_host import CHECKOUT, Container, SystemdHost
 from tests.lab import layers
 from tests.lab.ground import Ground
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from typing_extensions import Self
 
 _T = TypeVar("_T")
 _DEADLINE_S = 120
+_POLL_S = 0.01
 _SOURCES = ("README.md", "pyproject.toml", "resolver_agent", "systemd", "vagrant")
 _POSTGRES = (Path("/usr/lib/postgresql/15"), Path("/usr/share/postgresql/15"))
 _NETWORK = """\
@@ -49,6 +52,7 @@ class Node:
     """
 
     def __init__(self, name: str, address: str, *, group: str, lab: Lab) -> None:
+        """Plan it; it is off."""
         self.name = name
         self.address = address
         self.group = group
@@ -60,10 +64,44 @@ class Node:
         return f"<{self.name} {self.address}>"
 
     @property
+    def is_on(self) -> bool:
+        """Whether it has booted."""
+        return self._host is not None
+
+    @property
     def host(self) -> SystemdHost:
         """What runs there: commands, files, units and the journal."""
         assert self._host is not None, f"{self!r} is off"
         return self._host
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What its hosts file says now: the address of each name."""
+        lines = [line.partition("#")[0].split() for line in self.host.read("/etc/hosts").decode().splitlines()]
+        return {name: address for address, *names in filter(None, lines) for name in names}
+
+    @property
+    def is_standby(self) -> bool:
+        """Whether its PostgreSQL is in recovery."""
+        with self._lab.connect(self) as session:
+            return session.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What its agent says of itself."""
+        return control.ask(str(self.host.root / "run/resolver-agent" / control.SOCKET_NAME), "status")
+
+    def resolve(self, name: str) -> list[str]:
+        """Return the addresses that a name has there by the word of the C library."""
+        found = self.host.run("sh", "-c", 'getent ahostsv4 "$1" || :', "sh", name)
+        return list(dict.fromkeys(line.split()[0] for line in found.splitlines()))
+
+    def wait_for_names(self, names: Mapping[str, str], *, timeout_s: float = 30) -> None:
+        """Wait until its hosts file leads these names to these addresses."""
+        deadline = time.monotonic() + timeout_s
+        while not names.items() <= (seen := self.names).items():
+            assert time.monotonic() < deadline, f"on {self!r} the names are {seen}, not {dict(names)}"
+            time.sleep(_POLL_S)
 
     def boot(self) -> None:
         """Switch it on, and wait until all that starts at boot has started."""
@@ -93,19 +131,6 @@ class Node:
         settings = [f"{key}={value}" for key, value in layers.PIP.items()]
         return self.host.run("env", *settings, "bash", str(path), *arguments, timeout_s=_DEADLINE_S)
 
-    @property
-    def is_standby(self) -> bool:
-        """Whether its PostgreSQL is in recovery."""
-        with self._lab.connect(self) as session:
-            row = session.execute("SELECT pg_is_in_recovery()").fetchone()
-            assert row is not None
-            return bool(row[0])
-
-    def status(self) -> dict[str, Any]:
-        """Return what its agent says of itself."""
-        said = self.host.run("sh", "-c", "resolver-agent status --json || [ $? = 1 ]")
-        return dict(json.loads(said))
-
 
 class Lab:
     """A cluster of six nodes; a context manager.
@@ -116,6 +141,7 @@ class Lab:
 
     Attributes:
         nodes: by name.
+        groups: the nodes behind each name in pg_dist_node.
         citus: whether it has Citus.
         ground: its network and its disks.
         checkout: the sources that it is made of, a copy that a test may change.
@@ -128,6 +154,9 @@ class Lab:
             name: Node(name, address, group=group, lab=self)
             for group, members in self._plan["names"].items()
             for name, address in members.items()
+        }
+        self.groups = {
+            group: [node for node in self.nodes.values() if node.group == group] for group in self._plan["names"]
         }
         self.citus = citus and (_POSTGRES[1] / "extension/citus.control").exists()
 
@@ -148,31 +177,37 @@ class Lab:
                 (disk / "etc/hostname").write_text(f"{node.name}\n")
                 network_file = disk / "etc/systemd/network/10-lab.network"
                 network_file.write_text(_NETWORK.format(address=f"{node.address}/{prefix}"))
-            self.at_once(lambda node: node.boot(), self.nodes.values())
-            self.provision()
+            try:
+                self.at_once(lambda node: node.boot(), self.nodes.values())
+                self.provision()
+            except Exception as error:
+                raise RuntimeError(f"the lab did not come up; its journals are in {self.save_journals()}") from error
             self._closing = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
-    def provision(self) -> dict[str, str]:
-        """Run the scripts, as Vagrant does, and return what they print, by node."""
+    def provision(self) -> list[str]:
+        """Run the scripts, as Vagrant does when all are up, and return what they print."""
         said = self.at_once(lambda node: node.provision("configure.sh", node.name), self.nodes.values())
-        last = list(self.nodes.values())[-1]
-        return dict(zip(self.nodes, said, strict=True)) | {"cluster": last.provision("cluster.sh", str(_DEADLINE_S))}
+        *_, last = self.nodes.values()
+        return [*said, last.provision("cluster.sh", str(_DEADLINE_S))]
 
     def primary(self, group: str) -> Node:
         """Return the node of a group that takes writes."""
-        return next(node for node in self.group(group) if not node.is_standby)
+        return next(node for node in self.groups[group] if node.is_on and not node.is_standby)
 
     def standby(self, group: str) -> Node:
-        """Return the node of a group that is in recovery."""
-        return next(node for node in self.group(group) if node.is_standby)
+        """Return the first node of a group that is in recovery."""
+        return next(node for node in self.groups[group] if node.is_on and node.is_standby)
 
-    def group(self, name: str) -> list[Node]:
-        """Return the nodes behind a name."""
-        return [node for node in self.nodes.values() if node.group == name]
+    def wait_until_well(self, *, timeout_s: float = 60) -> None:
+        """Wait until no agent has an alert."""
+        deadline = time.monotonic() + timeout_s
+        while alerts := {name: found for name, node in self.nodes.items() if (found := node.status["alerts"])}:
+            assert time.monotonic() < deadline, alerts
+            time.sleep(_POLL_S)
 
     def connect(self, node: Node, **keywords: Any) -> psycopg.Connection:
         """Open a session on a node as the lab's user, from outside; in autocommit mode."""
@@ -220,13 +255,14 @@ class Lab:
         """Do something to all of these nodes side by side."""
         return list(self._threads.map(do, nodes))
 
-    def save_journals(self, folder: Path) -> None:
-        """Write the journals of all nodes, of all boots, to a folder."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def save_journals(self) -> Path:
+        """Write the journals of all nodes, of all their boots, to a new folder, and return its path."""
+        folder = Path(tempfile.mkdtemp(prefix="lab-journals-"))
         for node in self.nodes.values():
             journal = f"--directory=/mnt/{node.name}/root/var/log/journal"
             said = self.ground.run("journalctl", journal, "--output=short-precise", "--no-pager")
             (folder / f"{node.name}.log").write_text(said)
+        return folder
 
     def _end(self) -> None:
         for node in self.nodes.values():

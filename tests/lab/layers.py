@@ -68,21 +68,25 @@ def installed() -> tuple[list[Path], Path]:
     return [layer, base], wheels
 
 
-def install(upper: Path, lower: Sequence[Path], *, wheels: Path, checkout: Path) -> None:
-    """Run ``install.sh`` on a tree of these lower folders, and have what it changes in an upper one."""
-    _run_in(upper, lower, wheels, checkout, "bash", str(SOURCES / "vagrant/provision/install.sh"))
+def install(upper: Path, lower: Sequence[Path], *, wheels: Path, checkout: Path = CHECKOUT) -> str:
+    """Run ``install.sh`` on a tree of these lower folders, have its changes in an upper one, and return what it says.
+
+    Raises:
+        RuntimeError: it failed; with all of its output.
+    """
+    return _run_in(upper, lower, wheels, checkout, "bash", str(SOURCES / "vagrant/provision/install.sh"))
 
 
 def _install(upper: Path, base: Path, wheels: Path) -> None:
-    install(upper, [base], wheels=wheels, checkout=CHECKOUT)
+    install(upper, [base], wheels=wheels)
     _run_in(upper, [base], wheels, CHECKOUT, "sh", "-ec", _BESIDES)
 
 
-def _run_in(upper: Path, lower: Sequence[Path], wheels: Path, checkout: Path, *command: str) -> None:
+def _run_in(upper: Path, lower: Sequence[Path], wheels: Path, checkout: Path, *command: str) -> str:
     upper.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=upper.parent) as work:
         folders = (":".join(map(str, lower)), upper, work, wheels, checkout)
-        _run(
+        return _run(
             *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"),
             *("sh", "-ec", _ENTER, "sh", *map(str, folders)),
             *command,
@@ -116,7 +120,7 @@ def _digest(*words: str) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
 
 
-def _run(*command: str, environment: dict[str, str] | None = None) -> None:
+def _run(*command: str, environment: dict[str, str] | None = None) -> str:
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -128,3 +132,4 @@ def _run(*command: str, environment: dict[str, str] | None = None) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[:4])} … exited with {done.returncode}:\n{done.stdout}")
+    return done.stdout

@@ -1,0 +1,81 @@
+"""The lab comes up as a cluster that works, by the scripts that Vagrant runs."""
+
+from __future__ import annotations
+
+import select
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+if TYPE_CHECKING:
+    from tests.lab.lab import Lab
+
+UNITS = ("patroni.service", "resolver-agent.service", "resolver-agent.socket")
+
+
+def test_names_and_roles(lab: Lab) -> None:
+    """Every group has a primary and a standby, and every node's names lead to nodes of its own role."""
+    primaries = {group: lab.primary(group) for group in lab.groups}
+    standbys = {group: lab.standby(group) for group in lab.groups}
+    for node in lab.nodes.values():
+        wanted = primaries if node is primaries[node.group] else standbys
+        names = {group: one.address for group, one in wanted.items()} | {node.group: node.address}
+        assert names.items() <= node.names.items()
+        assert {name: node.resolve(name) for name in names} == {name: [address] for name, address in names.items()}
+
+
+def test_standbys_serve_the_standby(lab: Lab) -> None:
+    """A read through the coordinator's standby is served by worker standbys alone, one through its primary by none."""
+    workers = ("wk1", "wk2")
+    assert lab.serving(lab.standby("cn")) == {lab.standby(group).name: True for group in workers}
+    assert lab.serving(lab.primary("cn")) == {lab.primary(group).name: False for group in workers}
+    with lab.connect(lab.standby("cn")) as session:
+        assert session.execute("SELECT count(*), sum(balance) FROM accounts").fetchall() == [(1000, 100_000)]
+
+
+def test_nothing_is_wrong(lab: Lab) -> None:
+    """No agent has an alert, doctor finds nothing, and Patroni and systemd accept what they were given."""
+    assert {name: node.status["alerts"] for name, node in lab.nodes.items()} == {name: [] for name in lab.nodes}
+    for node in (lab.primary("cn"), lab.standby("cn"), lab.standby("wk1")):
+        assert node.host.run("resolver-agent", "doctor") == "nothing is wrong here\n"
+    validate = ("/opt/patroni/bin/patroni", "--validate-config", "--ignore-listen-port", "/etc/patroni.yml")
+    assert node.host.run(*validate) == ""
+    assert node.host.run("systemd-analyze", "verify", "--man=no", *UNITS) == ""
+    assert node.host.run("systemctl", "is-system-running") == "running\n"
+
+
+def test_provisioned_again(lab: Lab) -> None:
+    """The scripts change nothing when they are run again, and say so."""
+    said = [*lab.at_once(lambda node: node.provision("install.sh"), lab.nodes.values()), *lab.provision()]
+    assert [each.splitlines()[-1].rpartition(": ")[2] for each in said] == ["done, nothing changed"] * len(said)
+    assert "changed: " not in "".join(said)
+
+
+def test_network_is_cut_and_mended(lab: Lab) -> None:
+    """Two nodes that are cut off from each other hear nothing, not even a refusal; the others are heard."""
+    one, two = lab.primary("cn"), lab.standby("cn")
+    other = lab.primary("wk1")
+    knock = ("timeout", "1", "bash", "-c", f"exec 3<>/dev/tcp/{other.address}/5432")
+    lab.cut(one, other)
+    with pytest.raises(RuntimeError, match="exited with 124"):
+        one.host.run(*knock)
+    two.host.run(*knock)
+    lab.mend(one, other)
+    one.host.run(*knock)
+
+
+def test_power_is_lost_and_back(lab: Lab) -> None:
+    """A node that loses its power does not say so; booted again, it serves as it did."""
+    standby, coordinator = lab.standby("wk1"), lab.standby("cn")
+    mark = coordinator.host.mark()
+    with lab.connect(standby) as session:
+        standby.lose_power()
+        coordinator.host.wait_for(rf"alert: wk1 → {standby.address} \(held", after=mark)
+        assert select.select([session.fileno()], [], [], 0)[0] == []
+    with pytest.raises(psycopg.errors.ConnectionTimeout):
+        lab.connect(standby, connect_timeout=2)
+
+    standby.boot()
+    lab.wait_until_well()
+    assert lab.serving(coordinator)[standby.name]
