@@ -280,4 +280,5 @@ def _words(error: Exception) -> str:
         return " ".join(str(error).split())
     if isinstance(error, psycopg.errors.InsufficientPrivilege) and not error.diag.context:
         return f"{error.diag.message_primary}: run systemd/role.sql in this database, on this group's primary"
-    return _text(error.diag).replace("\n", ", ")
+    parts = (error.diag.message_primary, error.diag.context)
+    return ", ".join(part.splitlines()[0] for part in parts if part)  # what libpq says further is a guess

@@ -318,8 +318,9 @@ def test_a_node_that_does_not_answer(citus: Citus) -> None:
         ("RAISE WARNING 'must be superuser';", "rolled back: Citus warned: must be superuser PL/pgSQL function"),
         (UNREACHED, "rolled back: wk1:5432 answered only now and then"),
         ("RAISE EXCEPTION 'out of luck';", "out of luck, PL/pgSQL function"),
+        ("RAISE EXCEPTION E'it hung up\\n\\tThis probably means a lot';", "it hung up, PL/pgSQL function"),
     ],
-    ids=["a warning", "a warning of a node that answers", "an error"],
+    ids=["a warning", "a warning of a node that answers", "an error", "an error of several lines"],
 )
 def test_what_citus_says_counts(citus: Citus, script: str, words: str) -> None:
     """A warning is a failure as much as an error is."""
