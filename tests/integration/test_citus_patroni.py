@@ -281,19 +281,22 @@ def test_a_shard_move_is_broken_off(cluster: CitusPatroniCluster, mode: str, hap
     if coordinator is cn1:
         cluster.start_agent(cn1)  # which cleans up now, not within a minute
     cluster.agents[coordinator.name].wait_for_line(r" [1-9]\d* orphaned resources cleaned up", timeout_s=30)
+    wait_for_nothing_left(cluster)
     total = 40_400 if mode == "force_logical" else 40_000
-    assert left(cluster) == {}
     assert cluster.run_sql(coordinator, SUM) == [(total,)]
     cluster.connect(coordinator, options=MOVER).execute(move)
     assert cluster.run_sql(coordinator, SUM) == [(total,)]
 
 
-def left(cluster: CitusPatroniCluster) -> dict[tuple[str, str], list[tuple[Any, ...]]]:
-    """Return what moves have left on each machine that runs."""
-    found = {
-        (machine.name, what): cluster.run_sql(machine, query)
+def wait_for_nothing_left(cluster: CitusPatroniCluster) -> None:
+    """Wait until no machine that runs has anything left of a move; what was in use is cleaned up a minute later."""
+    deadline = time.monotonic() + 90
+    while left := {
+        (machine.name, what): rows
         for machine in cluster.machines.values()
         if machine.server.is_running
         for what, query in LEFT.items()
-    }
-    return {where: rows for where, rows in found.items() if rows}
+        if (rows := cluster.run_sql(machine, query))
+    }:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
