@@ -130,7 +130,7 @@ class Agent:
                 due = boottime() + self._config.timeout_s
             if boottime() <= due:  # a look that gets on is alive, one that does not is for the watchdog to end
                 self._notifier.watchdog()
-            await self._news_within(self._patience_s(_SHORT_LOOK_S))
+            await self._outlook.news_within(self._patience_s(_SHORT_LOOK_S))
             self._outlook.check()
         first = decide(self._outlook.config, self._outlook.observations(), self._decision, boottime())
         await self._outlook.ask_patroni(first, within_s=min(self._config.timeout_s, _SHORT_LOOK_S))
@@ -168,7 +168,7 @@ class Agent:
     async def _pause(self) -> None:
         """Wait for news, for the time at which the decision may change by itself, or for the file to change."""
         due = min(self._decision.recheck_at, boottime() + self._patience_s(self._config.interval_s))
-        await self._news_within(max(0.0, due - boottime()))
+        await self._outlook.news_within(max(0.0, due - boottime()))
 
     def _look_at_file(self) -> None:
         if self._block.disturbed():
@@ -177,13 +177,6 @@ class Agent:
     def _patience_s(self, seconds: float) -> float:
         """Return ``seconds``, or less where the watchdog wants to hear sooner."""
         return min(seconds, self._notifier.watchdog_s / 2) if self._notifier.watchdog_s else seconds
-
-    async def _news_within(self, seconds: float) -> bool:
-        try:
-            await asyncio.wait_for(self._outlook.changed.wait(), seconds)
-        except (asyncio.TimeoutError, TimeoutError):
-            return False
-        return True
 
     def _alerts(self) -> list[Alert]:
         return [

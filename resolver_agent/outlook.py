@@ -6,7 +6,6 @@ Observations come out of it, for routing to decide on. ``run`` and ``once`` look
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 from typing import TYPE_CHECKING
@@ -150,13 +149,20 @@ class Outlook:
         self._patroni.own(self.own.values())
         self._patroni.hurry([name for name, state in decision.groups.items() if state.view and state.view.split])
 
+    async def news_within(self, seconds: float) -> None:
+        """Wait for news, or until the time is up."""
+        news = asyncio.ensure_future(self.changed.wait())
+        try:
+            await asyncio.wait({news}, timeout=seconds)  # wait_for() may swallow a cancellation (before Python 3.12)
+        finally:
+            news.cancel()
+
     async def look(self) -> None:
         """Wait until every server was asked, and every Patroni who is a member; those have answered, or failed to."""
         while not (self.asked_all and self.heard_all):
             self.changed.clear()
             self.check()
-            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self.changed.wait(), _LOOK_AGAIN_S)
+            await self.news_within(_LOOK_AGAIN_S)
 
     async def ask_patroni(self, decision: Decision, *, within_s: float) -> None:
         """Learn whether the local Patroni holds the leader lock, if it says so in time."""
