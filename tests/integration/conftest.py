@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -38,6 +39,14 @@ class Group:
     nodes: tuple[Postgres, ...]
     primary: Postgres
     standby: Postgres
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals() -> None:
+    """Have children end by the signals that ours may ignore, as it does when it was started in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
