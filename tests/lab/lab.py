@@ -7,7 +7,6 @@ systemd-container and nftables.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _DEADLINE_S = 120
 _POLL_S = 0.01
-_SOURCES = ("README.md", "pyproject.toml", "resolver_agent", "systemd", "vagrant")
 _POSTGRES = (Path("/usr/lib/postgresql/15"), Path("/usr/share/postgresql/15"))
 _NETWORK = """\
 [Match]
@@ -135,7 +133,7 @@ class Node:
 class Lab:
     """A cluster of six nodes; a context manager.
 
-    PostgreSQL runs under Patroni with etcd on one of them, an agent on each, and there is a table ``accounts`` of which
+    PostgreSQL runs under Patroni with etcd on some, an agent on each, and there is a table ``accounts`` of which
     the rows are on the workers. It is distributed by Citus where this machine's PostgreSQL has that; elsewhere the
     coordinator reaches the workers by postgres_fdw, by the same names.
 
@@ -147,8 +145,9 @@ class Lab:
         checkout: the sources that it is made of, a copy that a test may change.
     """
 
-    def __init__(self, *, citus: bool = True) -> None:
+    def __init__(self, *, citus: bool = True, etcd_nodes: int = 1) -> None:
         """Plan it; without ``citus`` there is none even where this machine has it."""
+        self._etcd_nodes = etcd_nodes
         self._plan = yaml.safe_load((CHECKOUT / "vagrant/lab.yml").read_text())
         self.nodes = {
             name: Node(name, address, group=group, lab=self)
@@ -169,7 +168,7 @@ class Lab:
             self._starter = stack.enter_context(ThreadPoolExecutor(1))
             self.ground = stack.enter_context(Ground(f"{network.rpartition('.')[0]}.1/{prefix}"))
             stack.callback(self._end)
-            self.checkout = _copy_sources(self.ground.folder / "checkout")
+            self.checkout = layers.copy_checkout(self.ground.folder / "checkout")
             installed = self.ground.folder / "installed"
             layers.install(installed, lower, wheels=self._wheels, checkout=self.checkout)
             for node in self.nodes.values():
@@ -190,7 +189,11 @@ class Lab:
 
     def provision(self) -> list[str]:
         """Run the scripts, as Vagrant does when all are up, and return what they print."""
-        said = self.at_once(lambda node: node.provision("configure.sh", node.name), self.nodes.values())
+
+        def configure(node: Node) -> str:
+            return node.provision("configure.sh", node.name, str(self._etcd_nodes))
+
+        said = self.at_once(configure, self.nodes.values())
         *_, last = self.nodes.values()
         return [*said, last.provision("cluster.sh", str(_DEADLINE_S))]
 
@@ -267,14 +270,3 @@ class Lab:
     def _end(self) -> None:
         for node in self.nodes.values():
             node.lose_power()
-
-
-def _copy_sources(folder: Path) -> Path:
-    folder.mkdir()
-    for name in _SOURCES:
-        source = CHECKOUT / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".vagrant"))
-        else:
-            shutil.copy(source, folder)
-    return folder

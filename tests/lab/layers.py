@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -68,7 +69,19 @@ def installed() -> tuple[list[Path], Path]:
     return [layer, base], wheels
 
 
-def install(upper: Path, lower: Sequence[Path], *, wheels: Path, checkout: Path = CHECKOUT) -> str:
+def copy_checkout(folder: Path) -> Path:
+    """Copy what provisioning takes from this checkout into a new folder, so that it stays as it is; and return that."""
+    folder.mkdir()
+    for name in ("README.md", "pyproject.toml", "resolver_agent", "systemd", "vagrant"):
+        source = CHECKOUT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".vagrant"))
+        else:
+            shutil.copy(source, folder)
+    return folder
+
+
+def install(upper: Path, lower: Sequence[Path], *, wheels: Path, checkout: Path) -> str:
     """Run ``install.sh`` on a tree of these lower folders, have its changes in an upper one, and return what it says.
 
     Raises:
@@ -78,7 +91,7 @@ def install(upper: Path, lower: Sequence[Path], *, wheels: Path, checkout: Path 
 
 
 def _install(upper: Path, base: Path, wheels: Path) -> None:
-    install(upper, [base], wheels=wheels)
+    install(upper, [base], wheels=wheels, checkout=CHECKOUT)
     _run_in(upper, [base], wheels, CHECKOUT, "sh", "-ec", _BESIDES)
 
 

@@ -54,6 +54,7 @@ REPOSITORIES
         # First what HTTPS needs: the box's certificates are too old for the archives'.
         lab_yum --enablerepo=lab-os,lab-updates update ca-certificates curl nss openssl
         lab_yum --enablerepo='lab-*' install "${missing[@]}"
+        rpm --query "${missing[@]}"  # yum is content when it found but one of them
         changed "packages: ${missing[*]}"
     fi
     if systemctl is-active --quiet firewalld; then
@@ -75,7 +76,7 @@ install_python() {
             tar -xz -C "${uv%/*}" --strip-components=1
         changed "$uv"
     fi
-    if ! "$uv" python find --quiet --no-project --managed-python "$python_version" >/dev/null; then
+    if ! "$uv" python find --no-project --managed-python "$python_version" &>/dev/null; then
         "$uv" python install --no-bin "$python_version"
         changed "Python $python_version in $UV_PYTHON_INSTALL_DIR"
     fi

@@ -5,7 +5,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 patience_s=${1:-900}
 port='' database='' password='' names=()
-declare -A hosts=()
+declare -A hosts=() primary=()
 # shellcheck source=/dev/null
 . /etc/resolver-agent-lab.sh
 export PGPASSWORD=$password PGCONNECT_TIMEOUT=5 PGOPTIONS='-c client_min_messages=warning'
@@ -17,15 +17,10 @@ sql() {
         --dbname="host=$1 dbname=$2 port=$port user=postgres" "${@:3}"
 }
 
-# sql_primary NAME DATABASE OPTION... does that on the host behind a name that takes writes.
-sql_primary() {
-    sql "${hosts[$1]}" "$2 target_session_attrs=read-write" "${@:3}"
-}
-
-# change NAME DATABASE OPTION... likewise; what it prints is what it changed.
+# change NAME DATABASE OPTION... does that on the primary behind a name; what it prints is what it changed.
 change() {
     local said
-    said=$(sql_primary "$@")
+    said=$(sql "${primary[$1]}" "${@:2}")
     [[ -z $said ]] || changed "$1, $2: ${said//$'\n'/, }"
 }
 
@@ -51,9 +46,11 @@ fit() {
 for name in "${names[@]}"; do
     step "$name has a primary, and standbys that stream from it"
     commas=${hosts[$name]//[!,]/}
-    wait_for sql_primary "$name" postgres --command="
+    writable="postgres target_session_attrs=read-write"
+    wait_for sql "${hosts[$name]}" "$writable" --command="
         SELECT count(*) = ${#commas} FROM pg_stat_replication
         WHERE state = 'streaming' AND application_name <> 'pg_basebackup'"
+    primary[$name]=$(sql "${hosts[$name]}" "$writable" --command='SELECT host(inet_server_addr())')
 done
 
 stamp="role.sql $(sha256sum <"$here/../../systemd/role.sql" | cut -c 1-16)"

@@ -25,7 +25,7 @@ serve() {
 
 step 'files'
 home=$(getent passwd postgres | cut -d: -f6)
-release=$("$postgres_bin/postgres" --version | grep -oE '[0-9]+' | head -n 1)
+release=$("$postgres_bin/postgres" --version | sed -E 's/[^0-9]*([0-9]+).*/\1/')
 options=(--etcd-nodes "$etcd_nodes" --bin-dir "$postgres_bin" --home "$home" --release "$release")
 [[ ! -e $postgres_extensions/citus.control ]] || options+=(--citus)
 rendered=$(mktemp -d)
