@@ -100,7 +100,7 @@ def test_an_early_end_leaves_nothing_behind(
 )
 def test_what_does_not_happen_is_named(agent: str, fault: str, state: str, capfd: pytest.CaptureFixture[str]) -> None:
     """A step whose outcome does not come ends the demonstration, with what was expected and what the agents said."""
-    assert demo.main(["sh", "-c", agent, sys.executable], deadline_s=2) == 1
+    assert demo.main(["sh", "-c", agent, sys.executable], deadline_s=6) == 1
     output, errors = capfd.readouterr()
     assert errors.startswith(f"resolver-agent demo: {fault}")
     assert re.search(state, errors)
