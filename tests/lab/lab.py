@@ -111,7 +111,7 @@ class Node:
     def lose_power(self) -> None:
         """Switch it off at one blow: nobody hears of it, and nothing is closed or written any more."""
         if self._container is not None:
-            if self._host is not None:
+            if self._host is not None and self._container.runs:
                 self._lab.ground.unplug(self.name)
             self._container.kill()
         self._host = self._container = None
@@ -133,8 +133,8 @@ class Node:
 class Lab:
     """A cluster of six nodes; a context manager.
 
-    PostgreSQL runs under Patroni with etcd on some, an agent on each, and there is a table ``accounts`` of which
-    the rows are on the workers. It is distributed by Citus where this machine's PostgreSQL has that; elsewhere the
+    PostgreSQL runs under Patroni, with an agent on each. There is a table ``accounts``, whose rows are on workers, and
+    a view ``serving`` of who reads them. Citus distributes it where this machine's PostgreSQL has that; elsewhere the
     coordinator reaches the workers by postgres_fdw, by the same names.
 
     Attributes:
@@ -167,7 +167,8 @@ class Lab:
             # All containers are started by one thread, as they end with the one that started them.
             self._starter = stack.enter_context(ThreadPoolExecutor(1))
             self.ground = stack.enter_context(Ground(f"{network.rpartition('.')[0]}.1/{prefix}"))
-            stack.callback(self._end)
+            for node in self.nodes.values():
+                stack.callback(node.lose_power)
             self.checkout = layers.copy_checkout(self.ground.folder / "checkout")
             installed = self.ground.folder / "installed"
             layers.install(installed, lower, wheels=self._wheels, checkout=self.checkout)
@@ -266,7 +267,3 @@ class Lab:
             said = self.ground.run("journalctl", journal, "--output=short-precise", "--no-pager")
             (folder / f"{node.name}.log").write_text(said)
         return folder
-
-    def _end(self) -> None:
-        for node in self.nodes.values():
-            node.lose_power()
