@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import tenacity
 
 from resolver_agent.model import Kind, Node, NodeState, Observation, Role
-from resolver_agent.pacing import UNSETTLED_S, TokenBucket, Turnstile, unsettled_delay_s
+from resolver_agent.pacing import UNSETTLED_S, Bell, TokenBucket, Turnstile, unsettled_delay_s
 from resolver_agent.probe import NOT_SERVING, Prober, boottime
 
 if TYPE_CHECKING:
@@ -168,23 +168,20 @@ class _Watcher:
         self._opening = opening
         self._changed = changed
         self._lost: asyncio.TimerHandle | None = None
-        self._woken = False
-        self._alarm: asyncio.Future[None] | None = None
+        self._bell = Bell()
         self._prober.on_loss = self._lose
         self.task = asyncio.get_running_loop().create_task(self._run())
 
     def wake(self) -> None:
         """Ask now, and once more if the server is just being asked: that answer may be older than the reason to."""
-        self._woken = True
-        if self._alarm is not None and not self._alarm.done():
-            self._alarm.set_result(None)
+        self._bell.ring()
 
     async def _run(self) -> None:
         coming_back = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_result(lambda seen: seen is None or seen.kind not in _ROLES),
             wait=tenacity.wait_random_exponential(multiplier=UNSETTLED_S, max=self._interval_s),
             before_sleep=self._take_failure,
-            sleep=self._sleep,
+            sleep=self._bell.wait,
         )
         try:
             while True:
@@ -192,7 +189,7 @@ class _Watcher:
                 if seen is not None:
                     self._take(seen)
                 if self._prober.connected:
-                    await self._sleep(self._delay_s())
+                    await self._bell.wait(self._delay_s())
         finally:
             if self._lost is not None:
                 self._lost.cancel()
@@ -214,18 +211,6 @@ class _Watcher:
 
     def _delay_s(self) -> float:
         return min([self._interval_s, *(circle.delay_s(self._interval_s) for circle in self.circles)])
-
-    async def _sleep(self, seconds: float) -> None:
-        """Wait so long, or until woken."""
-        if not self._woken:
-            loop = asyncio.get_running_loop()
-            self._alarm = loop.create_future()
-            timer = loop.call_later(seconds, self.wake)
-            try:
-                await self._alarm
-            finally:
-                timer.cancel()
-        self._woken = False
 
     def _lose(self) -> None:
         """The connection died. Whether the server did too shows at once, by connecting again."""

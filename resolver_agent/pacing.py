@@ -1,4 +1,4 @@
-"""How often to probe: values and one token bucket. When a probe is due is the monitor's to wait for."""
+"""How often to ask, and whose turn it is: values, and things to wait for. What is asked is the watchers' to know."""
 
 from __future__ import annotations
 
@@ -21,6 +21,32 @@ def unsettled_delay_s(age_s: float, *, interval_s: float) -> float:
     """Return the seconds until the next probe of a group that has been unsettled for ``age_s`` seconds."""
     doublings = max(0.0, age_s - _HASTE_S) / 10
     return min(interval_s, UNSETTLED_S * 2 ** min(doublings, 16))
+
+
+class Bell:
+    """Lets one task wait for a while, or until it is rung."""
+
+    def __init__(self) -> None:
+        self._rung = False
+        self._waiting: asyncio.Future[None] | None = None
+
+    def ring(self) -> None:
+        """End the wait, or the next one where nobody waits."""
+        self._rung = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for so long, or until the bell is rung."""
+        if not self._rung:
+            loop = asyncio.get_running_loop()
+            self._waiting = loop.create_future()
+            timer = loop.call_later(seconds, self.ring)
+            try:
+                await self._waiting
+            finally:
+                timer.cancel()
+        self._rung = False
 
 
 class TokenBucket:

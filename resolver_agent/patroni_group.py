@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resolver_agent.model import Alert, PatroniWord
-from resolver_agent.patroni_node import Bell
+from resolver_agent.pacing import Bell
 from resolver_agent.patroni_rest import ApiError, read_members
 from resolver_agent.patroni_word import Member, Placement, find_scope, find_word, remember, scope_alerts
 from resolver_agent.probe import boottime

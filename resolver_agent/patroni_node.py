@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from resolver_agent import background, patroni_rest
+from resolver_agent.pacing import Bell
 from resolver_agent.patroni_rest import ApiError
 from resolver_agent.patroni_word import Answer
 from resolver_agent.probe import boottime
@@ -21,27 +22,6 @@ if TYPE_CHECKING:
     from resolver_agent.patroni_rest import Fetch, Reply
 
 _T = TypeVar("_T")
-
-
-class Bell:
-    """Lets one task wait for a while, or until it is rung."""
-
-    def __init__(self) -> None:
-        self._rung = False
-        self._waiting: asyncio.Future[None] | None = None
-
-    def ring(self) -> None:
-        """End the wait, or the next one where nobody waits."""
-        self._rung = True
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
-
-    async def wait(self, seconds: float) -> None:
-        """Wait for so long, or until the bell is rung."""
-        if not self._rung:
-            self._waiting = asyncio.get_running_loop().create_future()
-            await asyncio.wait({self._waiting}, timeout=seconds)  # wait_for() may swallow a cancellation (before 3.12)
-        self._rung = False
 
 
 class NodeApi:
