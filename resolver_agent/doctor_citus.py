@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 _EVERYWHERE = {"*", "0.0.0.0", "::", "localhost", "127.0.0.1", "::1"}  # noqa: S104 -- compared with, not bound to
 _HOST = {"host", "hostaddr"}
-_FIRST_WITH_GRANT = 150000
 _LOCAL_HOSTNAME = "citus.local_hostname"
 _RIGHT = (
     ("citus.recover_2pc_interval", "-1", "Citus' own 2PC recovery takes a standby's word for a primary's"),
@@ -121,7 +120,7 @@ def _conninfo(facts: Facts, server: Server) -> Iterator[Finding]:
 def _privileges(server: Server) -> Iterator[Finding]:
     """Yield what the agent's login lacks."""
     if not (server.may_alter and server.may_reload):
-        if server.version >= _FIRST_WITH_GRANT or not server.may_reload:
+        if server.version >= flush.FIRST_WITH_GRANT or not server.may_reload:
             mend = _ROLE_SQL.format("postgres")
         else:
             mend = "before PostgreSQL 15 a superuser's login under `local`: systemd/role.sql says how"

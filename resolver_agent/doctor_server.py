@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg.rows import class_row
 
-from resolver_agent import citus, flush
+from resolver_agent import citus, flush, recovery
 from resolver_agent.doctor_model import Database, Row, Server, Setting, Unknown
 from resolver_agent.probe import connect_failure
 
 if TYPE_CHECKING:
     from resolver_agent.config import Config
 
-_FLUSH = "resolver_agent.node_conninfo"
-_READ = "SELECT * FROM resolver_agent.node_conninfo()"
-_FUNCTIONS = ["node_conninfo", "reached", "recover_prepared_transactions", "cleanup_orphaned_resources"]
+_FUNCTIONS = [flush.FUNCTION, *recovery.FUNCTIONS]
 _SERVER_SETTINGS = ["allow_alter_system", "listen_addresses", "max_prepared_transactions"]
 _CITUS_SETTINGS = [
     "citus.defer_shard_delete_interval",
@@ -37,7 +35,6 @@ _LOGIN_SINCE_15 = """
 SELECT current_user, has_function_privilege('pg_reload_conf()', 'EXECUTE'),
        has_parameter_privilege('citus.node_conninfo', 'ALTER SYSTEM')
 """
-_FIRST_WITH_GRANT = 150000
 
 # A parameter's file and line are for superusers and members of pg_read_all_settings; its source is for everybody.
 _SETTINGS = """
@@ -59,13 +56,14 @@ SELECT nodeid AS node_id, groupid AS group_id, nodename AS name, nodeport AS por
   FROM pg_dist_node ORDER BY groupid, nodeid
 """
 _FAULTS = """
-SELECT format('resolver_agent.%%s() %%s', wanted,
+SELECT format('%%s() %%s', wanted,
               CASE WHEN f.oid IS NULL THEN 'does not exist'
                    WHEN NOT owner.rolsuper THEN 'does not belong to a superuser'
                    ELSE 'must not be called by role ' || current_user END)
   FROM unnest(%s::text[]) AS wanted
   LEFT JOIN (pg_proc AS f JOIN pg_namespace AS n ON n.oid = pronamespace AND nspname = 'resolver_agent'
-             JOIN pg_roles AS owner ON owner.oid = proowner) ON proname = wanted AND pronargs = 0
+             JOIN pg_roles AS owner ON owner.oid = proowner)
+         ON 'resolver_agent.' || proname = wanted AND pronargs = 0
  WHERE f.oid IS NULL OR NOT owner.rolsuper
        OR NOT (has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(f.oid, 'EXECUTE'))
 """
@@ -77,7 +75,7 @@ def ask(settings: Config) -> Server | Unknown:
         found = citus.databases(settings)
         with citus.session(settings, limit_s=settings.timeout_s) as connection:
             version = connection.info.server_version
-            login = _LOGIN_SINCE_15 if version >= _FIRST_WITH_GRANT else _LOGIN
+            login = _LOGIN_SINCE_15 if version >= flush.FIRST_WITH_GRANT else _LOGIN
             [(user, may_reload, may_alter)] = connection.execute(login)
             return Server(
                 version=version,
@@ -120,14 +118,13 @@ def _settings(connection: psycopg.Connection, names: list[str]) -> dict[str, Set
 
 def _conninfo(connection: psycopg.Connection) -> flush.Setting | Unknown:
     """Return where ``citus.node_conninfo`` comes from, which only a superuser, or a function of one, may know."""
-    fault = citus.fault_of(connection, _FLUSH)
+    fault = citus.fault_of(connection, flush.FUNCTION)
     if fault is not None:
         return Unknown(fault)
     try:
-        [setting] = connection.cursor(row_factory=class_row(flush.Setting)).execute(_READ)
+        return flush.read_setting(connection)
     except psycopg.Error as error:
         return Unknown(_words(error))
-    return setting
 
 
 def _os_user(connection: psycopg.Connection) -> str | None:

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
     from resolver_agent.config import Config
 
-_FUNCTION = "resolver_agent.node_conninfo"
+FUNCTION = "resolver_agent.node_conninfo"
+"""Tells where the value comes from; only a superuser, or a function of one, may know."""
+
 _ASK = sql.SQL("SELECT * FROM resolver_agent.node_conninfo()")
 # Any role may read this one, so it tells whether Citus is loaded where the function is missing.
 _CITUS_IS_LOADED = "SELECT current_setting('citus.shard_count', true) IS NOT NULL"
@@ -41,7 +43,8 @@ _RELOAD = sql.SQL("SELECT pg_reload_conf()")
 
 _CONFIRM_S = 1.0
 _POLL_S = 0.01
-_FIRST_WITH_GRANT = 150000
+FIRST_WITH_GRANT = 150000
+"""The PostgreSQL since which ALTER SYSTEM can be granted for one parameter."""
 
 STAMP_BITS = 30
 _OURS = re.compile(rf"(?P<base>.*)(?P<kept>[ \t])[ \t]{{{STAMP_BITS}}} ", re.DOTALL)
@@ -165,21 +168,30 @@ def _session(settings: Config) -> Iterator[psycopg.Connection]:
 
 def _mend(connection: psycopg.Connection) -> str:
     mend = "run systemd/role.sql on this group's primary"
-    if connection.info.server_version >= _FIRST_WITH_GRANT:
+    if connection.info.server_version >= FIRST_WITH_GRANT:
         return mend
     return f"{mend}, and give `local` a superuser's login, as that file says for PostgreSQL before 15"
 
 
+def read_setting(connection: psycopg.Connection) -> Setting:
+    """Return where the value of ``citus.node_conninfo`` comes from, by a function that may be called.
+
+    Raises:
+        psycopg.Error: it could not be asked.
+    """
+    [setting] = connection.cursor(row_factory=class_row(Setting)).execute(_ASK)
+    return setting
+
+
 def _read(connection: psycopg.Connection) -> Setting | None:
     """Return where the value comes from, None without Citus."""
-    fault = citus.fault_of(connection, _FUNCTION)
+    fault = citus.fault_of(connection, FUNCTION)
     if fault is not None:
         if connection.execute(_CITUS_IS_LOADED).fetchone() == (False,):
             return None
         raise FlushError(fault)
-    with connection.cursor(row_factory=class_row(Setting)) as cursor:
-        setting = cursor.execute(_ASK).fetchone()
-    if setting is None or setting.loaded is None:
+    setting = read_setting(connection)
+    if setting.loaded is None:
         return None
     if setting.faults is not None:  # then `altered` may be missing, and setting anything could hide a value
         raise FlushError(f"PostgreSQL refuses to load its configuration files: {setting.faults}")

@@ -48,11 +48,12 @@ _PATIENCE_S = 2.0
 _LOOK_S = 0.5
 """How often it is looked whether consent has gone, while Citus is at work."""
 
-_FUNCTIONS = [
+FUNCTIONS = (
     "resolver_agent.reached",
     "resolver_agent.recover_prepared_transactions",
     "resolver_agent.cleanup_orphaned_resources",
-]
+)
+"""What a pass calls, of systemd/role.sql."""
 
 _LIMITS = """
 SELECT set_config(name, value, false)
@@ -201,7 +202,7 @@ class _Pass:
         [(not_off,)] = self._ask(_NOT_OFF)
         if not_off is not None:
             raise _StoppedError(f"off: {not_off}; set both to -1 and reload, else Citus does it unguarded")
-        for function in _FUNCTIONS:
+        for function in FUNCTIONS:
             fault = citus.fault_of(self._connection, function)
             if fault is not None:
                 raise _StoppedError(f"off: {fault}")
