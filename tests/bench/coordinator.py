@@ -18,13 +18,10 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-import yaml
-
 from tests.bench.evidence import LOGGING, NamesWatch, ServerLog, statements_of
 from tests.bench.failover_table import PATRONI_KILLED, POWER_LOSS, SWITCHOVER, Failover, line, report
 from tests.bench.load import Ledger, Resident, quiet, writing
 from tests.integration.citus_cluster import why_no_citus
-from tests.integration.machine import CHECKOUT
 from tests.integration.patroni_cluster import CitusPatroniCluster
 
 if TYPE_CHECKING:
@@ -40,7 +37,6 @@ _PRIORITY = -10  # that of the systemd unit
 _RECOVERY_S = 75.0  # longer than a period of recovery, the agent's and Citus' own
 _SHOWN = 5
 _TAIL = 30
-_PROGRAM = "/usr/local/bin/resolver-agent"
 _OWN_CLOCK = {"citus.recover_2pc_interval": "60s", "citus.defer_shard_delete_interval": "15s"}  # Citus' defaults
 
 
@@ -203,21 +199,13 @@ class Bench:
     def _configure_patroni(self) -> None:
         coordinators = self._cluster.groups["cn"]
         for machine in coordinators if self._hook else []:
-            self._cluster.reconfigure(machine, postgresql={"pre_promote": self._pre_promote(machine)})
+            self._cluster.reconfigure(machine, postgresql={"pre_promote": self._cluster.hook(machine)})
         wanted = {
             "synchronous_mode": True,
             "postgresql": {"parameters": {} if self._hook else _OWN_CLOCK},
         }
         status, answer = self._cluster.rest(coordinators[0], "PATCH", "/config", wanted)
         assert status == 200, answer
-
-    def _pre_promote(self, machine: Machine) -> str:
-        snippet = yaml.safe_load((CHECKOUT / "systemd" / "patroni-pre-promote.yml").read_text())
-        line: str = snippet["postgresql"]["pre_promote"]
-        program = f"env PYTHONPATH={CHECKOUT} {sys.executable} -m resolver_agent.cli"
-        ours = f"{program} pre-promote --socket {self._cluster.control_path(machine)}"
-        assert f"{_PROGRAM} pre-promote" in line
-        return line.replace(f"{_PROGRAM} pre-promote", ours)
 
 
 def _wait(condition: Callable[[], bool], fault: str, *, timeout_s: float = 60.0) -> None:

@@ -22,7 +22,7 @@ from tests.integration.agent_process import Agent
 from tests.integration.machine import CHECKOUT, Machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from psycopg.abc import Params
     from psycopg.abc import QueryNoTemplate as Query
@@ -90,6 +90,15 @@ class Cluster:
         at_once(_reset, self.machines.values())
         self._lead()
         self._start()
+
+    @contextlib.contextmanager
+    def as_made(self) -> Iterator[None]:
+        """Have everything run as it was made, and nothing afterwards."""
+        self.restore()
+        try:
+            yield
+        finally:
+            self.down()
 
     def down(self) -> None:
         """Kill everything, and close all sessions."""

@@ -143,9 +143,8 @@ def citus_servers() -> Iterator[CitusCluster]:
 @pytest.fixture
 def citus(citus_servers: CitusCluster) -> Iterator[CitusCluster]:
     """A Citus cluster as it was made, for tests to do with as they like; they skip where there is no Citus."""
-    citus_servers.restore()
-    yield citus_servers
-    citus_servers.down()
+    with citus_servers.as_made():
+        yield citus_servers
 
 
 @pytest.fixture(scope="session")
@@ -158,9 +157,8 @@ def patroni_servers() -> Iterator[PatroniCluster]:
 @pytest.fixture
 def patroni(patroni_servers: PatroniCluster) -> Iterator[PatroniCluster]:
     """The groups ``cn`` and ``wk1`` of plain PostgreSQL under Patroni, as they were made."""
-    patroni_servers.restore()
-    yield patroni_servers
-    patroni_servers.down()
+    with patroni_servers.as_made():
+        yield patroni_servers
 
 
 @pytest.fixture(scope="session")
@@ -175,9 +173,8 @@ def citus_patroni_servers() -> Iterator[CitusPatroniCluster]:
 @pytest.fixture
 def citus_patroni(citus_patroni_servers: CitusPatroniCluster) -> Iterator[CitusPatroniCluster]:
     """A Citus cluster under Patroni as it was made; tests skip where there is no Citus."""
-    citus_patroni_servers.restore()
-    yield citus_patroni_servers
-    citus_patroni_servers.down()
+    with citus_patroni_servers.as_made():
+        yield citus_patroni_servers
 
 
 def heal(site: Site, name: str, servers: list[Postgres]) -> Group:

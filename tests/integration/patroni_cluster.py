@@ -21,7 +21,7 @@ from resolver_agent.throwaway import Postgres
 from tests.integration.citus_cluster import CitusCluster
 from tests.integration.cluster import ADDRESSES, Cluster, at_once
 from tests.integration.etcd import Etcd
-from tests.integration.machine import http_request
+from tests.integration.machine import CHECKOUT, http_request
 
 if TYPE_CHECKING:
     import subprocess
@@ -126,6 +126,15 @@ class Patroni(Cluster):
             since = len(self.log(machine))
             self.rest(machine, "POST", "/reload")
             self.wait_for_log(machine, "Reloading PostgreSQL configuration", since=since)
+
+    def hook(self, machine: Machine) -> str:
+        """Return the line that we give for patroni.yml, for this checkout's program and the agent of a machine."""
+        text = (CHECKOUT / "systemd" / "patroni-pre-promote.yml").read_text()
+        line: str = yaml.safe_load(text)["postgresql"]["pre_promote"]
+        installed = "/usr/local/bin/resolver-agent pre-promote"
+        assert installed in line
+        ours = f"env PYTHONPATH={CHECKOUT} {sys.executable} -m resolver_agent.cli pre-promote"
+        return line.replace(installed, f"{ours} --socket {self.control_path(machine)}")
 
     def rest(
         self, machine: Machine, method: str, path: str, body: object = None, *, timeout_s: float = 30.0

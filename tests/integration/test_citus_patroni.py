@@ -6,17 +6,14 @@ Every machine has an agent, and Patroni on the coordinators has our line for ``p
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
 from psycopg.pq import ExecStatus
 
 from tests.integration.cluster import at_once
-from tests.integration.machine import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,21 +54,11 @@ LEFT = {
 def cluster(citus_patroni: CitusPatroniCluster) -> CitusPatroniCluster:
     """A Citus cluster under Patroni, with the hook, and with agents that have settled."""
     for machine in citus_patroni.groups["cn"]:
-        citus_patroni.reconfigure(machine, postgresql={"pre_promote": hook(citus_patroni, machine)})
+        citus_patroni.reconfigure(machine, postgresql={"pre_promote": citus_patroni.hook(machine)})
     at_once(citus_patroni.start_agent, citus_patroni.machines.values())
     for agent in citus_patroni.agents.values():
         agent.wait_for_line("flushed the connections", timeout_s=30)
     return citus_patroni
-
-
-def hook(cluster: CitusPatroniCluster, machine: Machine) -> str:
-    """Return the line that we give for patroni.yml, for the program of this checkout and the agent of a machine."""
-    text = (CHECKOUT / "systemd" / "patroni-pre-promote.yml").read_text()
-    line = yaml.safe_load(text)["postgresql"]["pre_promote"]
-    installed = "/usr/local/bin/resolver-agent pre-promote"
-    assert installed in line
-    ours = f"env PYTHONPATH={CHECKOUT} {sys.executable} -m resolver_agent.cli pre-promote"
-    return str(line.replace(installed, f"{ours} --socket {cluster.control_path(machine)}"))
 
 
 def wait_for_status(

@@ -145,14 +145,21 @@ def socket_of(agent_config: Path) -> str:
     return str(agent_config.parent / "run" / control.SOCKET_NAME)
 
 
+@pytest.fixture
+def beside_standby(cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent) -> tuple[Agent, Path]:
+    """Start an agent beside the standby coordinator, and wait until it leads to standbys."""
+    config = write_config(cluster["cn"].standby, cluster)
+    agent = start_agent(config)
+    agent.wait_for_target("wk1", cluster["wk1"].standby.address)
+    return agent, config
+
+
 def test_without_patroni_it_ends_when_the_server_streams_again(
-    cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
+    cluster: dict[str, Group], beside_standby: tuple[Agent, Path]
 ) -> None:
     """An announced promotion that does not come is over when the server follows another primary anew."""
     cn, wk1 = cluster["cn"], cluster["wk1"]
-    config = write_config(cn.standby, cluster)
-    agent = start_agent(config)
-    agent.wait_for_target("wk1", wk1.standby.address)
+    agent, config = beside_standby
     cn.primary.stop()
     cn.standby.wait_until("SELECT count(*) = 0 FROM pg_stat_wal_receiver")
     answer = control.ask(socket_of(config), "pre-promote")
@@ -164,13 +171,11 @@ def test_without_patroni_it_ends_when_the_server_streams_again(
 
 
 def test_without_patroni_it_ends_with_the_promotion(
-    cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
+    cluster: dict[str, Group], beside_standby: tuple[Agent, Path]
 ) -> None:
     """The names that were a primary's before are a primary's after, and were nothing else in between."""
     cn, wk1 = cluster["cn"], cluster["wk1"]
-    config = write_config(cn.standby, cluster)
-    agent = start_agent(config)
-    agent.wait_for_target("wk1", wk1.standby.address)
+    agent, config = beside_standby
     cn.primary.kill()
     control.ask(socket_of(config), "pre-promote")
     announced = len(agent.lines)
@@ -192,13 +197,11 @@ def test_on_a_primary_it_is_answered_when_all_is_done(
 
 
 def test_a_start_under_pressure_does_not_wait_for_the_silent(
-    cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent, hosts_file: Path
+    cluster: dict[str, Group], beside_standby: tuple[Agent, Path], start_agent: StartAgent, hosts_file: Path
 ) -> None:
     """The hook starts a stopped agent while the old coordinator is silent; it is answered in time all the same."""
     cn, wk1 = cluster["cn"], cluster["wk1"]
-    config = write_config(cn.standby, cluster)
-    first = start_agent(config)
-    first.wait_for_target("wk1", wk1.standby.address)
+    first, config = beside_standby
     first.stop()
     cn.primary.pause()
     agent = start_agent(config)
