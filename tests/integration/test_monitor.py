@@ -806,14 +806,16 @@ async def test_a_loss_and_a_role_change_make_the_whole_group_be_asked(cluster: d
     async with watching(load(primary, names, interval="20s")) as sight:
         await sight.until(lambda: sight.monitor.asked_all)
         assert len(await sight.probes(node_of(primary), for_s=0.4)) <= 2  # settled
+        before = newest(sight.state(node_of(primary))).at
         other = newest(sight.state(node_of(cluster["wk2"].primary))).at
         await off_loop(standby.run_sql, END_SESSIONS, [ROLE])
-        assert len(await sight.probes(node_of(primary), for_s=0.4)) >= 2
+        await sight.until(lambda: newest(sight.state(node_of(primary))).at > before)
         assert newest(sight.state(node_of(cluster["wk2"].primary))).at == other
+        await sight.probes(node_of(standby), for_s=0.4)  # settled again
         await off_loop(standby.promote)
         assert newest(sight.state(node_of(standby))).kind is Kind.STANDBY
+        asked = asyncio.ensure_future(sight.probes(node_of(primary), for_s=2))
         sight.monitor.refresh()
-        asked = asyncio.ensure_future(sight.probes(node_of(primary), for_s=0.4))
         await sight.until_kind(node_of(standby), Kind.PRIMARY)
         assert len(await asked) >= 3  # the last one before, the refresh, and the role change
         assert newest(sight.state(node_of(cluster["wk2"].primary))).at > other
