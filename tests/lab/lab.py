@@ -16,18 +16,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 import yaml
 
-from resolver_agent import control
-from tests.integration.systemd_host import CHECKOUT, Container, SystemdHost
+from tests.integration.systemd_host import CHECKOUT, Container
 from tests.lab import layers
 from tests.lab.ground import Ground
+from tests.lab.node import DEADLINE_S, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from typing_extensions import Self
 
 _T = TypeVar("_T")
-_DEADLINE_S = 120
 _POLL_S = 0.01
 _POSTGRES = (Path("/usr/lib/postgresql/15"), Path("/usr/share/postgresql/15"))
 _NETWORK = """\
@@ -38,96 +37,6 @@ Name=host0
 Address={address}
 LinkLocalAddressing=no
 """
-
-
-class Node:
-    """One host of a lab.
-
-    Attributes:
-        name: its host name.
-        group: the name in pg_dist_node that it is behind.
-        address: its IP address.
-    """
-
-    def __init__(self, name: str, address: str, *, group: str, lab: Lab) -> None:
-        """Plan it; it is off."""
-        self.name = name
-        self.address = address
-        self.group = group
-        self._lab = lab
-        self._container: Container | None = None
-        self._host: SystemdHost | None = None
-
-    def __repr__(self) -> str:
-        return f"<{self.name} {self.address}>"
-
-    @property
-    def is_on(self) -> bool:
-        """Whether it has booted."""
-        return self._host is not None
-
-    @property
-    def host(self) -> SystemdHost:
-        """What runs there: commands, files, units and the journal."""
-        assert self._host is not None, f"{self!r} is off"
-        return self._host
-
-    @property
-    def names(self) -> dict[str, str]:
-        """What its hosts file says now: the address of each name."""
-        lines = [line.partition("#")[0].split() for line in self.host.read("/etc/hosts").decode().splitlines()]
-        return {name: address for address, *names in filter(None, lines) for name in names}
-
-    @property
-    def is_standby(self) -> bool:
-        """Whether its PostgreSQL is in recovery."""
-        with self._lab.connect(self) as session:
-            return session.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
-
-    @property
-    def status(self) -> dict[str, Any]:
-        """What its agent says of itself."""
-        return control.ask(str(self.host.root / "run/resolver-agent" / control.SOCKET_NAME), "status")
-
-    def resolve(self, name: str) -> list[str]:
-        """Return the addresses that a name has there by the word of the C library."""
-        found = self.host.run("sh", "-c", 'getent ahostsv4 "$1" || :', "sh", name)
-        return list(dict.fromkeys(line.split()[0] for line in found.splitlines()))
-
-    def wait_for_names(self, names: Mapping[str, str], *, timeout_s: float = 30) -> None:
-        """Wait until its hosts file leads these names to these addresses."""
-        deadline = time.monotonic() + timeout_s
-        while not names.items() <= (seen := self.names).items():
-            assert time.monotonic() < deadline, f"on {self!r} the names are {seen}, not {dict(names)}"
-            time.sleep(_POLL_S)
-
-    def boot(self) -> None:
-        """Switch it on, and wait until all that starts at boot has started."""
-        self._container = self._lab.start_container(self.name)
-        self._container.leader()
-        self._lab.ground.plug(self.name)
-        self._host = self._container.booted()
-
-    def lose_power(self) -> None:
-        """Switch it off at one blow: nobody hears of it, and nothing is closed or written any more."""
-        if self._container is not None:
-            if self._host is not None and self._container.runs:
-                self._lab.ground.unplug(self.name)
-            self._container.kill()
-        self._host = self._container = None
-
-    def shut_down(self) -> None:
-        """Shut it down in order."""
-        self.host.run("systemctl", "poweroff", "--no-block")
-        assert self._container is not None
-        self._container.wait(timeout_s=_DEADLINE_S)
-        self._host = self._container = None
-
-    def provision(self, script: str, *arguments: str) -> str:
-        """Run one of Vagrant's scripts, and return what it prints."""
-        path = layers.SOURCES / "vagrant/provision" / script
-        settings = [f"{key}={value}" for key, value in layers.PIP.items()]
-        return self.host.run("env", *settings, "bash", str(path), *arguments, timeout_s=_DEADLINE_S)
 
 
 class Lab:
@@ -196,7 +105,7 @@ class Lab:
 
         said = self.at_once(configure, self.nodes.values())
         *_, last = self.nodes.values()
-        return [*said, last.provision("cluster.sh", str(_DEADLINE_S))]
+        return [*said, last.provision("cluster.sh", str(DEADLINE_S))]
 
     def primary(self, group: str) -> Node:
         """Return the node of a group that takes writes."""
