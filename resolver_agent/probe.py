@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
 import re
 import socket
 import time
@@ -63,6 +64,8 @@ _DEAD = (
     "EOF detected",
     "unexpected eof",
 )
+# libpq says this of hosts that nobody can reach, too (ALL_CONNECTION_FAILURE_ERRNOS).
+_HUNG_UP = "server closed the connection unexpectedly"
 _NO_SOCKET = "No such file or directory"
 _SILENT = ("No route to host", "Network is unreachable", "Host is down", "timed out", "timeout expired")
 _CAUTIOUS_FIRST = (Kind.BARRED, Kind.UNREACHABLE, Kind.DEAD)
@@ -145,12 +148,26 @@ class Prober:
             try:
                 connection = await psycopg.AsyncConnection.connect(**keywords, autocommit=True)
             except psycopg.Error as error:
-                failures.append(connect_failure(str(error)))
+                kind, reason = connect_failure(str(error))
+                if _HUNG_UP in reason and address and (silence := await self._silence_of(address["hostaddr"])):
+                    kind, reason = Kind.UNREACHABLE, silence
+                failures.append((kind, reason))
             else:
                 self._keep(connection)
                 return None
         kind = min((kind for kind, _ in failures), key=_CAUTIOUS_FIRST.index)
         return Observation(kind=kind, at=begun, detail="; ".join(dict.fromkeys(detail for _, detail in failures)))
+
+    async def _silence_of(self, address: str) -> str | None:
+        """Return why a host does not answer at all; None if it does, be it that it refuses."""
+        try:
+            _, stream = await asyncio.open_connection(address, self._conninfo.get("port", 5432))
+        except ConnectionError:
+            return None
+        except OSError as error:
+            return os.strerror(error.errno) if error.errno else str(error)
+        stream.close()
+        return None
 
     async def _addresses(self) -> list[dict[str, str]]:
         """Return where to connect to, one after the other; raise OSError where the host has no address."""

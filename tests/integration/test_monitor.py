@@ -12,6 +12,7 @@ import re
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from resolver_agent.monitor import Monitor
 from resolver_agent.probe import boottime
 from resolver_agent.throwaway import Postgres, Site
 from tests.integration.conftest import ROLE, Group
+from tests.integration.machine import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -46,6 +48,25 @@ TRUTH = """
 SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn,
        (SELECT system_identifier FROM pg_control_system()),
        (EXTRACT(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint"""
+
+# In a network of its own, where nobody answers the question for the other address.
+NO_ROUTE = """
+ip link set lo up
+ip link add near type veth peer name far
+ip address add 192.0.2.1/24 dev near
+ip link set near up
+ip link set far up
+echo 1 >/proc/sys/net/ipv4/neigh/near/mcast_solicit
+echo 50 >/proc/sys/net/ipv4/neigh/near/retrans_time_ms
+exec "$@"
+"""
+PROBE = """
+import asyncio
+from resolver_agent.probe import Prober
+
+seen = asyncio.run(Prober({"host": "192.0.2.2", "user": "nobody"}, timeout_s=5).connect())
+print(seen.kind.value, seen.detail, sep=": ")
+"""
 
 off_loop = asyncio.to_thread
 """Servers block: whatever is done to them while a monitor watches is done in a thread."""
@@ -782,6 +803,13 @@ async def test_cut_connections_are_reopened_and_a_frozen_network_is_no_death(
         await sight.until_kind(node, Kind.PRIMARY)
         proxy.stop()
         await sight.until_kind(node, Kind.DEAD)
+
+
+def test_no_route_is_no_evidence_of_death() -> None:
+    """Of a host that cannot be reached libpq says what it says of a server that died."""
+    command = ["unshare", "--net", "sh", "-ec", NO_ROUTE, "sh", sys.executable, "-c", PROBE]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=CHECKOUT)
+    assert done.stdout == "unreachable: No route to host\n"
 
 
 @in_loop
