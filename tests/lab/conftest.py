@@ -1,29 +1,69 @@
-"""One lab for all tests, which leaves its journals where one fails."""
+"""One lab for all tests, which leaves its journals where one fails, and a report of what its clients met with."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.lab.account import Account, table
 from tests.lab.lab import Lab
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+_ACCOUNTS = pytest.StashKey[list[Account]]()
+
+
+class Labs(contextlib.ExitStack):
+    """Has one lab at a time, and makes a new one after a test that failed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lab: Lab | None = None
+
+    def get(self) -> Lab:
+        """Return the lab."""
+        if self.lab is None:
+            self.close()
+            self.lab = self.enter_context(Lab())
+        return self.lab
+
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
-    """Yield the lab, in whatever state the last test left it."""
-    with Lab() as lab:
-        yield lab
+def labs() -> Iterator[Labs]:
+    """Yield where labs come from."""
+    with Labs() as labs:
+        yield labs
+
+
+@pytest.fixture
+def lab(labs: Labs) -> Lab:
+    """Return the lab, in whatever state the last test left it."""
+    return labs.get()
+
+
+@pytest.fixture(scope="session")
+def accounts(pytestconfig: pytest.Config) -> list[Account]:
+    """Return what is shown at the end."""
+    return pytestconfig.stash.setdefault(_ACCOUNTS, [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show what clients met with."""
+    if accounts := config.stash.get(_ACCOUNTS, []):
+        terminalreporter.section("clients of the lab")
+        for line in table(accounts):
+            terminalreporter.line(line)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add to a failure's report where the journals are."""
     report = yield
-    lab = item.funcargs.get("lab")
-    if report.failed and isinstance(lab, Lab):
-        report.sections.append(("the lab's journals", str(lab.save_journals())))
+    labs = item.funcargs.get("labs")
+    if report.failed and isinstance(labs, Labs) and labs.lab is not None:
+        report.sections.append(("the lab's journals", str(labs.lab.save_journals())))
+        labs.lab = None
     return report

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _BRIDGE = "lab"
 _CLONE_NEWNET = 0x40000000
 _DISK_SIZE = "2g"
+DATA = "/var/lib/postgresql"
+"""Where hosts have the second disk."""
 
 # Takes the bridge's own address and a folder. No packet goes between two addresses that are in the set `cut`. All of it
 # is there while standard input is open, and so while the test run lives.
@@ -43,13 +45,15 @@ cat >/dev/null
 rm -rf "$2"
 """
 
-# Takes a name, and the folders under that disk.
+# Takes a name, and the folders under that disk. What databases write is on a disk of its own, as DBAs like it.
 _LAY = f"""
 mkdir "/mnt/$1"
 mount -t tmpfs -o size={_DISK_SIZE} disk "/mnt/$1"
 cd "/mnt/$1"
-mkdir upper work root
+mkdir upper work root data
 mount -t overlay overlay -o "lowerdir=$2,upperdir=upper,workdir=work" root
+mount -t tmpfs -o size={_DISK_SIZE} data data
+chown --reference="root{DATA}" data
 """
 
 

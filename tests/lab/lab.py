@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 import yaml
 
+from tests.integration.machine import http_request
 from tests.integration.systemd_host import CHECKOUT, Container
 from tests.lab import layers
-from tests.lab.ground import Ground
+from tests.lab.ground import DATA, Ground
 from tests.lab.node import DEADLINE_S, Node
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _POLL_S = 0.01
+REST_PORT = 8008
 _POSTGRES = (Path("/usr/lib/postgresql/15"), Path("/usr/share/postgresql/15"))
 _NETWORK = """\
 [Match]
@@ -49,6 +51,7 @@ class Lab:
     Attributes:
         nodes: by name.
         groups: the nodes behind each name in pg_dist_node.
+        etcd: the nodes that it runs on.
         citus: whether it has Citus.
         ground: its network and its disks.
         checkout: the sources that it is made of, a copy that a test may change.
@@ -66,6 +69,7 @@ class Lab:
         self.groups = {
             group: [node for node in self.nodes.values() if node.group == group] for group in self._plan["names"]
         }
+        self.etcd = [self.nodes[name] for name in self._plan["etcd"][:etcd_nodes]]
         self.citus = citus and (_POSTGRES[1] / "extension/citus.control").exists()
 
     def __enter__(self) -> Self:
@@ -115,6 +119,33 @@ class Lab:
         """Return the first node of a group that is in recovery."""
         return next(node for node in self.groups[group] if node.is_on and node.is_standby)
 
+    def roles(self) -> dict[Node, bool | None]:
+        """Return whether each node is a standby, and None where nobody answers."""
+
+        def role(node: Node) -> bool | None:
+            try:
+                return node.is_standby
+            except psycopg.Error:
+                return None
+
+        return dict(zip(self.nodes.values(), self.at_once(role, self.nodes.values()), strict=True))
+
+    def rest(self, node: Node, method: str, path: str, body: object = None, *, timeout_s: float = 60) -> int:
+        """Return the status that the REST API of a node's Patroni answers with.
+
+        Raises:
+            OSError: nobody answers.
+        """
+        with self.ground.entered():
+            return http_request(node.address, REST_PORT, method, path, body, timeout_s=timeout_s)[0]
+
+    def switch_over(self, group: str) -> tuple[Node, Node]:
+        """Have Patroni swap the roles of a group, and return the old primary and the new one."""
+        old, new = self.primary(group), self.standby(group)
+        status = self.rest(old, "POST", "/switchover", {"leader": old.name, "candidate": new.name})
+        assert status == 200, f"Patroni on {old!r} answered the switchover with {status}"
+        return old, new
+
     def wait_until_well(self, *, timeout_s: float = 60) -> None:
         """Wait until no agent has an alert."""
         deadline = time.monotonic() + timeout_s
@@ -157,6 +188,7 @@ class Lab:
             Container,
             machine,
             f"--directory=/mnt/{machine}/root",
+            f"--bind=/mnt/{machine}/data:{DATA}",
             f"--bind-ro={self.checkout}:{layers.SOURCES}",
             f"--bind-ro={self._wheels}:{layers.WHEELS}",
             "--network-bridge=lab",
@@ -168,11 +200,14 @@ class Lab:
         """Do something to all of these nodes side by side."""
         return list(self._threads.map(do, nodes))
 
+    def journal(self, node: Node, *options: str) -> str:
+        """Return what journalctl has of a node, of all its boots, be it on or off."""
+        folder = f"--directory={node.disk}/var/log/journal"
+        return self.ground.run("journalctl", folder, "--no-pager", "--quiet", *options)
+
     def save_journals(self) -> Path:
         """Write the journals of all nodes, of all their boots, to a new folder, and return its path."""
         folder = Path(tempfile.mkdtemp(prefix="lab-journals-"))
         for node in self.nodes.values():
-            journal = f"--directory=/mnt/{node.name}/root/var/log/journal"
-            said = self.ground.run("journalctl", journal, "--output=short-precise", "--no-pager")
-            (folder / f"{node.name}.log").write_text(said)
+            (folder / f"{node.name}.log").write_text(self.journal(node, "--output=short-precise"))
         return folder

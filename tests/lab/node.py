@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent import control
 from tests.lab import layers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from tests.integration.systemd_host import Container, SystemdHost
     from tests.lab.lab import Lab
@@ -25,6 +27,7 @@ class Node:
         name: its host name.
         group: the name in pg_dist_node that it is behind.
         address: its IP address.
+        disk: where its file system is in the lab's ground, be it on or off.
     """
 
     def __init__(self, name: str, address: str, *, group: str, lab: Lab) -> None:
@@ -32,6 +35,7 @@ class Node:
         self.name = name
         self.address = address
         self.group = group
+        self.disk = Path("/mnt", name, "root")
         self._lab = lab
         self._container: Container | None = None
         self._host: SystemdHost | None = None
@@ -67,6 +71,15 @@ class Node:
         """What its agent says of itself."""
         return control.ask(str(self.host.root / "run/resolver-agent" / control.SOCKET_NAME), "status")
 
+    @property
+    def role_changes(self) -> list[tuple[float, bool]]:
+        """When its PostgreSQL took each role (seconds since the epoch), and whether it was that of a standby."""
+        return [
+            (float(line.split()[0]), "read-only" in line)
+            for line in self._lab.journal(self, "--unit=patroni.service", "--output=short-unix").splitlines()
+            if "LOG:  database system is ready to accept " in line
+        ]
+
     def resolve(self, name: str) -> list[str]:
         """Return the addresses that a name has there by the word of the C library."""
         found = self.host.run("sh", "-c", 'getent ahostsv4 "$1" || :', "sh", name)
@@ -100,6 +113,17 @@ class Node:
         assert self._container is not None
         self._container.wait(timeout_s=DEADLINE_S)
         self._host = self._container = None
+
+    @contextlib.contextmanager
+    def drop_in(self, unit: str, text: str) -> Iterator[None]:
+        """Have this in the settings of a unit, besides its own. It is not restarted."""
+        folder = f"/run/systemd/system/{unit}.d"
+        self.host.run("mkdir", "-p", folder)
+        self.host.write(f"{folder}/lab.conf", text.encode())
+        self.host.run("systemctl", "daemon-reload")
+        yield
+        self.host.run("rm", "-r", folder)
+        self.host.run("systemctl", "daemon-reload")
 
     def provision(self, script: str, *arguments: str) -> str:
         """Run one of Vagrant's scripts, and return what it prints."""

@@ -75,6 +75,7 @@ class Machine:
                     "ttl": 20,
                     "loop_wait": 2,
                     "retry_timeout": 5,
+                    "synchronous_mode": True,  # what was committed outlives its primary
                     "postgresql": {
                         "use_pg_rewind": True,
                         # Patroni takes these from nowhere else.

@@ -4,8 +4,10 @@ SELECT to_regclass('serving') IS NULL AS missing \gset
 \if :missing
     BEGIN;
     CREATE EXTENSION postgres_fdw;
-    SELECT format('CREATE SERVER %I FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host %L, port %L, dbname %L)',
-                  worker, worker, :'port', current_database()),
+    -- It knows no flush: a connection that was kept would lead to where the name led once.
+    SELECT format('CREATE SERVER %I FOREIGN DATA WRAPPER postgres_fdw '
+                  'OPTIONS (host %L, port %L, dbname %L, keep_connections %L)',
+                  worker, worker, :'port', current_database(), 'off'),
            format('GRANT USAGE ON FOREIGN SERVER %I TO app', worker),
            format('CREATE USER MAPPING FOR app SERVER %I OPTIONS (user %L, password %L)', worker, 'app', :'password')
       FROM unnest(string_to_array(:'workers', ' ')) AS worker \gexec

@@ -1,0 +1,55 @@
+"""What clients of a lab met with while something happened, and a table of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+LATE_S = 0.5
+"""How long after a server's change of role a statement may still be sent to it as what it was."""
+
+_HEAD = ("writes", "without, s", "reads", "without, s", "late, ms", "astray", "lost", "half")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """What clients met with while something happened.
+
+    Attributes:
+        event: what happened.
+        writes: how many transactions were acknowledged.
+        reads: how many reads were answered.
+        write_gap_s: the longest time without an acknowledgement.
+        read_gap_s: the longest time without an answer.
+        lost: acknowledged transactions of which a row is missing.
+        half: transactions that were not acknowledged, and of which there are some rows.
+        late_ms: how long after a server's change of role a statement was sent to it as what it was; at most.
+        astray: statements for which that was more than ``LATE_S``, and reads with a wrong result.
+    """
+
+    event: str
+    writes: int
+    reads: int
+    write_gap_s: float
+    read_gap_s: float
+    lost: int
+    half: int
+    late_ms: float
+    astray: Sequence[str]
+
+    @property
+    def well(self) -> bool:
+        """Whether no write was lost, and nothing went to a wrong role."""
+        return not (self.lost or self.half or self.astray)
+
+
+def table(accounts: Sequence[Account]) -> Iterator[str]:
+    """Yield the lines of a report."""
+    yield f"{'':32}" + "".join(f"{word:>11}" for word in _HEAD)
+    for one in accounts:
+        counts = f"{len(one.astray):11}{one.lost:11}{one.half:11}"
+        gaps = f"{one.writes:11}{one.write_gap_s:11.1f}{one.reads:11}{one.read_gap_s:11.1f}"
+        yield f"{one.event:32}{gaps}{one.late_ms:11.0f}{counts}"

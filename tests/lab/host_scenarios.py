@@ -1,0 +1,154 @@
+"""What may happen to an agent and its host, while the cluster goes on; as in ``scenarios``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import yaml
+
+from tests.lab.health import settle
+from tests.lab.scenarios import FENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.lab.lab import Lab
+    from tests.lab.node import Node
+
+_HOSTS = "/etc/hosts"
+_CONFIG = "/etc/resolver-agent.yml"
+_CLOCK = "/run/clock"
+_FAKETIME = "/usr/$LIB/faketime/libfaketime.so.1"  # the loader puts the machine's own folder there
+_FAKETIME_SETTINGS = "FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1"
+_VERSION = "resolver_agent/__init__.py"
+
+
+def agent_killed(lab: Lab) -> None:
+    """Agents are killed, and systemd starts them again."""
+    for coordinator in lab.groups["cn"]:
+        before, pid = coordinator.host.read(_HOSTS), coordinator.status["pid"]
+        mark = coordinator.host.mark()
+        coordinator.host.run("systemctl", "kill", "--signal=KILL", "resolver-agent.service")
+        coordinator.host.wait_for("Started resolver-agent.service", after=mark)
+        settle(lab)
+        assert coordinator.status["pid"] != pid
+        assert coordinator.host.read(_HOSTS) == before
+
+
+def agent_stopped(lab: Lab) -> None:
+    """Without agents the names stay as they are, and when they start there is nothing to change."""
+    for coordinator in lab.groups["cn"]:
+        before = coordinator.host.read(_HOSTS)
+        coordinator.host.run("systemctl", "stop", "resolver-agent.socket", "resolver-agent.service")
+        assert coordinator.host.read(_HOSTS) == before
+        coordinator.host.run("systemctl", "start", "resolver-agent.socket", "resolver-agent.service")
+        settle(lab)
+        assert coordinator.host.read(_HOSTS) == before
+
+
+def agent_reloaded(lab: Lab) -> None:
+    """A configuration is taken in by a reload; a faulty one is refused, and an alert until it is mended."""
+    reader, standby = lab.standby("cn"), lab.standby("wk1")
+    pid, good = reader.status["pid"], reader.host.read(_CONFIG)
+    mark = reader.host.mark()
+    reader.host.write(_CONFIG, good + b"failback_delay: soon\n")
+    reader.host.run("systemctl", "reload", "resolver-agent")
+    reader.host.wait_for("the configuration stays as it was", after=mark)
+    assert reader.names["wk1"] == standby.address
+
+    more = yaml.safe_load(good)
+    more["names"]["wk1-ro"] = {"nodes": [node.address for node in lab.groups["wk1"]], "route": "standby"}
+    reader.host.write(_CONFIG, yaml.safe_dump(more).encode())
+    reader.host.run("systemctl", "reload", "resolver-agent")
+    reader.wait_for_names({"wk1-ro": standby.address, "wk1": standby.address})
+    settle(lab)
+
+    reader.host.write(_CONFIG, good)
+    reader.host.run("systemctl", "reload", "resolver-agent")
+    settle(lab)
+    assert reader.status["pid"] == pid
+
+
+def agent_upgraded(lab: Lab) -> None:
+    """The next version is installed over the one that runs, node by node."""
+    path = lab.checkout / _VERSION
+    old = lab.nodes["cn1"].status["version"]
+    path.write_text(path.read_text().replace(old, f"{old}.post1"))
+    for node in lab.nodes.values():
+        node.provision("install.sh")
+        settle(lab)
+        assert node.status["version"] == f"{old}.post1"
+    path.write_text(path.read_text().replace(f"{old}.post1", old))
+    lab.at_once(lambda node: node.provision("install.sh"), lab.nodes.values())
+    settle(lab)
+    assert {node.status["version"] for node in lab.nodes.values()} == {old}
+
+
+def promotion_without_agent(lab: Lab) -> None:
+    """A coordinator is promoted while its agent is stopped: the hook starts it by its socket."""
+    new = lab.standby("cn")
+    new.host.run("systemctl", "stop", "resolver-agent.service")
+    mark = new.host.mark()
+    lab.switch_over("cn")
+    new.host.wait_for("ready for the promotion", after=mark)
+    settle(lab, cn=new)
+
+
+def hosts_trampled(lab: Lab) -> None:
+    """Somebody writes the hosts file anew, without the names: they are put back, and what else is new stays."""
+    for coordinator in lab.groups["cn"]:
+        before = coordinator.names
+        coordinator.host.write(_HOSTS, b"127.0.0.1\tlocalhost\n192.168.56.1\tgateway\n")
+        coordinator.wait_for_names({name: before[name] for name in lab.groups})
+        assert coordinator.names["gateway"] == "192.168.56.1"
+        coordinator.host.write(_HOSTS, coordinator.host.read(_HOSTS).replace(b"192.168.56.1\tgateway\n", b""))
+    settle(lab)
+
+
+def hosts_immutable(lab: Lab) -> None:
+    """The hosts file cannot be changed while a name should move."""
+    reader = lab.standby("cn")
+    hosts = f"{reader.disk}{_HOSTS}"  # from outside, as a container may not do that
+    lab.ground.run("chattr", "+i", hosts)
+    _miss_a_change(lab, reader, lambda: lab.ground.run("chattr", "-i", hosts))
+
+
+def disk_full(lab: Lab) -> None:
+    """The disk that the hosts file is on is full while a name should move."""
+    reader = lab.standby("cn")
+    reader.host.run("sh", "-c", "cat /dev/zero >/srv/hog || :")
+    _miss_a_change(lab, reader, lambda: reader.host.run("rm", "/srv/hog"))
+
+
+def _miss_a_change(lab: Lab, reader: Node, mend: Callable[[], object]) -> None:
+    """Stop a worker's standby: the name that cannot be fenced is an alert, and is fenced once it can be."""
+    standby, mark = lab.standby("wk1"), reader.host.mark()
+    before = reader.host.read(_HOSTS)
+    standby.host.run("systemctl", "stop", "patroni")
+    reader.host.wait_for("cannot be written", after=mark)
+    assert reader.host.read(_HOSTS) == before
+    mend()
+    reader.wait_for_names({"wk1": FENCE})
+    standby.host.run("systemctl", "start", "patroni")
+    settle(lab)
+
+
+def clock_jump(lab: Lab) -> None:
+    """A coordinator's clock jumps by an hour, forth and back, and it is promoted in between.
+
+    Containers have the clock of the machine, so it is libfaketime that shows another one to all that Patroni and the
+    agent are there.
+    """
+    node = lab.standby("cn")
+    faked = f"[Service]\nEnvironment=LD_PRELOAD={_FAKETIME} FAKETIME_TIMESTAMP_FILE={_CLOCK} {_FAKETIME_SETTINGS}\n"
+    node.host.write(_CLOCK, b"+0\n")
+    with node.drop_in("patroni.service", faked), node.drop_in("resolver-agent.service", faked):
+        node.host.run("systemctl", "restart", "patroni.service", "resolver-agent.service")
+        settle(lab)
+        for jump in (b"+1h\n", b"-1h\n"):
+            node.host.write(_CLOCK, jump)
+            for group in ("wk1", "cn"):
+                _, new = lab.switch_over(group)
+                settle(lab, **{group: new})
+    node.host.run("systemctl", "restart", "patroni.service", "resolver-agent.service")
+    settle(lab)

@@ -1,0 +1,246 @@
+"""Clients who write and read through the coordinators all the time, and what came of it."""
+
+from __future__ import annotations
+
+import abc
+import collections
+import contextlib
+import dataclasses
+import itertools
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from resolver_agent import citus
+from tests.lab.account import LATE_S, Account
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from typing_extensions import Self
+
+    from tests.lab.lab import Lab
+    from tests.lab.node import Node
+
+_THINK_S = 0.02
+_RETRY_S = 0.05
+_PATIENCE_S = 3.0
+"""After so long a client gives up its session, as applications do: nobody says that a server has lost its power."""
+
+_RECOVERY_S = 90.0  # longer than a period of 2PC recovery
+_READ_ONLY = "25006"
+_ROWS = 8  # enough that there are some on each worker
+_WRITE = "INSERT INTO accounts SELECT id, 0 FROM generate_series(%(first)s, %(first)s + %(rows)s - 1) AS id"
+_WRITTEN = "SELECT id / %(rows)s, count(*) FROM accounts WHERE id >= %(first)s GROUP BY 1"
+_TOTAL = "SELECT count(*), sum(balance) FROM accounts WHERE id <= 1000"
+
+
+class _Client(threading.Thread, abc.ABC):
+    """Somebody who does the same again and again through one coordinator, and opens a new session when that fails.
+
+    Attributes:
+        successes: when something succeeded (seconds since the epoch).
+        faults: when something was begun that failed, and with what.
+    """
+
+    def __init__(self, lab: Lab, path: str) -> None:
+        """Go to the coordinator whose Patroni says yes to this path of its REST API, as load balancers do."""
+        super().__init__(daemon=True)
+        self._lab = lab
+        self._path = path
+        self.ended = threading.Event()
+        self.successes: list[float] = []
+        self.faults: list[tuple[float, psycopg.Error]] = []
+
+    def run(self) -> None:
+        """Do so until the end."""
+        while not self.ended.wait(_RETRY_S):
+            node = self._coordinator()
+            if node is None:
+                continue
+            begun = time.time()
+            try:
+                with self._lab.connect(node, connect_timeout=2) as session:
+                    stays = True
+                    while stays and not self.ended.wait(_THINK_S):
+                        begun = time.time()
+                        with citus._ended_after(_PATIENCE_S, session):
+                            stays = self.do(session)
+                        self.successes.append(time.time())
+            except psycopg.Error as error:
+                self.faults.append((begun, error))
+
+    @abc.abstractmethod
+    def do(self, session: psycopg.Connection) -> bool:
+        """Do it once, and return whether to go on in this session."""
+
+    def wait_for_success(self, *, timeout_s: float = 60) -> None:
+        """Wait until something has succeeded that was begun after this call."""
+        wanted, deadline = len(self.successes) + 2, time.monotonic() + timeout_s
+        while len(self.successes) < wanted:
+            assert time.monotonic() < deadline, f"{type(self).__name__} is without success: {self.said()}"
+            time.sleep(_THINK_S)
+
+    def longest_gap_s(self) -> float:
+        """Return the longest time between two successes."""
+        return max(after - before for before, after in itertools.pairwise(self.successes))
+
+    def said(self) -> Mapping[str, int]:
+        """Return how often it met with each error."""
+        return collections.Counter(" ".join(str(error).split()) for _, error in self.faults)
+
+    def _coordinator(self) -> Node | None:
+        for node in self._lab.groups["cn"]:
+            with contextlib.suppress(OSError):
+                if self._lab.rest(node, "GET", self._path, timeout_s=1) == 200:
+                    return node
+        return None
+
+
+class Writer(_Client):
+    """Writes to several workers in each transaction.
+
+    Attributes:
+        acknowledged: the first ids of the transactions that were.
+        first: the lowest of all ids.
+    """
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__(lab, "/primary")
+        self.first = time.time_ns() // 1000 * _ROWS
+        self._next = itertools.count(self.first, _ROWS)
+        self.acknowledged: set[int] = set()
+
+    def do(self, session: psycopg.Connection) -> bool:
+        """Commit one transaction."""
+        first = next(self._next)
+        session.execute(_WRITE, {"first": first, "rows": _ROWS})
+        self.acknowledged.add(first)
+        return True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Read:
+    begun: float
+    ended: float
+    standby: bool
+    served: Mapping[str, bool]
+    total: tuple[int, int]
+
+
+class Reader(_Client):
+    """Reads from all workers, and stays with a coordinator that is promoted for one read more.
+
+    Attributes:
+        reads: what it was answered while the role of the coordinator stayed the same.
+    """
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__(lab, "/replica")
+        self.reads: list[_Read] = []
+
+    def do(self, session: psycopg.Connection) -> bool:
+        """Read once."""
+        before, begun = _is_standby(session), time.time()
+        served: dict[str, bool] = dict(session.execute("SELECT DISTINCT address, standby FROM serving").fetchall())
+        [total] = session.execute(_TOTAL).fetchall()
+        ended, after = time.time(), _is_standby(session)
+        if before is after:
+            self.reads.append(_Read(begun, ended, after, served, total))
+        return after
+
+
+class Traffic:
+    """A writer and a reader at work; a context manager.
+
+    Attributes:
+        account: what came of it; after the context.
+    """
+
+    account: Account
+
+    def __init__(self, lab: Lab, event: str) -> None:
+        self._lab = lab
+        self._event = event
+        self._writer, self._reader = self._clients = Writer(lab), Reader(lab)
+
+    def __enter__(self) -> Self:
+        for client in self._clients:
+            client.start()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._end)
+            self.wait_for_success()
+            stack.pop_all()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self.wait_for_success()
+        finally:
+            self._end()
+        if kind is None:
+            self.account = self._take_stock()
+
+    def wait_for_success(self) -> None:
+        """Wait until each of them has succeeded with something that was begun after this call."""
+        for client in self._clients:
+            client.wait_for_success()
+
+    def _end(self) -> None:
+        for client in self._clients:
+            client.ended.set()
+        for client in self._clients:
+            client.join()
+
+    def _take_stock(self) -> Account:
+        lost, half = self._missing()
+        astray = sorted(self._astray(), reverse=True)
+        return Account(
+            event=self._event,
+            writes=len(self._writer.successes),
+            reads=len(self._reader.successes),
+            write_gap_s=self._writer.longest_gap_s(),
+            read_gap_s=self._reader.longest_gap_s(),
+            lost=lost,
+            half=half,
+            late_ms=1000 * max((late_s for late_s, _ in astray), default=0.0),
+            astray=[f"{1000 * late_s:.0f} ms late: {what}" for late_s, what in astray if late_s > LATE_S],
+        )
+
+    def _missing(self) -> tuple[int, int]:
+        """Return how many transactions are lost, and how many are half there; what is in doubt is waited for."""
+        acknowledged, deadline = self._writer.acknowledged, time.monotonic() + _RECOVERY_S
+        while True:
+            with self._lab.connect(self._lab.primary("cn")) as session:
+                asked = {"first": self._writer.first, "rows": _ROWS}
+                found = {number * _ROWS: rows for number, rows in session.execute(_WRITTEN, asked)}
+            lost = sum(found.get(first) != _ROWS for first in acknowledged)
+            # postgres_fdw has its servers commit one after the other.
+            half = sum(self._lab.citus and found[first] != _ROWS for first in found.keys() - acknowledged)
+            if not (lost or half) or time.monotonic() > deadline:
+                return lost, half
+            time.sleep(_RETRY_S)
+
+    def _astray(self) -> Iterator[tuple[float, str]]:
+        """Yield what was sent to a server as what it had been before: how late (in seconds), and which."""
+        nodes = {node.address: node for node in self._lab.nodes.values()}
+        changes = {node: node.role_changes for node in nodes.values()}
+        to_standby = sorted(at for found in changes.values() for at, standby in found if standby)
+        for begun, error in self._writer.faults:
+            if error.sqlstate == _READ_ONLY:
+                yield begun - max((at for at in to_standby if at <= begun), default=0.0), f"a write: {error}"
+        for read in self._reader.reads:
+            if read.total != (1000, 100_000):
+                yield float("inf"), f"a read with the result {read.total}"
+            for address, standby in read.served.items():
+                if standby is not read.standby:
+                    since = max(at for at, to in changes[nodes[address]] if to is standby and at <= read.ended)
+                    yield read.begun - since, f"a read served by {nodes[address]!r}: {read}"
+
+
+def _is_standby(session: psycopg.Connection) -> bool:
+    [(standby,)] = session.execute("SELECT pg_is_in_recovery()").fetchall()
+    return bool(standby)
