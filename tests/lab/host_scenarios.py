@@ -1,4 +1,4 @@
-"""What may happen to an agent and its host, while the cluster goes on; as in ``scenarios``."""
+"""What may happen to an agent and its host, while the cluster goes on; as in ``cluster_scenarios``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from tests.lab.cluster_scenarios import FENCE
 from tests.lab.health import settle
-from tests.lab.scenarios import FENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +90,7 @@ def promotion_without_agent(lab: Lab) -> None:
     new.host.run("systemctl", "stop", "resolver-agent.service")
     mark = new.host.mark()
     lab.switch_over("cn")
-    new.host.wait_for("ready for the promotion", after=mark)
+    new.host.wait_for("a promotion is announced", after=mark)
     settle(lab, cn=new)
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab import host_scenarios, scenarios
 from tests.lab.health import settle
+from tests.lab.scenarios import SCENARIOS
 from tests.lab.traffic import Traffic
 
 if TYPE_CHECKING:
@@ -15,30 +15,6 @@ if TYPE_CHECKING:
 
     from tests.lab.account import Account
     from tests.lab.lab import Lab
-
-SCENARIOS = (
-    scenarios.worker_switchover,
-    scenarios.worker_power_loss,
-    scenarios.worker_standby_stopped,
-    scenarios.worker_standby_power_loss,
-    scenarios.coordinator_switchover,
-    scenarios.coordinator_power_loss,
-    scenarios.network_cut,
-    scenarios.etcd_lost,
-    scenarios.split_brain,
-    scenarios.reboots,
-    scenarios.power_cut,
-    scenarios.shut_down,
-    host_scenarios.agent_killed,
-    host_scenarios.agent_stopped,
-    host_scenarios.agent_reloaded,
-    host_scenarios.agent_upgraded,
-    host_scenarios.promotion_without_agent,
-    host_scenarios.hosts_trampled,
-    host_scenarios.hosts_immutable,
-    host_scenarios.disk_full,
-    host_scenarios.clock_jump,
-)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)

@@ -206,7 +206,7 @@ class Traffic:
             read_gap_s=self._reader.longest_gap_s(),
             lost=lost,
             half=half,
-            late_ms=1000 * max((late_s for late_s, _ in astray), default=0.0),
+            late_ms=1000 * max((late_s for late_s, _ in astray if late_s > 0), default=0.0),
             astray=[f"{1000 * late_s:.0f} ms late: {what}" for late_s, what in astray if late_s > LATE_S],
         )
 

@@ -1,0 +1,139 @@
+"""What may happen to a cluster, each from a lab in good order to one in good order.
+
+Everything is waited for by its event: what the agents say, what the names are, and who answers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.lab.health import settle
+
+if TYPE_CHECKING:
+    from tests.lab.lab import Lab
+
+FENCE = "255.255.255.255"
+_FAILOVER_S = 60  # Patroni's ttl is 20 s
+
+
+def worker_switchover(lab: Lab) -> None:
+    """Patroni swaps the roles of a worker's nodes."""
+    _, new = lab.switch_over("wk1")
+    settle(lab, wk1=new)
+
+
+def worker_power_loss(lab: Lab) -> None:
+    """A worker's primary loses its power, its standby is promoted, and it returns."""
+    old, new = lab.primary("wk1"), lab.standby("wk1")
+    coordinator, reader = lab.primary("cn"), lab.standby("cn")
+    mark = coordinator.host.mark()
+    old.lose_power()
+    coordinator.host.wait_for(rf"alert: wk1 → {old.address} \(held", after=mark)
+    assert coordinator.names["wk1"] == old.address
+    coordinator.wait_for_names({"wk1": new.address}, timeout_s=_FAILOVER_S)
+    reader.wait_for_names({"wk1": FENCE})
+    assert lab.serving(coordinator) == {new.name: False, lab.primary("wk2").name: False}
+    old.boot()
+    settle(lab, wk1=new)
+
+
+def worker_standby_stopped(lab: Lab) -> None:
+    """A worker's standby is stopped and started: reads through it fail at once, and return with it."""
+    standby, reader = lab.standby("wk1"), lab.standby("cn")
+    standby.host.run("systemctl", "stop", "patroni")
+    reader.wait_for_names({"wk1": FENCE})
+    standby.host.run("systemctl", "start", "patroni")
+    settle(lab)
+    assert reader.names["wk1"] == standby.address
+
+
+def worker_standby_power_loss(lab: Lab) -> None:
+    """A worker's standby loses its power and returns: nobody knows that it is gone, so its name is held."""
+    standby, reader = lab.standby("wk1"), lab.standby("cn")
+    mark = reader.host.mark()
+    standby.lose_power()
+    reader.host.wait_for(rf"alert: wk1 → {standby.address} \(held", after=mark)
+    standby.boot()
+    settle(lab)
+
+
+def coordinator_switchover(lab: Lab) -> None:
+    """Patroni swaps the roles of the coordinators."""
+    new = lab.standby("cn")
+    mark = new.host.mark()
+    lab.switch_over("cn")
+    new.host.wait_for("a promotion is announced", after=mark)
+    settle(lab, cn=new)
+
+
+def coordinator_power_loss(lab: Lab) -> None:
+    """The primary coordinator loses its power, its standby is promoted, and it returns."""
+    old, new = lab.primary("cn"), lab.standby("cn")
+    mark = new.host.mark()
+    old.lose_power()
+    new.host.wait_for("a promotion is announced", after=mark, timeout_s=_FAILOVER_S)
+    new.wait_for_names({name: lab.primary(name).address for name in ("wk1", "wk2")})
+    old.boot()
+    settle(lab, cn=new)
+
+
+def network_cut(lab: Lab) -> None:
+    """The primary coordinator and a worker's primary hear nothing of each other for a while; all others do."""
+    coordinator, worker = lab.primary("cn"), lab.primary("wk1")
+    mark = coordinator.host.mark()
+    lab.cut(coordinator, worker)
+    coordinator.host.wait_for(rf"alert: wk1 → {worker.address} \(held", after=mark)
+    assert lab.roles()[worker] is False
+    lab.mend(coordinator, worker)
+    settle(lab, cn=coordinator, wk1=worker)
+
+
+def etcd_lost(lab: Lab) -> None:
+    """Without etcd Patroni makes standbys of all primaries; with it there are primaries again."""
+    [keeper] = lab.etcd
+    keeper.host.run("systemctl", "stop", "etcd")
+    for node in lab.nodes.values():
+        first = {group: members[0].address for group, members in lab.groups.items()}
+        node.wait_for_names(first | {node.group: node.address}, timeout_s=_FAILOVER_S)
+    keeper.host.run("systemctl", "start", "etcd")
+    settle(lab)
+
+
+def split_brain(lab: Lab) -> None:
+    """A coordinator's Patroni is killed and its PostgreSQL lives on as a primary, beside the one promoted instead."""
+    old, new = lab.primary("cn"), lab.standby("cn")
+    worker = lab.primary("wk1")
+    mark, there = new.host.mark(), worker.host.mark()
+    with old.drop_in("patroni.service", "[Service]\nRestart=no\n"):
+        old.host.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "patroni")
+        new.host.wait_for("a promotion is announced", after=mark, timeout_s=_FAILOVER_S)
+        worker.wait_for_names({"cn": new.address})
+        worker.host.wait_for("several primaries", after=there)
+        assert lab.roles()[old] is False
+    old.host.run("systemctl", "start", "patroni")
+    settle(lab, cn=new)
+
+
+def reboots(lab: Lab) -> None:
+    """Each node is rebooted in turn."""
+    for node in lab.nodes.values():
+        node.shut_down()
+        node.boot()
+        settle(lab)
+
+
+def power_cut(lab: Lab) -> None:
+    """All nodes lose their power at once, and are switched on one after the other."""
+    lab.at_once(lambda node: node.lose_power(), lab.nodes.values())
+    for node in lab.nodes.values():
+        node.boot()
+    settle(lab)
+
+
+def shut_down(lab: Lab) -> None:
+    """All nodes are shut down one after the other, and switched on in the same order."""
+    for node in lab.nodes.values():
+        node.shut_down()
+    for node in lab.nodes.values():
+        node.boot()
+    settle(lab)
