@@ -128,24 +128,27 @@ class Container:
         """
         self._leader: int | None = None
         with contextlib.ExitStack() as stack:
-            folder = Path(tempfile.mkdtemp(prefix="resolver-agent-"))
-            self._manager = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-            self._manager.bind(str(folder / "notify"))
-            self._console = stack.enter_context(tempfile.TemporaryFile("w+"))
-            command = [*launcher, "setpriv", "--pdeathsig", "TERM", "systemd-nspawn", "--boot", "--register=no"]
-            command += ["--quiet", "--notify-ready=yes", "--console=pipe", "--resolv-conf=off", "--timezone=off"]
-            command += ["--link-journal=no", f"--machine={machine}", *options]
+            folder = Path(tempfile.gettempdir(), f"resolver-agent-{secrets.token_hex(4)}")
             groups: list[Path] = []
             if not Path("/run/systemd/system").is_dir():  # no systemd outside that could give it a scope
-                groups = _new_cgroups(folder.name)
-                join = 'for group in $0; do echo $$ > "$group/cgroup.procs"; done; exec "$@"'
-                command = ["sh", "-c", join, " ".join(map(str, groups)), *command, "--keep-unit"]
+                groups = _cgroups(folder.name)
             guard = subprocess.Popen(
                 ["sh", "-c", _GUARD, "sh", str(folder), *map(str, groups)],
                 stdin=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C is for the test run, which then ends the container in order
             )
             stack.callback(guard.communicate)
+            for path in (folder, *groups):
+                path.mkdir(mode=0o700)
+            self._manager = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            self._manager.bind(str(folder / "notify"))
+            self._console = stack.enter_context(tempfile.TemporaryFile("w+"))
+            command = [*launcher, "setpriv", "--pdeathsig", "TERM", "systemd-nspawn", "--boot", "--register=no"]
+            command += ["--quiet", "--notify-ready=yes", "--console=pipe", "--resolv-conf=off", "--timezone=off"]
+            command += ["--link-journal=no", f"--machine={machine}", *options]
+            if groups:
+                join = 'for group in $0; do echo $$ > "$group/cgroup.procs"; done; exec "$@"'
+                command = ["sh", "-ec", join, " ".join(map(str, groups)), *command, "--keep-unit"]
             self._nspawn = subprocess.Popen(
                 command,
                 env=os.environ | {"NOTIFY_SOCKET": str(folder / "notify")},
@@ -271,13 +274,10 @@ def _debian_source() -> tuple[str, str]:
     return next((uri, name) for uri, name in map(str.split, listed.splitlines()) if "-" not in name)
 
 
-def _new_cgroups(name: str) -> list[Path]:
-    """Make a cgroup of this name in each hierarchy that systemd uses."""
+def _cgroups(name: str) -> list[Path]:
+    """Return the path of a cgroup of this name in each hierarchy that systemd uses."""
     top = Path("/sys/fs/cgroup")
-    groups = [h / name for h in (top / "systemd", top / "unified", top) if (h / "cgroup.procs").exists()]
-    for group in groups:
-        group.mkdir()
-    return groups
+    return [h / name for h in (top / "systemd", top / "unified", top) if (h / "cgroup.procs").exists()]
 
 
 def _run(*command: str, env: Mapping[str, str] | None = None) -> str:

@@ -11,7 +11,7 @@ from tests.lab.account import Account, table
 from tests.lab.lab import Lab
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 _ACCOUNTS = pytest.StashKey[list[Account]]()
 
@@ -19,15 +19,16 @@ _ACCOUNTS = pytest.StashKey[list[Account]]()
 class Labs(contextlib.ExitStack):
     """Has one lab at a time, and makes a new one after a test that failed."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[], Lab] = Lab) -> None:
         super().__init__()
+        self._make = make
         self.lab: Lab | None = None
 
     def get(self) -> Lab:
         """Return the lab."""
         if self.lab is None:
             self.close()
-            self.lab = self.enter_context(Lab())
+            self.lab = self.enter_context(self._make())
         return self.lab
 
 

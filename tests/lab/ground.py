@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -21,9 +19,11 @@ _DISK_SIZE = "2g"
 DATA = "/var/lib/postgresql"
 """Where hosts have the second disk."""
 
-# Takes the bridge's own address and a folder. No packet goes between two addresses that are in the set `cut`. All of it
-# is there while standard input is open, and so while the test run lives.
+# Takes the bridge's own address, and prints the folder. No packet goes between two addresses that are in the set `cut`.
+# All of it is there while standard input is open, and so while the test run lives.
 _HOLD = f"""
+folder=$(mktemp --directory --tmpdir resolver-agent-lab-XXXXXXXX)
+trap 'rm -rf "$folder"' EXIT
 mount -t tmpfs disks /mnt
 mkdir -p /run/systemd/nspawn
 mount -t tmpfs machines /run/systemd/nspawn
@@ -40,9 +40,8 @@ nft '
         }}
     }}
 '
-echo ready
+echo "$folder"
 cat >/dev/null
-rm -rf "$2"
 """
 
 # Takes a name, and the folders under that disk. What databases write is on a disk of its own, as DBAs like it.
@@ -67,21 +66,22 @@ class Ground:
 
     def __init__(self, address: str) -> None:
         """Make it; we have this address (with a prefix length) in its network."""
-        self.folder = Path(tempfile.mkdtemp(prefix="resolver-agent-lab-"))
         self._holder = subprocess.Popen(
-            ["unshare", "--mount", "--net", "sh", "-ec", _HOLD, "sh", address, str(self.folder)],
+            ["unshare", "--mount", "--net", "sh", "-ec", _HOLD, "sh", address],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
+            text=True,
         )
         self._namespaces = Path(f"/proc/{self._holder.pid}/ns")
         self.launcher = ("nsenter", f"--target={self._holder.pid}", "--mount", "--net")
         assert self._holder.stdin is not None
         assert self._holder.stdout is not None
-        if not self._holder.stdout.readline():
+        folder = self._holder.stdout.readline().rstrip("\n")
+        if not folder:
             self._holder.communicate()
-            shutil.rmtree(self.folder)
             raise RuntimeError("the namespaces of the lab could not be set up: see above")
+        self.folder = Path(folder)
 
     def __enter__(self) -> Self:
         return self

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.lab.conftest import Labs
 from tests.lab.lab import Lab
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-def test_standbys_serve_the_standby() -> None:
+
+@pytest.fixture(scope="module")
+def labs() -> Iterator[Labs]:
+    """Yield where labs of that kind come from."""
+    with Labs(functools.partial(Lab, citus=False, etcd_nodes=3)) as labs:
+        yield labs
+
+
+def test_standbys_serve_the_standby(lab: Lab) -> None:
     """Real libpq, called by postgres_fdw, takes a coordinator's reads to workers of its own role."""
-    with Lab(citus=False, etcd_nodes=3) as lab:
-        for role, standby in ((lab.primary, False), (lab.standby, True)):
-            assert lab.serving(role("cn")) == {role(group).name: standby for group in ("wk1", "wk2")}
-            with lab.connect(role("cn")) as session:
-                assert session.execute("SELECT count(*), sum(balance) FROM accounts").fetchall() == [(1000, 100_000)]
+    for role, standby in ((lab.primary, False), (lab.standby, True)):
+        assert lab.serving(role("cn")) == {role(group).name: standby for group in ("wk1", "wk2")}
+        with lab.connect(role("cn")) as session:
+            assert session.execute("SELECT count(*), sum(balance) FROM accounts").fetchall() == [(1000, 100_000)]

@@ -1,0 +1,181 @@
+"""What a test run leaves of the lab, however it ends: nothing but the journals, where a test has failed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.systemd_host import CHECKOUT, cached_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEADLINE_S = 20
+POLL_S = 0.05
+RUN = """
+import signal, sys
+from tests.integration.systemd_host import Container
+from tests.lab.ground import Ground
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it and the next are ignored where we are
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+moment, tree = sys.argv[1:]
+with Ground("10.0.0.1/24") as ground:
+    options = f"--directory={ground.lay('one', [tree])}", f"--bind-ro={ground.folder}:/srv", "--network-bridge=lab"
+    with Container("one", *options, launcher=ground.launcher) as container:
+        if moment != "starting":
+            container.leader()
+        if moment == "up":
+            container.booted()
+        print("ready", flush=True)
+        signal.pause()
+"""
+# A suite like ours, with the lab's own fixtures and hooks, on labs of one host.
+SUITE = """
+import signal
+import pytest
+from tests.lab.conftest import Labs
+from tests.lab.lab import Lab
+
+class OneHost(Lab):
+    def __init__(self):
+        super().__init__(citus=False)
+        self.nodes = {"cn1": self.nodes["cn1"]}
+
+    def provision(self):
+        return []
+
+class Unfit(OneHost):
+    def provision(self):
+        raise RuntimeError("unfit")
+
+@pytest.fixture(scope="session")
+def labs():
+    with Labs(OneHost) as labs:
+        yield labs
+
+def test_that_fails(lab):
+    assert not lab.nodes["cn1"].is_on
+
+def test_whose_lab_does_not_come_up():
+    with Unfit():
+        pass
+
+def test_that_waits(lab):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    print("ready", flush=True)
+    signal.pause()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a test run has its temporary files, each container among them under a name that its cgroups have, too."""
+    path = tmp_path / "files"
+    path.mkdir()
+    return path
+
+
+@contextlib.contextmanager
+def started(folder: Path, *command: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a test run with its temporary files in this folder, like a shell does in the foreground."""
+    environment = os.environ | {"TMPDIR": str(folder)}
+    with subprocess.Popen(
+        [sys.executable, *command],
+        cwd=CHECKOUT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        try:
+            yield run
+        finally:
+            run.kill()
+
+
+def end(run: subprocess.Popen[str], how: signal.Signals) -> int:
+    """Send a signal, and return what became of the run; Ctrl-C reaches what it has started as well."""
+    (os.killpg if how == signal.SIGINT else os.kill)(run.pid, how)
+    return run.wait(DEADLINE_S)
+
+
+def traces(folder: Path, containers: set[str]) -> list[str]:
+    """Return what there is of a test run: files, processes in and around its containers, cgroups.
+
+    Namespaces, and the mounts in them, are there as long as processes in them.
+    """
+    found = [str(path) for path in folder.iterdir()]
+    found += [str(path) for name in containers for path in Path("/sys/fs/cgroup").glob(f"*/{name}")]
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if any(str(folder).encode() in (process / file).read_bytes() for file in ("environ", "mountinfo")):
+                found.append((process / "comm").read_text().strip())
+    return found
+
+
+def wait_until_nothing_is_left(folder: Path, containers: set[str], mounts: str) -> None:
+    """Wait until there are no traces of a test run, and no more mounts than there were."""
+    deadline = time.monotonic() + DEADLINE_S
+    while left := traces(folder, containers):
+        assert time.monotonic() < deadline, left
+        time.sleep(POLL_S)
+    assert Path("/proc/self/mountinfo").read_text() == mounts
+
+
+@pytest.mark.parametrize("moment", ["starting", "booting", "up"])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+def test_nothing_is_left(folder: Path, how: signal.Signals, moment: str) -> None:
+    """A run is ended at any moment of a container's boot, by whatever signal, and nothing is left of it."""
+    tree = cached_tree()
+    mounts = Path("/proc/self/mountinfo").read_text()
+    with started(folder, "-c", RUN, moment, str(tree)) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        containers = {path.name for path in folder.glob("resolver-agent-*")}
+        there = traces(folder, containers)
+        assert end(run, how) == -how
+    assert len(containers) == 2
+    assert "sh" in there
+    assert ("systemd-journal" in there) or moment != "up"
+    wait_until_nothing_is_left(folder, containers, mounts)
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> list[str]:
+    """The command line of pytest for the tests of a lab of one host."""
+    path = tmp_path / "test_suite.py"
+    path.write_text(SUITE)
+    return ["-m", "pytest", "-q", "-p", "tests.lab.conftest", "-p", "no:cacheprovider", str(path)]
+
+
+def test_nothing_is_left_of_a_lab(folder: Path, suite: list[str]) -> None:
+    """Ctrl-C in the midst of a test ends the lab."""
+    mounts = Path("/proc/self/mountinfo").read_text()
+    with started(folder, *suite, "-s", "-k", "waits") as run:
+        assert run.stdout is not None
+        assert "ready\n" in iter(run.stdout.readline, "")
+        containers = {path.name for path in folder.glob("resolver-agent-*")}
+        assert "systemd-journal" in traces(folder, containers)
+        assert end(run, signal.SIGINT) == pytest.ExitCode.INTERRUPTED
+    wait_until_nothing_is_left(folder, containers, mounts)
+
+
+def test_journals_are_kept(folder: Path, suite: list[str]) -> None:
+    """Where a test fails, and where a lab does not come up, the report says where journals are, and there they are."""
+    with started(folder, *suite, "-k", "not waits") as run:
+        report, _ = run.communicate()
+    assert "2 failed" in report
+    said = (r"^-+ the lab's journals -+\n(.*)$", "RuntimeError: the lab did not come up; its journals are in (.*)$")
+    kept = {Path(found) for pattern in said for found in re.findall(pattern, report, re.MULTILINE)}
+    assert len(kept) == 2
+    assert set(folder.iterdir()) == kept
+    assert all("systemd[1]: Reached target" in (each / "cn1.log").read_text() for each in kept)
