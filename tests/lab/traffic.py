@@ -6,6 +6,7 @@ import abc
 import collections
 import contextlib
 import dataclasses
+import http
 import itertools
 import threading
 import time
@@ -29,6 +30,7 @@ _RETRY_S = 0.05
 _PATIENCE_S = 3.0
 """After so long a client gives up its session, as applications do: nobody says that a server has lost its power."""
 
+_HOOK_S = 3.0  # Patroni's hook may take so long
 _RECOVERY_S = 90.0  # longer than a period of 2PC recovery
 _READ_ONLY = "25006"
 _ROWS = 8  # enough that there are some on each worker
@@ -45,11 +47,12 @@ class _Client(threading.Thread, abc.ABC):
         faults: when something was begun that failed, and with what.
     """
 
-    def __init__(self, lab: Lab, path: str) -> None:
-        """Go to the coordinator whose Patroni says yes to this path of its REST API, as load balancers do."""
+    role: str
+    """What libpq asks for: Patroni calls a server primary that is yet to be promoted."""
+
+    def __init__(self, lab: Lab) -> None:
         super().__init__(daemon=True)
         self._lab = lab
-        self._path = path
         self.ended = threading.Event()
         self.successes: list[float] = []
         self.faults: list[tuple[float, psycopg.Error]] = []
@@ -62,7 +65,7 @@ class _Client(threading.Thread, abc.ABC):
                 continue
             begun = time.time()
             try:
-                with self._lab.connect(node, connect_timeout=2) as session:
+                with self._lab.connect(node, connect_timeout=2, target_session_attrs=self.role) as session:
                     stays = True
                     while stays and not self.ended.wait(_THINK_S):
                         begun = time.time()
@@ -91,10 +94,21 @@ class _Client(threading.Thread, abc.ABC):
         """Return how often it met with each error."""
         return collections.Counter(" ".join(str(error).split()) for _, error in self.faults)
 
+    @abc.abstractmethod
+    def suits(self, node: Node) -> bool:
+        """Whether to go to this coordinator, by the word of its Patroni, which load balancers ask.
+
+        Raises:
+            OSError: it does not answer.
+        """
+
+    def _says_yes(self, node: Node, path: str) -> bool:
+        return self._lab.rest(node, "GET", path, timeout_s=1) == http.HTTPStatus.OK
+
     def _coordinator(self) -> Node | None:
         for node in self._lab.groups["cn"]:
             with contextlib.suppress(OSError):
-                if self._lab.rest(node, "GET", self._path, timeout_s=1) == 200:
+                if self.suits(node):
                     return node
         return None
 
@@ -107,11 +121,17 @@ class Writer(_Client):
         first: the lowest of all ids.
     """
 
+    role = "read-write"
+
     def __init__(self, lab: Lab) -> None:
-        super().__init__(lab, "/primary")
+        super().__init__(lab)
         self.first = time.time_ns() // 1000 * _ROWS
         self._next = itertools.count(self.first, _ROWS)
         self.acknowledged: set[int] = set()
+
+    def suits(self, node: Node) -> bool:
+        """Whether it is the primary."""
+        return self._says_yes(node, "/primary")
 
     def do(self, session: psycopg.Connection) -> bool:
         """Commit one transaction."""
@@ -125,6 +145,7 @@ class Writer(_Client):
 class _Read:
     begun: float
     ended: float
+    coordinator: str
     standby: bool
     served: Mapping[str, bool]
     total: tuple[int, int]
@@ -137,9 +158,15 @@ class Reader(_Client):
         reads: what it was answered while the role of the coordinator stayed the same.
     """
 
+    role = "standby"
+
     def __init__(self, lab: Lab) -> None:
-        super().__init__(lab, "/replica")
+        super().__init__(lab)
         self.reads: list[_Read] = []
+
+    def suits(self, node: Node) -> bool:
+        """Whether it is a replica, and not one that holds the leader lock."""
+        return self._says_yes(node, "/replica") and not self._says_yes(node, "/primary")
 
     def do(self, session: psycopg.Connection) -> bool:
         """Read once."""
@@ -148,7 +175,7 @@ class Reader(_Client):
         [total] = session.execute(_TOTAL).fetchall()
         ended, after = time.time(), _is_standby(session)
         if before is after:
-            self.reads.append(_Read(begun, ended, after, served, total))
+            self.reads.append(_Read(begun, ended, session.info.host, after, served, total))
         return after
 
 
@@ -235,10 +262,13 @@ class Traffic:
         for read in self._reader.reads:
             if read.total != (1000, 100_000):
                 yield float("inf"), f"a read with the result {read.total}"
+            promotions = [at for at, to in changes[nodes[read.coordinator]] if not to]
+            if any(read.begun <= at <= read.ended + _HOOK_S for at in promotions):
+                continue  # by rule R4 names lead to primaries before the coordinator is one
             for address, standby in read.served.items():
                 if standby is not read.standby:
-                    since = max(at for at, to in changes[nodes[address]] if to is standby and at <= read.ended)
-                    yield read.begun - since, f"a read served by {nodes[address]!r}: {read}"
+                    changed = [at for at, to in changes[nodes[address]] if to is standby and at <= read.ended]
+                    yield read.begun - max(changed, default=read.ended), f"a read served by {nodes[address]!r}: {read}"
 
 
 def _is_standby(session: psycopg.Connection) -> bool:
