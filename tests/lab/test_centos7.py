@@ -27,6 +27,7 @@ PROGRAMS = {
     """,
     "curl": "tar -cz -C /var/lib/stand-in uv-x86_64-unknown-linux-musl",
     "systemctl": "[ $1 != is-active ]",
+    "setenforce": 'echo "$1" >>/var/lib/stand-in/setenforce',
 }
 UV = """
 case $2 in
@@ -48,6 +49,8 @@ def machine(tmp_path: Path) -> Path:
         path.write_text(f"#!/bin/sh\n{text}\n")
         path.chmod(0o755)
     (stand_in / "packages").touch()
+    (upper / "etc/selinux").mkdir(parents=True)
+    (upper / "etc/selinux/config").write_text("SELINUX=enforcing\nSELINUXTYPE=targeted\n")
     (upper / "usr/lib").mkdir(parents=True)
     (upper / "usr/lib/os-release").write_text('ID="centos"\nVERSION_ID="7"\n')
     return upper
@@ -66,6 +69,9 @@ def test_installed_once(machine: Path, tmp_path: Path) -> None:
     assert first[-6:] == ["--enablerepo=lab-os,lab-updates", "update", "ca-certificates", "curl", "nss", "openssl"]
     assert second[-6:-4] == ["--enablerepo=lab-*", "install"]
 
+    assert (machine / "etc/selinux/config").read_text() == "SELINUX=permissive\nSELINUXTYPE=targeted\n"
+    assert (machine / "var/lib/stand-in/setenforce").read_text() == "0\n"
+
     repositories = configparser.ConfigParser(interpolation=None)
     repositories.read(machine / "etc/yum.repos.d/lab.repo")
     hosts = {repositories[name]["baseurl"].split("/")[2] for name in repositories.sections()}
@@ -74,3 +80,15 @@ def test_installed_once(machine: Path, tmp_path: Path) -> None:
 
     again = layers.install(machine, lower, wheels=wheels, checkout=checkout)
     assert again.endswith("install.sh: done, nothing changed\n")
+
+
+def test_no_other_release(machine: Path, tmp_path: Path) -> None:
+    """On another CentOS nothing is tried, and nothing is left."""
+    (machine / "usr/lib/os-release").write_text('ID="centos"\nVERSION_ID="9"\n')
+    lower, wheels = layers.installed()
+    checkout = layers.copy_checkout(tmp_path / "checkout")
+    with pytest.raises(RuntimeError, match=r"(?m)^install\.sh: failed in the step: start$") as caught:
+        layers.install(machine, lower, wheels=wheels, checkout=checkout)
+    assert "install.sh: centos 9 is not known here" in str(caught.value)
+    assert not (machine / "etc/yum.repos.d").exists()
+    assert list((machine / "tmp").iterdir()) == []

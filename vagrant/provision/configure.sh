@@ -28,7 +28,8 @@ home=$(getent passwd postgres | cut -d: -f6)
 release=$("$postgres_bin/postgres" --version | sed -E 's/[^0-9]*([0-9]+).*/\1/')
 options=(--etcd-nodes "$etcd_nodes" --bin-dir "$postgres_bin" --home "$home" --release "$release")
 [[ ! -e $postgres_extensions/citus.control ]] || options+=(--citus)
-rendered=$(mktemp -d)
+rendered=$scratch/files
+mkdir "$rendered"
 /opt/resolver-agent/bin/python "$here/render.py" "$rendered" "$machine" "${options[@]}"
 if [[ -e $lab && $(grep ^etcd= "$lab") != $(grep ^etcd= "$rendered/lab.sh") ]]; then
     die "etcd's members are settled when a lab is made: say ETCD_NODES as then, or make it anew"
@@ -60,5 +61,4 @@ put "$rendered/patroni.yml" /etc/patroni.yml 600 postgres
 put "$rendered/postgres.pgpass" "$home/.pgpass" 600 postgres
 serve reload patroni.service
 
-rm -r "$rendered"
 finish

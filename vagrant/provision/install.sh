@@ -30,13 +30,13 @@ put "$here/patroni.service" /etc/systemd/system/patroni.service
 
 step 'agent'
 # From a copy, as pip writes into the folder that it builds from.
-sources=$(mktemp -d)
+sources=$scratch/agent
+mkdir "$sources"
 cp -r "$checkout/pyproject.toml" "$checkout/README.md" "$checkout/resolver_agent" "$sources"
 find "$sources" -name __pycache__ -prune -exec rm -r {} +
 stamp=$(cd "$sources" && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum)
 before=$changes
 environment /opt/resolver-agent "$stamp" "$sources"
-rm -r "$sources"
 link /opt/resolver-agent/bin/resolver-agent /usr/local/bin/resolver-agent
 put "$checkout/systemd/resolver-agent.service" /etc/systemd/system/resolver-agent.service
 put "$checkout/systemd/resolver-agent.socket" /etc/systemd/system/resolver-agent.socket

@@ -7,7 +7,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 script=${0##*/}
 step=start
 changes=0
-trap 'code=$?; ((code == 0)) || echo "$script: failed in the step: $step" >&2' EXIT
+scratch=$(mktemp -d)
+trap 'code=$?; rm -rf "$scratch"; ((code == 0)) || echo "$script: failed in the step: $step" >&2' EXIT
 
 die() {
     echo "$script: $*" >&2
@@ -43,11 +44,8 @@ put() {
 
 # put_text TARGET [MODE] does that with what it is given to read.
 put_text() {
-    local text
-    text=$(mktemp)
-    cat >"$text"
-    put "$text" "$@"
-    rm "$text"
+    cat >"$scratch/text"
+    put "$scratch/text" "$@"
 }
 
 # link SOURCE TARGET makes a symbolic link, unless it is there already.
@@ -60,13 +58,13 @@ link() {
 
 # What differs between operating systems has a file for each. It brings install_packages, install_python, which sets
 # `python`, and the variables etcd_conf, postgres_bin and postgres_extensions.
-ID=
+ID='' VERSION_ID=''
 # shellcheck source=/dev/null
 . /etc/os-release
-case $ID in
-    centos) system=centos7 ;;
-    debian) system=debian ;;
-    *) die "$ID is not known here; it wants a counterpart of debian.sh" ;;
+case "$ID $VERSION_ID" in
+    'centos 7') system=centos7 ;;
+    'debian 12') system=debian ;;
+    *) die "$ID $VERSION_ID is not known here; it wants a counterpart of debian.sh" ;;
 esac
 # shellcheck source=debian.sh
 . "$here/$system.sh"
