@@ -110,6 +110,8 @@ def _conninfo(facts: Facts, server: Server) -> Iterator[Finding]:
     if found.on_command_line:
         text = f"{name} is set on the command line of PostgreSQL, above all files: connections cannot be flushed"
         yield Finding(Severity.ERROR, name, text, "set it in postgresql.conf instead, and restart PostgreSQL")
+    if (wrong := flush.orphaned(found)) is not None:
+        yield Finding(Severity.WARNING, name, *wrong)
     keywords = conninfo_to_dict(flush.due(found).base)
     if not _HOST.isdisjoint(keywords):
         rest = make_conninfo("", **{key: str(value) for key, value in keywords.items() if key not in _HOST})

@@ -13,7 +13,7 @@ from psycopg.rows import class_row
 
 from resolver_agent import citus, flush, recovery
 from resolver_agent.doctor_model import Database, Row, Server, Setting, Unknown
-from resolver_agent.probe import connect_failure
+from resolver_agent.failure import connect_failure
 
 if TYPE_CHECKING:
     from resolver_agent.config import Config

@@ -8,7 +8,8 @@ The value is left in place: a session that idles through a change and its undoin
 reason the white space is random, as a count would come round again, or begin again after a reset.
 
 An administrator's own value is never hidden. One set by ``ALTER SYSTEM`` is kept inside ours, which says so; else ours
-follows the other files.
+follows the other files. A value that is gone from them stands, and that is said: Patroni loses it, since what is set by
+``ALTER SYSTEM`` is not what it takes over when it starts beside a running server (``load_current_server_parameters``).
 """
 
 from __future__ import annotations
@@ -57,9 +58,17 @@ class FlushError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flushed:
-    """Every session was told to connect anew. ``base`` is the value in force, without what was put to its end."""
+    """What came of a flush.
+
+    Attributes:
+        base: the value in force, without what was put to its end.
+        done: every session was told to connect anew, as that was due.
+        warning: what is wrong with the value, and the mend.
+    """
 
     base: str
+    done: bool = True
+    warning: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +109,24 @@ def recall(value: str | None) -> Override | None:
 def due(setting: Setting) -> Override:
     """Return what our value has to say now."""
     ours = recall(setting.altered)
-    if ours is not None and ours.kept:
+    if ours is not None and (ours.kept or setting.configured is None):
         return ours
     if ours is None and setting.altered is not None:
         return Override(setting.altered, kept=True)
     return Override(setting.below)
+
+
+def orphaned(setting: Setting) -> tuple[str, str] | None:
+    """Return what is wrong where our value alone still says what a file once said, and the mend; else None."""
+    ours = recall(setting.altered)
+    if ours is None or ours.kept or setting.configured is not None or ours.base == setting.below:
+        return None
+    text = f"no configuration file sets citus.node_conninfo any more; its last value, {ours.base!r}, stands"
+    mend = (
+        "put it back (Patroni forgets it when it starts beside a running PostgreSQL: `patronictl reload`), or give it "
+        "up: ALTER SYSTEM RESET citus.node_conninfo; SELECT pg_reload_conf();"
+    )
+    return text, mend
 
 
 def is_kept(setting: Setting) -> bool:
@@ -125,14 +147,21 @@ def flush(settings: Config) -> Flushed | None:
 
 
 def keep(settings: Config) -> Flushed | None:
-    """Flush again if the administrator's value has changed below ours, or if a flush was left half done; else None.
+    """Flush again if the administrator's value has changed below ours, or if a flush was left half done.
+
+    None where there was nothing to do and nothing is wrong.
 
     Raises:
         FlushError: a flush would not succeed, whether or not one is due now.
     """
     with _session(settings) as connection:
         setting = _read(connection)
-        return None if setting is None or is_kept(setting) else _flush(settings, connection, setting)
+        if setting is None:
+            return None
+        if not is_kept(setting):
+            return _flush(settings, connection, setting)
+        wrong = _warning(setting)
+        return Flushed(due(setting).base, done=False, warning=wrong) if wrong else None
 
 
 def reset(settings: Config) -> None:
@@ -164,6 +193,11 @@ def _session(settings: Config) -> Iterator[psycopg.Connection]:
                 raise FlushError(f"{citus.words(error)}: set allow_alter_system = on") from error
     except psycopg.Error as error:
         raise FlushError(f"the local PostgreSQL could not be told to flush: {citus.words(error)}") from error
+
+
+def _warning(setting: Setting) -> str | None:
+    wrong = orphaned(setting)
+    return ": ".join(wrong) if wrong else None
 
 
 def _mend(connection: psycopg.Connection) -> str:
@@ -211,7 +245,7 @@ def _flush(settings: Config, connection: psycopg.Connection, setting: Setting) -
         connection.execute(_RELOAD)
         setting = _confirm(settings, value)
         if due(setting) == override:  # else a file was just being written when it was read
-            return Flushed(override.base)
+            return Flushed(override.base, warning=_warning(setting))
 
 
 def _confirm(settings: Config, value: str) -> Setting:

@@ -39,8 +39,8 @@ class Flusher:
         self,
         *,
         changed: asyncio.Event,
-        do_flush: Callable[[Config], object | None] = flush.flush,
-        do_keep: Callable[[Config], object | None] = flush.keep,
+        do_flush: Callable[[Config], flush.Flushed | None] = flush.flush,
+        do_keep: Callable[[Config], flush.Flushed | None] = flush.keep,
     ) -> None:
         self.citus: bool | None = None
         self._do_flush = do_flush
@@ -54,6 +54,7 @@ class Flusher:
         self._not_before = 0.0
         self._failures = 0
         self._fault: str | None = None
+        self._warning: str | None = None
 
     @property
     def flushed(self) -> bool:
@@ -62,8 +63,9 @@ class Flusher:
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
-        """What stands in the way of a flush."""
-        return (Alert("flush", self._fault),) if self._fault is not None else ()
+        """What stands in the way of a flush, and what is wrong with the value that it is done by."""
+        said = {"flush": self._fault, "conninfo": self._warning}
+        return tuple(Alert(key, text) for key, text in said.items() if text is not None)
 
     def report(self) -> dict[str, Any]:
         """Return how it stands, for ``status``."""
@@ -77,7 +79,8 @@ class Flusher:
             self._not_before = now  # what failed before may work now, and a promotion may be waiting for it
         if not settings.citus:
             # What it says now is new again once there is a reason to flush it.
-            self._flushed, self._said, self._fault, self.citus = self._wanted, None, None, None
+            self._flushed, self._said, self.citus = self._wanted, None, None
+            self._fault = self._warning = None
             return
         if self._errand.under_way:
             if now - self._begun > _HUNG_S and self._fault is None:
@@ -116,6 +119,7 @@ class Flusher:
             return
         if self._flushing:
             self.citus = found is not None
-        if found is not None:
+        self._warning = found.warning if found is not None else None
+        if found is not None and found.done:
             _log.info("flushed the connections that Citus has cached, in %.0f ms", (now - self._begun) * 1000)
         self._flushed, self._fault, self._failures = self._under_way, None, 0

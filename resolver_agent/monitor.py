@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import tenacity
 
+from resolver_agent.failure import NOT_SERVING
 from resolver_agent.model import Kind, Node, NodeState, Observation, Role
 from resolver_agent.pacing import UNSETTLED_S, Bell, TokenBucket, Turnstile, unsettled_delay_s
-from resolver_agent.probe import NOT_SERVING, Prober, boottime
+from resolver_agent.probe import Prober, boottime
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import ipaddress
 import os
-import re
 import socket
 import time
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import psycopg
 from psycopg import pq
 
 from resolver_agent import background
+from resolver_agent.failure import HUNG_UP, connect_failure
 from resolver_agent.model import Identity, Kind, Observation
 
 if TYPE_CHECKING:
@@ -48,26 +48,6 @@ SELECT r.standby,
     + _AGAIN
 )
 
-NOT_SERVING = "the database system is "
-"""What a server that starts up or shuts down says in English (SQLSTATE 57P03) begins like this."""
-
-# libpq words every error that the server sent as "severity, colon, two blanks, message", in any language.
-_FROM_SERVER = re.compile(r"(?:^|: )[^\s:]+:  (?P<message>.+)", re.DOTALL)
-# TLS and plain TCP have different words for one thing.
-_DEAD = (
-    "Connection refused",
-    "Connection reset",
-    "Broken pipe",
-    "closed the connection",
-    "closed unexpectedly",
-    "socket closed",
-    "EOF detected",
-    "unexpected eof",
-)
-# libpq says this of hosts that nobody can reach, too (ALL_CONNECTION_FAILURE_ERRNOS).
-_HUNG_UP = "server closed the connection unexpectedly"
-_NO_SOCKET = "No such file or directory"
-_SILENT = ("No route to host", "Network is unreachable", "Host is down", "timed out", "timeout expired")
 _CAUTIOUS_FIRST = (Kind.BARRED, Kind.UNREACHABLE, Kind.DEAD)
 
 
@@ -149,7 +129,7 @@ class Prober:
                 connection = await psycopg.AsyncConnection.connect(**keywords, autocommit=True)
             except psycopg.Error as error:
                 kind, reason = connect_failure(str(error))
-                if _HUNG_UP in reason and address and (silence := await self._silence_of(address["hostaddr"])):
+                if HUNG_UP in reason and address and (silence := await self._silence_of(address["hostaddr"])):
                     kind, reason = Kind.UNREACHABLE, silence
                 failures.append((kind, reason))
             else:
@@ -231,8 +211,9 @@ class Prober:
     def _lose(self, text: str) -> None:
         """Take in that the connection ended, at once: libpq closed the socket, and its number is soon another's."""
         self.close()
-        if self._waits and _any_in(_SILENT, text):
-            self._end(Observation(kind=Kind.UNREACHABLE, at=self._begun, detail=_last_clause(text)))
+        kind, reason = connect_failure(text)
+        if self._waits and kind is Kind.UNREACHABLE:
+            self._end(Observation(kind=kind, at=self._begun, detail=reason))
             return
         self.on_loss()
         if self._waits:
@@ -254,22 +235,6 @@ class Prober:
 def boottime() -> float:
     """Return the seconds since boot, time in suspension included: observations grow old while a host sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def connect_failure(text: str) -> tuple[Kind, str]:
-    """Tell a server that is gone from one that does not answer, and both from one that answers but bars us (R1).
-
-    libpq has no SQLSTATE for a failed connection, so its words are read. They are English here: only the server's part
-    is translated, and any error that the server sent means that it lives.
-    """
-    text = text.strip()
-    said = _FROM_SERVER.search(text)
-    if said is not None:
-        return Kind.BARRED, " ".join(said["message"].split())
-    reason = _last_clause(text)
-    if _any_in(_SILENT, reason):
-        return Kind.UNREACHABLE, reason
-    return Kind.DEAD if reason == _NO_SOCKET or _any_in(_DEAD, reason) else Kind.BARRED, reason
 
 
 def _look_up(host: str, getaddrinfo: Resolver) -> list[str] | Exception:
@@ -296,12 +261,3 @@ def _seen(row: list[bytes | None], begun: float, address: str | None) -> Observa
         identity=Identity(int(system_id or 0), int(started_us or 0)),
         receiver=int(receiver) if receiver is not None else None,
     )
-
-
-def _any_in(words: tuple[str, ...], text: str) -> bool:
-    return any(word in text for word in words)
-
-
-def _last_clause(text: str) -> str:
-    """Return what went wrong, without where it did and without the hint that libpq puts on a second line."""
-    return text.splitlines()[0].rpartition(" failed: ")[2] if text else "no reason given"

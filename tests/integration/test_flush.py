@@ -285,18 +285,36 @@ def test_an_administrator_sets_something_later(server: Postgres, settings: Confi
 
 
 def test_a_change_of_the_file_comes_through(server: Postgres, settings: Config) -> None:
-    """What Patroni writes is in force at the next look, below ours and without it, and so is its end."""
+    """What Patroni writes is in force at the next look, below ours and without it."""
     flush(settings)
     edit(server, "'sslmode=prefer'", "'sslmode=disable'")
     assert keep(settings) == Flushed("sslmode=disable")
     assert recall(loaded(server)) == Override("sslmode=disable")
     assert keep(settings) is None
-    edit(server, "citus.node_conninfo", "another.parameter")
-    assert keep(settings) == Flushed("")
-    edit(server, "another.parameter", "Citus.Node_ConnInfo")
-    assert keep(settings) == Flushed("sslmode=disable")
+    edit(server, "citus.node_conninfo", "Citus.Node_ConnInfo")
+    assert keep(settings) is None
     reset(settings)
     assert (loaded(server), altered(server)) == ("sslmode=disable", None)
+
+
+def test_a_value_that_is_gone_from_the_file_stands(server: Postgres, settings: Config) -> None:
+    """Patroni may lose it; so it stands, and that is said, until it is back or the administrator gives it up."""
+    flush(settings)
+    edit(server, "citus.node_conninfo", "another.parameter")
+    found = keep(settings)
+    assert found is not None
+    assert (found.base, found.done) == ("sslmode=prefer", False)
+    assert "`patronictl reload`" in (found.warning or "")
+    assert keep(settings) == found
+    assert flush(settings) == Flushed("sslmode=prefer", warning=found.warning)
+    edit(server, "another.parameter", "citus.node_conninfo")
+    assert keep(settings) is None
+
+    edit(server, "citus.node_conninfo", "another.parameter")
+    server.run_sql("ALTER SYSTEM RESET citus.node_conninfo")
+    server.run_sql("SELECT pg_reload_conf()")
+    assert keep(settings) is None
+    assert flush(settings) == Flushed("")
 
 
 def test_reset_takes_nothing_of_others_away(server: Postgres, settings: Config) -> None:
@@ -477,7 +495,8 @@ def test_the_real_parameter_on_a_standby(citus: CitusCluster) -> None:
 
     [(boot,)] = cn2.server.run_sql("SELECT boot_val FROM pg_settings WHERE name = 'citus.node_conninfo'")
     edit(cn2.server, "citus.node_conninfo =", "another.parameter =")
-    assert keep(settings) == Flushed(boot)
+    cn2.server.run_sql("ALTER SYSTEM RESET citus.node_conninfo")
+    assert flush(settings) == Flushed(boot)
     edit(cn2.server, "another.parameter = 'sslmode=prefer'", "citus.node_conninfo = 'password=secret'")
     with pytest.raises(FlushError, match=r'invalid value for parameter "citus\.node_conninfo"'):
         keep(settings)

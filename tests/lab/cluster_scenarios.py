@@ -19,7 +19,7 @@ _FAILOVER_S = 60  # Patroni's ttl is 20 s
 def worker_switchover(lab: Lab) -> None:
     """Patroni swaps the roles of a worker's nodes."""
     _, new = lab.switch_over("wk1")
-    settle(lab, wk1=new)
+    settle(lab, {"wk1": new})
 
 
 def worker_power_loss(lab: Lab) -> None:
@@ -34,7 +34,7 @@ def worker_power_loss(lab: Lab) -> None:
     reader.wait_for_names({"wk1": FENCE})
     assert lab.serving(coordinator) == {new.name: False, lab.primary("wk2").name: False}
     old.boot()
-    settle(lab, wk1=new)
+    settle(lab, {"wk1": new})
 
 
 def worker_standby_stopped(lab: Lab) -> None:
@@ -63,7 +63,7 @@ def coordinator_switchover(lab: Lab) -> None:
     mark = new.host.mark()
     lab.switch_over("cn")
     new.host.wait_for("a promotion is announced", after=mark)
-    settle(lab, cn=new)
+    settle(lab, {"cn": new})
 
 
 def coordinator_power_loss(lab: Lab) -> None:
@@ -74,7 +74,7 @@ def coordinator_power_loss(lab: Lab) -> None:
     new.host.wait_for("a promotion is announced", after=mark, timeout_s=_FAILOVER_S)
     new.wait_for_names({name: lab.primary(name).address for name in ("wk1", "wk2")})
     old.boot()
-    settle(lab, cn=new)
+    settle(lab, {"cn": new})
 
 
 def network_cut(lab: Lab) -> None:
@@ -85,7 +85,7 @@ def network_cut(lab: Lab) -> None:
     coordinator.host.wait_for(rf"alert: wk1 → {worker.address} \(held", after=mark)
     assert lab.roles()[worker] is False
     lab.mend(coordinator, worker)
-    settle(lab, cn=coordinator, wk1=worker)
+    settle(lab, {"cn": coordinator, "wk1": worker})
 
 
 def etcd_lost(lab: Lab) -> None:
@@ -97,6 +97,18 @@ def etcd_lost(lab: Lab) -> None:
         node.wait_for_names(first | {node.group: node.address}, timeout_s=_FAILOVER_S)
     keeper.host.run("systemctl", "start", "etcd")
     settle(lab)
+
+
+def patroni_restarted(lab: Lab) -> None:
+    """Patroni is killed beside each coordinator and started again; both are primary once after that."""
+    for coordinator in lab.groups["cn"]:
+        mark = coordinator.host.mark()
+        coordinator.host.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "patroni")
+        coordinator.host.wait_for("Started patroni.service", after=mark, unit="patroni.service")
+        settle(lab)
+    for _ in lab.groups["cn"]:
+        _, new = lab.switch_over("cn")
+        settle(lab, {"cn": new})
 
 
 def split_brain(lab: Lab) -> None:
@@ -111,7 +123,7 @@ def split_brain(lab: Lab) -> None:
         worker.host.wait_for("several primaries", after=there)
         assert lab.roles()[old] is False
     old.host.run("systemctl", "start", "patroni")
-    settle(lab, cn=new)
+    settle(lab, {"cn": new})
 
 
 def reboots(lab: Lab) -> None:

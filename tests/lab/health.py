@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
 import psycopg
@@ -21,8 +22,8 @@ _POLL_S = 0.1
 _Placed: TypeAlias = "Mapping[str, Mapping[bool | None, Node]]"
 
 
-def settle(lab: Lab, **primaries: Node) -> None:
-    """Wait until all is as it should be, with these nodes as primaries.
+def settle(lab: Lab, primaries: Mapping[str, Node] = MappingProxyType({})) -> None:
+    """Wait until all is as it should be, with these nodes as primaries of their groups.
 
     Every group has one primary, and standbys else that Patroni would promote; every node's names lead where they
     should; whoever reads through a coordinator is served by workers of its role; and no agent has an alert.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
+from tests.lab import layers
 from tests.lab.cluster_scenarios import FENCE
 from tests.lab.health import settle
 
@@ -18,8 +22,7 @@ if TYPE_CHECKING:
 _HOSTS = "/etc/hosts"
 _CONFIG = "/etc/resolver-agent.yml"
 _CLOCK = "/run/clock"
-_FAKETIME = "/usr/$LIB/faketime/libfaketime.so.1"  # the loader puts the machine's own folder there
-_FAKETIME_SETTINGS = "FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1"
+_SOURCE = Path(__file__).with_name("clock.c")
 _VERSION = "resolver_agent/__init__.py"
 
 
@@ -91,7 +94,7 @@ def promotion_without_agent(lab: Lab) -> None:
     mark = new.host.mark()
     lab.switch_over("cn")
     new.host.wait_for("a promotion is announced", after=mark)
-    settle(lab, cn=new)
+    settle(lab, {"cn": new})
 
 
 def hosts_trampled(lab: Lab) -> None:
@@ -134,21 +137,32 @@ def _miss_a_change(lab: Lab, reader: Node, mend: Callable[[], object]) -> None:
 
 
 def clock_jump(lab: Lab) -> None:
-    """A coordinator's clock jumps by an hour, forth and back, and it is promoted in between.
+    """A coordinator's clock is set an hour ahead, and then an hour back; each time it is promoted or deposed.
 
-    Containers have the clock of the machine, so it is libfaketime that shows another one to all that Patroni and the
-    agent are there.
+    Containers have the machine's clock, so a library shows another one to the agent, to Patroni and to PostgreSQL.
     """
     node = lab.standby("cn")
-    faked = f"[Service]\nEnvironment=LD_PRELOAD={_FAKETIME} FAKETIME_TIMESTAMP_FILE={_CLOCK} {_FAKETIME_SETTINGS}\n"
-    node.host.write(_CLOCK, b"+0\n")
-    with node.drop_in("patroni.service", faked), node.drop_in("resolver-agent.service", faked):
-        node.host.run("systemctl", "restart", "patroni.service", "resolver-agent.service")
+    library = lab.checkout / "clock.so"
+    command = ["cc", "-shared", "-fPIC", "-Wall", "-Werror", f'-DCLOCK="{_CLOCK}"', f"-o{library}", str(_SOURCE)]
+    subprocess.run(command, check=True)
+    preload = f"[Service]\nEnvironment=LD_PRELOAD={layers.SOURCES / library.name}\n"
+    services = ("patroni.service", "resolver-agent.service")
+    with node.drop_in(services[0], preload), node.drop_in(services[1], preload):
+        node.host.run("systemctl", "restart", *services)
         settle(lab)
-        for jump in (b"+1h\n", b"-1h\n"):
-            node.host.write(_CLOCK, jump)
+        for ahead_s in (3600, -3600):
+            node.host.write(_CLOCK, str(ahead_s).encode())
+            assert abs(_seconds_ahead(lab, node) - ahead_s) < 60
             for group in ("wk1", "cn"):
                 _, new = lab.switch_over(group)
-                settle(lab, **{group: new})
-    node.host.run("systemctl", "restart", "patroni.service", "resolver-agent.service")
+                settle(lab, {group: new})
+    node.host.run("rm", _CLOCK)
+    node.host.run("systemctl", "restart", *services)
     settle(lab)
+
+
+def _seconds_ahead(lab: Lab, node: Node) -> float:
+    """Return by how much a node's PostgreSQL is ahead of us."""
+    with lab.connect(node) as session:
+        [(now,)] = session.execute("SELECT EXTRACT(epoch FROM clock_timestamp())").fetchall()
+    return float(now) - time.time()

@@ -43,12 +43,11 @@ shift 5
 exec chroot /mnt "$@"
 """
 
-# What the lab wants besides: a network that comes up by itself, journals that outlive a boot, libcurl for Citus, and
-# another clock than the machine's.
+# What the lab wants besides: a network that comes up by itself, journals that outlive a boot, and libcurl for Citus.
 _BESIDES = """
 systemctl enable --quiet systemd-networkd.service
 mkdir -p /var/log/journal
-apt-get install -qq --no-install-recommends libcurl4 libfaketime
+apt-get install -qq --no-install-recommends libcurl4
 apt-get clean
 """
 

@@ -13,6 +13,7 @@ SCENARIOS = (
     cluster_scenarios.coordinator_power_loss,
     cluster_scenarios.network_cut,
     cluster_scenarios.etcd_lost,
+    cluster_scenarios.patroni_restarted,
     cluster_scenarios.split_brain,
     cluster_scenarios.reboots,
     cluster_scenarios.power_cut,

@@ -134,6 +134,14 @@ CASES = [
         "contains host",
         "citus.node_conninfo: 'sslmode=require'",
     ),
+    (
+        "node_conninfo lost",
+        server(conninfo=flush.Setting(altered=flush.Override("sslmode=prefer").stamped(1), boot="sslmode=require")),
+        WARNING,
+        "citus.node_conninfo",
+        "no configuration file",
+        "ALTER SYSTEM RESET citus.node_conninfo; SELECT pg_reload_conf();",
+    ),
     ("a reload fails", server(conninfo=flush.Setting(faults="line 3")), ERROR, "reload", "refuses to load", "reload"),
     (
         "command line",

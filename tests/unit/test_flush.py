@@ -34,7 +34,7 @@ DUE = {
     "ours, and a changed file": (Setting(configured="sslmode=disable", altered=FOLLOWS), Override("sslmode=disable")),
     "ours, and the line in the file is gone": (
         Setting(boot="sslmode=require", altered=FOLLOWS),
-        Override("sslmode=require"),
+        Override("sslmode=prefer"),
     ),
 }
 

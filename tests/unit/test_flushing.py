@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from resolver_agent.flush import FlushError
+from resolver_agent.flush import Flushed, FlushError
 from resolver_agent.flushing import Flusher
 from resolver_agent.model import Identity, Kind, NodeState, Observation
 from tests.unit.builders import config, group
@@ -32,25 +32,26 @@ class Server:
         self.done: list[str] = []
         self.citus = True
         self.refuses = False
+        self.warning: str | None = None
         self.fault: Exception = FlushError("permission denied; run systemd/role.sql")
         self.answers = threading.Event()
         self.answers.set()
 
-    def flush(self, _settings: Config) -> str | None:
+    def flush(self, _settings: Config) -> Flushed | None:
         """Flush."""
-        return self._do("flush")
+        self._do("flush")
+        return Flushed("sslmode=prefer", warning=self.warning) if self.citus else None
 
-    def keep(self, _settings: Config) -> str | None:
+    def keep(self, _settings: Config) -> Flushed | None:
         """Compare the administrator's value; nothing is to be done."""
         self._do("keep")
-        return None
+        return Flushed("sslmode=prefer", done=False, warning=self.warning) if self.warning else None
 
-    def _do(self, what: str) -> str | None:
+    def _do(self, what: str) -> None:
         self.answers.wait(10)
         if self.refuses:
             raise self.fault
         self.done.append(what)
-        return "sslmode=prefer" if self.citus else None
 
 
 class Bed:
@@ -163,6 +164,27 @@ def test_a_change_does_not_wait_for_what_failed_before() -> None:
         assert not bed.tend().flusher._errand.under_way
         bed.said = "B"
         await bed.settle()
+        assert bed.flusher.flushed
+
+    run(scenario)
+
+
+def test_a_warning_lasts_as_long_as_its_reason() -> None:
+    """What is wrong with the administrator's value is an alert from the look that finds it to the one that does not."""
+
+    async def scenario(bed: Bed) -> None:
+        await bed.settle()
+        seen = []
+        for warning in ("it is gone", "it is gone", None):
+            bed.server.warning = warning
+            bed.now += 60
+            await bed.settle()
+            seen.append([alert.text for alert in bed.flusher.alerts])
+        assert seen == [["it is gone"], ["it is gone"], []]
+        assert bed.server.done == ["flush", "keep", "keep", "keep"]
+        bed.server.warning, bed.said = "it is gone", "B"
+        await bed.settle()
+        assert [alert.text for alert in bed.flusher.alerts] == ["it is gone"]
         assert bed.flusher.flushed
 
     run(scenario)

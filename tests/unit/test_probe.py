@@ -7,8 +7,9 @@ import socket
 
 import pytest
 
+from resolver_agent.failure import connect_failure
 from resolver_agent.model import Kind
-from resolver_agent.probe import Prober, connect_failure
+from resolver_agent.probe import Prober
 
 TCP = 'connection failed: connection to server at "10.0.0.1", port 5432 failed: '
 SOCKET = 'connection failed: connection to server on socket "/run/postgresql/.s.PGSQL.5432" failed: '
