@@ -267,8 +267,12 @@ class Traffic:
                 continue  # by rule R4 names lead to primaries before the coordinator is one
             for address, standby in read.served.items():
                 if standby is not read.standby:
-                    changed = [at for at, to in changes[nodes[address]] if to is standby and at <= read.ended]
-                    yield read.begun - max(changed, default=read.ended), f"a read served by {nodes[address]!r}: {read}"
+                    at, to = max(
+                        (each for each in changes[nodes[address]] if each[0] <= read.ended), default=(0.0, None)
+                    )
+                    # A server says it a moment after it has happened.
+                    late_s = read.begun - at if to is standby else 0.0
+                    yield late_s, f"a read served by {nodes[address]!r}: {read}"
 
 
 def _is_standby(session: psycopg.Connection) -> bool:
