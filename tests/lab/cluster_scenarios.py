@@ -108,6 +108,7 @@ def patroni_restarted(lab: Lab) -> None:
     mark = node.host.mark()
     node.host.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "patroni")
     node.host.wait_for("Started patroni.service", after=mark, unit="patroni.service")
+    settle(lab)
     lab.switch_over("cn")
     settle(lab, {"cn": node})
     lab.switch_over("cn")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import select
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,18 @@ def test_nothing_is_wrong(lab: Lab) -> None:
     assert node.host.run(*validate) == ""
     assert node.host.run("systemd-analyze", "verify", "--man=no", *UNITS) == ""
     assert node.host.run("systemctl", "is-system-running") == "running\n"
+
+
+def test_sandbox(lab: Lab) -> None:
+    """The agents run inside the sandbox of the installed unit, of which systemd says that it leaves little open."""
+    for node in lab.nodes.values():
+        said = node.host.run("systemd-analyze", "security", "--threshold=20", "--no-pager", UNITS[1])
+        assert re.search(r"Overall exposure level for resolver-agent.service: [\d.]+ OK", said)
+        pid = node.host.show(UNITS[1], "MainPID")["MainPID"]
+        confined = dict(line.split(":\t", 1) for line in node.host.read(f"/proc/{pid}/status").decode().splitlines())
+        assert confined["NoNewPrivs"] == "1"
+        assert confined["Seccomp"] == "2"  # filtered
+        assert int(confined["CapEff"], 16) == 1 << 1  # DAC_OVERRIDE
 
 
 def test_provisioned_again(lab: Lab) -> None:

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.lab.cluster_scenarios import worker_switchover
 from tests.lab.conftest import Labs
+from tests.lab.health import settle
 from tests.lab.lab import Lab
+from tests.lab.traffic import Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.lab.account import Account
 
 
 @pytest.fixture(scope="module")
@@ -27,3 +32,12 @@ def test_standbys_serve_the_standby(lab: Lab) -> None:
         assert lab.serving(role("cn")) == {role(group).name: standby for group in ("wk1", "wk2")}
         with lab.connect(role("cn")) as session:
             assert session.execute("SELECT count(*), sum(balance) FROM accounts").fetchall() == [(1000, 100_000)]
+
+
+def test_worker_switchover(lab: Lab, accounts: list[Account]) -> None:
+    """So it stays when a worker's nodes swap their roles."""
+    settle(lab)
+    with Traffic(lab, "worker_switchover, without Citus") as traffic:
+        worker_switchover(lab)
+    accounts.append(traffic.account)
+    assert traffic.account.well, traffic.account
