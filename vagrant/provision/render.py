@@ -13,6 +13,8 @@ import yaml
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _LAB = _CHECKOUT / "vagrant/lab.yml"
 _HOOK = _CHECKOUT / "systemd/patroni-pre-promote.yml"
+# Without the rest a statement waits for a machine that has lost its power as long as the kernel does, which is hours.
+_NODE_CONNINFO = "sslmode=prefer keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000"
 _GRANTABLE = 15  # since this release of PostgreSQL ALTER SYSTEM on one parameter can be granted: systemd/role.sql
 
 
@@ -120,7 +122,7 @@ class Machine:
             "citus.recover_2pc_interval": -1,
             "citus.defer_shard_delete_interval": -1,
             "citus.local_hostname": self.group,
-            "citus.node_conninfo": "sslmode=prefer",
+            "citus.node_conninfo": _NODE_CONNINFO,
         }
 
     def _pg_hba(self) -> list[str]:
