@@ -263,7 +263,7 @@ class Traffic:
             if read.total != (1000, 100_000):
                 yield float("inf"), f"a read with the result {read.total}"
             promotions = [at for at, to in changes[nodes[read.coordinator]] if not to]
-            if any(read.begun <= at <= read.ended + _HOOK_S for at in promotions):
+            if read.standby and any(read.begun <= at <= read.ended + _HOOK_S for at in promotions):
                 continue  # by rule R4 names lead to primaries before the coordinator is one
             for address, standby in read.served.items():
                 if standby is not read.standby:
