@@ -86,9 +86,8 @@ class SystemdHost:
         return dict(line.split("=", 1) for line in lines)
 
     def mark(self) -> str:
-        """Return the present end of the journal, for ``wait_for``."""
-        shown = self.run("journalctl", "--lines=1", "--output=cat", "--show-cursor")
-        return shown.rpartition("-- cursor: ")[2].strip()
+        """Return the present moment, for ``wait_for``."""
+        return f"@{time.time():.6f}"
 
     def wait_for(self, pattern: str, *, after: str, unit: str = "resolver-agent.service", timeout_s: float = 30) -> str:
         """Wait for a journal line of a unit that matches, later than the mark ``after``, and return it.
@@ -96,7 +95,8 @@ class SystemdHost:
         Raises:
             TimeoutError: none came; with all that did.
         """
-        journal = ["journalctl", f"--unit={unit}", f"--after-cursor={after}", "--no-tail", "--follow", "--output=cat"]
+        # Not by cursor: systemd 252 then leaves out the unit's first line, where the cursor is at another unit's.
+        journal = ["journalctl", f"--unit={unit}", f"--since={after}", "--no-tail", "--follow", "--output=cat"]
         command = ["nsenter", "--target", str(self.leader), "--all", *journal]
         seen = []
         with subprocess.Popen(
