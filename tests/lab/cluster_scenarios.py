@@ -5,15 +5,19 @@ Everything is waited for by its event: what the agents say, what the names are, 
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from tests.lab.health import settle
 
 if TYPE_CHECKING:
     from tests.lab.lab import Lab
+    from tests.lab.node import Node
 
 FENCE = "255.255.255.255"
 _FAILOVER_S = 60  # Patroni's ttl is 20 s
+_REFUSAL_S = 30
+_POLL_S = 0.1
 
 
 def worker_switchover(lab: Lab) -> None:
@@ -28,8 +32,7 @@ def worker_power_loss(lab: Lab) -> None:
     coordinator, reader = lab.primary("cn"), lab.standby("cn")
     mark = coordinator.host.mark()
     old.lose_power()
-    coordinator.host.wait_for(rf"alert: wk1 → {old.address} \(held", after=mark)
-    assert coordinator.names["wk1"] == old.address
+    _wait_until_held(coordinator, old, after=mark)
     coordinator.wait_for_names({"wk1": new.address}, timeout_s=_FAILOVER_S)
     reader.wait_for_names({"wk1": FENCE})
     assert lab.serving(coordinator) == {new.name: False, lab.primary("wk2").name: False}
@@ -40,8 +43,11 @@ def worker_power_loss(lab: Lab) -> None:
 def worker_standby_stopped(lab: Lab) -> None:
     """A worker's standby is stopped and started: reads through it fail at once, and return with it."""
     standby, reader = lab.standby("wk1"), lab.standby("cn")
+    mark = standby.host.mark()
     standby.host.run("systemctl", "stop", "patroni")
     reader.wait_for_names({"wk1": FENCE})
+    standby.host.wait_for("is dead", after=mark)
+    assert standby.names["wk1"] == standby.address
     standby.host.run("systemctl", "start", "patroni")
     settle(lab)
     assert reader.names["wk1"] == standby.address
@@ -52,9 +58,21 @@ def worker_standby_power_loss(lab: Lab) -> None:
     standby, reader = lab.standby("wk1"), lab.standby("cn")
     mark = reader.host.mark()
     standby.lose_power()
-    reader.host.wait_for(rf"alert: wk1 → {standby.address} \(held", after=mark)
+    _wait_until_held(reader, standby, after=mark)
     standby.boot()
     settle(lab)
+
+
+def worker_restarted(lab: Lab) -> None:
+    """Both servers of a worker are stopped; the last primary comes up as a standby, and is fenced until promoted."""
+    primary, standby, coordinator = lab.primary("wk1"), lab.standby("wk1"), lab.primary("cn")
+    for node in (standby, primary):
+        node.host.run("systemctl", "stop", "patroni")
+    mark = coordinator.host.mark()
+    primary.host.run("systemctl", "start", "patroni")
+    coordinator.host.wait_for("wk1 → fenced", after=mark)
+    standby.host.run("systemctl", "start", "patroni")
+    settle(lab, {"wk1": primary})
 
 
 def coordinator_switchover(lab: Lab) -> None:
@@ -82,7 +100,7 @@ def network_cut(lab: Lab) -> None:
     coordinator, worker = lab.primary("cn"), lab.primary("wk1")
     mark = coordinator.host.mark()
     lab.cut(coordinator, worker)
-    coordinator.host.wait_for(rf"alert: wk1 → {worker.address} \(held", after=mark)
+    _wait_until_held(coordinator, worker, after=mark)
     assert lab.roles()[worker] is False
     lab.mend(coordinator, worker)
     settle(lab, {"cn": coordinator, "wk1": worker})
@@ -90,12 +108,11 @@ def network_cut(lab: Lab) -> None:
 
 def etcd_lost(lab: Lab) -> None:
     """Without etcd Patroni makes standbys of all primaries; with it there are primaries again."""
-    [keeper] = lab.etcd
-    keeper.host.run("systemctl", "stop", "etcd")
+    lab.at_once(lambda keeper: keeper.host.run("systemctl", "stop", "etcd"), lab.etcd)
     for node in lab.nodes.values():
         first = {group: members[0].address for group, members in lab.groups.items()}
         node.wait_for_names(first | {node.group: node.address}, timeout_s=_FAILOVER_S)
-    keeper.host.run("systemctl", "start", "etcd")
+    lab.at_once(lambda keeper: keeper.host.run("systemctl", "start", "etcd"), lab.etcd)
     settle(lab)
 
 
@@ -130,6 +147,9 @@ def split_brain(lab: Lab) -> None:
         worker.wait_for_names({"cn": new.address})
         worker.host.wait_for("several primaries", after=there)
         assert lab.roles()[old] is False
+        if lab.citus:
+            old.host.run("systemctl", "restart", "resolver-agent")  # recovery would be the first that it does
+            _wait_until_recovery_is_refused(old)
     old.host.run("systemctl", "start", "patroni")
     settle(lab, {"cn": new})
 
@@ -156,3 +176,19 @@ def shut_down(lab: Lab) -> None:
     for node in reversed(lab.nodes.values()):
         node.boot()
     settle(lab)
+
+
+def _wait_until_held(watcher: Node, node: Node, *, after: str) -> None:
+    """Wait until a node does not answer, and see that its name still leads there: by rule R1 silence moves nothing."""
+    watcher.host.wait_for(rf"{node.address}:\d+ is unreachable", after=after)
+    watcher.host.wait_for(rf"alert: {node.group} → {node.address} \(held", after=after)
+    assert watcher.names[node.group] == node.address
+
+
+def _wait_until_recovery_is_refused(deposed: Node) -> None:
+    """Wait until an agent that has just started says that it lets no 2PC recovery run, by rule R6; nor has it."""
+    deadline = time.monotonic() + _REFUSAL_S
+    while "is not the accepted primary" not in ((recovery := deposed.status["recovery"])["hindered"] or ""):
+        assert recovery["age_s"] is None, f"2PC recovery ran on {deposed!r}, which was deposed: {recovery}"
+        assert time.monotonic() < deadline, f"on {deposed!r} 2PC recovery stands like this: {recovery}"
+        time.sleep(_POLL_S)

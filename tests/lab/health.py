@@ -26,7 +26,8 @@ def settle(lab: Lab, primaries: Mapping[str, Node] = MappingProxyType({})) -> No
     """Wait until all is as it should be, with these nodes as primaries of their groups.
 
     Every group has one primary, and standbys else that Patroni would promote; every node's names lead where they
-    should; whoever reads through a coordinator is served by workers of its role; and no agent has an alert.
+    should; whoever reads through a coordinator is served by workers of its role; Citus' 2PC recovery has run; and no
+    agent has an alert.
     """
     deadline = time.monotonic() + _DEADLINE_S
     while fault := _fault(lab, primaries):
@@ -45,7 +46,7 @@ def _faults(lab: Lab, primaries: Mapping[str, Node]) -> Iterator[str]:
     roles = lab.roles()
     placed = {group: {roles[node]: node for node in reversed(nodes)} for group, nodes in lab.groups.items()}
     if any(found.keys() != {True, False} for found in placed.values()):
-        yield f"the standbys are {roles}"
+        yield f"not every group has a primary and a standby; in recovery are {roles}"
         return
     yield from (
         f"Patroni may not promote {found[True]!r}"  # as in synchronous mode one knows that it has all
@@ -59,6 +60,8 @@ def _faults(lab: Lab, primaries: Mapping[str, Node]) -> Iterator[str]:
     )
     yield from _faults_of_names(roles, placed)
     yield from _faults_of_readers(lab, placed)
+    if lab.citus and not placed["cn"][False].status["recovery"]["databases"]:
+        yield f"2PC recovery has not run on {placed['cn'][False]!r} since it became primary"
     yield from _alerts(lab)
 
 

@@ -9,6 +9,7 @@ SCENARIOS = (
     cluster_scenarios.worker_power_loss,
     cluster_scenarios.worker_standby_stopped,
     cluster_scenarios.worker_standby_power_loss,
+    cluster_scenarios.worker_restarted,
     cluster_scenarios.coordinator_switchover,
     cluster_scenarios.coordinator_power_loss,
     cluster_scenarios.network_cut,
