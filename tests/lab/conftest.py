@@ -13,6 +13,7 @@ from tests.lab.lab import Lab
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
+pytest.register_assert_rewrite("tests.lab.cluster_scenarios", "tests.lab.host_scenarios")  # to say what was there
 _ACCOUNTS = pytest.StashKey[list[Account]]()
 
 

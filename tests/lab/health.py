@@ -60,8 +60,9 @@ def _faults(lab: Lab, primaries: Mapping[str, Node]) -> Iterator[str]:
     )
     yield from _faults_of_names(roles, placed)
     yield from _faults_of_readers(lab, placed)
-    if lab.citus and not placed["cn"][False].status["recovery"]["databases"]:
-        yield f"2PC recovery has not run on {placed['cn'][False]!r} since it became primary"
+    recovery = placed["cn"][False].status["recovery"]
+    if lab.citus and not recovery["databases"]:
+        yield f"2PC recovery has not run on {placed['cn'][False]!r} since it became primary: {recovery}"
     yield from _alerts(lab)
 
 

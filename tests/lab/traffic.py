@@ -268,7 +268,7 @@ class Traffic:
             for address, standby in read.served.items():
                 if standby is not read.standby:
                     at, to = max(
-                        (each for each in changes[nodes[address]] if each[0] <= read.ended), default=(0.0, None)
+                        (each for each in changes[nodes[address]] if each[0] <= read.ended), default=(0.0, standby)
                     )
                     # A server says it a moment after it has happened.
                     late_s = read.begun - at if to is standby else 0.0
