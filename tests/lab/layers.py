@@ -111,7 +111,7 @@ def _collect(wheels: Path, wanted: Sequence[str], *, version: str) -> None:
     """Collect wheels of all that is wanted; what has none is built, and what is Python's own comes for theirs."""
     wheels.mkdir()
     pip = (sys.executable, "-m", "pip")
-    _run(*pip, "wheel", "--quiet", f"--wheel-dir={wheels}", *wanted)
+    _run(*pip, "wheel", "--quiet", "--use-pep517", f"--wheel-dir={wheels}", *wanted)
     download = ("download", "--quiet", "--only-binary=:all:", f"--python-version={version}")
     _run(*pip, *download, f"--find-links={wheels}", f"--dest={wheels}", *wanted)
 
