@@ -5,10 +5,10 @@ Everything is waited for by its event: what the agents say, what the names are, 
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from tests.lab.health import settle
+from tests.lab.waiting import wait_while
 
 if TYPE_CHECKING:
     from tests.lab.lab import Lab
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 FENCE = "255.255.255.255"
 _FAILOVER_S = 60  # Patroni's ttl is 20 s
 _REFUSAL_S = 30
-_POLL_S = 0.1
 
 
 def worker_switchover(lab: Lab) -> None:
@@ -187,8 +186,11 @@ def _wait_until_held(watcher: Node, node: Node, *, after: str) -> None:
 
 def _wait_until_recovery_is_refused(deposed: Node) -> None:
     """Wait until an agent that has just started says that it lets no 2PC recovery run, by rule R6; nor has it."""
-    deadline = time.monotonic() + _REFUSAL_S
-    while "is not the accepted primary" not in ((recovery := deposed.status["recovery"])["hindered"] or ""):
+
+    def fault() -> str | None:
+        recovery = deposed.status["recovery"]
         assert recovery["age_s"] is None, f"2PC recovery ran on {deposed!r}, which was deposed: {recovery}"
-        assert time.monotonic() < deadline, f"on {deposed!r} 2PC recovery stands like this: {recovery}"
-        time.sleep(_POLL_S)
+        refused = "is not the accepted primary" in (recovery["hindered"] or "")
+        return None if refused else f"on {deposed!r} 2PC recovery stands like this: {recovery}"
+
+    wait_while(fault, timeout_s=_REFUSAL_S)

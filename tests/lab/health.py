@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import http
-import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
 import psycopg
 
 from resolver_agent.control import ControlError
+from tests.lab.waiting import wait_while
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from tests.lab.node import Node
 
 _DEADLINE_S = 120
-_POLL_S = 0.1
 _Placed: TypeAlias = "Mapping[str, Mapping[bool | None, Node]]"
 
 
@@ -29,10 +28,7 @@ def settle(lab: Lab, primaries: Mapping[str, Node] = MappingProxyType({})) -> No
     should; whoever reads through a coordinator is served by workers of its role; Citus' 2PC recovery has run; and no
     agent has an alert.
     """
-    deadline = time.monotonic() + _DEADLINE_S
-    while fault := _fault(lab, primaries):
-        assert time.monotonic() < deadline, fault
-        time.sleep(_POLL_S)
+    wait_while(lambda: _fault(lab, primaries), timeout_s=_DEADLINE_S)
 
 
 def _fault(lab: Lab, primaries: Mapping[str, Node]) -> str | None:

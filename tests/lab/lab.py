@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _T = TypeVar("_T")
-_POLL_S = 0.01
 REST_PORT = 8008
 _POSTGRES = (Path("/usr/lib/postgresql/15"), Path("/usr/share/postgresql/15"))
 _NETWORK = """\
@@ -145,13 +143,6 @@ class Lab:
         status = self.rest(old, "POST", "/switchover", {"leader": old.name, "candidate": new.name})
         assert status == 200, f"Patroni on {old!r} answered the switchover with {status}"
         return old, new
-
-    def wait_until_well(self, *, timeout_s: float = 60) -> None:
-        """Wait until no agent has an alert."""
-        deadline = time.monotonic() + timeout_s
-        while alerts := {name: found for name, node in self.nodes.items() if (found := node.status["alerts"])}:
-            assert time.monotonic() < deadline, alerts
-            time.sleep(_POLL_S)
 
     def connect(self, node: Node, **keywords: Any) -> psycopg.Connection:
         """Open a session on a node as the lab's user, from outside; in autocommit mode."""

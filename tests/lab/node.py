@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent import control
 from tests.lab import layers
+from tests.lab.waiting import wait_while
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tests.lab.lab import Lab
 
 DEADLINE_S = 120
-_POLL_S = 0.01
 
 
 class Node:
@@ -87,10 +86,12 @@ class Node:
 
     def wait_for_names(self, names: Mapping[str, str], *, timeout_s: float = 30) -> None:
         """Wait until its hosts file leads these names to these addresses."""
-        deadline = time.monotonic() + timeout_s
-        while not names.items() <= (seen := self.names).items():
-            assert time.monotonic() < deadline, f"on {self!r} the names are {seen}, not {dict(names)}"
-            time.sleep(_POLL_S)
+
+        def fault() -> str | None:
+            seen = self.names
+            return None if names.items() <= seen.items() else f"on {self!r} the names are {seen}, not {dict(names)}"
+
+        wait_while(fault, timeout_s=timeout_s)
 
     def boot(self) -> None:
         """Switch it on, and wait until all that starts at boot has started."""

@@ -8,19 +8,18 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.integration.systemd_host import CHECKOUT, cached_tree
+from tests.lab.waiting import wait_while
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEADLINE_S = 20
-POLL_S = 0.05
 RUN = """
 import signal, sys
 from tests.integration.systemd_host import Container
@@ -124,10 +123,7 @@ def traces(folder: Path, containers: set[str]) -> list[str]:
 
 def wait_until_nothing_is_left(folder: Path, containers: set[str], mounts: str) -> None:
     """Wait until there are no traces of a test run, and no more mounts than there were."""
-    deadline = time.monotonic() + DEADLINE_S
-    while left := traces(folder, containers):
-        assert time.monotonic() < deadline, left
-        time.sleep(POLL_S)
+    wait_while(lambda: traces(folder, containers), timeout_s=DEADLINE_S)
     assert Path("/proc/self/mountinfo").read_text() == mounts
 
 

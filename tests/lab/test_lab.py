@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
+from tests.lab.health import settle
+
 if TYPE_CHECKING:
     from tests.lab.lab import Lab
 
@@ -90,5 +92,5 @@ def test_power_is_lost_and_back(lab: Lab) -> None:
         lab.connect(standby, connect_timeout=2)
 
     standby.boot()
-    lab.wait_until_well()
+    settle(lab)
     assert lab.serving(coordinator)[standby.name]

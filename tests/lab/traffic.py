@@ -16,6 +16,7 @@ import psycopg
 
 from resolver_agent import citus
 from tests.lab.account import LATE_S, Account
+from tests.lab.waiting import wait_while
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ _RETRY_S = 0.05
 _PATIENCE_S = 3.0
 """After so long a client gives up its session, as applications do: nobody says that a server has lost its power."""
 
+_SAID_S = 0.1
 _HOOK_S = 3.0  # Patroni's hook may take so long
 _RECOVERY_S = 90.0  # longer than a period of 2PC recovery
 _READ_ONLY = "25006"
@@ -39,12 +41,19 @@ _WRITTEN = "SELECT id / %(rows)s, count(*) FROM accounts WHERE id >= %(first)s G
 _TOTAL = "SELECT count(*), sum(balance) FROM accounts WHERE id <= 1000"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Fault:
+    begun: float
+    ended: float
+    error: psycopg.Error
+
+
 class _Client(threading.Thread, abc.ABC):
     """Somebody who does the same again and again through one coordinator, and opens a new session when that fails.
 
     Attributes:
         successes: when something succeeded (seconds since the epoch).
-        faults: when something was begun that failed, and with what.
+        faults: what failed.
     """
 
     role: str
@@ -55,7 +64,7 @@ class _Client(threading.Thread, abc.ABC):
         self._lab = lab
         self.ended = threading.Event()
         self.successes: list[float] = []
-        self.faults: list[tuple[float, psycopg.Error]] = []
+        self.faults: list[_Fault] = []
 
     def run(self) -> None:
         """Do so until the end."""
@@ -73,7 +82,7 @@ class _Client(threading.Thread, abc.ABC):
                             stays = self.do(session)
                         self.successes.append(time.time())
             except psycopg.Error as error:
-                self.faults.append((begun, error))
+                self.faults.append(_Fault(begun, time.time(), error))
 
     @abc.abstractmethod
     def do(self, session: psycopg.Connection) -> bool:
@@ -81,10 +90,12 @@ class _Client(threading.Thread, abc.ABC):
 
     def wait_for_success(self, *, timeout_s: float = 60) -> None:
         """Wait until something has succeeded that was begun after this call."""
-        wanted, deadline = len(self.successes) + 2, time.monotonic() + timeout_s
-        while len(self.successes) < wanted:
-            assert time.monotonic() < deadline, f"{type(self).__name__} is without success: {self.said()}"
-            time.sleep(_THINK_S)
+        wanted = len(self.successes) + 2
+
+        def fault() -> str | None:
+            return f"{self!r} is without success: {self.said()}" if len(self.successes) < wanted else None
+
+        wait_while(fault, timeout_s=timeout_s)
 
     def longest_gap_s(self) -> float:
         """Return the longest time between two successes."""
@@ -92,7 +103,7 @@ class _Client(threading.Thread, abc.ABC):
 
     def said(self) -> Mapping[str, int]:
         """Return how often it met with each error."""
-        return collections.Counter(" ".join(str(error).split()) for _, error in self.faults)
+        return collections.Counter(" ".join(str(fault.error).split()) for fault in self.faults)
 
     @abc.abstractmethod
     def suits(self, node: Node) -> bool:
@@ -256,9 +267,11 @@ class Traffic:
         nodes = {node.address: node for node in self._lab.nodes.values()}
         changes = {node: node.role_changes for node in nodes.values()}
         to_standby = sorted(at for found in changes.values() for at, standby in found if standby)
-        for begun, error in self._writer.faults:
-            if error.sqlstate == _READ_ONLY:
-                yield begun - max((at for at in to_standby if at <= begun), default=0.0), f"a write: {error}"
+        for fault in self._writer.faults:
+            if fault.error.sqlstate == _READ_ONLY:
+                # A server says what it is a moment after others can see it.
+                since = max((at for at in to_standby if at <= fault.ended + _SAID_S), default=0.0)
+                yield fault.begun - since, f"a write: {fault.error}"
         for read in self._reader.reads:
             if read.total != (1000, 100_000):
                 yield float("inf"), f"a read with the result {read.total}"
@@ -270,7 +283,7 @@ class Traffic:
                     at, to = max(
                         (each for each in changes[nodes[address]] if each[0] <= read.ended), default=(0.0, standby)
                     )
-                    # A server says it a moment after it has happened.
+                    # As above: it may have become so just now.
                     late_s = read.begun - at if to is standby else 0.0
                     yield late_s, f"a read served by {nodes[address]!r}: {read}"
 
