@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-LATE_S = 1.5
-"""How long after a server's change of role a statement may still be sent to it as what it was.
+LATE_S = {False: 1.0, True: 3.0}
+"""How long after a server's change of role a statement may still be sent to it as what it was; True for a new standby.
 
-One that was down for long is asked again after as much as the agent's ``interval`` of 1 s.
+A standby has been down before, and is asked again after as much as the agent's ``interval`` and ``timeout``.
 """
 
 _HEAD = ("writes", "without, s", "reads", "without, s", "late, ms", "astray", "lost", "half")

@@ -244,8 +244,10 @@ class Traffic:
             read_gap_s=self._reader.longest_gap_s(),
             lost=lost,
             half=half,
-            late_ms=1000 * max((late_s for late_s, _ in astray if late_s > 0), default=0.0),
-            astray=[f"{1000 * late_s:.0f} ms late: {what}" for late_s, what in astray if late_s > LATE_S],
+            late_ms=1000 * max((late_s for late_s, *_ in astray if late_s > 0), default=0.0),
+            astray=[
+                f"{1000 * late_s:.0f} ms late: {what}" for late_s, standby, what in astray if late_s > LATE_S[standby]
+            ],
         )
 
     def _missing(self) -> tuple[int, int]:
@@ -262,8 +264,11 @@ class Traffic:
                 return lost, half
             time.sleep(_RETRY_S)
 
-    def _astray(self) -> Iterator[tuple[float, str]]:
-        """Yield what was sent to a server as what it had been before: how late (in seconds), and which."""
+    def _astray(self) -> Iterator[tuple[float, bool, str]]:
+        """Yield what was sent to a server as what it had been before.
+
+        That is how late (in seconds), whether the server is a standby now, and which statement.
+        """
         nodes = {node.address: node for node in self._lab.nodes.values()}
         changes = {node: node.role_changes for node in nodes.values()}
         to_standby = sorted(at for found in changes.values() for at, standby in found if standby)
@@ -271,10 +276,10 @@ class Traffic:
             if fault.error.sqlstate == _READ_ONLY:
                 # A server says what it is a moment after others can see it.
                 since = max((at for at in to_standby if at <= fault.ended + _SAID_S), default=0.0)
-                yield fault.begun - since, f"a write: {fault.error}"
+                yield fault.begun - since, True, f"a write: {fault.error}"
         for read in self._reader.reads:
             if read.total != (1000, 100_000):
-                yield float("inf"), f"a read with the result {read.total}"
+                yield float("inf"), read.standby, f"a read with the result {read.total}"
             promotions = [at for at, to in changes[nodes[read.coordinator]] if not to]
             if read.standby and any(read.begun <= at <= read.ended + _HOOK_S for at in promotions):
                 continue  # by rule R4 names lead to primaries before the coordinator is one
@@ -285,7 +290,7 @@ class Traffic:
                     )
                     # As above: it may have become so just now.
                     late_s = read.begun - at if to is standby else 0.0
-                    yield late_s, f"a read served by {nodes[address]!r}: {read}"
+                    yield late_s, standby, f"a read served by {nodes[address]!r}: {read}"
 
 
 def _is_standby(session: psycopg.Connection) -> bool:
