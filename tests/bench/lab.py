@@ -12,10 +12,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from tests.lab.account import table
-from tests.lab.health import settle
 from tests.lab.lab import Lab
-from tests.lab.scenarios import SCENARIOS
-from tests.lab.traffic import Traffic
+from tests.lab.scenarios import SCENARIOS, undergo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,10 +25,7 @@ def campaign(lab: Lab, *, rounds: int, order: random.Random) -> Iterator[Account
     """Yield what came of each scenario, of all of them in each round."""
     for _ in range(rounds):
         for scenario in order.sample(SCENARIOS, len(SCENARIOS)):
-            settle(lab)
-            with Traffic(lab, scenario.__name__) as traffic:
-                scenario(lab)
-            yield traffic.account
+            yield undergo(lab, scenario)
 
 
 def main(arguments: Sequence[str]) -> int:

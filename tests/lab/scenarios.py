@@ -1,8 +1,18 @@
-"""All that may happen to a lab."""
+"""All that may happen to a lab, and what its clients meet with meanwhile."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tests.lab import cluster_scenarios, host_scenarios
+from tests.lab.health import settle
+from tests.lab.traffic import Traffic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.lab.account import Account
+    from tests.lab.lab import Lab
 
 SCENARIOS = (
     cluster_scenarios.worker_switchover,
@@ -29,3 +39,12 @@ SCENARIOS = (
     host_scenarios.disk_full,
     host_scenarios.clock_jump,
 )
+
+
+def undergo(lab: Lab, scenario: Callable[[Lab], None]) -> Account:
+    """Have it happen to a lab in good order while clients write and read, and return what they met with."""
+    settle(lab)
+    event = scenario.__name__ if lab.citus else f"{scenario.__name__}, without Citus"
+    with Traffic(lab, event) as traffic:
+        scenario(lab)
+    return traffic.account

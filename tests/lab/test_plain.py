@@ -9,9 +9,8 @@ import pytest
 
 from tests.lab.cluster_scenarios import worker_switchover
 from tests.lab.conftest import Labs
-from tests.lab.health import settle
 from tests.lab.lab import Lab
-from tests.lab.traffic import Traffic
+from tests.lab.scenarios import undergo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,8 +35,5 @@ def test_standbys_serve_the_standby(lab: Lab) -> None:
 
 def test_worker_switchover(lab: Lab, accounts: list[Account]) -> None:
     """So it stays when a worker's nodes swap their roles."""
-    settle(lab)
-    with Traffic(lab, "worker_switchover, without Citus") as traffic:
-        worker_switchover(lab)
-    accounts.append(traffic.account)
-    assert traffic.account.well, traffic.account
+    accounts.append(account := undergo(lab, worker_switchover))
+    assert account.well, account

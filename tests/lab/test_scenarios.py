@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.health import settle
-from tests.lab.scenarios import SCENARIOS
-from tests.lab.traffic import Traffic
+from tests.lab.scenarios import SCENARIOS, undergo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +18,5 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_scenario(lab: Lab, accounts: list[Account], scenario: Callable[[Lab], None]) -> None:
     """Names lead where they should and the right servers answer, before and after; clients lose nothing."""
-    settle(lab)
-    with Traffic(lab, scenario.__name__) as traffic:
-        scenario(lab)
-    accounts.append(traffic.account)
-    assert traffic.account.well, traffic.account
+    accounts.append(account := undergo(lab, scenario))
+    assert account.well, account
