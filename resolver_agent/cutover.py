@@ -39,8 +39,15 @@ $check$;
 """
 
 _SEEN = """\
--- Every line has to end in t. Where it does not, look again some seconds later: the workers are told by and by.
-SELECT pg_sleep(5);
+-- The workers are told by and by: this waits, for a minute at most. Every line has to end in t; else look again.
+DO $told$
+BEGIN
+    FOR look IN 1..300 LOOP
+        EXIT WHEN NOT EXISTS (SELECT FROM pg_dist_node WHERE hasmetadata AND NOT metadatasynced);
+        PERFORM pg_sleep(0.2);
+    END LOOP;
+END
+$told$;
 SELECT nodename, nodeport, metadatasynced FROM pg_dist_node ORDER BY groupid;
 """
 
