@@ -67,7 +67,8 @@ class Recoverer:
         ]
         alerts += [Alert(f"prepared:{one.database}", one.old_words) for one in self._results if one.old_words]
         if self._overdue:
-            why = self._hindered or "it failed, or is still under way"
+            withdrawn = next((one.withdrawn for one in self._results if one.withdrawn), None)
+            why = self._hindered or withdrawn or "it failed, or is still under way"
             alerts.append(Alert("recovery", f"2PC recovery is overdue by more than {_OVERDUE_S:g} s: {why}"))
         return alerts
 
@@ -130,10 +131,12 @@ class Recoverer:
             if self._results != before:
                 _log.error("a recovery ended as none should", exc_info=error)
         self._ended_at, self._asked_at = now, None
-        well = all(one.fault is None for one in self._results)
+        well = all(one.fault is None and one.withdrawn is None for one in self._results)
         self._next_at = now + (PERIOD_S if well else _RETRY_S)
         if well:
             self._good_at = now
         for one in self._results:
+            if one.withdrawn:
+                _log.info("2PC recovery in database %s begins anew later: %s", one.database, one.withdrawn)
             if one.recovered or one.cleaned:
                 _log.info("%s", one)

@@ -86,6 +86,10 @@ class _StoppedError(Exception):
     """The pass must not go on; the message says why, with the mend."""
 
 
+class _WithdrawnError(_StoppedError):
+    """Consent has gone while the pass was under way; the message says why."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """A transaction that another node has prepared on the local server, and for how long it has been so, in seconds."""
@@ -98,14 +102,16 @@ class Prepared:
 class Recovered:
     """What one pass did in one database.
 
-    ``fault`` says what went wrong and what mends it; ``recovered`` transactions were resolved on other nodes all the
-    same. ``cleaned`` and ``not_cleaned`` are numbers of orphaned resources. ``not_reached`` are the nodes that did not
-    answer, as ``name:port``: what concerns them waits. ``records`` is the number of commit records that are left, and
-    ``oldest`` the oldest of Citus' transactions that are prepared on the local server; None where unknown or none.
+    ``fault`` says what went wrong and what mends it; ``withdrawn``, where nothing did, why consent went in the middle.
+    ``recovered`` transactions were resolved on other nodes all the same. ``cleaned`` and ``not_cleaned`` are numbers of
+    orphaned resources. ``not_reached`` are the nodes that did not answer, as ``name:port``: what concerns them waits.
+    ``records`` is the number of commit records that are left, and ``oldest`` the oldest of Citus' transactions that are
+    prepared on the local server; None where unknown or none.
     """
 
     database: str
     fault: str | None = None
+    withdrawn: str | None = None
     recovered: int = 0
     cleaned: int = 0
     not_cleaned: int = 0
@@ -170,10 +176,10 @@ def recover(settings: Config, database: str, *, still: Still, limit_s: float = L
             except (psycopg.Error, _StoppedError) as error:
                 if connection.closed:
                     raise  # the session knows whether it was too late
-                done["fault"] = _words(error)
+                done |= _told(error)
             done |= _left(connection)
     except (psycopg.Error, _StoppedError) as error:
-        done.setdefault("fault", _words(error))
+        done = _told(error) | done
     return Recovered(database=database, **done)
 
 
@@ -210,7 +216,7 @@ class _Pass:
     def _check_consent(self) -> None:
         reason = self._still()
         if reason is not None:
-            raise _StoppedError(f"stopped: {reason}")
+            raise _WithdrawnError(reason)
 
     @contextlib.contextmanager
     def _consented(self) -> Iterator[None]:
@@ -273,6 +279,11 @@ def _left(connection: psycopg.Connection) -> dict[str, Any]:
 def _text(said: Diagnostic) -> str:
     """Return a message, and on a line of its own where it comes from, as Citus names the node there."""
     return "\n".join([said.message_primary or "", *(said.context or "").splitlines()[:1]])
+
+
+def _told(error: Exception) -> dict[str, str]:
+    """Return why a pass ended early, as the field of ``Recovered`` that it belongs in."""
+    return {"withdrawn": str(error)} if isinstance(error, _WithdrawnError) else {"fault": _words(error)}
 
 
 def _words(error: Exception) -> str:

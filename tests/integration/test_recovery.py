@@ -372,7 +372,7 @@ def test_consent_is_withdrawn(citus: Citus, moments: int, expected: Recovered) -
     """Consent is asked before each thing that cannot be undone, and nothing of it is done without."""
     consent = Consent(*([nothing] * (moments - 1)), lambda: "a name moved")
     found = recover(citus.settings, "app", still=consent)
-    assert found == dataclasses.replace(expected, fault="stopped: a name moved")
+    assert found == dataclasses.replace(expected, withdrawn="a name moved")
     assert consent.asked == moments
     assert citus.run("SELECT count(*) FROM pg_dist_cleanup") == [(2,)]
 
@@ -384,7 +384,7 @@ def test_consent_is_withdrawn_while_citus_is_at_work(citus: Citus, step: str, as
     consent = Consent(*([nothing] * asked_before), *([lambda: "a name moved"] * 99))
     begun = time.monotonic()
     found = recover(citus.settings, "app", still=consent)
-    assert found.fault == "stopped: a name moved"
+    assert (found.fault, found.withdrawn) == (None, "a name moved")
     assert time.monotonic() - begun < 15
     assert found.records == (2 if step == "recovery" else 0)
     assert citus.run("SELECT count(*) FROM pg_dist_cleanup") == [(2,)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import threading
 from typing import TYPE_CHECKING
 
@@ -245,6 +246,25 @@ def test_consent_that_nobody_renews_is_none() -> None:
         assert (await bed.settle()).citus.withdrawn == ["the agent has not looked around for a while"]
 
     run(scenario)
+
+
+def test_withdrawn_consent_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    """Names move while a pass runs: that is said and tried again soon, and is an alert only when that goes on."""
+    caplog.set_level(logging.INFO)
+
+    async def scenario(bed: Bed) -> None:
+        bed.citus.result = Recovered(database="app", withdrawn="wk1 moved")
+        await bed.settle()
+        assert bed.alerts == []
+        for _ in range(19):
+            await bed.wait(10).settle()
+        assert bed.citus.passes == 20
+        assert bed.alerts == ["2PC recovery is overdue by more than 180 s: wk1 moved"]
+        bed.citus.result = Recovered(database="app")
+        assert (await bed.wait(10).settle()).tend().alerts == []
+
+    run(scenario)
+    assert caplog.messages[0] == "2PC recovery in database app begins anew later: wk1 moved"
 
 
 def test_a_failed_pass_is_an_alert_and_tried_again_soon() -> None:

@@ -130,6 +130,7 @@ def test_for_programs() -> None:
     assert json.loads(json.dumps(found.as_json())) == {
         "database": "app",
         "fault": None,
+        "withdrawn": None,
         "recovered": 0,
         "cleaned": 0,
         "not_cleaned": 0,
