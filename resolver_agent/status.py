@@ -165,7 +165,9 @@ def _citus_lines(status: Mapping[str, Any]) -> list[str]:
         return []
     told = "flushed" if flush["flushed"] else "not flushed yet"
     if recovery["age_s"] is not None:
+        withdrawn = next((one["withdrawn"] for one in recovery["databases"] if one["withdrawn"]), None)
         recovered = f"last recovery {recovery['age_s']:.0f} s ago"
+        recovered += f", not to its end: {withdrawn}" if withdrawn else ""
     else:
         recovered = f"no recovery: {recovery['hindered'] or 'not due yet'}"
     return [f"Citus: cached connections are {told}; {recovered}"]

@@ -25,6 +25,7 @@ from resolver_agent.model import (
     Target,
 )
 from resolver_agent.promotion import Announced
+from resolver_agent.recovery import Recovered
 from tests.unit.builders import (
     Agent,
     barred,
@@ -39,6 +40,8 @@ from tests.unit.builders import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from resolver_agent.model import Node, Observation
 
 A, B = "10.0.0.1", "10.0.0.2"
@@ -52,12 +55,18 @@ def seen() -> Agent:
 
 
 def care(
-    *, citus: bool | None = False, flushed: bool = True, hindered: str | None = None, age_s: float | None = None
+    *,
+    citus: bool | None = False,
+    flushed: bool = True,
+    hindered: str | None = None,
+    age_s: float | None = None,
+    databases: Sequence[Recovered] = (),
 ) -> dict[str, Any]:
     """Return what the caretaker of Citus reports."""
+    found = [one.as_json() for one in databases]
     return {
         "flush": {"citus": citus, "flushed": flushed, "fault": None},
-        "recovery": {"under_way": False, "hindered": hindered, "age_s": age_s, "databases": []},
+        "recovery": {"under_way": False, "hindered": hindered, "age_s": age_s, "databases": found},
     }
 
 
@@ -242,6 +251,11 @@ def test_reasons_of_every_code_can_be_sent() -> None:
             care(citus=True, age_s=12.3),
             "Citus: cached connections are flushed; last recovery 12 s ago",
             id="all is well",
+        ),
+        pytest.param(
+            care(citus=True, age_s=3.0, databases=[Recovered(database="app", withdrawn="wk1 is held")]),
+            "Citus: cached connections are flushed; last recovery 3 s ago, not to its end: wk1 is held",
+            id="withdrawn",
         ),
         pytest.param(
             care(citus=True, flushed=False, hindered="wk1 is held"),
