@@ -138,6 +138,14 @@ def test_patroni_runs_the_hook(render: Callable[..., Path]) -> None:
     assert patroni(render("cn1"))["postgresql"]["pre_promote"] == snippet["postgresql"]["pre_promote"]
 
 
+def test_silent_clients_do_not_outlast_a_stop(render: Callable[..., Path]) -> None:
+    """A connection without a login holds PostgreSQL up no longer than systemd waits before it kills Patroni."""
+    timeout = patroni(render("cn1"))["postgresql"]["parameters"]["authentication_timeout"]
+    limit = re.search(r"^TimeoutStopSec=(\d+)$", (VAGRANT / "provision/patroni.service").read_text(), re.MULTILINE)
+    assert limit is not None
+    assert int(timeout.removesuffix("s")) <= int(limit[1]) / 4
+
+
 @pytest.mark.parametrize(
     ("system", "value"), [("CentOS 7", -1), ("Debian", -1), ("Debian without Citus", None)], ids=SYSTEMS
 )

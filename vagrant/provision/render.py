@@ -111,6 +111,8 @@ class Machine:
 
     def _parameters(self) -> dict[str, Any]:
         parameters = {
+            # A client that connects while PostgreSQL stops, and says nothing, keeps it from stopping for so long.
+            "authentication_timeout": "10s",
             "password_encryption": "scram-sha-256",
             "shared_buffers": "64MB",
             "unix_socket_directories": "/var/run/postgresql",
