@@ -68,8 +68,13 @@ def worker_restarted(lab: Lab) -> None:
     for node in (standby, primary):
         node.host.run("systemctl", "stop", "patroni")
     mark = coordinator.host.mark()
+    settings = primary.host.read("/etc/patroni.yml")
+    # Else it may be promoted before anybody has asked it again.
+    primary.host.write("/etc/patroni.yml", settings + b"tags: {nofailover: true}\n")
     primary.host.run("systemctl", "start", "patroni")
     coordinator.host.wait_for("wk1 → fenced", after=mark)
+    primary.host.write("/etc/patroni.yml", settings)
+    primary.host.run("systemctl", "reload", "patroni")
     standby.host.run("systemctl", "start", "patroni")
     settle(lab, {"wk1": primary})
 
