@@ -119,7 +119,9 @@ def test_the_names_are_tried_first(version: str, checked: bool) -> None:  # noqa
     """Before anything is changed every node connects to every name, where Citus has the functions for that."""
     script = doctor.report(both(ADDRESSES, database(citus_version=version))(fit())).to_names or ""
     assert ("(VALUES ('cn', 5432), ('wk1', 5432)) AS place" in script) == checked
-    assert (0 < script.find("citus_check_connection_to_node") < script.index("BEGIN;")) == checked
+    before, _, after = script.partition("BEGIN;")
+    for part in ("DO $check$", "citus_check_connection_to_node"):
+        assert (part in before, part in after) == (checked, False)
 
 
 def test_every_database() -> None:
