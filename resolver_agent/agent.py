@@ -62,7 +62,6 @@ class Agent:
         self._decision = Decision(groups={})
         self._reload_fault: Alert | None = None
         self._work: asyncio.Task[None] | None = None
-        self._written = False
         self._stopping = False
         self._reloading = False
 
@@ -146,8 +145,8 @@ class Agent:
         decision = decide(self._outlook.decidable(self._decision, seen), seen, self._decision, begun)
         took_s = boottime() - begun
         written = await self._block.put(decision.targets, begun)
-        # Both at once: whoever announced a promotion must not be told of the one what is true of the other.
-        self._decision, self._written = decision, written
+        # Nothing is waited for from here to what Citus is told: nobody must hear of the one what is true of the other.
+        self._decision = decision
         self._outlook.heed(decision)
         self._caretaker.tend(self._outlook, decision, written=written, puts=self._block.trampled, now=boottime())
         _log.debug("%s; decided in %.1f ms: %s", seen.nodes, took_s * 1000, decision.groups)
@@ -177,6 +176,10 @@ class Agent:
     def _patience_s(self, seconds: float) -> float:
         """Return ``seconds``, or less where the watchdog wants to hear sooner."""
         return min(seconds, self._notifier.watchdog_s / 2) if self._notifier.watchdog_s else seconds
+
+    @property
+    def _written(self) -> bool:
+        return self._block.says(self._decision.targets)
 
     def _alerts(self) -> list[Alert]:
         return [
@@ -241,7 +244,7 @@ class Agent:
             "pid": os.getpid(),
             "config": self._config.path,
             "hosts_file": self._config.hosts_file,
-            "written": self._written,
+            "written": self._block.says(shown.targets),
             "trampled": self._block.trampled,
             **found,
             **self._caretaker.report(now),

@@ -148,7 +148,7 @@ def as_text(status: Mapping[str, Any]) -> str:
         *_citus_lines(status),
         "",
         *_table(["name", "leads to", "since", "reason"], names),
-        *([] if status["written"] else ["", "THE HOSTS FILE DOES NOT SAY THIS: it could not be written."]),
+        *([] if status["written"] else ["", "THE HOSTS FILE DOES NOT SAY THIS YET."]),
         "",
         *_table(["name", "node", "state", "timeline", "lag", "asked", ""], nodes),
     ]

@@ -673,6 +673,30 @@ def test_a_full_disk_is_an_alert(
     assert count(agent, "alert: ") == 1
 
 
+def test_what_is_being_written_is_not_said_to_be_written(
+    cluster: dict[str, Group], write_config: WriteConfig, mounted: Callable[..., Path], start_agent: StartAgent
+) -> None:
+    """While a write hangs in a frozen file system the status tells where names should lead, and that none does yet."""
+    hosts_file = mounted("-t", "ext4", "-o", "loop")
+    config = write_config(cluster["cn"].primary, cluster, hosts_file=str(hosts_file))
+
+    def moved() -> dict[str, Any] | None:
+        said = status(config)
+        return said if said["names"][1]["address"] == cluster["wk1"].standby.address else None
+
+    start_agent(config).wait_for_line(SETTLED)
+    wait_until(lambda: status(config)["written"])
+    subprocess.run(["fsfreeze", "-f", hosts_file.parent], check=True)
+    try:
+        cluster["wk1"].primary.stop()
+        cluster["wk1"].standby.promote()
+        assert wait_until(moved)["written"] is False
+    finally:
+        subprocess.run(["fsfreeze", "-u", hosts_file.parent], check=True)
+    wait_until(lambda: status(config)["written"])
+    assert f"{cluster['wk1'].standby.address}\twk1" in hosts_file.read_text()
+
+
 # --- systemd
 
 

@@ -74,6 +74,29 @@ def test_it_is_disturbed_until_it_was_written(block: Block) -> None:
     assert block.block.disturbed()
 
 
+def test_it_says_what_was_put_once_that_is_done(block: Block) -> None:
+    """While it is being written nobody knows: it may lead elsewhere already. Nor does it say what could not be put."""
+    assert not block.block.says(TO_A)
+    assert block.put(TO_A)
+    assert block.block.says(TO_A)
+
+    async def put_b() -> None:
+        putting = asyncio.create_task(block.block.put(TO_B, 1.0))
+        await asyncio.sleep(0)
+        while not putting.done():
+            assert not block.block.says(TO_A)
+            assert not block.block.says(TO_B)
+            await asyncio.sleep(0)
+
+    asyncio.run(put_b())
+    assert block.block.says(TO_B)
+    assert not block.block.says(TO_A)
+    block.path.unlink()
+    block.path.mkdir()
+    assert not block.put(TO_B, 2.0)
+    assert not block.block.says(TO_B)
+
+
 def test_recall_returns_what_was_put_and_clears_up(block: Block) -> None:
     """A restart knows the targets; what a killed writer left beside the file is removed, other files are not."""
     block.put(TO_A)

@@ -199,7 +199,7 @@ def test_text_of_a_local_server_that_is_gone() -> None:
 def test_text_of_what_is_not_in_the_file() -> None:
     """Where names should lead is not where they do."""
     assert "DOES NOT SAY THIS" not in status.as_text(report(seen()))
-    assert "\nTHE HOSTS FILE DOES NOT SAY THIS: " in status.as_text(report(seen()) | {"written": False})
+    assert "\nTHE HOSTS FILE DOES NOT SAY THIS YET.\n" in status.as_text(report(seen()) | {"written": False})
 
 
 def test_text_of_a_trampled_file() -> None:
