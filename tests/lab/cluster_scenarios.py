@@ -111,12 +111,12 @@ def network_cut(lab: Lab) -> None:
 
 
 def etcd_lost(lab: Lab) -> None:
-    """Without etcd Patroni makes standbys of all primaries; with it there are primaries again."""
+    """Without etcd Patroni makes standbys of all primaries; with it, late as it is, there are primaries again."""
     lab.at_once(lambda keeper: keeper.host.run("systemctl", "stop", "etcd"), lab.etcd)
     for node in lab.nodes.values():
         first = {group: members[0].address for group, members in lab.groups.items()}
         node.wait_for_names(first | {node.group: node.address}, timeout_s=_FAILOVER_S)
-    lab.at_once(lambda keeper: keeper.host.run("systemctl", "start", "etcd"), lab.etcd)
+    lab.at_once(_start_etcd_too_early, lab.etcd)
     settle(lab)
 
 
@@ -180,6 +180,17 @@ def shut_down(lab: Lab) -> None:
     for node in reversed(lab.nodes.values()):
         node.boot()
     settle(lab)
+
+
+def _start_etcd_too_early(keeper: Node) -> None:
+    """Start etcd while it cannot have its address, as it happens at a boot, and let it have it when it has failed."""
+    mark = keeper.host.mark()
+    keeper.host.run(
+        *("systemd-run", "--quiet", "--unit=squatter", f"--socket-property=ListenStream={keeper.address}:2379", "true")
+    )
+    keeper.host.run("systemctl", "start", "--no-block", "etcd")
+    keeper.host.wait_for("address already in use", after=mark, unit="etcd.service")
+    keeper.host.run("systemctl", "stop", "squatter.socket")
 
 
 def _wait_until_held(watcher: Node, node: Node, *, after: str) -> None:

@@ -23,6 +23,9 @@ install_packages
 step 'Python'
 install_python
 
+step 'etcd'
+put "$here/etcd-lab.conf" /etc/systemd/system/etcd.service.d/lab.conf
+
 step 'Patroni'
 environment /opt/patroni "$(<"$here/requirements.txt")" --requirement "$here/requirements.txt"
 link /opt/patroni/bin/patronictl /usr/local/bin/patronictl
