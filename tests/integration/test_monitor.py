@@ -586,8 +586,8 @@ async def test_a_node_by_dns_name_is_resolved_at_each_connect(lone: Postgres, lo
         assert role(sight.state(node)).address == lone.address
         resolver.known["one"] = FAULTY
         lone.run_sql(END_SESSIONS, [ROLE])
-        await sight.until_kind(node, Kind.DEAD)
-        assert newest(sight.state(node)).detail == "Connection refused"
+        await sight.until(lambda: newest(sight.state(node)).detail == "Connection refused")
+        assert newest(sight.state(node)).kind is Kind.DEAD
         del resolver.known["one"]
         await sight.until_kind(node, Kind.UNREACHABLE)
         assert newest(sight.state(node)).detail == "one cannot be resolved: Name or service not known"
