@@ -121,6 +121,16 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         yield mount
 
 
+@contextlib.contextmanager
+def frozen(path: Path) -> Iterator[None]:
+    """Have every write to the file system that a path is on hang."""
+    subprocess.run(["fsfreeze", "--freeze", path.parent], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["fsfreeze", "--unfreeze", path.parent], check=True)
+
+
 # --- Names follow roles
 
 
@@ -686,13 +696,10 @@ def test_what_is_being_written_is_not_said_to_be_written(
 
     start_agent(config).wait_for_line(SETTLED)
     wait_until(lambda: status(config)["written"])
-    subprocess.run(["fsfreeze", "-f", hosts_file.parent], check=True)
-    try:
+    with frozen(hosts_file):
         cluster["wk1"].primary.stop()
         cluster["wk1"].standby.promote()
         assert wait_until(moved)["written"] is False
-    finally:
-        subprocess.run(["fsfreeze", "-u", hosts_file.parent], check=True)
     wait_until(lambda: status(config)["written"])
     assert f"{cluster['wk1'].standby.address}\twk1" in hosts_file.read_text()
 
@@ -724,15 +731,12 @@ def test_the_watchdog_is_fed_by_completed_rounds_only(
     config = write_config(cluster["cn"].primary, cluster, hosts_file=str(hosts_file), interval="100ms")
     agent = start_agent(config, env={"NOTIFY_SOCKET": manager.getsockname()})
     agent.wait_for_line(SETTLED)
-    subprocess.run(["fsfreeze", "-f", hosts_file.parent], check=True)
-    try:
+    with frozen(hosts_file):
         cluster["wk1"].primary.stop()
         cluster["wk1"].standby.promote()
         wait_until(lambda: [n["address"] for n in status(config)["names"]][1] == cluster["wk1"].standby.address)
         heard(manager)
         assert not select.select([manager], [], [], 1.0)[0]
-    finally:
-        subprocess.run(["fsfreeze", "-u", hosts_file.parent], check=True)
     while manager.recv(4096) != b"WATCHDOG=1":
         pass
     assert f"{cluster['wk1'].standby.address}\twk1" in hosts_file.read_text()
