@@ -40,7 +40,7 @@ class HostsBlock:
         self._writer = HostsFileWriter(path)
         self._on_disk: Snapshot | None = None
         self._wanted: tuple[Target, ...] = ()
-        self._said: tuple[Target, ...] | None = None
+        self._done = False
         self._not_before = 0.0
         self._failures = 0
         self._in_a_row = 0
@@ -85,17 +85,15 @@ class HostsBlock:
 
     def says(self, targets: Sequence[Target]) -> bool:
         """Report whether the file says ``targets``, as last seen; while it is being written it says nothing yet."""
-        return self._said == tuple(targets)
+        return self._done and self._wanted == tuple(targets)
 
     async def put(self, targets: Sequence[Target], now: float) -> bool:
         """Make the file say ``targets``, and return whether it does. A failure is an alert, and tried again later."""
-        self._said = None
-        done = await self._put(targets, now)
-        self._said = tuple(targets) if done else None
-        return done
+        self._done = False
+        self._done = await self._put(tuple(targets), now)
+        return self._done
 
-    async def _put(self, targets: Sequence[Target], now: float) -> bool:
-        wanted = tuple(targets)
+    async def _put(self, wanted: tuple[Target, ...], now: float) -> bool:
         news = wanted != self._wanted or self._on_disk is None
         if not news and self._fault is None and not self.disturbed():
             if now - self._trampled_at > _QUIET_S:
