@@ -31,6 +31,13 @@ _LOCALHOST = "127.0.0.1\tlocalhost\n"
 _NSSWITCH = "passwd: files\ngroup: files\nhosts: files\n"
 
 
+def replace(path: Path, text: str) -> None:
+    """Give a file another content at once, as an editor does: by another file in its place."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
+
+
 class Machine:
     """One machine. It ends with the ``Site`` in whose folder it is.
 
@@ -79,9 +86,7 @@ class Machine:
 
     def lead(self, names: Mapping[str, str]) -> None:
         """Replace the hosts file at once by one that leads these names, and localhost, to addresses."""
-        new = self.hosts_file.with_name("hosts.new")
-        new.write_text(_LOCALHOST + "".join(f"{address}\t{name}\n" for name, address in names.items()))
-        new.rename(self.hosts_file)
+        replace(self.hosts_file, _LOCALHOST + "".join(f"{address}\t{name}\n" for name, address in names.items()))
 
     def resolve(self, name: str) -> list[str]:
         """Return the addresses that a name has here by the word of the C library."""

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from resolver_agent import control
+from tests.integration.machine import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,13 +70,6 @@ def count(agent: Agent, pattern: str) -> int:
 def edit(config: Path, **settings: Any) -> None:
     """Change settings in a configuration file."""
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | settings, sort_keys=False))
-
-
-def replace(path: Path, text: str) -> None:
-    """Give a file another content at once, as an editor does: by another file in its place."""
-    new = path.with_name("edited")
-    new.write_text(text)
-    new.replace(path)
 
 
 def add_first(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.model import FENCE
 from tests.integration.cluster import at_once
+from tests.integration.machine import replace
 
 if TYPE_CHECKING:
     import psycopg
@@ -127,23 +128,16 @@ def test_a_foreign_line_makes_recovery_forget_nothing(citus: CitusCluster) -> No
     cn1, wk1, standby = (citus.machines[name] for name in ("cn-1", "wk1-1", "wk1-2"))
     in_doubt = leave_in_doubt(citus)
     line = f"{standby.address}\twk1\n"
-    replace(cn1, line + cn1.hosts_file.read_text())
+    replace(cn1.hosts_file, line + cn1.hosts_file.read_text())
     agent = citus.start_agent(cn1)
     fault = "2PC recovery in database app: rolled back: "
     agent.wait_for_line(f"alert: {fault}wk1:{citus.site.port} led to a standby", timeout_s=30)
     agent.wait_for_line("alert: .* line 1 also names wk1, and lookups return both addresses")
     assert records(citus) == in_doubt
     assert len(citus.prepared(wk1)) == in_doubt["wk1"]
-    replace(cn1, cn1.hosts_file.read_text().removeprefix(line))
+    replace(cn1.hosts_file, cn1.hosts_file.read_text().removeprefix(line))
     agent.wait_for_line(f"over: {fault}", timeout_s=60)
     wait_for_recovery(citus)
-
-
-def replace(machine: Machine, text: str) -> None:
-    """Replace a machine's hosts file, as an editor does."""
-    new = machine.hosts_file.with_name("hosts.edited")
-    new.write_text(text)
-    new.rename(machine.hosts_file)
 
 
 def test_a_worker_is_demoted_during_recovery(citus: CitusCluster) -> None:
