@@ -62,6 +62,7 @@ def test_names_move_before_the_promotion(hooked: tuple[PatroniCluster, Machine, 
     assert "pre-promote: ready for the promotion" in said
     assert after.startswith("127.0.42.1\twk1")
     agent.wait_for_line(f"{OVER}the local PostgreSQL was promoted")
+    agent.wait_for_line("the local role is primary")
     assert agent.target("wk1") == "127.0.42.1"
     moved, promoted = (
         next(i for i, line in enumerate(agent.lines) if words in line)
@@ -150,7 +151,7 @@ def beside_standby(cluster: dict[str, Group], write_config: WriteConfig, start_a
     """Start an agent beside the standby coordinator, and wait until it leads to standbys."""
     config = write_config(cluster["cn"].standby, cluster)
     agent = start_agent(config)
-    agent.wait_for_target("wk1", cluster["wk1"].standby.address)
+    agent.wait_for_line(f" wk1 → {cluster['wk1'].standby.address} ")
     return agent, config
 
 
