@@ -152,6 +152,7 @@ def test_a_worker_promotion_is_followed_and_said_once(settled: tuple[Agent, Path
     before, since = leads(agent), len(agent.lines)
     worker = cluster["wk1"]
     worker.primary.stop()
+    agent.wait_for_line("alert: wk1 → .*held", since=since)
     worker.standby.promote()
     agent.wait_for_target("wk1", worker.standby.address)
     assert leads(agent) == before | {"wk1": worker.standby.address}
