@@ -583,6 +583,7 @@ def no_new_logins(group: Group) -> Iterator[None]:
         yield
     finally:
         group.primary.run_sql("ALTER ROLE resolver_agent LOGIN")
+        group.standby.wait_for_replay(of=group.primary)
 
 
 def on_a_terminal(command: list[str]) -> bytes:

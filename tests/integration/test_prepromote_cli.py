@@ -469,7 +469,7 @@ def test_broken_installations(tmp_path: Path) -> None:
     with ThreadPoolExecutor(len(BROKEN) + 1) as threads:
         ran = dict(zip([*BROKEN, "is missing"], threads.map(patroni, [*BROKEN, "is missing"]), strict=True))
     assert {name: each.code for name, each in ran.items()} == dict.fromkeys(ran, 0)
-    assert {name: each.took_s for name, each in ran.items() if each.took_s > 6.5} == {}
+    assert {name: each.took_s for name, each in ran.items() if each.took_s > 10} == {}
 
 
 def test_no_timeout_program(tmp_path: Path) -> None:
