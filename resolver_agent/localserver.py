@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resolver_agent.model import Role
+from resolver_agent.model import Kind, Role
 from resolver_agent.primary import nodes_at
 
 if TYPE_CHECKING:
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 
 
 def local_role(views: list[GroupView], observations: Observations, previous: Decision) -> Role | None:
-    """Return the last known role of the local server, by whichever probe saw it last."""
+    """Return the last known role of the local server: that of a primary, as soon as any probe has seen it as one.
+
+    All that is compared was seen of one run of the server, and only a restart leads back into recovery. Which probe was
+    answered last is not known: what is noted is when it began.
+    """
     seen = [view.own_seen for view in views if view.own_seen is not None]
     if observations.local.role_seen is not None:
         seen.append(observations.local.role_seen)
     if not seen:
         return previous.role
-    return Role(max(seen, key=lambda one: one.at).kind.value)
+    return Role.PRIMARY if any(one.kind is Kind.PRIMARY for one in seen) else Role.STANDBY
 
 
 def own_addresses(views: list[GroupView], local: NodeState, fresh: Observation | None) -> dict[str, str]:
