@@ -52,7 +52,10 @@ def hooked(patroni: PatroniCluster) -> tuple[PatroniCluster, Machine, Agent, Pat
 @pytest.mark.parametrize("how", ["switchover", "power loss"])
 def test_names_move_before_the_promotion(hooked: tuple[PatroniCluster, Machine, Agent, Path], how: str) -> None:
     """Patroni's hook finds standbys in the file, leaves primaries, and the server is promoted after it."""
-    patroni, machine, agent, note = hooked
+    patroni, machine, _, note = hooked
+    # The leader lock alone moves them too, and may be heard of before the hook: with this interval it is not.
+    agent = patroni.start_agent(machine, interval="60s")
+    agent.wait_for_line(" wk1 → 127.0.42.2 ")
     if how == "switchover":
         patroni.switch_over(machine)
     else:
@@ -84,6 +87,8 @@ def test_a_promotion_may_take_its_time(hooked: tuple[PatroniCluster, Machine, Ag
     reader.execute("SELECT * FROM held")
     patroni.run_sql(leader, "DELETE FROM held")
     patroni.run_sql(leader, "DROP TABLE held")
+    [(dropped,)] = patroni.run_sql(leader, "SELECT pg_current_wal_lsn()::text")
+    machine.server.wait_until("SELECT pg_last_wal_receive_lsn() >= %s::pg_lsn", [dropped])
     failing_over = threading.Thread(target=patroni.fail_over, args=[machine])
     failing_over.start()
     agent.wait_for_target("wk1", "127.0.42.1", timeout_s=30)
