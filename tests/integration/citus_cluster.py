@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from typing import TYPE_CHECKING
 
 from resolver_agent.throwaway import Postgres, Site
@@ -89,6 +90,13 @@ class CitusCluster(Cluster):
             if machine.server.is_running
         }
         return {name: pids for name, pids in found.items() if pids}
+
+    def wait_for_sessions(self, session: psycopg.Connection, names: set[str]) -> None:
+        """Wait until a session has connections to these machines of the workers alone: what it closed ends after it."""
+        deadline = time.monotonic() + 10
+        while (found := self.sessions_of(session)).keys() != names:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.01)
 
     def prepared(self, machine: Machine) -> list[str]:
         """Return the identifiers of the transactions that are prepared on a machine."""

@@ -170,7 +170,7 @@ def test_open_sessions_go_on_with_primaries(cluster: CitusPatroniCluster, the_ag
     inside.execute("COMMIT")
     for number, session in enumerate(sessions, start=1):
         assert cluster.serving(session) == PRIMARIES
-        assert cluster.sessions_of(session).keys() == PRIMARIES
+        cluster.wait_for_sessions(session, PRIMARIES)
         session.execute(CHARGE)
         assert session.execute(SUM).fetchone() == (40_000 + 400 * number,)
 
@@ -205,7 +205,7 @@ def test_sessions_leave_a_deposed_worker(cluster: CitusPatroniCluster) -> None:
     wait_for_status(cluster, cn1, lambda status: status["written"] and status["flush"]["flushed"])
     assert not deposed.server.is_in_recovery
     assert cluster.serving(session) == {successor.name, "wk2-1"}
-    assert cluster.sessions_of(session).keys() == {successor.name, "wk2-1"}
+    cluster.wait_for_sessions(session, {successor.name, "wk2-1"})
     session.execute(CHARGE)
 
 
