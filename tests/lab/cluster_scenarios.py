@@ -75,6 +75,7 @@ def worker_restarted(lab: Lab) -> None:
     coordinator.host.wait_for("wk1 → fenced", after=mark)
     primary.host.write("/etc/patroni.yml", settings)
     primary.host.run("systemctl", "reload", "patroni")
+    coordinator.wait_for_names({"wk1": primary.address})  # else the standby may be promoted, as long as it may not
     standby.host.run("systemctl", "start", "patroni")
     settle(lab, {"wk1": primary})
 
@@ -185,12 +186,12 @@ def shut_down(lab: Lab) -> None:
 def _start_etcd_too_early(keeper: Node) -> None:
     """Start etcd while it cannot have its address, as it happens at a boot, and let it have it when it has failed."""
     mark = keeper.host.mark()
-    keeper.host.run(
-        *("systemd-run", "--quiet", "--unit=squatter", f"--socket-property=ListenStream={keeper.address}:2379", "true")
-    )
+    # Whoever connects starts what keeps the socket, and is not heard. A service that ended would be started too often.
+    squat = ("systemd-run", "--quiet", "--unit=squatter", f"--socket-property=ListenStream={keeper.address}:2379")
+    keeper.host.run(*squat, "sleep", "infinity")
     keeper.host.run("systemctl", "start", "--no-block", "etcd")
     keeper.host.wait_for("address already in use", after=mark, unit="etcd.service")
-    keeper.host.run("systemctl", "stop", "squatter.socket")
+    keeper.host.run("systemctl", "stop", "squatter.socket", "squatter.service")
 
 
 def _wait_until_held(watcher: Node, node: Node, *, after: str) -> None:
