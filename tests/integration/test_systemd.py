@@ -236,7 +236,7 @@ def test_no_start_limit(host: SystemdHost) -> None:
     drop_in(host, SERVICE.name, "[Service]\nRestartSec=100ms\n")
     mark = host.mark()
     host.run("systemctl", "start", "--no-block", SERVICE.name)
-    host.wait_for("restart counter is at 8", after=mark)
+    host.wait_for("restart counter is at 8", after=mark, timeout_s=90)
     host.write("/etc/resolver-agent.yml", CONFIG.encode())
     host.wait_for("wk1 → 192.168.234.203", after=mark)
 

@@ -188,10 +188,10 @@ def _start_etcd_too_early(keeper: Node) -> None:
     mark = keeper.host.mark()
     # Whoever connects starts what keeps the socket, and is not heard. A service that ended would be started too often.
     squat = ("systemd-run", "--quiet", "--unit=squatter", f"--socket-property=ListenStream={keeper.address}:2379")
-    keeper.host.run(*squat, "sleep", "infinity")
+    keeper.host.run(*squat, "--property=PartOf=squatter.socket", "sleep", "infinity")
     keeper.host.run("systemctl", "start", "--no-block", "etcd")
     keeper.host.wait_for("address already in use", after=mark, unit="etcd.service")
-    keeper.host.run("systemctl", "stop", "squatter.socket", "squatter.service")
+    keeper.host.run("systemctl", "stop", "squatter.socket")
 
 
 def _wait_until_held(watcher: Node, node: Node, *, after: str) -> None:

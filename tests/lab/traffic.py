@@ -31,7 +31,7 @@ _RETRY_S = 0.05
 _PATIENCE_S = 3.0
 """After so long a client gives up its session, as applications do: nobody says that a server has lost its power."""
 
-_SAID_S = 0.1
+_SAID_S = 0.5
 _HOOK_S = 3.0  # Patroni's hook may take so long
 _RECOVERY_S = 90.0  # longer than a period of 2PC recovery
 _READ_ONLY = "25006"
@@ -281,6 +281,9 @@ class Traffic:
             if read.total != (1000, 100_000):
                 yield float("inf"), read.standby, f"a read with the result {read.total}"
             promotions = [at for at, to in changes[nodes[read.coordinator]] if not to]
+            # Until a coordinator's agent has seen that it is a standby, its names lead where they led.
+            demotions = [at for at, to in changes[nodes[read.coordinator]] if to and at <= read.ended]
+            since = max(demotions, default=0.0) if read.standby else 0.0
             if read.standby and any(read.begun <= at <= read.ended + _HOOK_S for at in promotions):
                 continue  # by rule R4 names lead to primaries before the coordinator is one
             for address, standby in read.served.items():
@@ -289,7 +292,7 @@ class Traffic:
                         (each for each in changes[nodes[address]] if each[0] <= read.ended), default=(0.0, standby)
                     )
                     # As above: it may have become so just now.
-                    late_s = read.begun - at if to is standby else 0.0
+                    late_s = read.begun - max(at, since) if to is standby else 0.0
                     yield late_s, standby, f"a read served by {nodes[address]!r}: {read}"
 
 

@@ -210,7 +210,7 @@ def test_the_answer_may_take_longer_than_asking(tmp_path: Path) -> None:
             control.ask(str(path), "go-on")
             return slow.result()
 
-    answer = served(clients, path, waiting.handlers, request_timeout_s=0.1)
+    answer = served(clients, path, waiting.handlers, request_timeout_s=1.0)
     assert answer == {"waited": {"command": "wait"}}
 
 
@@ -296,7 +296,7 @@ def test_a_client_that_stalls_is_cut_off(request_: bytes, tmp_path: Path) -> Non
             ends.register(client, select.EPOLLHUP)  # what has arrived meanwhile stays unread
             return ends.poll(5) != []
 
-    assert served(stall, path, request_timeout_s=0.1)
+    assert served(stall, path, request_timeout_s=1.0)
 
 
 def test_the_socket_is_for_owner_and_group_and_goes_with_the_server(tmp_path: Path) -> None:

@@ -534,7 +534,7 @@ class Rest:
             await asyncio.wait_for(self._news.wait(), 5)
 
 
-INTERVAL_S, TIMEOUT_S, CALM_S = 0.02, 0.3, 0.05
+INTERVAL_S, TIMEOUT_S, CALM_S = 0.02, 1.0, 0.05
 LEISURE_S = 3600.0
 
 
@@ -698,13 +698,16 @@ async def test_silence() -> None:
         rest.down = {A, B, C}
         await sight.until(lambda: sight.leader is None)
         await sight.until(lambda: not sight.watch.words)
+        while len(sight.watch.alerts) < 3:
+            await rest.until_asked_anybody()
         assert sight.hosts == [A, B, C]
         assert {alert.text for alert in sight.watch.alerts} == {
             f"Patroni at {host} cannot be asked: Connection refused" for host in (A, B, C)
         }
         rest.down = set()
         await sight.until(lambda: sight.leader == A)
-        await rest.until_asked(C, "/leader", times=2)
+        for host in (B, C):
+            await rest.until_asked(host, "/leader", times=2)
         assert list(sight.watch.alerts) == []
 
 
@@ -723,7 +726,7 @@ async def test_a_hung_api_costs_only_itself() -> None:
         await rest.until_asked(B, "/leader", times=5)
         assert rest.at_once[A] == rest.most_at_once == 1
         assert [alert.text for alert in sight.watch.alerts] == [
-            f"Patroni at {A} cannot be asked: no answer within 0.3 s"
+            f"Patroni at {A} cannot be asked: no answer within {TIMEOUT_S:g} s"
         ]
         rest.hung.pop(A).set()
         await rest.until_asked(A, "/leader", times=2)
@@ -760,7 +763,7 @@ async def test_a_claim_counts_for_as_long_as_it_was_meant_to() -> None:
         rest.down = {A}
         down_at = boottime()
         await sight.until(lambda: sight.leader is None)
-        assert TIMEOUT_S - INTERVAL_S <= boottime() - down_at <= 2 * (TIMEOUT_S + INTERVAL_S)
+        assert TIMEOUT_S - 5 * INTERVAL_S <= boottime() - down_at <= 2 * (TIMEOUT_S + INTERVAL_S)
 
 
 @in_loop
@@ -903,7 +906,8 @@ async def test_patroni_of_two_clusters_from_the_start() -> None:
     rest = Rest(A, B, C, leader=A)
     rest.scopes = {B: "other"}
     async with watching(rest) as sight:
-        await rest.until_asked(A, "/leader", times=3)
+        for host in (A, B):
+            await rest.until_asked(host, "/leader", times=3)
         assert (sight.watch.words, sight.hosts, sight.watch.heard_all) == ({}, [A, B], True)
         assert [alert.key for alert in sight.watch.alerts] == ["wk1:scopes"]
         assert (A, "/cluster") not in rest.asked
