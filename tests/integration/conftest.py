@@ -29,6 +29,7 @@ ADDRESSES = {
     "wk2": ["127.0.3.1", "127.0.3.2"],
 }
 ROLE = "resolver_agent"
+GONE = "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = ANY(%s)"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from resolver_agent import citus as citus_sessions
 from resolver_agent import config
 from resolver_agent.flush import Flushed, FlushError, Override, flush, keep, recall, reset
 from resolver_agent.throwaway import Site
+from tests.integration.conftest import GONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -477,8 +478,7 @@ def test_two_flushes_while_a_session_idles(citus: CitusCluster) -> None:
     assert citus.serving(idle) == PRIMARIES
     assert set(before) == PRIMARIES
     for worker, pids in before.items():
-        gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = ANY(%s)"
-        citus.machines[worker].server.wait_until(gone, [pids])
+        citus.machines[worker].server.wait_until(GONE, [pids])
     assert set(citus.sessions_of(idle)) == PRIMARIES
 
 

@@ -27,7 +27,7 @@ from resolver_agent.model import Identity, Kind, Node, NodeState, Observation
 from resolver_agent.monitor import Monitor
 from resolver_agent.probe import boottime
 from resolver_agent.throwaway import Postgres, Site
-from tests.integration.conftest import ROLE, Group
+from tests.integration.conftest import GONE, ROLE, Group
 from tests.integration.machine import CHECKOUT
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ FAULTY = "127.0.4.9"
 """Where listeners of the tests' own stand, on the servers' port."""
 
 WHO = "SELECT pid FROM pg_stat_activity WHERE usename = %s ORDER BY pid"
-GONE = "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = ANY(%s)"
 END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s"
 TRUTH = """
 SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn,

@@ -280,19 +280,18 @@ class Traffic:
         for read in self._reader.reads:
             if read.total != (1000, 100_000):
                 yield float("inf"), read.standby, f"a read with the result {read.total}"
-            promotions = [at for at, to in changes[nodes[read.coordinator]] if not to]
-            # Until a coordinator's agent has seen that it is a standby, its names lead where they led.
-            demotions = [at for at, to in changes[nodes[read.coordinator]] if to and at <= read.ended]
-            since = max(demotions, default=0.0) if read.standby else 0.0
-            if read.standby and any(read.begun <= at <= read.ended + _HOOK_S for at in promotions):
+            own = changes[nodes[read.coordinator]]
+            if read.standby and any(read.begun <= at <= read.ended + _HOOK_S for at, to in own if not to):
                 continue  # by rule R4 names lead to primaries before the coordinator is one
+            # Until a coordinator's agent has seen that it is a standby, its names lead where they led.
+            demoted_at = max((at for at, to in own if read.standby and to and at <= read.ended), default=0.0)
             for address, standby in read.served.items():
                 if standby is not read.standby:
                     at, to = max(
                         (each for each in changes[nodes[address]] if each[0] <= read.ended), default=(0.0, standby)
                     )
                     # As above: it may have become so just now.
-                    late_s = read.begun - max(at, since) if to is standby else 0.0
+                    late_s = read.begun - max(at, demoted_at) if to is standby else 0.0
                     yield late_s, standby, f"a read served by {nodes[address]!r}: {read}"
 
 
