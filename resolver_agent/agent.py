@@ -14,20 +14,25 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resolver_agent import __version__, config, control, lock, logs, status
-from resolver_agent.caretaker import Caretaker
-from resolver_agent.hostsblock import HostsBlock
-from resolver_agent.journal import Journal
-from resolver_agent.model import Alert, Decision, Role
-from resolver_agent.outlook import Outlook
-from resolver_agent.probe import boottime
-from resolver_agent.routing import decide, resume
+from resolver_agent import __version__, log
+from resolver_agent.citus.maintenance import Caretaker
+from resolver_agent.config.load import ConfigError, fingerprint, load_again
+from resolver_agent.control import client, report, server
+from resolver_agent.hosts.managed_block import HostsBlock
+from resolver_agent.log import Journal
+from resolver_agent.observe.observer import Outlook
+from resolver_agent.routing.decide import decide, resume
+from resolver_agent.routing.decision import Decision
+from resolver_agent.routing.observation import Role
+from resolver_agent.routing.state import Alert
+from resolver_agent.system import lock
+from resolver_agent.system.clock import boottime
 
 if TYPE_CHECKING:
     import socket
 
-    from resolver_agent.config import Config
-    from resolver_agent.notify import Notifier
+    from resolver_agent.config.model import Config
+    from resolver_agent.system.systemd import Notifier
 
 _log = logging.getLogger(__name__)
 
@@ -72,16 +77,16 @@ class Agent:
             lock.LockedError: another agent keeps this file.
             lock.LockUnavailableError, control.ControlError: the runtime folder cannot be used.
         """
-        handlers: control.Handlers = {
+        handlers: server.Handlers = {
             "status": self._status,
             "plan": self._plan,
             "refresh": self._refresh,
             "pre-promote": self._pre_promote,
         }
-        path = str(Path(self._config.runtime_dir) / control.SOCKET_NAME)
+        path = str(Path(self._config.runtime_dir) / client.SOCKET_NAME)
         with lock.exclusive(self._config.runtime_dir):
             self._handle_signals()
-            async with control.serve(handlers, path=path, passed=self._passed):
+            async with server.serve(handlers, path=path, passed=self._passed):
                 _log.info("resolver-agent %s keeps %s, by %s", __version__, self._config.hosts_file, self._config.path)
                 self._notifier.ready()
                 self._work = asyncio.get_running_loop().create_task(self._keep())
@@ -213,13 +218,13 @@ class Agent:
         self._notifier.reloading()
         self._reload_fault = None
         try:
-            new = config.load_again(self._config)
-        except config.ConfigError as error:
+            new = load_again(self._config)
+        except ConfigError as error:
             text = "; ".join(error.errors)
             self._reload_fault = Alert(f"config:{text}", f"the configuration stays as it was: {text}")
         else:
             if (new.log_format, new.log_level) != (self._config.log_format, self._config.log_level):
-                logs.configure(new.log_format, new.log_level)
+                log.configure(new.log_format, new.log_level)
             self._config = new
             self._outlook.watch(new)
             _log.info("read %s again", new.path)
@@ -231,7 +236,7 @@ class Agent:
         now = boottime()
         seen = self._outlook.observations()
         shown = decide(self._outlook.decidable(self._decision, seen), seen, self._decision.afresh(), now)
-        found = status.report(
+        found = report.report(
             self._outlook.config.groups,
             shown,
             seen.nodes,
@@ -252,11 +257,11 @@ class Agent:
 
     def _plan(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer what would be decided now, for an assumed role where one is given."""
-        if request.get("config") != config.fingerprint(self._config) or not self._outlook.asked_all:
+        if request.get("config") != fingerprint(self._config) or not self._outlook.asked_all:
             return {"look_yourself": True}
         assumed = next((role for role in Role if role.value == request.get("role")), None)
         decision = decide(self._outlook.config, self._outlook.observations(assumed), self._decision, boottime())
-        return status.plan(decision, self._outlook.nodes, self._outlook.local)
+        return report.plan(decision, self._outlook.nodes, self._outlook.local)
 
     def _refresh(self, _request: dict[str, Any]) -> dict[str, Any]:
         self._outlook.refresh()
@@ -270,7 +275,7 @@ class Agent:
         async with self._round_over:
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self._round_over.wait_for(self._ready_for_writes), _ANNOUNCED_S)
-        answer = status.promotion(
+        answer = report.promotion(
             self._decision, written=self._written, care=self._caretaker.report(begun), alerts=self._alerts()
         )
         took_ms = round((boottime() - begun) * 1000)

@@ -14,13 +14,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resolver_agent import __version__, prepromote
+from resolver_agent import __version__
+from resolver_agent.control import pre_promote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resolver_agent.config import Config
-    from resolver_agent.model import Target
+    from resolver_agent.config.model import Config
+    from resolver_agent.routing.state import Target
 
 _DEFAULT_CONFIG = "/etc/resolver-agent.yml"
 _DEFAULT_RUNTIME_DIR = "/run/resolver-agent"
@@ -39,8 +40,8 @@ class _TroubleError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if prepromote.NAME in given and _HELP.isdisjoint(given):  # before anything else can fail or take its time
-        prepromote.run(given, leave=os._exit)
+    if pre_promote.NAME in given and _HELP.isdisjoint(given):  # before anything else can fail or take its time
+        pre_promote.run(given, leave=os._exit)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # there are arrows in what we say, but not in every locale
     parser = _parser()
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     checked.add_argument("--json", action="store_true", help="for programs")
     checked.add_argument("--way-back", action="store_true", help="only the script that puts back addresses")
     hook = "move the names before a promotion, as Patroni's pre_promote; reads no configuration"
-    prepromote.add_options(command(prepromote.NAME, None, hook))
+    pre_promote.add_options(command(pre_promote.NAME, None, hook))
     removal = command("remove", _remove, "take the names out of the hosts file, unless pg_dist_node uses them")
     removal.add_argument("--force", action="store_true", help="do not ask the local PostgreSQL whether it uses them")
     command("demo", _demo, "show all of it on throw-away PostgreSQL servers")
@@ -116,13 +117,14 @@ def _without_command(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace) -> Config:
-    from resolver_agent import config, logs  # noqa: PLC0415
+    from resolver_agent import log
+    from resolver_agent.config.load import ConfigError, load
 
     try:
-        settings = config.load(getattr(options, "config", _DEFAULT_CONFIG))
-    except config.ConfigError as error:
+        settings = load(getattr(options, "config", _DEFAULT_CONFIG))
+    except ConfigError as error:
         raise _TroubleError("the configuration is not usable\n" + "\n".join(error.errors)) from error
-    logs.configure(settings.log_format, "debug" if getattr(options, "verbose", False) else settings.log_level)
+    log.configure(settings.log_format, "debug" if getattr(options, "verbose", False) else settings.log_level)
     return settings
 
 
@@ -139,26 +141,30 @@ def _say_warnings(settings: Config) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    import asyncio  # noqa: PLC0415
+    import asyncio
 
-    from resolver_agent import control, lock, notify  # noqa: PLC0415
-    from resolver_agent.agent import Agent  # noqa: PLC0415
+    from resolver_agent.agent import Agent
+    from resolver_agent.control import client
+    from resolver_agent.system import lock, systemd
 
     settings = _load(options)
     for warning in settings.warnings:
         logging.getLogger(__name__).warning("%s", warning)
-    passed = next(iter(notify.listen_sockets(os.environ)), None)
-    agent = Agent(settings, notifier=notify.Notifier(os.environ), passed=passed)
+    passed = next(iter(systemd.listen_sockets(os.environ)), None)
+    agent = Agent(settings, notifier=systemd.Notifier(os.environ), passed=passed)
     try:
         asyncio.run(agent.run())
-    except (lock.LockedError, lock.LockUnavailableError, control.ControlError) as error:
+    except (lock.LockedError, lock.LockUnavailableError, client.ControlError) as error:
         raise _TroubleError(str(error)) from error
     return OK
 
 
 def _once(options: argparse.Namespace) -> int:
-    from resolver_agent import filewriter, flush, hostsfile, lock, once  # noqa: PLC0415
-    from resolver_agent.model import Role  # noqa: PLC0415
+    from resolver_agent import once
+    from resolver_agent.citus import flush
+    from resolver_agent.hosts import atomic_file, block
+    from resolver_agent.routing.observation import Role
+    from resolver_agent.system import lock
 
     settings = _load(options)
     _say_warnings(settings)
@@ -167,9 +173,9 @@ def _once(options: argparse.Namespace) -> int:
         found = once.look(settings, role=role)
         if not options.dry_run and found.old != found.new:
             once.write(settings, found)
-    except (lock.LockedError, lock.LockUnavailableError, filewriter.HostsFileError) as error:
+    except (lock.LockedError, lock.LockUnavailableError, atomic_file.HostsFileError) as error:
         raise _TroubleError(str(error)) from error
-    except hostsfile.BlockError as error:
+    except block.BlockError as error:
         raise _TroubleError(f"{settings.hosts_file}: {error}") from error
     except flush.FlushError as error:
         raise _TroubleError(
@@ -181,7 +187,7 @@ def _once(options: argparse.Namespace) -> int:
         print(f"alert: {alert}", file=sys.stderr)
     for node in found.unasked:
         print(f"could not be asked: {node}", file=sys.stderr)
-    diff = hostsfile.unified_diff(found.old, found.new, path=settings.hosts_file)
+    diff = block.unified_diff(found.old, found.new, path=settings.hosts_file)
     if diff:
         print(_coloured(diff) if sys.stdout.isatty() else diff, end="")
     if found.unasked:
@@ -190,34 +196,36 @@ def _once(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from resolver_agent import control, lock, status  # noqa: PLC0415
+    from resolver_agent.control import client, report
+    from resolver_agent.system import lock
 
     settings = None
     # Where the agent is expected it is asked without the configuration, so without PyYAML and quickly.
     if hasattr(options, "config") or (not lock.is_held(_DEFAULT_RUNTIME_DIR) and os.access(_DEFAULT_CONFIG, os.R_OK)):
         settings = _load(options)
     runtime_dir = settings.runtime_dir if settings else _DEFAULT_RUNTIME_DIR
-    path = str(Path(runtime_dir) / control.SOCKET_NAME)
+    path = str(Path(runtime_dir) / client.SOCKET_NAME)
     try:
         if not lock.is_held(runtime_dir):  # else asking might start a stopped agent
-            raise control.ControlError(f"no agent runs in {runtime_dir}")  # noqa: TRY301
-        found = control.ask(path, "status")
-    except control.ControlError as error:
+            raise client.ControlError(f"no agent runs in {runtime_dir}")  # noqa: TRY301
+        found = client.ask(path, "status")
+    except client.ControlError as error:
         return _status_of_file(str(error), settings.hosts_file if settings else _DEFAULT_HOSTS_FILE, options)
-    print(json.dumps(found, ensure_ascii=False, indent=2) if options.json else status.as_text(found))
+    print(json.dumps(found, ensure_ascii=False, indent=2) if options.json else report.as_text(found))
     return DIFFERENT if found["alerts"] else OK
 
 
 def _status_of_file(why: str, hosts_file: str, options: argparse.Namespace) -> int:
     """Say what the file says, since there is no agent to ask."""
-    from resolver_agent import hostsfile, status  # noqa: PLC0415
+    from resolver_agent.control import report
+    from resolver_agent.hosts import block
 
     try:
-        targets = hostsfile.recall(Path(hosts_file).read_bytes())
-    except (OSError, hostsfile.BlockError) as error:
+        targets = block.recall(Path(hosts_file).read_bytes())
+    except (OSError, block.BlockError) as error:
         raise _TroubleError(f"{why}\n{hosts_file}: {error}") from error
     if options.json:
-        names = [status.target_to_json(target) for target in targets]
+        names = [report.target_to_json(target) for target in targets]
         print(json.dumps({"error": why, "hosts_file": hosts_file, "names": names}, ensure_ascii=False, indent=2))
     else:
         for target in targets:
@@ -226,21 +234,23 @@ def _status_of_file(why: str, hosts_file: str, options: argparse.Namespace) -> i
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from resolver_agent import filewriter, flush, hostsfile, lock  # noqa: PLC0415
+    from resolver_agent.citus import flush
+    from resolver_agent.hosts import atomic_file, block
+    from resolver_agent.system import lock
 
     settings = _load(options)
     try:
         with lock.exclusive(settings.runtime_dir):
-            writer = filewriter.HostsFileWriter(settings.hosts_file)
+            writer = atomic_file.HostsFileWriter(settings.hosts_file)
             if not options.force:
-                _refuse_if_used(settings, hostsfile.recall(writer.read().content))
+                _refuse_if_used(settings, block.recall(writer.read().content))
             writer.sweep()
-            outcome = writer.update(hostsfile.remove)
-    except (lock.LockedError, lock.LockUnavailableError, filewriter.HostsFileError) as error:
+            outcome = writer.update(block.remove)
+    except (lock.LockedError, lock.LockUnavailableError, atomic_file.HostsFileError) as error:
         raise _TroubleError(f"{error}; nothing was removed") from error
-    except hostsfile.BlockError as error:
+    except block.BlockError as error:
         raise _TroubleError(f"{settings.hosts_file}: {error}; nothing was removed") from error
-    done = "had no names of ours" if outcome.state is filewriter.State.UNCHANGED else "is as it was without us"
+    done = "had no names of ours" if outcome.state is atomic_file.State.UNCHANGED else "is as it was without us"
     print(f"{settings.hosts_file} {done}")
     try:
         if settings.citus:
@@ -255,12 +265,12 @@ def _remove(options: argparse.Namespace) -> int:
 
 def _refuse_if_used(settings: Config, targets: Sequence[Target]) -> None:
     """A name that Citus' metadata holds and no resolver knows costs every query a vain lookup, and then fails it."""
-    from resolver_agent import citus  # noqa: PLC0415
+    from resolver_agent.citus import metadata
 
     names = [target.name for target in targets]
     try:
-        used = citus.names_in_use(settings, names) if names else []
-    except citus.MetadataUnknownError as error:
+        used = metadata.names_in_use(settings, names) if names else []
+    except metadata.MetadataUnknownError as error:
         raise _TroubleError(f"{error}\nnothing was removed; --force removes without asking") from error
     if used:
         raise _TroubleError(
@@ -270,9 +280,9 @@ def _refuse_if_used(settings: Config, targets: Sequence[Target]) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from resolver_agent import doctor  # noqa: PLC0415
+    from resolver_agent.doctor import report as doctor_report
 
-    report = doctor.examine(_load(options))
+    report = doctor_report.examine(_load(options))
     if options.way_back:
         if report.to_addresses is None:
             raise _TroubleError("the local PostgreSQL has no pg_dist_node of a coordinator, or cannot be asked")
@@ -283,9 +293,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _demo(_options: argparse.Namespace) -> int:
-    from resolver_agent import demo  # noqa: PLC0415
+    from resolver_agent.demo import steps
 
-    return demo.main()
+    return steps.main()
 
 
 def _coloured(diff: str) -> str:

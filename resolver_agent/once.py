@@ -7,16 +7,20 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resolver_agent import control, flush, hostsfile, lock, status
-from resolver_agent.config import fingerprint
-from resolver_agent.filewriter import HostsFileWriter
-from resolver_agent.outlook import Outlook
-from resolver_agent.probe import boottime
-from resolver_agent.routing import decide, resume
+from resolver_agent.citus import flush
+from resolver_agent.config.load import fingerprint
+from resolver_agent.control import client, report
+from resolver_agent.hosts import block
+from resolver_agent.hosts.atomic_file import HostsFileWriter
+from resolver_agent.observe.observer import Outlook
+from resolver_agent.routing.decide import decide, resume
+from resolver_agent.system import lock
+from resolver_agent.system.clock import boottime
 
 if TYPE_CHECKING:
-    from resolver_agent.config import Config
-    from resolver_agent.model import Role, Target
+    from resolver_agent.config.model import Config
+    from resolver_agent.routing.observation import Role
+    from resolver_agent.routing.state import Target
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,8 +48,8 @@ def look(settings: Config, *, role: Role | None) -> Pass:
     """
     old = HostsFileWriter(settings.hosts_file).read().content
     plan = _ask_agent(settings, role) or asyncio.run(_look_alone(settings, role, old))
-    targets = tuple(status.target_from_json(target) for target in plan["targets"])
-    return Pass(targets, old, hostsfile.render(old, targets), tuple(plan["alerts"]), tuple(plan["unasked"]))
+    targets = tuple(report.target_from_json(target) for target in plan["targets"])
+    return Pass(targets, old, block.render(old, targets), tuple(plan["alerts"]), tuple(plan["unasked"]))
 
 
 def write(settings: Config, found: Pass) -> None:
@@ -58,7 +62,7 @@ def write(settings: Config, found: Pass) -> None:
         FlushError: it is written, but sessions may keep their connections to other nodes.
     """
     with lock.exclusive(settings.runtime_dir):
-        HostsFileWriter(settings.hosts_file).update(lambda content: hostsfile.render(content, found.targets))
+        HostsFileWriter(settings.hosts_file).update(lambda content: block.render(content, found.targets))
         if settings.citus:
             flush.flush(settings)
 
@@ -66,10 +70,10 @@ def write(settings: Config, found: Pass) -> None:
 def _ask_agent(settings: Config, role: Role | None) -> dict[str, Any] | None:
     if not lock.is_held(settings.runtime_dir):  # else asking might start a stopped agent
         return None
-    path = str(Path(settings.runtime_dir) / control.SOCKET_NAME)
+    path = str(Path(settings.runtime_dir) / client.SOCKET_NAME)
     try:
-        answer = control.ask(path, "plan", role=role and role.value, config=fingerprint(settings))
-    except control.ControlError:
+        answer = client.ask(path, "plan", role=role and role.value, config=fingerprint(settings))
+    except client.ControlError:
         return None
     return answer if "targets" in answer else None
 
@@ -82,11 +86,11 @@ async def _look_alone(settings: Config, role: Role | None, content: bytes) -> di
         # Nobody has watched for how long nodes have been healthy, so no delay is owed.
         groups = tuple(dataclasses.replace(group, failback_delay_s=0.0) for group in outlook.config.groups)
         at_once = dataclasses.replace(outlook.config, groups=groups)
-        decision = resume(at_once, hostsfile.recall(content))
+        decision = resume(at_once, block.recall(content))
         for _ in range(2):  # only the first tells which Patroni is the local one
             seen = outlook.observations(role)
             decision = decide(at_once, seen, decision, boottime())
             await outlook.ask_patroni(decision, within_s=settings.timeout_s)
-        return status.plan(decision, seen.nodes, seen.local)
+        return report.plan(decision, seen.nodes, seen.local)
     finally:
         await outlook.close()

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING
 from tests.bench.evidence import LOGGING, NamesWatch, ServerLog, statements_of
 from tests.bench.failover_table import PATRONI_KILLED, POWER_LOSS, SWITCHOVER, Failover, line, report
 from tests.bench.load import Ledger, Resident, quiet, writing
-from tests.integration.citus_cluster import why_no_citus
-from tests.integration.patroni_cluster import CitusPatroniCluster
+from tests.integration.support.citus_cluster import why_no_citus
+from tests.integration.support.patroni_cluster import CitusPatroniCluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from tests.integration.machine import Machine
+    from tests.integration.support.machine import Machine
 
 _ORDER = (POWER_LOSS, SWITCHOVER, POWER_LOSS, SWITCHOVER, PATRONI_KILLED)
 _WRITERS = 8

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from tests.integration.machine import Machine
+    from tests.integration.support.machine import Machine
 
 LOGGING = """
 log_connections = on

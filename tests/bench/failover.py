@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from resolver_agent.throwaway import Postgres, Site
+from resolver_agent.demo.postgres import Postgres, Site
 from tests.bench.contestant import Agent, Resolver, poller, private_etc
 
 if TYPE_CHECKING:

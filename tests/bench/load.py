@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import sql
 
-from resolver_agent import citus
-from tests.integration.citus_cluster import DATABASE
+from resolver_agent.citus import session as citus_session
+from tests.integration.support.citus_cluster import DATABASE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from tests.integration.machine import Machine
-    from tests.integration.patroni_cluster import CitusPatroniCluster
+    from tests.integration.support.machine import Machine
+    from tests.integration.support.patroni_cluster import CitusPatroniCluster
 
 _THINK_S = 0.01
 _RETRY_S = 0.05
@@ -164,7 +164,7 @@ class Writer(Client):
                 continue
             with contextlib.suppress(psycopg.Error), connect(self._cluster, primary) as session:
                 while not self.ended.wait(_THINK_S):
-                    with self.turn, citus._ended_after(_PATIENCE_S, session):
+                    with self.turn, citus_session.ended_after(_PATIENCE_S, session):
                         self._ledger.write(session)
 
     def _primary(self) -> Machine | None:

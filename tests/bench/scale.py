@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resolver_agent.throwaway import Postgres, Site
+from resolver_agent.demo.postgres import Postgres, Site
 from tests.bench.contestant import Agent, Resolver, private_etc
 from tests.bench.failover import promote
 

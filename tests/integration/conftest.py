@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from resolver_agent.throwaway import Postgres, Site
-from tests.integration.agent_process import Agent
-from tests.integration.citus_cluster import CitusCluster, why_no_citus
-from tests.integration.cluster import in_memory
-from tests.integration.patroni_cluster import CitusPatroniCluster, PatroniCluster
-from tests.integration.proxy import Proxy
+from resolver_agent.demo.postgres import Postgres, Site
+from tests.integration.support.agent_process import Agent
+from tests.integration.support.citus_cluster import CitusCluster, why_no_citus
+from tests.integration.support.cluster import in_memory
+from tests.integration.support.patroni_cluster import CitusPatroniCluster, PatroniCluster
+from tests.integration.support.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

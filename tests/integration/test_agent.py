@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 import yaml
 
-from resolver_agent import control
-from tests.integration.machine import replace
+from resolver_agent.control import client
+from tests.integration.support.machine import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from resolver_agent.throwaway import Postgres
+    from resolver_agent.demo.postgres import Postgres
     from tests.integration.conftest import Agent, Group
-    from tests.integration.proxy import Proxy
+    from tests.integration.support.proxy import Proxy
 
     WriteConfig = Callable[..., Path]
     StartAgent = Callable[..., Agent]
@@ -39,7 +39,7 @@ SETTLED = r" wk2 → "
 def status(config: Path) -> dict[str, Any]:
     """Return what the agent with this configuration says of itself."""
     runtime_dir = yaml.safe_load(config.read_text())["runtime_dir"]
-    return control.ask(f"{runtime_dir}/control.sock", "status")
+    return client.ask(f"{runtime_dir}/control.sock", "status")
 
 
 def alerts(config: Path) -> set[str]:

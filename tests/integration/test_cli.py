@@ -39,7 +39,10 @@ AS_NOBODY = [
     "-c",
     """import os, pwd, sys
 import encodings.idna, encodings.utf_8_sig, python_hosts, tenacity
-from resolver_agent import cli, hostsfile, lock, once, status
+from resolver_agent import cli, once
+from resolver_agent.control import report
+from resolver_agent.hosts import block
+from resolver_agent.system import lock
 nobody = pwd.getpwnam("nobody")
 os.setgroups([])
 os.setgid(nobody.pw_gid)

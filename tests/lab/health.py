@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import psycopg
 
-from resolver_agent.control import ControlError
+from resolver_agent.control.client import ControlError
 from tests.lab.waiting import wait_while
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 import yaml
 
-from tests.integration.machine import http_request
-from tests.integration.systemd_host import CHECKOUT, Container
+from tests.integration.support.machine import http_request
+from tests.integration.support.systemd_host import CHECKOUT, Container
 from tests.lab import layers
 from tests.lab.ground import DATA, Ground
 from tests.lab.node import DEADLINE_S, Node

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.integration.systemd_host import CHECKOUT, cached_tree
+from tests.integration.support.systemd_host import CHECKOUT, cached_tree
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -6,14 +6,14 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resolver_agent import control
+from resolver_agent.control import client
 from tests.lab import layers
 from tests.lab.waiting import wait_while
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from tests.integration.systemd_host import Container, SystemdHost
+    from tests.integration.support.systemd_host import Container, SystemdHost
     from tests.lab.lab import Lab
 
 DEADLINE_S = 120
@@ -68,7 +68,7 @@ class Node:
     @property
     def status(self) -> dict[str, Any]:
         """What its agent says of itself."""
-        return control.ask(str(self.host.root / "run/resolver-agent" / control.SOCKET_NAME), "status")
+        return client.ask(str(self.host.root / "run/resolver-agent" / client.SOCKET_NAME), "status")
 
     @property
     def role_changes(self) -> list[tuple[float, bool]]:

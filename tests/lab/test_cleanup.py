@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.systemd_host import CHECKOUT, cached_tree
+from tests.integration.support.systemd_host import CHECKOUT, cached_tree
 from tests.lab.waiting import wait_while
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DEADLINE_S = 20
 RUN = """
 import signal, sys
-from tests.integration.systemd_host import Container
+from tests.integration.support.systemd_host import Container
 from tests.lab.ground import Ground
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it and the next are ignored where we are
 signal.signal(signal.SIGTERM, signal.SIG_DFL)

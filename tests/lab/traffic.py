@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from resolver_agent import citus
+from resolver_agent.citus import session as citus_session
 from tests.lab.account import LATE_S, Account
 from tests.lab.waiting import wait_while
 
@@ -78,7 +78,7 @@ class _Client(threading.Thread, abc.ABC):
                     stays = True
                     while stays and not self.ended.wait(_THINK_S):
                         begun = time.time()
-                        with citus._ended_after(_PATIENCE_S, session):
+                        with citus_session.ended_after(_PATIENCE_S, session):
                             stays = self.do(session)
                         self.successes.append(time.time())
             except psycopg.Error as error:

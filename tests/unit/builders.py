@@ -5,28 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from resolver_agent import hostsfile
-from resolver_agent.config import Config, Group
-from resolver_agent.model import (
-    Fallback,
-    Identity,
-    Kind,
-    Node,
-    NodeState,
-    Observation,
-    Observations,
-    PatroniWord,
-    Role,
-    Route,
-    Standing,
-    Target,
-)
-from resolver_agent.routing import decide, resume
+from resolver_agent.config.model import Config, Fallback, Group, Node, Route
+from resolver_agent.hosts import block as hosts_block
+from resolver_agent.routing.decide import decide, resume
+from resolver_agent.routing.observation import Identity, Kind, NodeState, Observation, Observations, PatroniWord, Role
+from resolver_agent.routing.state import Standing, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from resolver_agent.model import Decision
+    from resolver_agent.routing.decision import Decision
 
 INTERVAL_S, TIMEOUT_S, FAILBACK_S = 1.0, 2.0, 10.0
 MAX_AGE_S = INTERVAL_S + TIMEOUT_S
@@ -178,8 +166,8 @@ class Agent:
 
     def restart(self) -> Agent:
         """Forget everything but the block."""
-        written = hostsfile.render(b"", self.decision.targets)
-        self.decision = resume(self.config, hostsfile.recall(written))
+        written = hosts_block.render(b"", self.decision.targets)
+        self.decision = resume(self.config, hosts_block.recall(written))
         self.states, self.local, self.patroni = {}, NodeState(), {}
         self.assumed, self.holds_lock = None, False
         return self

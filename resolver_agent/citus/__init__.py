@@ -1,0 +1,1 @@
+"""Looks after Citus on the local server: its cached connections, its 2PC recovery, its metadata."""

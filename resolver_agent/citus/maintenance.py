@@ -1,0 +1,323 @@
+"""When Citus on the local server is looked after: its cached connections (R5), its work on other nodes (R6)."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from resolver_agent.citus import flush as citus_flush
+from resolver_agent.citus import preconditions, recovery
+from resolver_agent.routing.observation import Role
+from resolver_agent.routing.state import Alert
+from resolver_agent.system.clock import boottime
+from resolver_agent.system.threads import start
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Hashable
+
+    from resolver_agent.config.model import Config
+    from resolver_agent.observe.observer import Outlook
+    from resolver_agent.routing.decision import Decision
+    from resolver_agent.routing.observation import Identity, NodeState
+
+    _Hindrance = Callable[[float], str | None]
+
+
+class Errand:
+    """One blocking call at a time, begun in one round of a loop and heard of in a later one.
+
+    ``changed`` is set when it has ended. A call that hangs hinders nobody but the next one.
+    """
+
+    def __init__(self, changed: asyncio.Event) -> None:
+        self._changed = changed
+        self._call: asyncio.Future[Any] | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a call has been begun and has not ended."""
+        return self._call is not None and not self._call.done()
+
+    def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Begin a call; none may be under way."""
+        self._call = start(function, *arguments)
+        self._call.add_done_callback(lambda _: self._changed.set())
+
+    def take(self) -> asyncio.Future[Any] | None:
+        """Return the call that has ended, once."""
+        if self._call is None or not self._call.done():
+            return None
+        ended, self._call = self._call, None
+        return ended
+
+
+_log = logging.getLogger(__name__)
+
+_KEEP_S = 60.0
+"""How often the administrator's own value is looked at for changes."""
+
+_RETRY_MAX_S = 10.0
+_HUNG_S = 5.0
+
+
+class Flusher:
+    """Flushes after every change; ``tend()`` is called once a round and never waits.
+
+    ``do_flush`` and ``do_keep`` are those of ``flush``. ``changed`` is set when one of them has ended.
+    """
+
+    def __init__(
+        self,
+        *,
+        changed: asyncio.Event,
+        do_flush: Callable[[Config], citus_flush.Flushed | None] = citus_flush.flush,
+        do_keep: Callable[[Config], citus_flush.Flushed | None] = citus_flush.keep,
+    ) -> None:
+        self.citus: bool | None = None
+        self._do_flush = do_flush
+        self._do_keep = do_keep
+        self._errand = Errand(changed)
+        self._said: Hashable = None
+        self._wanted = self._under_way = self._flushed = 0
+        self._server: Identity | None = None
+        self._flushing = False
+        self._begun = 0.0
+        self._not_before = 0.0
+        self._failures = 0
+        self._fault: str | None = None
+        self._warning: str | None = None
+
+    @property
+    def flushed(self) -> bool:
+        """Whether everything that the hosts file says has been flushed."""
+        return self._flushed == self._wanted > 0
+
+    @property
+    def alerts(self) -> tuple[Alert, ...]:
+        """What stands in the way of a flush, and what is wrong with the value that it is done by."""
+        said = {"flush": self._fault, "conninfo": self._warning}
+        return tuple(Alert(key, text) for key, text in said.items() if text is not None)
+
+    def report(self) -> dict[str, Any]:
+        """Return how it stands, for ``status``."""
+        return {"citus": self.citus, "flushed": self.flushed, "fault": self._fault}
+
+    def tend(self, settings: Config, *, said: Hashable, local: NodeState, now: float) -> None:
+        """Begin what is due. ``said`` tells one state of the hosts file from every other; it was written just now."""
+        if said != self._said:
+            # Counted, as what the file said before is no longer flushed once it has said something else in between.
+            self._said, self._wanted = said, self._wanted + 1
+            self._not_before = now  # what failed before may work now, and a promotion may be waiting for it
+        if not settings.citus:
+            # What it says now is new again once there is a reason to flush it.
+            self._flushed, self._said, self.citus = self._wanted, None, None
+            self._fault = self._warning = None
+            return
+        if self._errand.under_way:
+            if now - self._begun > _HUNG_S and self._fault is None:
+                self._fault = "cached connections are not flushed: the local PostgreSQL does not answer"
+            return
+        self._take_in(now)
+        # A server that is down has no sessions; those of its next run look names up anew.
+        if now < self._not_before or local.role_seen is None or local.over:
+            return
+        server = local.role_seen.identity
+        if not self.flushed:
+            self._begin(settings, flush=True, now=now)
+        elif server != self._server or now - self._begun >= _KEEP_S:
+            self._begin(settings, flush=not self.citus, now=now)  # a flush also tells whether there is Citus by now
+        self._server = server
+
+    def _begin(self, settings: Config, *, flush: bool, now: float) -> None:
+        self._under_way, self._flushing, self._begun = self._wanted, flush, now
+        self._errand.begin(self._do_flush if flush else self._do_keep, settings)
+
+    def _take_in(self, now: float) -> None:
+        """Learn how the last call ended, if one has."""
+        ended = self._errand.take()
+        if ended is None:
+            return
+        try:
+            found = ended.result()
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the names have to be kept
+            if not isinstance(error, citus_flush.FlushError) and self._fault is None:
+                _log.error("a flush ended as none should", exc_info=error)
+            self._failures += 1
+            if self._under_way == self._wanted:  # what has changed since is worth a try of its own
+                self._not_before = now + min(_RETRY_MAX_S, 0.5 * 2.0 ** min(self._failures, 10))
+            words = str(error) if isinstance(error, citus_flush.FlushError) else repr(error)
+            self._fault = f"cached connections are not flushed: {words}"
+            return
+        if self._flushing:
+            self.citus = found is not None
+        self._warning = found.warning if found is not None else None
+        if found is not None and found.done:
+            _log.info("flushed the connections that Citus has cached, in %.0f ms", (now - self._begun) * 1000)
+        self._flushed, self._fault, self._failures = self._under_way, None, 0
+
+
+PERIOD_S = 60.0
+_OVERDUE_S = 3 * PERIOD_S
+_RETRY_S = 10.0
+_STALE_S = 3.0
+"""Consent that has not been looked at for so long is none."""
+
+
+class Recoverer:
+    """Lets Citus recover and clean up; ``tend()`` is called once a round and never waits.
+
+    ``ask_again`` is to bring fresh evidence. ``do_recover`` is that of ``recovery``. ``changed`` is set when it ends.
+    """
+
+    def __init__(
+        self,
+        *,
+        changed: asyncio.Event,
+        ask_again: Callable[[], None],
+        do_recover: Callable[[Config, recovery.Still], list[recovery.Recovered]] = recovery.recover_all,
+    ) -> None:
+        self._ask_again = ask_again
+        self._do_recover = do_recover
+        self._errand = Errand(changed)
+        self._role: Role | None = None
+        self._asked_at: float | None = None
+        self._next_at = 0.0
+        self._good_at = 0.0
+        self._hindered: str | None = None
+        self._looked_at = 0.0
+        self._overdue = False
+        self._results: list[recovery.Recovered] = []
+        self._ended_at = 0.0
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """What is overdue, refused or old."""
+        alerts = [
+            Alert(f"recovery:{one.database}", f"2PC recovery in database {one.database}: {one.fault}")
+            for one in self._results
+            if one.fault is not None
+        ]
+        alerts += [Alert(f"prepared:{one.database}", one.old_words) for one in self._results if one.old_words]
+        if self._overdue:
+            withdrawn = next((one.withdrawn for one in self._results if one.withdrawn), None)
+            why = self._hindered or withdrawn or "it failed, or is still under way"
+            alerts.append(Alert("recovery", f"2PC recovery is overdue by more than {_OVERDUE_S:g} s: {why}"))
+        return alerts
+
+    def report(self, now: float) -> dict[str, Any]:
+        """Return how it stands, for ``status``."""
+        return {
+            "under_way": self._errand.under_way,
+            "hindered": self._hindered,
+            "age_s": round(now - self._ended_at, 1) if self._ended_at else None,
+            "databases": [one.as_json() for one in self._results],
+        }
+
+    def tend(self, settings: Config, *, role: Role | None, hindrance: _Hindrance, now: float) -> None:
+        """Begin what is due, and keep the consent of what is under way as true as the evidence.
+
+        ``role`` is that of the local server; ``hindrance(since)`` is ``consent.hindrance()`` on what was asked since.
+        """
+        self._take_in(settings, now)
+        if role is not self._role or not settings.citus:
+            self._role = role
+            self._next_at, self._good_at, self._asked_at = now, now, None
+        self._looked_at = now
+        if role is not Role.PRIMARY or not settings.citus:
+            self._hindered, self._overdue, self._results = "the local PostgreSQL is no primary", False, []
+            return
+        self._overdue = now - self._good_at > _OVERDUE_S
+        if self._errand.under_way:
+            # Once withdrawn consent stays so: a name that has moved and come back is nothing that a pass could see.
+            self._hindered = self._hindered or hindrance(self._asked_at or now)
+        elif now >= self._next_at:
+            self._consider(settings, hindrance, now)
+
+    def _consider(self, settings: Config, hindrance: _Hindrance, now: float) -> None:
+        if self._asked_at is not None:
+            self._hindered = hindrance(self._asked_at)
+            if self._hindered is None:
+                self._errand.begin(self._do_recover, settings, self._withdrawn)
+                return
+        # To ask again lets go of answers that are on their way: they may take their time, and wait for one before.
+        if self._asked_at is None or now - self._asked_at >= settings.interval_s + 2 * settings.timeout_s:
+            self._asked_at = now
+            self._ask_again()
+
+    def _withdrawn(self) -> str | None:
+        """Return why consent has gone, or None; called in the thread that recovers."""
+        if boottime() - self._looked_at > _STALE_S:
+            return "the agent has not looked around for a while"
+        return self._hindered
+
+    def _take_in(self, settings: Config, now: float) -> None:
+        """Learn what the last pass over all databases brought, if one has ended."""
+        ended = self._errand.take()
+        if ended is None:
+            return
+        try:
+            self._results = ended.result()
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the names have to be kept
+            before = self._results
+            self._results = [recovery.Recovered(database=settings.local.get("dbname", ""), fault=repr(error))]
+            if self._results != before:
+                _log.error("a recovery ended as none should", exc_info=error)
+        self._ended_at, self._asked_at = now, None
+        well = all(one.fault is None and one.withdrawn is None for one in self._results)
+        self._next_at = now + (PERIOD_S if well else _RETRY_S)
+        if well:
+            self._good_at = now
+        for one in self._results:
+            if one.withdrawn:
+                _log.info("2PC recovery in database %s begins anew later: %s", one.database, one.withdrawn)
+            if one.recovered or one.cleaned:
+                _log.info("%s", one)
+
+
+class Caretaker:
+    """Begins what is due; ``tend()`` is called once a round and never waits.
+
+    ``ask_again`` is to bring fresh evidence, and ``changed`` is set when something that was begun has ended.
+    """
+
+    def __init__(self, *, changed: asyncio.Event, ask_again: Callable[[], None]) -> None:
+        self._flusher = Flusher(changed=changed)
+        self._recoverer = Recoverer(changed=changed, ask_again=ask_again)
+
+    @property
+    def flushed(self) -> bool:
+        """Whether everything that the hosts file says has been flushed."""
+        return self._flusher.flushed
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """What is wrong with either."""
+        return [*self._flusher.alerts, *self._recoverer.alerts]
+
+    def report(self, now: float) -> dict[str, Any]:
+        """Return how it stands, for ``status``."""
+        return {"flush": self._flusher.report(), "recovery": self._recoverer.report(now)}
+
+    def tend(self, outlook: Outlook, decision: Decision, *, written: bool, puts: int, now: float) -> None:
+        """Begin what is due after a round. ``puts`` counts how often somebody else's change was put back."""
+        if written:
+            said = (puts, *((target.name, target.address) for target in decision.targets))
+            self._flusher.tend(outlook.config, said=said, local=outlook.local, now=now)
+
+        def hindrance(since: float) -> str | None:
+            evidence = preconditions.Evidence(
+                now=now,
+                since=since,
+                max_age_s=outlook.max_age_s,
+                local=outlook.local,
+                claims=outlook.claims,
+                written=written,
+                flushed=self.flushed,
+            )
+            return preconditions.hindrance(outlook.config, decision, evidence)
+
+        # Where there is no Citus nothing is overdue. Whoever lets nobody flush may have it.
+        may_have_citus = self._flusher.citus or (self._flusher.citus is None and self._flusher.alerts)
+        role = decision.role if may_have_citus else None
+        self._recoverer.tend(outlook.config, role=role, hindrance=hindrance, now=now)

@@ -1,0 +1,146 @@
+"""What ``pg_dist_node`` says of the names, and the statements that change it: text for psql, never run from here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from resolver_agent.citus.session import connect, databases
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from resolver_agent.config.model import Config
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A row of ``pg_dist_node``."""
+
+    node_id: int
+    group_id: int
+    name: str
+    port: int
+    is_primary: bool = True
+    is_active: bool = True
+
+
+_NAMES = "SELECT DISTINCT nodename FROM pg_dist_node WHERE nodename = ANY (%s) ORDER BY nodename"
+
+
+class MetadataUnknownError(Exception):
+    """The local server could not be asked; the message says why."""
+
+
+def names_in_use(settings: Config, names: Collection[str]) -> list[str]:
+    """Return those of ``names`` that ``pg_dist_node`` holds in any database of the local server, with the database.
+
+    Raises:
+        MetadataUnknownError: the local server, or one of its databases, could not be asked.
+    """
+    try:
+        return list(_names_in_use(settings, names))
+    except psycopg.Error as error:
+        raise MetadataUnknownError(f"the local PostgreSQL cannot be asked what pg_dist_node holds: {error}") from error
+
+
+def _names_in_use(settings: Config, names: Collection[str]) -> Iterator[str]:
+    found = databases(settings)
+    for database, fault in found.faults.items():
+        raise MetadataUnknownError(f"database {database} cannot be asked what pg_dist_node holds: {fault}")
+    for database in found.with_citus:
+        with connect(settings, dbname=database, limit_s=settings.timeout_s) as connection:
+            yield from (f"{name} (database {database})" for (name,) in connection.execute(_NAMES, [[*names]]))
+
+
+_LOCK_TIMEOUT = "5s"
+_COORDINATOR_GROUP = 0
+
+_REACHABLE = """\
+-- An ERROR here: some node does not reach every other by what is to be written, and nothing has changed.
+DO $check$
+DECLARE
+    failed text;
+BEGIN
+    SELECT string_agg(format('from node %s: %s', nodeid, result), '; ') INTO failed
+      FROM run_command_on_all_nodes($$
+           SELECT pg_catalog.string_agg(host, ', ')
+             FROM (VALUES {places}) AS place(host, port)
+            WHERE NOT pg_catalog.citus_check_connection_to_node(host, port) $$)
+     WHERE NOT success OR result <> '';
+    IF failed IS NOT NULL THEN
+        RAISE EXCEPTION 'not reached: %', failed;
+    END IF;
+END
+$check$;
+"""
+
+_SEEN = """\
+-- The workers are told by and by: this waits, for a minute at most. Every line has to end in t; else look again.
+DO $told$
+BEGIN
+    FOR look IN 1..300 LOOP
+        EXIT WHEN NOT EXISTS (SELECT FROM pg_dist_node WHERE hasmetadata AND NOT metadatasynced);
+        PERFORM pg_sleep(0.2);
+    END LOOP;
+END
+$told$;
+SELECT nodename, nodeport, metadatasynced FROM pg_dist_node ORDER BY groupid;
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What is to become of one row of ``pg_dist_node``; ``note`` goes beside it."""
+
+    node_id: int
+    group_id: int
+    host: str
+    port: int
+    note: str
+
+    @classmethod
+    def of(cls, row: Row, host: str, port: int, *, note: str = "") -> Change:
+        """Return the change of a row to another host and port."""
+        return cls(node_id=row.node_id, group_id=row.group_id, host=host, port=port, note=note)
+
+    @property
+    def call(self) -> str:
+        """The statement that does it."""
+        place = f"{_literal(self.host)}, {self.port}"
+        if self.group_id == _COORDINATOR_GROUP:
+            return f"SELECT citus_set_coordinator_host({place});"
+        return f"SELECT citus_update_node({self.node_id}, {place});"
+
+
+def script(title: str, changes: Mapping[str, Sequence[Change]], *, check: bool) -> str:
+    """Return a script for psql that makes the changes, by database, all of one database or none.
+
+    ``check`` adds that every node reaches every place that is written; Citus has had the functions for it since 11.0.
+    """
+    parts = [f"-- {title}", "\\set ON_ERROR_STOP on"]
+    for database, those in changes.items():
+        places = ", ".join(f"({_literal(one.host)}, {one.port})" for one in those)
+        parts += [
+            f"\\connect {_connect_name(database)}",
+            "SET search_path = pg_catalog;",  # and not what the owner of the database would have a superuser call
+            *([_REACHABLE.format(places=places).rstrip()] if check else []),
+            "-- A lock timeout here: nothing has changed; try again at a quieter time.",
+            "BEGIN;",
+            f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}';",
+            *(f"{one.call}  -- {one.note}" for one in sorted(those, key=lambda one: (one.group_id, one.node_id))),
+            "COMMIT;",
+            _SEEN.rstrip(),
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _connect_name(database: str) -> str:
+    r"""Return a database's name as ``\connect`` takes it; in double quotes psql takes it whole and as it is."""
+    return '"' + database.replace('"', '""') + '"'

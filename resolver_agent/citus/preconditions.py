@@ -1,0 +1,109 @@
+"""Whether Citus may do its background work on other nodes from here: values in, values out (rule R6).
+
+2PC recovery that meets a standby, or runs on a coordinator that was deposed, loses committed transactions. What Citus
+itself reached is checked again inside the transaction (``recovery``); this is what has to be true before it begins,
+and until it ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from resolver_agent.config.model import Route
+from resolver_agent.routing.observation import Kind, nodes_at
+from resolver_agent.routing.state import Code, GroupState, Standing
+
+if TYPE_CHECKING:
+    from resolver_agent.config.model import Config, Group
+    from resolver_agent.routing.decision import Decision
+    from resolver_agent.routing.observation import Claim, NodeState
+
+_CONFIRMED = (Code.PRIMARY, Code.LEADER)
+_UNDECIDED = GroupState()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What consent rests on, besides the decision.
+
+    Only what was asked from ``since`` on counts, and for no longer than ``max_age_s`` seconds before ``now``.
+    ``claims`` are what the local Patroni said of the leader lock, by name of the group. ``written`` and ``flushed``
+    report that the decision is on disk, and that Citus' cached connections were closed since.
+    """
+
+    now: float
+    since: float
+    max_age_s: float
+    local: NodeState
+    claims: dict[str, Claim | None]
+    written: bool
+    flushed: bool
+
+    def counts(self, at: float) -> bool:
+        """Report whether an answer to what was asked at ``at`` counts."""
+        return at >= self.since and self.now - at < self.max_age_s
+
+
+def hindrance(config: Config, decision: Decision, evidence: Evidence) -> str | None:
+    """Return in words why recovery and clean-up must not run here now, or None where they may.
+
+    They may where the local server is its own group's accepted primary, its Patroni (where configured) holds the leader
+    lock, every name on disk leads to a confirmed primary (that with the leader lock, if Patroni says who has it) or is
+    fenced, and the last change is flushed.
+    """
+    local = evidence.local.role_seen
+    if local is None or evidence.local.over or local.kind is not Kind.PRIMARY or not evidence.counts(local.at):
+        return "the local PostgreSQL has not just been seen as a primary"
+    own = [group for group in config.groups if _state(decision, group).own is not None]
+    if not own:
+        return "the local PostgreSQL is no node of any name"
+    others = [group for group in config.groups if group not in own and group.route is not Route.STANDBY]
+    hindrances = [
+        *(_own_hindrance(group, _state(decision, group), evidence) for group in own),
+        *(_lock_hindrance(group, evidence) for group in own if group.patroni is not None),
+        *(_name_hindrance(group, _state(decision, group)) for group in others),
+        None if evidence.written else "the hosts file does not say what was decided",
+        None if evidence.flushed else "cached connections are not flushed yet",
+    ]
+    return next((words for words in hindrances if words is not None), None)
+
+
+def _state(decision: Decision, group: Group) -> GroupState:
+    return decision.groups.get(group.name, _UNDECIDED)
+
+
+def _own_hindrance(group: Group, state: GroupState, evidence: Evidence) -> str | None:
+    if state.view is None:
+        return f"nothing is known of {group.name}"
+    primary = state.view.primary
+    if primary.seen is None or primary.reason.code not in _CONFIRMED or primary.address != state.own:
+        return f"the local PostgreSQL is not the accepted primary of {group.name} ({primary.reason.text})"
+    if not evidence.counts(primary.seen.at):
+        return f"the primary of {group.name} has not just been asked"
+    # Who was a standby a moment ago may have been promoted since.
+    rival = next((node for node, seen in state.view.fresh.items() if seen.at < evidence.since), None)
+    if rival is not None:
+        return f"{rival.host} of {group.name} has not answered again yet"
+    return None
+
+
+def _lock_hindrance(group: Group, evidence: Evidence) -> str | None:
+    claim = evidence.claims.get(group.name)
+    if claim is None or not evidence.counts(claim.at):
+        return f"the local Patroni does not say that it leads {group.name}"
+    return None if claim.leads else f"the local Patroni does not hold the leader lock of {group.name}"
+
+
+def _name_hindrance(group: Group, state: GroupState) -> str | None:
+    if state.target is None:
+        return f"{group.name} is left out"
+    if state.target.standing is Standing.FENCED:
+        return None
+    if state.view is None or state.target.standing is not Standing.PRIMARY or state.reason.code not in _CONFIRMED:
+        return f"no confirmed primary: {state.target}"
+    # What is resolved on a primary that was deposed is lost with it, and with its record here it could not come back.
+    leader = state.view.leader
+    if leader is not None and leader not in nodes_at(state.target.address, group, state.view.states):
+        return f"{group.name}: {leader.host} holds the leader lock, and is not yet seen as the primary"
+    return None

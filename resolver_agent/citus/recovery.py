@@ -1,0 +1,355 @@
+"""Citus' recovery of prepared transactions and clean-up of orphaned resources, on the local server (rule R6).
+
+Both believe whatever they reach. On a standby they find nothing to resolve, take all of it for resolved, and forget it:
+committed transactions are rolled back later. So each pass also asks, over connections that Citus makes, who is reached,
+before and after, and what was forgotten comes back by a rollback unless all of them were primaries. That costs nothing:
+what was resolved on a primary stays resolved, and the next pass sees so. On the primary of another group nothing may be
+resolved at all, so that a pass that would reach one does not begin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import threading
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from resolver_agent.citus import session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from psycopg.abc import QueryNoTemplate as Query
+    from psycopg.errors import Diagnostic
+
+    from resolver_agent.config.model import Config
+
+    Look = Mapping[str, str | None]
+    """Who was reached: for each node that Citus dials, as ``name:port``, its role and identity, or None.
+
+    What does not begin with "primary" is a standby, or a stranger: a server of another group than the node's.
+    """
+
+    Still = Callable[[], str | None]
+    """Says why a pass may not go on, or None; called in other threads.
+
+    A name that moved and came back since the pass began is a reason: who was reached before and after does not show it.
+    """
+
+# Citus' own words, which it never translates. Every node that recovery cannot reach gives the first of them, and one
+# that says nothing at all the second as well.
+_UNREACHED = re.compile(r"transaction recovery cannot connect to (\S+)")
+_SLOW = re.compile(r"could not establish connection after \d+ ms")
+
+_ASTRAY = {
+    "standby": "a standby; see what `resolver-agent status` says of its name",
+    "stranger": "a server of another group; see what `resolver-agent status` and `getent ahosts` say of its name",
+}
+
+
+def refusal(before: Look) -> str | None:
+    """Return why recovery must not even begin, with the mend, or None.
+
+    On a server of another group it would roll back what that group is about to commit, and nothing brings that back.
+    """
+    strangers = (node for node, answer in before.items() if _kind(answer) == "stranger")
+    return next((f"{node} leads to {_ASTRAY['stranger']}" for node in strangers), None)
+
+
+def objection(before: Look, after: Look, warnings: Sequence[str]) -> str | None:
+    """Return why what a recovery has forgotten must come back, with the mend, or None where it may stay forgotten.
+
+    It may where every node that answered was a primary and the same both times, and where recovery reached those nodes
+    and no other, and warned of nothing else.
+
+    Args:
+        before: who was reached just before.
+        after: who was reached just after.
+        warnings: what Citus warned of from before to after; what stands after a line's end is the context.
+    """
+    if before.keys() != after.keys():
+        return "pg_dist_node has changed meanwhile; the next pass goes by the new one"
+    if before and not any(before.values()):
+        return "no node answered; see what `resolver-agent status` says of them"
+    for node, answer in before.items():
+        for kind, words in _ASTRAY.items():
+            if kind in (_kind(answer), _kind(after[node])):
+                return f"{node} led to {words}"
+        if answer != after[node]:
+            changed = "led to another server" if answer and after[node] else "answered only"
+            return f"{node} {changed} {'afterwards' if after[node] else 'at first'}; the next pass will tell"
+    silent = {node for node, answer in before.items() if answer is None}
+    heads = {warning: warning.partition("\n")[0] for warning in warnings}
+    unreached = {match[1] for head in heads.values() if (match := _UNREACHED.fullmatch(head))}
+    if silent != unreached:
+        return f"{', '.join(sorted(silent ^ unreached))} answered only now and then; the next pass will tell"
+    other = [text for text, head in heads.items() if not (_UNREACHED.fullmatch(head) or _SLOW.fullmatch(head))]
+    return f"Citus warned: {'; '.join(' '.join(text.split()) for text in other)}" if other else None
+
+
+def _kind(answer: str | None) -> str:
+    return (answer or "").partition(" ")[0]
+
+
+LIMIT_S = 20.0
+"""How long one statement may take. What a pass has resolved until then is resolved, and the next goes on from there."""
+
+OLD_S = 180.0
+"""A transaction that has been prepared for so long is not just being committed."""
+
+# How long a lock is waited for. Also, a server that was frozen for longer ends the transaction instead of doing what it
+# was asked meanwhile, since consent may have gone.
+_PATIENCE_S = 2.0
+
+_LOOK_S = 0.5
+"""How often it is looked whether consent has gone, while Citus is at work."""
+
+FUNCTIONS = (
+    "resolver_agent.reached",
+    "resolver_agent.recover_prepared_transactions",
+    "resolver_agent.cleanup_orphaned_resources",
+)
+"""What a pass calls, of systemd/role.sql."""
+
+_LIMITS = """
+SELECT set_config(name, value, false)
+  FROM (VALUES ('client_min_messages', 'notice'), ('citus.node_connection_timeout', %(connect)s),
+               ('statement_timeout', %(statement)s), ('lock_timeout', %(patience)s),
+               ('idle_in_transaction_session_timeout', %(patience)s)) AS limits(name, value)
+"""
+_IN_RECOVERY = "SELECT pg_is_in_recovery()"
+_NOT_OFF = """
+SELECT string_agg(name || ' is ' || coalesce(current_setting(name, true), 'not known'), ', ')
+  FROM (VALUES ('citus.recover_2pc_interval'), ('citus.defer_shard_delete_interval')) AS intervals(name)
+ WHERE current_setting(name, true) IS DISTINCT FROM '-1'
+"""
+_REACHED = "SELECT node, CASE WHEN success THEN result END FROM resolver_agent.reached()"
+_RECOVER = "SELECT resolver_agent.recover_prepared_transactions()"
+_CLEAN_UP = "SELECT resolver_agent.cleanup_orphaned_resources()"
+_LEFT = r"""
+SELECT (SELECT count(*) FROM pg_dist_transaction), gid, EXTRACT(epoch FROM clock_timestamp() - prepared)::float8
+  FROM (VALUES (1)) AS always
+  LEFT JOIN pg_prepared_xacts ON database = current_database() AND gid LIKE 'citus\_%'
+ ORDER BY prepared LIMIT 1
+"""
+
+# Citus' own words, which it never translates.
+_CLEANED = re.compile(r"cleaned up (\d+) orphaned resources")
+_NOT_CLEANED = re.compile(r"failed to clean up (\d+) orphaned resources")
+
+
+class _StoppedError(Exception):
+    """The pass must not go on; the message says why, with the mend."""
+
+
+class _WithdrawnError(_StoppedError):
+    """Consent has gone while the pass was under way; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A transaction that another node has prepared on the local server, and for how long it has been so, in seconds."""
+
+    gid: str
+    age_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """What one pass did in one database.
+
+    ``fault`` says what went wrong and what mends it; ``withdrawn``, where nothing did, why consent went in the middle.
+    ``recovered`` transactions were resolved on other nodes all the same. ``cleaned`` and ``not_cleaned`` are numbers of
+    orphaned resources. ``not_reached`` are the nodes that did not answer, as ``name:port``: what concerns them waits.
+    ``records`` is the number of commit records that are left, and ``oldest`` the oldest of Citus' transactions that are
+    prepared on the local server; None where unknown or none.
+    """
+
+    database: str
+    fault: str | None = None
+    withdrawn: str | None = None
+    recovered: int = 0
+    cleaned: int = 0
+    not_cleaned: int = 0
+    not_reached: tuple[str, ...] = ()
+    records: int | None = None
+    oldest: Prepared | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.database}: {self.recovered} prepared transactions resolved"
+        text += f", {self.cleaned} orphaned resources cleaned up"
+        text += f", {self.not_cleaned} not yet" if self.not_cleaned else ""
+        return text + (f"; waits for {', '.join(self.not_reached)}" if self.not_reached else "")
+
+    @property
+    def old_words(self) -> str | None:
+        """What is to be said of a transaction that has been prepared on the local server for too long."""
+        if self.oldest is None or self.oldest.age_s < OLD_S:
+            return None
+        return (
+            f"{self.oldest.gid} in database {self.database} has been prepared for {self.oldest.age_s:.0f} s, and holds "
+            "its locks until the node that it came from recovers it: look at the alerts of the agent there"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for ``status --json``."""
+        return dataclasses.asdict(self)
+
+
+def recover_all(settings: Config, still: Still) -> list[Recovered]:
+    """Make a pass over every database of the local server that has Citus, and tell of each that could not be asked.
+
+    What goes wrong is told in the results. ``still`` is as for ``recover``.
+    """
+    try:
+        found = session.databases(settings)
+    except psycopg.Error as error:
+        fault = f"the local PostgreSQL cannot be asked for its databases: {_words(error)}"
+        return [Recovered(database=settings.local.get("dbname", ""), fault=fault)]
+    return [
+        *(recover(settings, name, still=still) for name in found.with_citus),
+        *(Recovered(database=name, fault=f"it cannot be asked for Citus: {why}") for name, why in found.faults.items()),
+    ]
+
+
+def recover(settings: Config, database: str, *, still: Still, limit_s: float = LIMIT_S) -> Recovered:
+    """Make a pass over one database in a session of its own. What goes wrong is told in the result.
+
+    Args:
+        settings: where the local server is; it has to be a primary.
+        database: one that has Citus.
+        still: asked before and while anything is done on other nodes, and right before anything is forgotten here; a
+            reason ends the pass.
+        limit_s: how long one statement may take, in seconds. Three times that is the limit of the pass.
+    """
+    limits = {"connect": settings.timeout_s, "statement": limit_s, "patience": min(limit_s, _PATIENCE_S)}
+    done: dict[str, Any] = {}
+    try:
+        with session.connect(settings, dbname=database, limit_s=3 * limit_s) as connection:
+            connection.execute(_LIMITS, {name: f"{round(1000 * limit)}ms" for name, limit in limits.items()})
+            try:
+                _Pass(connection, still, done).run()
+            except (psycopg.Error, _StoppedError) as error:
+                if connection.closed:
+                    raise  # the session knows whether it was too late
+                done |= _told(error)
+            done |= _left(connection)
+    except (psycopg.Error, _StoppedError) as error:
+        done = _told(error) | done
+    return Recovered(database=database, **done)
+
+
+class _Pass:
+    """One pass, in a session where every statement is limited. ``done`` takes in fields of ``Recovered``."""
+
+    def __init__(self, connection: psycopg.Connection, still: Still, done: dict[str, Any]) -> None:
+        self._connection = connection
+        self._still = still
+        self._done = done
+        self._warnings: list[str] = []
+        self._notices: list[str] = []
+        connection.add_notice_handler(self._hear)
+
+    def run(self) -> None:
+        """Recover and clean up; raise _StoppedError or psycopg.Error where something is against it."""
+        self._check_the_server()
+        with self._connection.transaction():
+            self._recover()
+        self._check_consent()
+        self._clean_up()
+
+    def _check_the_server(self) -> None:
+        if self._ask(_IN_RECOVERY) == [(True,)]:
+            raise _StoppedError("off: the local server is in recovery")
+        [(not_off,)] = self._ask(_NOT_OFF)
+        if not_off is not None:
+            raise _StoppedError(f"off: {not_off}; set both to -1 and reload, else Citus does it unguarded")
+        for function in FUNCTIONS:
+            fault = session.fault_of(self._connection, function)
+            if fault is not None:
+                raise _StoppedError(f"off: {fault}")
+
+    def _check_consent(self) -> None:
+        reason = self._still()
+        if reason is not None:
+            raise _WithdrawnError(reason)
+
+    @contextlib.contextmanager
+    def _consented(self) -> Iterator[None]:
+        """Cancel what is under way as soon as consent has gone: what it would resolve from then on may be another's."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(_LOOK_S):
+                if self._still() is not None:
+                    with contextlib.suppress(psycopg.Error):
+                        self._connection.cancel_safe(timeout=_PATIENCE_S)
+                    return
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        except psycopg.errors.QueryCanceled:
+            self._check_consent()
+            raise
+        finally:
+            ended.set()
+
+    def _recover(self) -> None:
+        before = self._look()
+        reason = refusal(before)
+        if reason is not None:
+            raise _StoppedError(f"not begun: {reason}")
+        self._check_consent()
+        with self._consented():
+            [(self._done["recovered"],)] = self._ask(_RECOVER)
+        after = self._look()
+        self._done["not_reached"] = tuple(sorted(node for node, answer in after.items() if answer is None))
+        found = objection(before, after, self._warnings)
+        if found is not None:
+            raise _StoppedError(f"rolled back: {found}")
+        self._check_consent()
+
+    def _clean_up(self) -> None:
+        with self._consented():
+            self._ask(_CLEAN_UP)
+        for key, pattern in (("cleaned", _CLEANED), ("not_cleaned", _NOT_CLEANED)):
+            matches = (pattern.match(text) for text in (*self._notices, *self._warnings))
+            self._done[key] = sum(int(match[1]) for match in matches if match)
+
+    def _look(self) -> Look:
+        return dict(self._ask(_REACHED))
+
+    def _ask(self, statement: Query) -> list[tuple[Any, ...]]:
+        return self._connection.execute(statement).fetchall()
+
+    def _hear(self, said: Diagnostic) -> None:
+        (self._warnings if said.severity_nonlocalized == "WARNING" else self._notices).append(_text(said))
+
+
+def _left(connection: psycopg.Connection) -> dict[str, Any]:
+    [(records, gid, age_s)] = connection.execute(_LEFT)
+    return {"records": records, "oldest": None if gid is None else Prepared(gid=gid, age_s=age_s)}
+
+
+def _text(said: Diagnostic) -> str:
+    """Return a message, and on a line of its own where it comes from, as Citus names the node there."""
+    return "\n".join([said.message_primary or "", *(said.context or "").splitlines()[:1]])
+
+
+def _told(error: Exception) -> dict[str, str]:
+    """Return why a pass ended early, as the field of ``Recovered`` that it belongs in."""
+    return {"withdrawn": str(error)} if isinstance(error, _WithdrawnError) else {"fault": _words(error)}
+
+
+def _words(error: Exception) -> str:
+    """Return what went wrong, in one line, with the mend where our own functions refuse us."""
+    if not isinstance(error, psycopg.Error) or not error.diag.message_primary:
+        return " ".join(str(error).split())
+    if isinstance(error, psycopg.errors.InsufficientPrivilege) and not error.diag.context:
+        return f"{error.diag.message_primary}: run systemd/role.sql in this database, on this group's primary"
+    parts = (error.diag.message_primary, error.diag.context)
+    return ", ".join(part.splitlines()[0] for part in parts if part)  # what libpq says further is a guess

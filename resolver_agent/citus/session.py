@@ -1,0 +1,122 @@
+"""Sessions on the local server, and which of its databases have Citus."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from resolver_agent.config.model import Config
+
+_DATABASES = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname"
+_HAS_CITUS = "SELECT to_regclass('pg_catalog.pg_dist_node') IS NOT NULL"
+
+_OWNER_IS_SUPERUSER = """\
+SELECT (SELECT rolsuper FROM pg_proc JOIN pg_roles ON pg_roles.oid = proowner WHERE pg_proc.oid = to_regproc(%s))"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Databases:
+    """The local server's databases that have Citus, and of those that could not be asked, why."""
+
+    with_citus: tuple[str, ...]
+    faults: Mapping[str, str]
+
+
+@contextlib.contextmanager
+def connect(settings: Config, *, limit_s: float, **keywords: str) -> Iterator[psycopg.Connection]:
+    """Give a new session on the local server, in autocommit mode, that ends after ``limit_s`` at the latest.
+
+    ``keywords`` are libpq's and go before those of the configuration. Names without a schema are PostgreSQL's own.
+
+    Raises:
+        psycopg.Error: no session was to be had within ``timeout_s`` (2 s where that is less, libpq's floor), something
+            failed in it, or it had to end.
+    """
+    # Without an encoding of its own a session in a SQL_ASCII database gives bytes for text.
+    given = {"client_encoding": "UTF8", **settings.local, **keywords}
+    options = f"{given.get('options', '')} -c search_path=pg_catalog"
+    timeout_s = max(2, round(settings.timeout_s))
+    conninfo = make_conninfo(**(given | {"options": options, "connect_timeout": str(timeout_s)}))
+    with psycopg.connect(conninfo, autocommit=True) as connection, ended_after(limit_s, connection):
+        yield connection
+
+
+def databases(settings: Config) -> Databases:
+    """Find the databases that have Citus.
+
+    Raises:
+        psycopg.Error: the local server could not be asked.
+    """
+    # As they are: each may be in the encoding of whatever database it was made from.
+    with connect(settings, limit_s=settings.timeout_s, client_encoding="SQL_ASCII") as connection:
+        names = [name for (name,) in connection.execute(_DATABASES)]
+    asked = dict(_has_citus(settings, name) for name in names)
+    return Databases(
+        tuple(name for name, answer in asked.items() if answer is True),
+        {name: answer for name, answer in asked.items() if isinstance(answer, str)},
+    )
+
+
+def fault_of(connection: psycopg.Connection, function: str) -> str | None:
+    """Return why a function of ``systemd/role.sql`` must not be called, with the mend; None if it may be.
+
+    A login that is a superuser would run whatever somebody else has put in its place.
+    """
+    found = connection.execute(_OWNER_IS_SUPERUSER, [function]).fetchone()
+    if found == (True,):
+        return None
+    what = "does not exist" if found == (None,) else "does not belong to a superuser"
+    database = connection.info.dbname
+    return f"{function}() {what} in database {database}: run systemd/role.sql there, on this group's primary"
+
+
+def words(error: psycopg.Error) -> str:
+    """Return what an error says, in one line."""
+    return error.diag.message_primary or " ".join(str(error).split())
+
+
+def _has_citus(settings: Config, name: bytes) -> tuple[str, bool | str]:
+    """Return a database's name as text, and whether it has Citus, or why it could not be asked."""
+    database = name.decode(errors="replace")
+    if database.encode() != name or not database.isprintable():  # nothing to put into logs, or into scripts for psql
+        return name.decode("latin-1").encode("unicode_escape").decode(), "its name is no printable UTF-8: rename it"
+    try:
+        with connect(settings, dbname=database, limit_s=settings.timeout_s) as connection:
+            return database, connection.execute(_HAS_CITUS).fetchone() == (True,)
+    except psycopg.Error as error:
+        return database, words(error)
+
+
+@contextlib.contextmanager
+def ended_after(limit_s: float, connection: psycopg.Connection) -> Iterator[None]:
+    """End a session in time, whatever it waits for; a statement timeout would need a server that is not hung."""
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        with contextlib.suppress(OSError):  # the server was quicker
+            ours.shutdown(socket.SHUT_RDWR)
+
+    with socket.socket(fileno=os.dup(connection.fileno())) as ours:
+        timer = threading.Timer(limit_s, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except psycopg.OperationalError as error:
+            if late.is_set():
+                raise psycopg.OperationalError(f"no answer within {limit_s:g} s") from error
+            raise
+        finally:
+            timer.cancel()
+            timer.join()

@@ -1,0 +1,244 @@
+"""From the text of the configuration file to a ``Config``, or to every error in it at once.
+
+Only ``load`` touches the file system; ``parse`` is a function of its arguments. This module knows the keys and what has
+to fit together; ``values.py`` knows what a single value may look like, ``reading.py`` how plain values are taken apart
+and faults collected, ``yamltext.py`` how YAML is read, ``patronifile.py`` what Patroni's own section says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import socket
+import stat
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from resolver_agent.config import patroni_yml, values, yaml12
+from resolver_agent.config.model import Config, Fallback, Group, Node, PatroniApi, Route
+from resolver_agent.config.reader import Reader, Required, Table, as_is
+from resolver_agent.config.yaml12 import dotted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration file: ``errors`` holds one ``FILE: key: fault`` each."""
+
+    def __init__(self, errors: Iterable[str]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("\n".join(self.errors))
+
+
+_FALLBACK = (
+    "there is no default, expected none (reads through a name stop while it has no fit standby), primary (that name "
+    "then leads to its primary: only where readers on standbys use a database role of their own) or all (as primary, "
+    "with every name at once)"
+)
+_NAMES = "expected the names in pg_dist_node, e.g. wk1: {nodes: [192.168.234.203, 192.168.234.204]}"
+_NODES = "expected a list of addresses, e.g. [192.168.234.203, 192.168.234.204]"
+
+_PER_NAME: Table = {
+    "route": (values.member(Route), Route.FOLLOW),
+    "port": (values.port, 5432),
+    "max_lag_bytes": (values.optional(values.size_bytes), None),
+    "max_lag_seconds": (values.optional(values.duration_s), None),
+    "failback_delay": (partial(values.duration_s, zero=True), 10.0),
+}
+_TOP: Table = {
+    "fallback": (values.member(Fallback), Required(_FALLBACK)),
+    "names": (values.filled(dict, _NAMES), Required(_NAMES)),
+    "postgresql": (as_is, {}),
+    "local": (as_is, {}),
+    **_PER_NAME,
+    "interval": (values.duration_s, 1.0),
+    "timeout": (values.duration_s, 2.0),
+    "citus": (values.word("auto", "off"), "auto"),
+    "hosts_file": (values.path, "/etc/hosts"),
+    "runtime_dir": (values.path, "/run/resolver-agent"),
+    "log": (as_is, {}),
+}
+_PATRONI_API: Table = {
+    "port": (values.port, Required("expected the port of Patroni's REST API, e.g. 8008")),
+    **dict.fromkeys(("cacert", "cert", "key"), (values.path, None)),
+}
+_LOG: Table = {
+    "format": (values.word("text", "json"), "text"),
+    "level": (values.word("debug", "info", "warning", "error"), "info"),
+}
+
+_UNDER_A_NAME = {key: f"it belongs under a name: names.NAME.{key}" for key in ("nodes", "patroni")}
+_AT_THE_TOP = dict.fromkeys(_TOP.keys() - _PER_NAME.keys(), "it is set once for all names, at the top level")
+
+# Connection keywords that the agent sets itself, or that would keep it from seeing a server.
+_ANY_SERVER = {
+    "connect_timeout": "`timeout` bounds every probe: remove it",
+    "replication": "probes are ordinary sessions: remove it",
+    "target_session_attrs": "servers of either role have to answer: remove it",
+}
+_LOCAL = {**_ANY_SERVER, "hostaddr": "give the address as `host`"}
+_EVERY_NODE = {
+    **_ANY_SERVER,
+    **dict.fromkeys(("host", "hostaddr"), "the nodes are given under `names`: remove it"),
+    "port": "the nodes' port is `port` at the top level or at a name: remove it",
+}
+_SECRETS = frozenset(("password", "sslpassword", "oauth_client_secret"))
+_DEFAULT_LOGIN = {"user": "resolver_agent", "dbname": "postgres"}
+
+
+def _nodes(
+    reader: Reader, key: str, group: Mapping[str, Any], *, managed: Iterable[str], seen: dict[tuple[Route, Node], str]
+) -> tuple[Node, ...]:
+    """Return the nodes of one name. ``seen`` has the key of every node read so far, and takes in these."""
+    nodes = []
+    for i, item in enumerate(group["nodes"] or ()):
+        at = f"{key}[{i}]"
+        host = reader.value(at, values.node_host, item)
+        if host is None:
+            continue
+        if host in managed:
+            reader.error(at, f"{host!r} is a name that this agent manages, expected an address or another DNS name")
+        nodes.append(node := Node(host, group["port"]))
+        first = seen.setdefault((group["route"], node), at)
+        if first != at:
+            reader.error(at, f"{host} is {first} already, expected each node once, and behind one name of a route")
+    return tuple(nodes)
+
+
+def _patroni_api(reader: Reader, key: str, found: Any) -> PatroniApi | None:
+    return None if found is None else PatroniApi(**reader.fields(key, found, _PATRONI_API, misplaced={}))
+
+
+def _groups(
+    reader: Reader, key: str, names: Mapping[str, Any], *, defaults: Mapping[str, Any], hostname: str
+) -> tuple[Group, ...]:
+    """Return the names in the file's order; what a name does not set is as at the top level."""
+    table = {
+        "nodes": (values.filled(list, _NODES), Required(_NODES)),
+        "patroni": (as_is, None),
+        **{name: (parse, defaults[name]) for name, (parse, _) in _PER_NAME.items()},
+    }
+    managed = {name.lower() for name in names}
+    seen: dict[tuple[Route, Node], str] = {}
+    groups: dict[str, Group] = {}
+    for written, found in names.items():
+        at = dotted(key, written)
+        name = reader.value(at, partial(values.managed_name, hostname=hostname), written, written)
+        if name in groups:
+            reader.error(at, "given a second time, expected once: names compare without regard to case")
+        group = reader.fields(at, found, table, misplaced=_AT_THE_TOP)
+        groups[name] = Group(
+            name=name,
+            nodes=_nodes(reader, f"{at}.nodes", group, managed=managed, seen=seen),
+            route=group["route"],
+            max_lag_bytes=group["max_lag_bytes"],
+            max_lag_s=group["max_lag_seconds"],
+            failback_delay_s=group["failback_delay"],
+            patroni=_patroni_api(reader, f"{at}.patroni", group["patroni"]),
+        )
+    return tuple(groups.values())
+
+
+def _with_login(given: dict[str, str], patroni: dict[str, str]) -> dict[str, str]:
+    """Return the keywords with a login added where they have none of their own; two logins are never mixed."""
+    if "service" in given:
+        return given
+    own = given.keys() & {"user", "password", "passfile"}
+    return {**_DEFAULT_LOGIN, **({} if own else patroni), **given}
+
+
+def parse(text: str | bytes, *, path: str, hostname: str) -> Config:
+    """Return the configuration that the text holds: all of it, or its ``resolver_agent:`` section if it is Patroni's.
+
+    Args:
+        text: YAML.
+        path: the file's name, for error messages.
+        hostname: this host's own name, which cannot be managed.
+
+    Raises:
+        ConfigError: with every error in the text.
+    """
+    try:
+        document, faults = yaml12.read(text)
+    except yaml12.YamlError as exc:
+        raise ConfigError([f"{path}: {exc}"]) from exc
+    is_patronis = isinstance(document, dict) and not {"resolver_agent", "scope"}.isdisjoint(document)
+    prefix = "resolver_agent" if is_patronis else ""
+    if is_patronis and prefix not in document:
+        raise ConfigError([f"{path}: {prefix}: missing, expected this section in Patroni's configuration"])
+    reader = Reader()
+    for key, fault in faults.items():
+        if key.startswith(prefix):  # the rest of the file is Patroni's to judge
+            reader.error(key, fault)
+    section = document[prefix] if is_patronis else document
+    address, login = patroni_yml.local_server(document.get("postgresql")) if is_patronis else ({}, {})
+
+    top = reader.fields(prefix, section, _TOP, misplaced=_UNDER_A_NAME)
+    log = reader.fields(dotted(prefix, "log"), top["log"], _LOG, misplaced={})
+    groups = _groups(reader, dotted(prefix, "names"), top["names"] or {}, defaults=top, hostname=hostname)
+    given = reader.keywords(dotted(prefix, "postgresql"), top["postgresql"], refused=_EVERY_NODE)
+    local = reader.keywords(dotted(prefix, "local"), top["local"], refused=_LOCAL)
+    if (local.get("host") or "/").lower() in {group.name for group in groups}:
+        reader.error(dotted(prefix, "local.host"), "a managed name found, expected a socket's folder or an address")
+    if reader.errors:
+        raise ConfigError(f"{path}: {error}" for error in reader.errors)
+    postgresql = _with_login(given, login)
+    return Config(
+        path=path,
+        fallback=top["fallback"],
+        groups=groups,
+        postgresql=MappingProxyType(postgresql),
+        local=MappingProxyType(
+            {"host": patroni_yml.DEFAULT_SOCKET_DIR, "port": str(top["port"]), **address, **postgresql, **local}
+        ),
+        interval_s=top["interval"],
+        timeout_s=top["timeout"],
+        citus=top["citus"] == "auto",
+        hosts_file=top["hosts_file"],
+        runtime_dir=top["runtime_dir"],
+        log_format=log["format"],
+        log_level=log["level"],
+    )
+
+
+def load(path: str) -> Config:
+    """Return the configuration in a file, with warnings about the file itself.
+
+    Raises:
+        ConfigError: the file cannot be read, or with every error in it.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            text, mode = file.read(), stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    except OSError as exc:
+        raise ConfigError([f"{path}: {exc.strerror}, expected a configuration file that can be read"]) from exc
+    config = parse(text, path=path, hostname=socket.gethostname())
+    if mode & stat.S_IROTH and not _SECRETS.isdisjoint({*config.postgresql, *config.local}):
+        warning = (
+            f"{path}: holds a password and everybody can read it (mode {mode:04o}): chmod {mode & ~0o007:04o} {path}"
+        )
+        return dataclasses.replace(config, warnings=(warning,))
+    return config
+
+
+def load_again(current: Config) -> Config:
+    """Return the configuration that the file of ``current`` holds now.
+
+    Raises:
+        ConfigError: as ``load``, or it changes what a running agent cannot.
+    """
+    new = load(current.path)
+    fixed = [key for key in ("hosts_file", "runtime_dir") if getattr(new, key) != getattr(current, key)]
+    if fixed:
+        raise ConfigError(f"{new.path}: {key}: changes at a restart only" for key in fixed)
+    return new
+
+
+def fingerprint(config: Config) -> str:
+    """Return what tells whether two processes have the same configuration, without telling what it is."""
+    items = [(key, str(getattr(config, key))) for key in config.__slots__ if key not in ("path", "warnings")]
+    return hashlib.sha256(repr(items).encode()).hexdigest()

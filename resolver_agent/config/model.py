@@ -1,0 +1,86 @@
+"""A configuration in which everything fits together: values only.
+
+Everything is keyed by the name in Citus' metadata (``wk1``) or by ``Node`` (one server's address and port).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Route(enum.Enum):
+    """How the operator wants a name routed."""
+
+    FOLLOW = "follow"
+    PRIMARY = "primary"
+    STANDBY = "standby"
+
+
+class Fallback(enum.Enum):
+    """What a name that wishes for a standby does while none is fit."""
+
+    NONE = "none"
+    PRIMARY = "primary"
+    ALL = "all"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class Node:
+    """One PostgreSQL server as configured: an IP address or a DNS name, and a TCP port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PatroniApi:
+    """Where Patroni's REST API listens on every node of a group, and the TLS files to reach it with."""
+
+    port: int
+    cacert: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A managed name, in lower case, and the nodes behind it. A limit of None is no limit."""
+
+    name: str
+    nodes: tuple[Node, ...]
+    route: Route
+    max_lag_bytes: int | None
+    max_lag_s: float | None
+    failback_delay_s: float
+    patroni: PatroniApi | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A configuration in which everything fits together.
+
+    ``groups`` are in the file's order. ``postgresql`` holds the libpq keywords for every node, without host and port;
+    ``local`` those for the server on this node, complete. Both may hold passwords. ``citus`` is False for ``off``.
+    """
+
+    path: str
+    fallback: Fallback
+    groups: tuple[Group, ...]
+    postgresql: Mapping[str, str] = dataclasses.field(repr=False)
+    local: Mapping[str, str] = dataclasses.field(repr=False)
+    interval_s: float
+    timeout_s: float
+    citus: bool
+    hosts_file: str
+    runtime_dir: str
+    log_format: str
+    log_level: str
+    warnings: tuple[str, ...] = ()

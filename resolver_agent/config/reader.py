@@ -1,0 +1,91 @@
+"""Takes plain values apart by tables of keys, and keeps every fault, so that all are reported at once.
+
+Knows no key by itself: the tables are the caller's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from resolver_agent.config import values
+from resolver_agent.config.yaml12 import dotted
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Required:
+    """Stands in the place of a default where there is none, with what to write."""
+
+    mend: str
+
+
+Table = Mapping[str, tuple[Callable[[Any], Any], Any]]
+"""For each key of a map: the parser of its value, and the default or ``Required``."""
+
+
+def as_is(value: Any) -> Any:
+    """Return a value that is looked into later."""
+    return value
+
+
+class Reader:
+    """Takes plain values apart and keeps every error, so that all of them are reported at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def error(self, key: str, fault: object) -> None:
+        """Note a fault under its dotted key; an empty one stands for the whole file."""
+        self.errors.append(f"{key}: {fault}" if key else str(fault))
+
+    def value(self, key: str, parse: Callable[[Any], Any], found: Any, default: Any = None) -> Any:
+        """Return what a value means, or the default where it is wrong."""
+        try:
+            return parse(found)
+        except ValueError as exc:
+            self.error(key, exc)
+            return default
+
+    def map(self, key: str, found: Any, *, mend: str = "expected a map") -> dict[str, Any]:
+        """Return a map. Nothing at all (all of it commented out) is an empty one; else it is an error."""
+        if isinstance(found, dict):
+            return found
+        if found is not None:
+            self.error(key, f"{values.shown(found)} found, {mend}")
+        return {}
+
+    def fields(self, key: str, found: Any, table: Table, *, misplaced: Mapping[str, str]) -> dict[str, Any]:
+        """Return a value for each key of the table; None for a required one that is missing or wrong."""
+        present = self.map(key, found, mend=f"expected a map of {', '.join(table)}")
+        for name in present:
+            if name not in table:
+                self.error(dotted(key, name), f"unknown key, {misplaced.get(name) or _nearest(name, table)}")
+        result = {}
+        for name, (parse, default) in table.items():
+            at = dotted(key, name)
+            result[name] = None if isinstance(default, Required) else default
+            if name in present:
+                result[name] = self.value(at, parse, present[name], result[name])
+            elif isinstance(default, Required) and isinstance(found, (dict, type(None))):
+                self.error(at, f"missing, {default.mend}")
+        return result
+
+    def keywords(self, key: str, found: Any, *, refused: Mapping[str, str]) -> dict[str, str]:
+        """Return libpq's connection keywords."""
+        result = {}
+        for name, given in self.map(key, found).items():
+            at = dotted(key, name)
+            if name in refused:
+                self.error(at, f"not to be set here, {refused[name]}")
+            elif name not in (known := values.libpq_keywords()):
+                self.error(at, f"libpq has no such keyword, {_nearest(name, known - refused.keys())}")
+            else:
+                result[name] = self.value(at, values.port_text if name == "port" else values.text, given)
+        return result
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(sorted(known))}"

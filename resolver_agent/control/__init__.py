@@ -1,0 +1,1 @@
+"""The control socket: who asks, who answers, and what is answered."""

@@ -1,0 +1,151 @@
+"""The promotion hook: ask the agent in time, judge its answer, and wait for nobody.
+
+Patroni waits for its hook without a limit, and promotes nobody when it fails (rule R4). Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+NAME = "pre-promote"
+
+_SOCKET = "/run/resolver-agent/control.sock"
+_ASK_S, _LIMIT_S = 2.5, 2.7
+"""Seconds since the process was begun, of the 3 that a promotion may wait: give up asking, and give up."""
+
+_SLOW_START_S = 1.5
+"""Of a start that took longer no more counts: some time is needed to ask at all."""
+
+_SAY_S = 0.1
+_STDERR = 2
+
+_LEFT_ALONE = {
+    *(signal.SIGKILL, signal.SIGSTOP),  # cannot be caught
+    *(signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH),  # end nothing
+    *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),  # stop, until SIGCONT
+    # faults, which come back for ever when they are caught
+    *(signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of it. ``ready``: no name leads to a standby, neither on disk nor in Citus' cached connections."""
+
+    ready: bool
+    text: str
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the options of this command."""
+    parser.add_argument("--strict", action="store_true", help="exit 1 unless no name is known to lead to a standby")
+    parser.add_argument(
+        "--socket", metavar="PATH", default=_SOCKET, help=f"where an agent with another runtime_dir listens ({_SOCKET})"
+    )
+
+
+def run(arguments: Sequence[str], *, leave: Callable[[int], NoReturn]) -> NoReturn:
+    """Ask, say in one line what came of it, and leave with 0 whatever that is; with ``--strict`` 1 unless all is well.
+
+    ``leave`` ends the process at once: a signal during Python's own end would still make the hook fail.
+    """
+    code = 1 if "--strict" in arguments else 0
+    begun = time.monotonic() - min(_age_s(), _SLOW_START_S)
+
+    def end(outcome: Outcome) -> NoReturn:
+        _say(outcome.text)
+        leave(0 if outcome.ready else code)
+
+    try:
+        _catch_signals(end, limit_s=begun + _LIMIT_S - time.monotonic())
+        socket, fault = _understand(arguments)
+        outcome = _ask(socket, until=begun + _ASK_S)
+        end(dataclasses.replace(outcome, text=f"{outcome.text}{fault}"))
+    except BaseException as error:  # noqa: BLE001 -- a defect must not hold up a promotion either
+        end(_unknown(repr(error)))
+
+
+def _age_s() -> float:
+    """Return how long ago the process was begun: on a busy machine Python's start takes its time."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    return 0.0
+
+
+def _catch_signals(end: Callable[[Outcome], NoReturn], *, limit_s: float) -> None:
+    """Call ``end`` on every signal that would end the process, and when a promotion must wait no longer."""
+
+    def caught(number: int, _frame: object) -> None:
+        end(_unknown(f"not done after {_LIMIT_S} s" if number == signal.SIGALRM else f"ended by signal {number}"))
+
+    for number in signal.valid_signals() - _LEFT_ALONE:
+        if number == signal.SIGALRM or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, caught)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+
+
+def _understand(arguments: Sequence[str]) -> tuple[str, str]:
+    """Return the socket, and what is wrong with the command line: no reason not to ask."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    add_options(parser)
+    try:
+        options, others = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        return _SOCKET, f"; {error}"
+    ignored = [word for word in others if word != NAME]
+    return options.socket, f"; ignored: {' '.join(ignored)}" if ignored else ""
+
+
+def _ask(path: str, *, until: float) -> Outcome:
+    from resolver_agent.control import client  # noqa: PLC0415 -- takes a while: first the signals, then this
+
+    try:
+        return judge(client.ask(path, NAME, timeout_s=until - time.monotonic()))
+    except client.ControlError as error:
+        return _unknown(str(error))
+
+
+def judge(answer: dict[str, Any]) -> Outcome:
+    """Return what an agent's answer comes to; what it does not say is not known."""
+    faults = []
+    astray = answer.get("astray")
+    if not isinstance(astray, list):
+        faults.append("it is not known where the names lead")
+    elif astray:
+        faults.append(f"names still lead to standbys: {', '.join(map(str, astray))}")
+    if answer.get("written") is not True:
+        faults.append("the hosts file is not written")
+    if answer.get("flushed", False) not in (True, None):  # None: there is no Citus here
+        faults.append("the connections that Citus cached are not flushed")
+    said = [*faults, str(answer["why"])] if answer.get("why") else faults
+    verdict = f"{'not ' if faults else ''}ready for the promotion (after {answer.get('took_ms')} ms)"
+    return Outcome(ready=not faults, text=": ".join([verdict, "; ".join(said)] if said else [verdict]))
+
+
+def _unknown(why: str) -> Outcome:
+    return Outcome(ready=False, text=f"it is not known whether the names are ready for the promotion: {why}")
+
+
+def _say(text: str) -> None:
+    """Write one line to standard error, which is Patroni's own, unless that would mean to wait for its reader."""
+    if sys.stderr is None:  # it was closed, and its number may be another file's by now
+        return
+    line = f"resolver-agent {NAME}: {' '.join(text.split())}".encode(errors="replace")[: select.PIPE_BUF - 1]
+    with contextlib.suppress(OSError):
+        room = select.poll()
+        room.register(_STDERR, select.POLLOUT)
+        if room.poll(_SAY_S * 1000):
+            os.write(_STDERR, line + b"\n")

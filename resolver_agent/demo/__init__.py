@@ -1,0 +1,1 @@
+"""The demonstration, on PostgreSQL servers that are thrown away."""

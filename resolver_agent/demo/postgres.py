@@ -1,0 +1,387 @@
+"""Throw-away PostgreSQL servers with real streaming replication, for the demonstration, the tests and the benchmark.
+
+A site is a temporary folder of servers that share one TCP port, each on a loopback address of its own, as the nodes of
+a cluster do. Not for data that anybody wants to keep: nothing is synced, everybody is trusted, and all of it is gone
+when the site is left, also when its owner was killed.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import psycopg
+from psycopg import sql
+
+from resolver_agent.demo import binaries, reaper
+from resolver_agent.demo.binaries import Binaries, ThrowawayError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+    from psycopg.abc import Params
+    from psycopg.abc import QueryNoTemplate as Query
+    from typing_extensions import Self
+
+DEADLINE_S = 30.0
+SUPERUSER = "postgres"
+
+_POLL_S = 0.005
+_STREAMS = "SELECT count(*) = 1 FROM pg_stat_wal_receiver WHERE status = 'streaming' AND sender_host = %s"
+_STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+
+class Postgres:
+    """One server. Made by a ``Site``, which also ends it.
+
+    Attributes:
+        name: unique in its site; also the ``cluster_name`` and, of a standby, the ``application_name``.
+        address: the loopback address that it listens on.
+        port: the TCP port, the same for all servers of a site.
+        folder: holds its Unix socket, ``data`` and ``log``.
+        launcher: what its command line begins with; it has to take on the servers' user, and to keep the process id.
+    """
+
+    def __init__(
+        self, name: str, address: str, *, port: int, folder: Path, binaries: Binaries, launcher: Sequence[str] = ()
+    ) -> None:
+        self.name = name
+        self.address = address
+        self.port = port
+        self.folder = folder
+        self.binaries = binaries
+        self.launcher = launcher
+        self.data = folder / "data"
+        self.log = folder / "log"
+        self._postmaster: subprocess.Popen[bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self.address}:{self.port}>"
+
+    @property
+    def conninfo(self) -> str:
+        """The libpq connection string of a superuser, over TCP."""
+        return f"host={self.address} port={self.port} user={SUPERUSER} dbname=postgres"
+
+    @property
+    def socket_dir(self) -> Path:
+        """The folder of its Unix socket, libpq's ``host`` for a local connection."""
+        return self.folder
+
+    @property
+    def is_running(self) -> bool:
+        """Reports whether the postmaster lives, be it paused or not yet ready."""
+        return self._postmaster is not None and self._postmaster.poll() is None
+
+    @property
+    def is_in_recovery(self) -> bool:
+        """Reports whether it is a standby, by its own word."""
+        return bool(self.run_sql("SELECT pg_is_in_recovery()")[0][0])
+
+    def start(self, *, wait: bool = True, **settings: str) -> None:
+        """Start the server, and wait until it accepts connections unless told not to.
+
+        ``settings`` are configuration parameters for this run only.
+
+        Raises:
+            ThrowawayError: it ended or was not ready in time; the text has the end of its log.
+        """
+        of_its_own = {
+            "listen_addresses": self.address,
+            "port": str(self.port),
+            "unix_socket_directories": str(self.socket_dir),
+            "cluster_name": self.name,
+        }
+        arguments = [f"--{name}={value}" for name, value in (of_its_own | settings).items()]
+        with self.log.open("ab") as log:
+            # A session of its own: Ctrl-C in a terminal is for us, and must not stop the servers one by one.
+            self._postmaster = subprocess.Popen(
+                [*self.launcher, self.binaries.folder / "postgres", "-D", self.data, *arguments],
+                cwd=self.folder,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **({} if self.launcher else self.binaries.credentials),
+            )
+        if wait:
+            self._wait(self._is_ready, "is not ready")
+
+    def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
+        """Shut the server down in one of PostgreSQL's ways, and wait until it is gone; a paused one is resumed."""
+        self.resume()
+        self._signal(_STOP_SIGNALS[mode])
+        self._wait(lambda: not self.is_running, "has not stopped", may_end=True)
+
+    def kill(self) -> None:
+        """Kill the postmaster and all its children, as the loss of a machine would (SIGKILL)."""
+        reaper.kill_server(self.folder)
+        if self._postmaster is not None:
+            self._postmaster.wait(DEADLINE_S)
+
+    def pause(self) -> None:
+        """Freeze the postmaster and all its children: connections stay open, and nothing answers (SIGSTOP)."""
+        self._signal(signal.SIGSTOP)
+        reaper.pause_all(self.folder)
+
+    def resume(self) -> None:
+        """Let a paused server go on."""
+        reaper.signal_all(self.folder, signal.SIGCONT)
+
+    def promote(self, *, wait: bool = True) -> None:
+        """Promote a standby, and wait until it takes writes unless told not to."""
+        self.run_sql("SELECT pg_promote(wait => false)")
+        if wait:
+            self.wait_until("SELECT NOT pg_is_in_recovery()")
+
+    def reload(self) -> None:
+        """Make the server read its configuration files again."""
+        self._signal(signal.SIGHUP)
+
+    def set(self, **settings: str) -> None:
+        """Set configuration parameters for good (``ALTER SYSTEM``) and reload."""
+        for name, value in settings.items():
+            self.run_sql(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
+        self.reload()
+
+    def run_sql(self, query: Query, params: Params | None = None, *, dbname: str = "postgres") -> list[tuple[Any, ...]]:
+        """Run a statement as superuser over the Unix socket, in a transaction of its own, and return its rows."""
+        with self._connect(dbname) as connection:
+            cursor = connection.execute(query, params)
+            return cursor.fetchall() if cursor.description else []
+
+    def wait_until(self, query: Query, params: Params | None = None, *, timeout_s: float = DEADLINE_S) -> None:
+        """Ask a yes-or-no question over and over until the answer is yes.
+
+        Raises:
+            ThrowawayError: it was not in time; the text has the question and the end of the server's log.
+        """
+        with self._connect("postgres") as connection:
+            self._wait(
+                lambda: connection.execute(query, params).fetchone() == (True,), f"still denies {query!r}", timeout_s
+            )
+
+    def wait_for_replay(self, of: Postgres) -> None:
+        """Wait until this standby has replayed everything that ``of`` has written by now."""
+        [(lsn,)] = of.run_sql("SELECT pg_current_wal_lsn()")
+        self.wait_until("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [lsn])
+
+    def streams_from(self, primary: Postgres) -> bool:
+        """Reports whether this standby streams from a primary now."""
+        return self.run_sql(_STREAMS, [primary.address]) == [(True,)]
+
+    def wait_for_stream(self, of: Postgres) -> None:
+        """Wait until this standby streams from a primary."""
+        self.wait_until(_STREAMS, [of.address])
+
+    def follow(self, of: Postgres) -> None:
+        """Make this standby stream from another primary, without a new copy."""
+        self.set(primary_conninfo=f"{of.conninfo} application_name={self.name}")
+        if self.binaries.version < 13:  # noqa: PLR2004 -- the first that takes primary_conninfo by a reload
+            self.stop()
+            self.start()
+        self.wait_for_stream(of)
+
+    def _connect(self, dbname: str) -> psycopg.Connection:
+        return psycopg.connect(
+            host=str(self.socket_dir),
+            port=self.port,
+            user=SUPERUSER,
+            dbname=dbname,
+            autocommit=True,
+            connect_timeout=int(DEADLINE_S),
+        )
+
+    def _signal(self, signum: signal.Signals) -> None:
+        if self._postmaster is None or self._postmaster.poll() is not None:
+            raise ThrowawayError(f"{self!r} is not running")
+        self._postmaster.send_signal(signum)
+
+    def _is_ready(self) -> bool:
+        """Reports what pg_ctl would: the line of postmaster.pid that says whether connections are accepted."""
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        ours = self._postmaster is not None and lines[:1] == [str(self._postmaster.pid)]
+        return ours and [line.strip() for line in lines[7:8]] == ["ready"]
+
+    def _wait(
+        self, condition: Callable[[], bool], fault: str, timeout_s: float = DEADLINE_S, *, may_end: bool = False
+    ) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if not (may_end or self.is_running):
+                raise ThrowawayError(f"{self!r} {fault}: it has ended{self._log_tail()}")
+            if time.monotonic() > deadline:
+                raise ThrowawayError(f"{self!r} {fault} after {timeout_s:g} s{self._log_tail()}")
+            time.sleep(_POLL_S)
+
+    def _log_tail(self, lines: int = 15) -> str:
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n  ".join([f"; the end of {self.log}:", *text.splitlines()[-lines:]])
+
+
+def environment() -> dict[str, str]:
+    """Return ours without libpq's variables, which could lead a program to somebody's real server."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+
+
+__all__ = ["Postgres", "Site", "ThrowawayError"]
+
+# Shared memory in files of the data directory: a killed server leaves nothing in /dev/shm.
+_SETTINGS = """
+autovacuum = off
+dynamic_shared_memory_type = mmap
+fsync = off
+max_connections = 50
+max_logical_replication_workers = 0
+shared_buffers = 8MB
+wal_retrieve_retry_interval = 100ms
+"""
+_SETTINGS_FROM = {13: "wal_keep_size = 128MB\n", 18: "io_method = sync\n"}
+_HBA = "local all,replication all trust\nhost all,replication all all trust\n"
+
+
+class Site:
+    """A temporary folder of servers, as a context manager that ends and removes them all.
+
+    That is done by a process beside this one (``throwaway_guard``), so it also happens when this one is killed.
+    """
+
+    def __init__(
+        self,
+        *,
+        postgres: str | None = None,
+        parent: Path | None = None,
+        launcher: Callable[[str, str], Sequence[str]] | None = None,
+    ) -> None:
+        """Take ``postgres`` as ``throwaway_binaries.find`` takes its choice.
+
+        ``parent`` is where the folder is made, if not where temporary files are. ``launcher`` returns that of the
+        ``Postgres`` with a name and an address.
+        """
+        self.servers: dict[str, Postgres] = {}
+        self._choice = postgres
+        self._parent = parent
+        self._launcher = launcher
+
+    def __enter__(self) -> Self:
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir=self._parent))
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", reaper.__file__, self.folder],
+            cwd="/",
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            self.folder.chmod(0o755)  # the servers' user passes through it
+            self.binaries = binaries.find(self._choice, spare=self.folder / "postgresql")
+            self.port = free_port()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exception: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill the servers and remove the folder."""
+        self._guard.communicate(timeout=DEADLINE_S)
+        for server in self.servers.values():
+            server.kill()  # they are dead already: this collects their exit codes
+
+    def groups(self, addresses: Mapping[str, Sequence[str]], *, config: str = "") -> dict[str, list[Postgres]]:
+        """Make groups side by side: of each, a primary on its first address and standbys on the others.
+
+        The servers of ``wk1`` are called ``wk1-1``, ``wk1-2`` and so on; ``config`` is as for ``primary``.
+        """
+
+        def group(name: str) -> list[Postgres]:
+            first, *others = addresses[name]
+            primary = self.primary(f"{name}-1", first, config=config)
+            standbys = [self.standby(f"{name}-{i}", address, of=primary) for i, address in enumerate(others, start=2)]
+            return [primary, *standbys]
+
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            return dict(zip(addresses, threads.map(group, addresses), strict=True))
+
+    def primary(self, name: str, address: str, *, config: str = "") -> Postgres:
+        """Make and start a server with a system identifier of its own; ``config`` is added to its postgresql.conf."""
+        server = self._add(name, address)
+        options = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", f"--username={SUPERUSER}"]
+        small = "--wal-segsize=1"  # as the data then is, which standbys copy
+        self._run(server, "initdb", *options, small, "-D", str(server.data))
+        with (server.data / "postgresql.conf").open("a") as conf:
+            conf.write(_SETTINGS)
+            conf.writelines(text for since, text in _SETTINGS_FROM.items() if self.binaries.version >= since)
+            conf.write(config)
+        (server.data / "pg_hba.conf").write_text(_HBA)
+        server.start()
+        return server
+
+    def standby(self, name: str, address: str, *, of: Postgres) -> Postgres:
+        """Make and start a server that streams from ``of``, with a copy of its configuration."""
+        server = self._add(name, address)
+        self.rejoin(server, of=of)
+        return server
+
+    def rejoin(self, server: Postgres, *, of: Postgres) -> None:
+        """Make a server a standby of ``of`` whatever it was before, from a new copy of ``of``; ends it if it runs."""
+        server.kill()
+        shutil.rmtree(server.data, ignore_errors=True)
+        source = f"{of.conninfo} application_name={server.name}"
+        self._run(server, "pg_basebackup", "-d", source, "-D", str(server.data), "-R", "--checkpoint=fast", "--no-sync")
+        server.start()
+        server.wait_for_stream(of)
+
+    def _add(self, name: str, address: str) -> Postgres:
+        folder = self.folder / name
+        folder.mkdir()
+        if self.binaries.credentials:
+            os.chown(folder, self.binaries.credentials["user"], self.binaries.credentials["group"])
+        launcher = self._launcher(name, address) if self._launcher else ()
+        server = Postgres(name, address, port=self.port, folder=folder, binaries=self.binaries, launcher=launcher)
+        self.servers[name] = server
+        return server
+
+    def _run(self, server: Postgres, program: str, *arguments: str) -> None:
+        ran = subprocess.run(
+            [self.binaries.folder / program, *arguments],
+            cwd=server.folder,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=DEADLINE_S,
+            start_new_session=True,
+            **self.binaries.credentials,
+        )
+        if ran.returncode != 0:
+            raise ThrowawayError(f"{program} for {server!r} failed:\n{ran.stdout}{ran.stderr}")
+
+
+def free_port() -> int:
+    """Return a TCP port that is free on every address, below the range that the kernel gives to clients."""
+    while True:
+        port = 20000 + secrets.randbelow(12000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port

@@ -1,0 +1,231 @@
+"""The whole thing on throw-away PostgreSQL servers: what ``resolver-agent demo`` shows.
+
+Each step makes something happen, waits until the hosts files beside both coordinators lead every name where it should,
+and says how long after the event that was. What a step shows, and what that is good for, is its docstring. A step
+whose outcome does not come ends the demonstration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import subprocess
+import sys
+import textwrap
+import time
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from resolver_agent.demo.binaries import ThrowawayError
+from resolver_agent.demo.cluster import ADDRESSES, Cluster, NotShownError, promote
+from resolver_agent.demo.postgres import Site
+from resolver_agent.routing.state import FENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+SHOWN, NOT_SHOWN, TROUBLE = 0, 1, 2
+
+_AGENT = (sys.executable, "-m", "resolver_agent.cli")
+
+
+def main(agent: Sequence[str] = _AGENT, *, deadline_s: float = 10.0) -> int:
+    """Run the demonstration, and return the exit code: 0 all was shown, 1 something was not, 2 it could not begin.
+
+    ``agent`` is the agent's command line without arguments. Whatever is waited for may take ``deadline_s`` seconds.
+    """
+    begun = time.monotonic()
+    place = ""
+    try:
+        with contextlib.ExitStack() as stack:
+            site = stack.enter_context(Site())
+            _say(_INTRODUCTION.format(site=site))
+            cluster = Cluster(site, agent, deadline_s=deadline_s)
+            stack.callback(cluster.close)
+            for number, step in enumerate(_STEPS, start=1):
+                title, _, why = inspect.cleandoc(step.__doc__ or "").partition("\n\n")
+                place = f"step {number} did not happen ({title.rstrip('.')}): "
+                _say(f"\n{number}. {title}\n{textwrap.indent(why, '   ')}")
+                for shown in step(cluster):
+                    _say(f"\n{textwrap.indent(shown, '   ')}")
+    except (NotShownError, ThrowawayError, psycopg.Error, subprocess.TimeoutExpired) as error:
+        print(f"resolver-agent demo: {place}{error}", file=sys.stderr)
+        return NOT_SHOWN if place else TROUBLE
+    _say(f"\nAll was shown, in {time.monotonic() - begun:.0f} s. The servers, the agents and their files are gone.")
+    return SHOWN
+
+
+_INTRODUCTION = """\
+A small cluster is started, on loopback addresses and port {site.port}: a pair of
+coordinators (cn) and two pairs of workers (wk1, wk2), each a primary and a
+standby that streams from it. An agent beside each coordinator keeps the names
+in a hosts file of its own; /etc/hosts is not touched.
+The servers are {site.binaries}.
+Everything is in {site.folder}, which is removed at the end."""
+
+
+def _show_names(cluster: Cluster) -> Iterator[str]:
+    """Names follow the local role.
+
+    Citus' metadata holds names instead of addresses. Beside the coordinator
+    primary they lead to worker primaries, beside its standby to worker
+    standbys: reads there use servers that would else be idle.
+    """
+    first, second = (dict(zip(ADDRESSES, pair, strict=True)) for pair in zip(*ADDRESSES.values(), strict=True))
+    yield cluster.expect(cluster.agents_started_at, "the agents were started", cn1=first, cn2=second)
+
+
+def _promote_worker(cluster: Cluster) -> Iterator[str]:
+    """A worker primary dies, and its standby is promoted.
+
+    cn-1 writes, so its wk1 goes to the new primary as soon as there is one.
+    cn-2 has no standby of wk1 left to read from; until the old primary is back
+    as one, its wk1 is fenced: 255.255.255.255, to which connect() fails in the
+    kernel at once, while a dead server's address may keep a query waiting.
+    """
+    old, new = cluster.wk1
+    old.kill()
+    yield cluster.expect(promote(new), f"{new.name} took writes", cn1={"wk1": new.address}, cn2={"wk1": FENCE})
+    cluster.site.rejoin(old, of=new)
+    yield cluster.expect(time.monotonic(), f"{old.name} streamed from {new.name}", cn2={"wk1": old.address})
+
+
+def _lose_standby(cluster: Cluster) -> Iterator[str]:
+    """A worker standby dies, with `fallback: none`.
+
+    What reads do without a standby is the operator's to choose. With `none`
+    they stop, with an error. It is the safe choice while both coordinators use
+    one database role: on a shared worker, intermediate results of theirs can
+    overwrite each other.
+    """
+    lost = cluster.wk2[1]
+    lost.kill()
+    yield cluster.expect(time.monotonic(), f"{lost.name} was killed", cn2={"wk2": FENCE})
+
+
+def _fall_back_to_primary(cluster: Cluster) -> Iterator[str]:
+    """The same standby is missing, with `fallback: primary`.
+
+    Where readers have a database role of their own, their reads may go on, on
+    the primary of the group that lacks a standby. The agents read their changed
+    configuration on SIGHUP.
+    """
+    told_at = time.monotonic()
+    cluster.reload_agents(fallback="primary")
+    yield cluster.expect(told_at, "SIGHUP", cn2={"wk2": cluster.wk2[0].address})
+
+
+def _fall_back_together(cluster: Cluster) -> Iterator[str]:
+    """The same standby is missing, with `fallback: all`.
+
+    Repartition joins, in which workers call each other, fail over a mixture of
+    primaries and standbys. With `all` every name goes to its primary for as
+    long as one group lacks a standby.
+    """
+    told_at = time.monotonic()
+    cluster.reload_agents(fallback="all")
+    yield cluster.expect(told_at, "SIGHUP", cn2={"wk1": cluster.wk1[1].address})
+
+
+def _return_standby(cluster: Cluster) -> Iterator[str]:
+    """The standby comes back.
+
+    Reads return once it has been healthy for `failback_delay`, here 1 s instead
+    of 10 s, so that a server which comes and goes does not take them along.
+    """
+    back = cluster.wk2[1]
+    back.start()
+    changed = {"wk1": cluster.wk1[0].address, "wk2": back.address}
+    yield cluster.expect(time.monotonic(), f"{back.name} accepted connections", cn2=changed)
+
+
+def _blind_agents(cluster: Cluster) -> Iterator[str]:
+    """Blind agents hold still.
+
+    The agents' database role loses its LOGIN, and both agents are killed and
+    started again: they can ask nobody, and know only what their hosts files
+    say. A server that refuses a login is not down, and to move a name on a
+    guess would make an outage of it; so every name stays, and alerts say why.
+    """
+    for one in cluster.coordinators:
+        one.kill_agent()
+    cluster.alter_role("NOLOGIN")
+    restarted_at = time.monotonic()
+    for one in cluster.coordinators:
+        one.start_agent()
+    barring = {f"{server.address}:{server.port}" for server in cluster.servers}
+    cluster.wait(
+        lambda: all(barring <= {text.split()[0] for text in one.alerts()} for one in cluster.coordinators),
+        "there is not an alert for every server that refuses the agents",
+    )
+    second = cluster.coordinators[1]
+    yield cluster.expect(restarted_at, "the restart")
+    yield f"{second}: {len(second.alerts())} alerts, the first:\n  {second.alerts()[0]}"
+    cluster.alter_role("LOGIN")
+    allowed_at = time.monotonic()
+    cluster.wait(lambda: not any(one.alerts() for one in cluster.coordinators), "an alert outlasts its cause")
+    yield f"The alerts were over {(time.monotonic() - allowed_at) * 1000:.0f} ms after the role had its LOGIN again."
+
+
+def _dry_run(cluster: Cluster) -> Iterator[str]:
+    """What would a promotion change?
+
+    `resolver-agent once --dry-run --role primary` beside cn-2 shows what it
+    would do to the hosts file, and does not do it.
+    """
+    ran = cluster.coordinators[1].start("once", "--dry-run", "--role", "primary")
+    output, _ = ran.communicate(timeout=10)
+    if ran.returncode != 1 or f"\n+{cluster.wk1[1].address}\twk1\t" not in output:
+        raise NotShownError(f"it ended with exit code {ran.returncode} and said:\n{output}")
+    yield output.rstrip()
+    yield cluster.expect(time.monotonic(), "the dry run")
+
+
+def _promote_coordinator(cluster: Cluster) -> Iterator[str]:
+    """The coordinator primary dies, and its standby is promoted.
+
+    cn-2 takes writes now, which would fail on worker standbys; it gets the names
+    that the dry run foretold. The agent beside the dead cn-1 does not know its
+    server's role any more, so the last known one stands.
+    """
+    old, new = cluster.cn
+    old.kill()
+    changed = {"wk1": cluster.wk1[1].address, "wk2": cluster.wk2[0].address}
+    yield cluster.expect(promote(new), f"{new.name} took writes", cn2=changed)
+
+
+def _fence(cluster: Cluster) -> Iterator[str]:
+    """A name without a primary is fenced.
+
+    A switchover demotes the old primary before it promotes the new one. Were
+    the name left on what is a standby now, Citus' transaction recovery would
+    not find its prepared transactions there, take them for finished, and lose
+    rows that were committed. So a name that is for writes never leads to a
+    server seen in recovery.
+    """
+    old, new = cluster.wk2
+    old.stop()
+    (old.data / "standby.signal").touch()
+    old.start()
+    fenced, changed = {"wk2": FENCE}, {"wk2": new.address}
+    yield cluster.expect(time.monotonic(), f"{old.name} was up as a standby", cn1=fenced, cn2=fenced)
+    yield cluster.expect(promote(new), f"{new.name} took writes", cn1=changed, cn2=changed)
+
+
+_STEPS = (
+    _show_names,
+    _promote_worker,
+    _lose_standby,
+    _fall_back_to_primary,
+    _fall_back_together,
+    _return_standby,
+    _blind_agents,
+    _dry_run,
+    _promote_coordinator,
+    _fence,
+)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,1 @@
+"""Whether this node is fit: gathers facts, and judges them."""

@@ -1,0 +1,1 @@
+"""The rules of doctor: facts in, findings out."""

@@ -1,0 +1,175 @@
+"""What is wrong on this node beside its PostgreSQL: facts in, findings out.
+
+The agent's own alerts (a file that cannot be written, ...) are not repeated, only pointed at.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import TYPE_CHECKING
+
+from resolver_agent.doctor.facts import Unknown, text_of
+from resolver_agent.doctor.finding import Finding, Severity
+from resolver_agent.hosts import block
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from resolver_agent.doctor.facts import Facts, Host
+
+_SERVICE, _SOCKET = "resolver-agent.service", "resolver-agent.socket"
+
+_HARMLESS = {"myhostname", "mymachines"}
+"""What these answer before ``files`` is asked are names of this host, and of containers on it."""
+
+
+def findings(facts: Facts) -> Iterator[Finding]:
+    """Yield what is wrong with name lookups and the agent."""
+    yield from _unchecked(facts.host)
+    yield from _lookups(facts.host)
+    yield from _hosts(facts)
+    yield from _agent(facts.host)
+    yield from _units(facts.host)
+
+
+def _unchecked(host: Host) -> Iterator[Finding]:
+    """Yield what could not be checked."""
+    files = (host.hosts, host.nsswitch, host.nscd, host.passfile, host.citus_passfile, *host.cloud)
+    unread = ((file.path, file.text) for file in files if file is not None)
+    others = (("the agent", host.agent), ("systemd", host.units))
+    for what, fact in (*unread, *others):
+        if isinstance(fact, Unknown):
+            yield Finding(Severity.WARNING, "unchecked", f"could not be checked: {what}: {fact.why}")
+
+
+def _lookups(host: Host) -> Iterator[Finding]:
+    """What stands between the hosts file and whoever looks a name up."""
+    if not isinstance(host.nsswitch.text, Unknown):
+        yield from _nsswitch(host.nsswitch.path, text_of(host.nsswitch) or "")
+    caching = re.findall(r"^\s*enable-cache\s+hosts\s+(\w+)", text_of(host.nscd) or "", re.MULTILINE)
+    if host.nscd is not None and caching[-1:] == ["yes"]:
+        yield Finding(
+            Severity.ERROR,
+            "nscd",
+            "nscd runs and caches host names, so that names move late",
+            f"in {host.nscd.path}: enable-cache hosts no; then: systemctl restart nscd",
+        )
+    managed = [
+        (file.path, value.strip("'\""))
+        for file in host.cloud
+        for value in re.findall(r"^manage_etc_hosts:\s*([^\s#]+)", text_of(file) or "", re.MULTILINE)
+    ]
+    if managed and managed[-1][1].lower() in ("true", "template", "yes", "on"):
+        yield Finding(
+            Severity.WARNING,
+            "cloud-init",
+            f"{managed[-1][0]}: manage_etc_hosts: {managed[-1][1]}: cloud-init writes the hosts file anew at every "
+            "boot, without our block",
+            "set manage_etc_hosts: false there",
+        )
+
+
+def _nsswitch(path: str, text: str) -> Iterator[Finding]:
+    line = re.search(r"^\s*hosts:([^#\n]*)", text, re.MULTILINE)
+    if line is None:
+        yield Finding(
+            Severity.WARNING, "nsswitch", f"{path} has no line for hosts", f"write to {path}: hosts: files dns"
+        )
+        return
+    words = re.findall(r"\[[^]]*\]|\S+", line[1])
+    services = [word for word in words if not word.startswith("[")]
+    before = list(itertools.takewhile(lambda one: one != "files", (one for one in services if one not in _HARMLESS)))
+    if not before:
+        return
+    first = before[0]
+    late = first == "resolve" and "files" in services
+    yield Finding(
+        Severity.WARNING if late else Severity.ERROR,
+        "nsswitch",
+        f"{path}: {first} is asked for host names before the hosts file"
+        + (": systemd-resolved notices a change of it up to 2 s late" if late else ""),
+        f"write to {path}: hosts: {' '.join(['files', *(word for word in words if word != 'files')])}",
+    )
+
+
+def _hosts(facts: Facts) -> Iterator[Finding]:
+    """The block, and other people's lines for our names."""
+    path, text = facts.host.hosts.path, facts.host.hosts.text
+    if isinstance(text, Unknown):
+        return
+    content = (text or "").encode("utf-8", "surrogateescape")
+    names = [group.name for group in facts.settings.groups]
+    try:
+        said = {target.name: target.address for target in block.recall(content)}
+        conflicts = block.conflicts(content, names)
+    except block.BlockError as error:
+        yield Finding(Severity.ERROR, "hosts:block", f"{path}: {error}")
+        return
+    for conflict in conflicts:
+        yield Finding(
+            Severity.ERROR,
+            "hosts:conflict",
+            f"{path}: line {conflict.line_no} also names {conflict.name}, and lookups return both addresses",
+            f"remove that name from «{conflict.text}»",
+        )
+    missing = [name for name in names if name not in said]
+    if missing:
+        yield Finding(
+            Severity.ERROR,
+            "hosts:missing",
+            f"{path} has no line of ours for {', '.join(missing)}: lookups go on to the DNS",
+            "systemctl start resolver-agent; resolver-agent status says why if they stay away",
+        )
+    agent = facts.host.agent
+    if agent is None or isinstance(agent, Unknown):
+        return
+    stale = [
+        f"{one['name']} leads to {said[one['name']]}, not {one['address']}"
+        for one in agent["names"]
+        if one["address"] and said.get(one["name"], one["address"]) != one["address"]
+    ]
+    if stale:
+        yield Finding(
+            Severity.ERROR,
+            "hosts:stale",
+            f"{path} is not as the agent has it: {'; '.join(stale)}",
+            "resolver-agent status",
+        )
+
+
+def _agent(host: Host) -> Iterator[Finding]:
+    if host.agent is None:
+        yield Finding(
+            Severity.ERROR,
+            "agent",
+            "no agent runs here: names stay as they are, whatever happens",
+            "systemctl enable --now resolver-agent.socket resolver-agent.service",
+        )
+    elif not isinstance(host.agent, Unknown) and (alerts := len(host.agent["alerts"])):
+        plural = "s" if alerts > 1 else ""
+        yield Finding(Severity.WARNING, "alerts", f"the agent has {alerts} alert{plural}", "resolver-agent status")
+
+
+def _units(host: Host) -> Iterator[Finding]:
+    if host.units is None or isinstance(host.units, Unknown):
+        return
+    for name, unit in host.units.items():
+        if unit.load == "not-found":
+            yield Finding(
+                Severity.ERROR,
+                "systemd",
+                f"systemd does not know {name}",
+                f"install -m 0644 systemd/{name} /etc/systemd/system/ && systemctl daemon-reload",
+            )
+            continue
+        if unit.enabled != "enabled":
+            why = {
+                _SERVICE: "no agent runs after the next boot",
+                _SOCKET: "after the next boot nothing starts a stopped agent when Patroni promotes",
+            }[name]
+            yield Finding(
+                Severity.ERROR, "systemd", f"{name} is {unit.enabled or unit.load}: {why}", f"systemctl enable {name}"
+            )
+        if unit.active != "active":
+            yield Finding(Severity.ERROR, "systemd", f"{name} is {unit.active}", f"systemctl start {name}")

@@ -1,0 +1,106 @@
+"""What is wrong with password files: facts in, findings out."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from resolver_agent.config.model import Route
+from resolver_agent.doctor.facts import Server, TextFile, Unknown, text_of
+from resolver_agent.doctor.finding import Finding, Severity
+from resolver_agent.routing.observation import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from resolver_agent.doctor.facts import Facts
+
+_GROUP_AND_OTHERS = 0o077
+_FIELDS = 4
+"""Of a line of a password file, before the password."""
+
+_ANSWERS = (Kind.PRIMARY, Kind.STANDBY)
+
+
+def findings(facts: Facts) -> Iterator[Finding]:
+    """Yield what is wrong with the password files of the agent and of Citus."""
+    yield from _agents_passfile(facts)
+    yield from _citus_passfile(facts)
+
+
+def _entries(text: str) -> list[list[str]]:
+    """Return host, port, database and user of each line of a password file."""
+    fields = (re.findall(r"((?:\\.|[^\\:])*):", line)[:4] for line in text.splitlines() if not line.startswith("#"))
+    return [[re.sub(r"\\(.)", r"\1", field) for field in entry] for entry in fields if len(entry) == _FIELDS]
+
+
+def _line(*fields: str) -> str:
+    return ":".join([*(re.sub(r"([\\:])", r"\\\1", field) for field in fields), "PASSWORD"])
+
+
+def _matches(entries: Iterable[list[str]], wanted: list[str]) -> bool:
+    return any(all(have in ("*", want) for have, want in zip(entry, wanted, strict=True)) for entry in entries)
+
+
+def _agents_passfile(facts: Facts) -> Iterator[Finding]:
+    """The agent's own password file. libpq matches the host as it is given: here the node's, never a managed name."""
+    file, login = facts.host.passfile, facts.settings.postgresql
+    if file is None or isinstance(file.text, Unknown) or "password" in login:
+        return
+    if file.text is None:
+        yield Finding(Severity.WARNING, "passfile", f"{file.path}: there is no such password file")
+        return
+    yield from _too_open(file)
+    entries = _entries(file.text)
+    user, dbname = login.get("user", "*"), login.get("dbname") or login.get("user", "*")
+    refused = [
+        node
+        for node, state in facts.nodes.items()
+        if state.latest is not None
+        and state.latest.kind not in _ANSWERS
+        and not _matches(entries, [node.host, str(node.port), dbname, user])
+    ]
+    names = {group.name for group in facts.settings.groups}
+    by_name = sorted({entry[0] for entry in entries} & names)
+    if refused:
+        why = f" (entries for {', '.join(by_name)} do not help: nodes are reached by address)" if by_name else ""
+        yield Finding(
+            Severity.ERROR,
+            "passfile",
+            f"{file.path} has no entry for {', '.join(str(node) for node in refused)}{why}",
+            f"write to it: {_line(refused[0].host, str(refused[0].port), dbname, user)}",
+        )
+
+
+def _too_open(file: TextFile) -> Iterator[Finding]:
+    if file.mode & _GROUP_AND_OTHERS:
+        yield Finding(
+            Severity.ERROR,
+            "passfile",
+            f"{file.path} has mode {file.mode:04o}: libpq ignores it",
+            f"chmod 0600 {file.path}",
+        )
+
+
+def _citus_passfile(facts: Facts) -> Iterator[Finding]:
+    """The password file of the server's user, which Citus' connections use: they are made by name."""
+    text = text_of(facts.host.citus_passfile)
+    citus = isinstance(facts.server, Server) and facts.server.databases
+    if facts.host.citus_passfile is None or not text or not citus:
+        return
+    yield from _too_open(facts.host.citus_passfile)
+    entries = _entries(text)
+    for group in facts.settings.groups:
+        if group.route is Route.STANDBY:
+            continue
+        addresses = facts.addresses(group)
+        for host, *rest in entries:
+            if host in addresses and not _matches(entries, [group.name, *rest]):
+                yield Finding(
+                    Severity.WARNING,
+                    "passfile:citus",
+                    f"{facts.host.citus_passfile.path} has an entry for {host} and none for {group.name}: "
+                    "Citus connects by the name",
+                    f"write to it: {_line(group.name, *rest)}",
+                )
+                break

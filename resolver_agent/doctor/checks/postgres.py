@@ -1,0 +1,151 @@
+"""What is wrong with the local PostgreSQL and Citus' settings in it: facts in, findings out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from resolver_agent.citus import flush
+from resolver_agent.citus.recovery import OLD_S
+from resolver_agent.doctor.facts import Facts, Patroni, Server, Setting, Unknown
+from resolver_agent.doctor.finding import Finding, Severity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_EVERYWHERE = {"*", "0.0.0.0", "::", "localhost", "127.0.0.1", "::1"}  # noqa: S104 -- compared with, not bound to
+_HOST = {"host", "hostaddr"}
+_LOCAL_HOSTNAME = "citus.local_hostname"
+_RIGHT = (
+    ("citus.recover_2pc_interval", "-1", "Citus' own 2PC recovery takes a standby's word for a primary's"),
+    ("citus.defer_shard_delete_interval", "-1", "Citus' own clean-up takes a standby's word for a primary's"),
+    ("citus.use_secondary_nodes", "never", "Citus looks for secondaries in pg_dist_node, and refuses writes"),
+)
+"""What a parameter has to be, and why."""
+
+_HBA = "in pg_hba.conf: local all resolver_agent peer map=resolver_agent"
+_ROLE_SQL = "psql -d {} -f systemd/role.sql, as a superuser on this group's primary"
+
+
+def findings(facts: Facts) -> Iterator[Finding]:
+    """Yield what is wrong with the local PostgreSQL, and with Citus where a database has it."""
+    server = facts.server
+    if isinstance(server, Unknown):
+        yield Finding(
+            Severity.ERROR,
+            "local",
+            f"the local PostgreSQL cannot be asked: {server.why}; not checked: pg_dist_node, the settings of Citus, "
+            "privileges, prepared transactions",
+            "start it; or see `local` in the configuration, and the comments in systemd/role.sql",
+        )
+        return
+    for name, database in server.databases.items():
+        if isinstance(database, Unknown):
+            yield Finding(Severity.WARNING, "unchecked", f"could not be checked: database {name}: {database.why}", _HBA)
+    if not server.with_citus:
+        return
+    if not facts.settings.citus:
+        yield Finding(
+            Severity.ERROR,
+            "citus",
+            f"citus is off, and database {next(iter(server.with_citus))} has it: nobody flushes or recovers",
+            "write to the configuration: citus: auto",
+        )
+    yield from dict.fromkeys(_settings(facts, server))
+    yield from _conninfo(facts, server)
+    yield from _privileges(server)
+    yield from _transactions(server)
+
+
+def _set(facts: Facts, name: str, value: str, setting: Setting | None = None) -> str:
+    """Return how to give a parameter a value, the way that it is done here."""
+    if setting is not None and setting.source in ("database", "user", "database user", "command line"):
+        return f"set {name} = {value} there (it is set for the {setting.source})"
+    if any(isinstance(one, Patroni) for one in facts.host.patroni):
+        return f"patronictl edit-config: postgresql: parameters: {name}: {value}"
+    return f"ALTER SYSTEM SET {name} = {value}; SELECT pg_reload_conf();"
+
+
+def _settings(facts: Facts, server: Server) -> Iterator[Finding]:
+    """Yield what is wrong with Citus' parameters, which a database may have of its own."""
+    for dbname, database in server.with_citus.items():
+        for name, right, otherwise in _RIGHT:
+            found = database.settings.get(name)
+            if found is not None and found.value != right:
+                text = f"{name} is {found.value} ({found.source}): {otherwise}"
+                yield Finding(Severity.ERROR, name, text, _set(facts, name, f"'{right}'", found))
+        if _LOCAL_HOSTNAME in database.settings:
+            yield from _local_hostname(facts, server, database.settings[_LOCAL_HOSTNAME])
+        if database.poolers:
+            text = f"pg_dist_poolinfo (database {dbname}) is not empty: Citus connects where it says, past the names"
+            yield Finding(Severity.ERROR, "pg_dist_poolinfo", text, "DELETE FROM pg_dist_poolinfo; on the coordinator")
+
+
+def _local_hostname(facts: Facts, server: Server, found: Setting) -> Iterator[Finding]:
+    """Yield what is wrong with where Citus connects to reach its own server. R3 makes the own name a right choice."""
+    host = found.value.lower()
+    own = facts.own.name if facts.own is not None else None
+    if host in {group.name for group in facts.settings.groups} - {own}:
+        text = f"{_LOCAL_HOSTNAME} is {host}, by which Citus connects to itself, and that name leads elsewhere"
+        yield Finding(
+            Severity.ERROR, _LOCAL_HOSTNAME, text, _set(facts, _LOCAL_HOSTNAME, f"'{own or 'localhost'}'", found)
+        )
+    listens = {word.strip() for word in server.settings["listen_addresses"].value.split(",")}
+    if host == "localhost" and listens.isdisjoint(_EVERYWHERE):
+        text = f"{_LOCAL_HOSTNAME} is localhost, where this server does not listen: Citus cannot connect to itself"
+        yield Finding(
+            Severity.WARNING, _LOCAL_HOSTNAME, text, _set(facts, _LOCAL_HOSTNAME, f"'{own or 'ADDRESS'}'", found)
+        )
+
+
+def _conninfo(facts: Facts, server: Server) -> Iterator[Finding]:
+    """Yield what is wrong with ``citus.node_conninfo``, the value that the agent flushes by."""
+    found, name = server.conninfo, "citus.node_conninfo"
+    if isinstance(found, Unknown):
+        yield Finding(Severity.ERROR, "role.sql", f"connections cannot be flushed, nor {name} be checked: {found.why}")
+        return
+    if found.faults is not None:
+        text = f"PostgreSQL refuses to load its configuration files: {found.faults}"
+        yield Finding(Severity.ERROR, "reload", text, "correct that; SELECT pg_reload_conf();")
+    if found.on_command_line:
+        text = f"{name} is set on the command line of PostgreSQL, above all files: connections cannot be flushed"
+        yield Finding(Severity.ERROR, name, text, "set it in postgresql.conf instead, and restart PostgreSQL")
+    if (wrong := flush.orphaned(found)) is not None:
+        yield Finding(Severity.WARNING, name, *wrong)
+    keywords = conninfo_to_dict(flush.due(found).base)
+    if not _HOST.isdisjoint(keywords):
+        rest = make_conninfo("", **{key: str(value) for key, value in keywords.items() if key not in _HOST})
+        text = f"{name} contains host, so that Citus takes names for addresses"
+        yield Finding(Severity.ERROR, name, text, _set(facts, name, f"'{rest}'"))
+
+
+def _privileges(server: Server) -> Iterator[Finding]:
+    """Yield what the agent's login lacks."""
+    if not (server.may_alter and server.may_reload):
+        if server.version >= flush.FIRST_WITH_GRANT or not server.may_reload:
+            mend = _ROLE_SQL.format("postgres")
+        else:
+            mend = "before PostgreSQL 15 a superuser's login under `local`: systemd/role.sql says how"
+        text = f"role {server.user} may not change citus.node_conninfo and reload: connections cannot be flushed"
+        yield Finding(Severity.ERROR, "role.sql", text, mend)
+    allowed = server.settings.get("allow_alter_system")
+    if allowed is not None and allowed.value != "on":
+        text = "allow_alter_system is off: connections cannot be flushed"
+        yield Finding(Severity.ERROR, "allow_alter_system", text, "write to postgresql.conf: allow_alter_system = on")
+    for name, database in server.with_citus.items():
+        if database.faults:
+            text = f"database {name}: {', '.join(database.faults)}: recovery and clean-up cannot be done"
+            yield Finding(Severity.ERROR, "role.sql", text, _ROLE_SQL.format(name))
+
+
+def _transactions(server: Server) -> Iterator[Finding]:
+    if server.settings["max_prepared_transactions"].value == "0":
+        text = "max_prepared_transactions is 0: Citus cannot commit on several nodes"
+        mend = "write to postgresql.conf: max_prepared_transactions = 200; and restart PostgreSQL"
+        yield Finding(Severity.ERROR, "max_prepared_transactions", text, mend)
+    for gid, age_s in server.prepared.items():
+        if age_s >= OLD_S:
+            text = f"{gid} has been prepared for {age_s:.0f} s, and holds its locks until it is recovered"
+            mend = "resolver-agent status on the node that it came from (the coordinator: citus_0_...)"
+            yield Finding(Severity.WARNING, "prepared", text, mend)

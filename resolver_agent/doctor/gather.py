@@ -1,0 +1,224 @@
+"""Gathers what doctor goes by, all of it side by side and within seconds, and changes nothing.
+
+What cannot be had is an ``Unknown`` with the reason. What follows from it all is the rules' to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pwd
+import shutil
+import socket
+import stat
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from resolver_agent.config import yaml12
+from resolver_agent.config.model import PatroniApi
+from resolver_agent.control import client
+from resolver_agent.doctor import gather_postgres
+from resolver_agent.doctor.facts import Facts, Host, Patroni, Server, TextFile, Unit, Unknown
+from resolver_agent.observe.observer import Outlook
+from resolver_agent.patroni.client import ApiError, fetch, read_leadership
+from resolver_agent.system import lock, threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from resolver_agent.config.model import Config
+
+_T = TypeVar("_T")
+
+UNITS = ("resolver-agent.service", "resolver-agent.socket")
+
+_STATEMENTS = 5
+"""A server that takes its whole time for so many answers is given up."""
+
+_PATRONI_FILES = ("etc/patroni.yml", "etc/patroni/*.yml", "etc/patroni/*.yaml")
+_CLOUD_FILES = ("etc/cloud/cloud.cfg", "etc/cloud/cloud.cfg.d/*.cfg", "var/lib/cloud/instance/cloud-config.txt")
+
+
+async def gather(settings: Config, *, root: Path = Path("/")) -> Facts:
+    """Return the facts of this node; those of its own files are looked for below ``root``."""
+    limit_s = settings.timeout_s
+
+    async def within(seconds: float, function: Callable[..., _T], *arguments: Any) -> _T | Unknown:
+        try:
+            return await asyncio.wait_for(threads.call(function, *arguments), seconds)
+        except (asyncio.TimeoutError, TimeoutError):
+            return Unknown(f"no answer within {seconds:g} s")
+
+    apis = {
+        f"{group.name}: Patroni on {node.host}": (node.host, group.patroni)
+        for group in settings.groups
+        if group.patroni is not None
+        for node in group.nodes
+    }
+    seen, server, units, agent, patroni, *answers = await asyncio.gather(
+        _look_out(settings),
+        within(_STATEMENTS * max(2, limit_s), gather_postgres.ask, settings),
+        within(limit_s, _units, root),
+        within(2 * limit_s, _agent, settings),
+        within(2 * limit_s, _patroni, settings, root),
+        *(within(2 * limit_s, _leadership, host, api, limit_s) for host, api in apis.values()),
+    )
+    faults = {name: answer.why for name, answer in zip(apis, answers, strict=True) if answer is not None}
+    os_user = server.os_user if isinstance(server, Server) else None
+    host = Host(
+        hosts=_read(Path(settings.hosts_file)),
+        nsswitch=_read(root / "etc/nsswitch.conf"),
+        nscd=_read(root / "etc/nscd.conf") if _listens(root / "var/run/nscd/socket") else None,
+        cloud=()
+        if (root / "etc/cloud/cloud-init.disabled").exists()
+        else tuple(map(_read, _below(root, _CLOUD_FILES))),
+        passfile=_read(Path(path)) if (path := settings.postgresql.get("passfile")) else None,
+        citus_passfile=_passfile_of(os_user),
+        agent=agent,
+        units=units,
+        patroni=(patroni,) if isinstance(patroni, Unknown) else patroni,
+        hook_fault=_hook_fault(Path(settings.runtime_dir) / client.SOCKET_NAME, os_user),
+        patroni_faults=faults,
+    )
+    return Facts(**seen, server=server, host=host)
+
+
+async def _look_out(settings: Config) -> dict[str, Any]:
+    """Return what one look at every server, and at Patroni, shows: a part of the facts, by name."""
+    outlook = Outlook()
+    outlook.watch(settings)
+    try:
+        await outlook.look()
+        return {
+            "settings": outlook.config,
+            "nodes": outlook.nodes,
+            "local": outlook.local,
+            "alerts": tuple(outlook.alerts),
+        }
+    finally:
+        await outlook.close()
+
+
+def _below(root: Path, patterns: Iterable[str]) -> list[Path]:
+    return [path for pattern in patterns for path in sorted(root.glob(pattern))]
+
+
+def _read(path: Path) -> TextFile:
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            return TextFile(str(path), file.read().decode("utf-8", "surrogateescape"), mode)
+    except FileNotFoundError:
+        return TextFile(str(path), None)
+    except OSError as error:
+        return TextFile(str(path), Unknown(error.strerror or repr(error)))
+
+
+def _passfile_of(user: str | None) -> TextFile | None:
+    """Return the password file that libpq takes in a server that a user runs."""
+    try:
+        return _read(Path(pwd.getpwnam(user).pw_dir, ".pgpass")) if user else None
+    except KeyError:
+        return None
+
+
+def _hook_fault(path: Path, user: str | None) -> str | None:
+    """Return why a user cannot ask the agent over its socket; None if that is possible, or not known."""
+    try:
+        entry, found = pwd.getpwnam(user or ""), path.stat()
+    except (KeyError, OSError):
+        return None
+    member = found.st_gid in os.getgrouplist(entry.pw_name, entry.pw_gid) and found.st_mode & stat.S_IWGRP
+    if member or found.st_uid == entry.pw_uid or found.st_mode & stat.S_IWOTH:
+        return None
+    return f"{path} is not for user {entry.pw_name} (mode {stat.S_IMODE(found.st_mode):04o}, group {found.st_gid})"
+
+
+def _listens(path: Path) -> bool:
+    """Report whether somebody listens on a Unix socket, or may."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.setblocking(False)  # noqa: FBT003 -- the name of the argument is "flag"
+            connection.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _units(root: Path) -> dict[str, Unit] | Unknown | None:
+    """Return what systemd says of our units; None where it is not in charge."""
+    systemctl = shutil.which("systemctl")
+    if systemctl is None or not (root / "run/systemd/system").is_dir():
+        return None
+    show = [systemctl, "show", "--property=LoadState", "--property=UnitFileState", "--property=ActiveState", *UNITS]
+    ran = subprocess.run(show, capture_output=True, text=True, check=False)
+    blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in ran.stdout.strip().split("\n\n")]
+    if ran.returncode != 0 or len(blocks) != len(UNITS):
+        return Unknown(ran.stderr.strip() or "systemctl show says nothing of use")
+    return {
+        name: Unit(block.get("LoadState", ""), block.get("UnitFileState", ""), block.get("ActiveState", ""))
+        for name, block in zip(UNITS, blocks, strict=True)
+    }
+
+
+def _agent(settings: Config) -> dict[str, Any] | Unknown | None:
+    """Return what a running agent says of itself; None where none runs."""
+    if not lock.is_held(settings.runtime_dir):  # else asking might start a stopped agent
+        return None
+    path = str(Path(settings.runtime_dir) / client.SOCKET_NAME)
+    try:
+        return client.ask(path, "status", timeout_s=settings.timeout_s)
+    except client.ControlError as error:
+        return Unknown(str(error))
+
+
+def _patroni(settings: Config, root: Path) -> tuple[Patroni | Unknown, ...]:
+    """Return every Patroni that is configured here: by the agent's own file, else in the usual places."""
+    own = _configured(Path(settings.path), settings.timeout_s)
+    if own is not None:
+        return (own,)
+    found = (_configured(path, settings.timeout_s) for path in _below(root, _PATRONI_FILES))
+    return tuple(one for one in found if one is not None)
+
+
+def _configured(path: Path, timeout_s: float) -> Patroni | Unknown | None:
+    """Return what a file says, and the dynamic configuration beside it; None where the file is not Patroni's."""
+    file = _read(path)
+    if not isinstance(file.text, str):
+        return Unknown(f"{path}: {file.text.why}") if file.text is not None else None
+    try:
+        document, _ = yaml12.read(file.text)
+    except yaml12.YamlError as error:
+        return Unknown(f"{path}: {error}")
+    if not isinstance(document, dict) or not {"scope", "postgresql"}.issubset(document):
+        return None
+    return Patroni(path=str(path), local=document, dynamic=_dynamic(document.get("restapi"), timeout_s))
+
+
+def _dynamic(restapi: Any, timeout_s: float) -> dict[str, Any] | Unknown:
+    """Return the dynamic configuration by the word of the local Patroni."""
+    try:
+        host, port = str(restapi.get("connect_address") or restapi["listen"]).rsplit(":", 1)
+        api = PatroniApi(port=int(port), cacert=restapi.get("cafile") or restapi.get("certfile"))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return Unknown("it has no restapi.connect_address")
+    try:
+        document = json.loads(fetch(host.strip("[]"), api, "/config", timeout_s).body)
+    except ApiError as error:
+        return Unknown(f"its REST API: {error}")
+    except ValueError:
+        document = None
+    return document if isinstance(document, dict) else Unknown("its REST API answers something else")
+
+
+def _leadership(host: str, api: PatroniApi, timeout_s: float) -> Unknown | None:
+    """Ask a Patroni what the agent asks it; return what was wrong with the answer, if anything."""
+    try:
+        read_leadership(fetch(host, api, "/leader", timeout_s))
+    except ApiError as error:
+        return Unknown(str(error))
+    return None

@@ -1,0 +1,70 @@
+"""Is this node fit? What is wrong, one finding a line, each with its mend. Nothing is ever changed from here.
+
+``gather`` brings the facts, and each module of ``checks`` judges those of its subject.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from resolver_agent.doctor import gather
+from resolver_agent.doctor.checks import host, metadata, nodes, passfiles, patroni, postgres
+from resolver_agent.doctor.finding import Severity
+
+if TYPE_CHECKING:
+    from resolver_agent.config.model import Config
+    from resolver_agent.doctor.facts import Facts
+    from resolver_agent.doctor.finding import Finding
+
+_WORST_FIRST = list(Severity)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What doctor says: findings, the worst first, and scripts for psql that nobody has run.
+
+    ``to_names`` moves the cluster from addresses to names, ``to_addresses`` back; None where there is nothing to do.
+    """
+
+    findings: tuple[Finding, ...]
+    to_names: str | None
+    to_addresses: str | None
+
+    @property
+    def fit(self) -> bool:
+        """Whether there is nothing but notes."""
+        return all(one.severity is Severity.NOTE for one in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {
+            "fit": self.fit,
+            "findings": [dataclasses.asdict(one) | {"severity": one.severity.value} for one in self.findings],
+            "to_names": self.to_names,
+            "to_addresses": self.to_addresses,
+        }
+
+    def as_text(self) -> str:
+        """Return the findings one a line, and the scripts where names are still to come."""
+        lines = [str(one) for one in self.findings] or ["nothing is wrong here"]
+        scripts = [self.to_names, self.to_addresses] if self.to_names is not None else []
+        return "\n\n".join(["\n".join(lines), *(script.rstrip() for script in scripts if script is not None)])
+
+
+def examine(settings: Config) -> Report:
+    """Return what is wrong on this node, within some seconds."""
+    return report(asyncio.run(gather.gather(settings)))
+
+
+def report(facts: Facts) -> Report:
+    """Return what the facts say."""
+    found = dict.fromkeys(
+        finding for rules in (host, passfiles, postgres, metadata, nodes, patroni) for finding in rules.findings(facts)
+    )
+    return Report(
+        findings=tuple(sorted(found, key=lambda one: _WORST_FIRST.index(one.severity))),
+        to_names=metadata.to_names(facts),
+        to_addresses=metadata.to_addresses(facts),
+    )

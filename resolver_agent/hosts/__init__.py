@@ -1,0 +1,1 @@
+"""The hosts file: what the block says, and how the file is replaced."""

@@ -1,0 +1,223 @@
+"""The managed block of a hosts file: bytes in, bytes out, and nothing outside the block is ever touched.
+
+The block is also the agent's only memory. Each of its lines is ``address<TAB>name<TAB># comment``, and the comment is::
+
+    <standing>[; no standby][; primary ADDRESS | ; primary was ADDRESS, now in recovery | ; no primary]
+
+``standing`` is a value of ``Standing``. ``no standby`` stands on fenced names that wish for a standby. The last clause
+is the group's last known primary; it is left out where the standing implies it: ``primary`` and ``fallback`` lines lead
+to the primary, ``self`` and ``standby`` lines know of none. Comments depend on nothing else, so that an unchanged
+decision leaves an unchanged file.
+
+Not here: reading and writing files (``filewriter``), and other people's lines, which python-hosts would reformat and
+whose names it does not always see as glibc does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import ipaddress
+import re
+from typing import TYPE_CHECKING
+
+from resolver_agent.routing.observation import Role
+from resolver_agent.routing.state import Standing, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+_BEGIN = b"# BEGIN resolver-agent"
+_END = b"# END resolver-agent"
+_HINT = b": managed, edits inside are overwritten"
+_NO_NEWLINE = b" (the line above had no newline)"
+
+_MARKER = re.compile(rb"^# (?:BEGIN|END) resolver-agent.*\n?", re.MULTILINE)
+_LINE = re.compile(rb".*\n|.+")
+_ADDRESS = r"[0-9A-Fa-f:.]+"
+_ENTRY = re.compile(
+    rf"(?P<address>{_ADDRESS})\s+(?P<name>[A-Za-z0-9._-]+)\s+# (?P<standing>{'|'.join(s.value for s in Standing)})"
+    rf"(?P<no_standby>; no standby)?"
+    rf"(?P<told>; primary (?P<primary>{_ADDRESS})|; primary was (?P<lost>{_ADDRESS}), now in recovery|; no primary)?\s*"
+)
+_WISHES = {
+    Standing.SELF: None,
+    Standing.STANDBY: Role.STANDBY,
+    Standing.FALLBACK: Role.STANDBY,
+    Standing.PRIMARY: Role.PRIMARY,
+    Standing.FENCED: Role.PRIMARY,
+}
+
+
+class BlockError(ValueError):
+    """The markers do not make one block; the message names the line and what to do. Nothing may be changed then."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conflict:
+    """A line outside the block that gives a managed name an address of its own; ``line_no`` counts from 1."""
+
+    line_no: int
+    name: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Parts:
+    """A hosts file taken apart: ``head + block + tail`` is the file, and ``block`` is empty where there is none."""
+
+    head: bytes
+    block: bytes
+    tail: bytes
+
+    @property
+    def added_newline(self) -> bool:
+        return _NO_NEWLINE in self.block.partition(b"\n")[0]
+
+
+def render(content: bytes, targets: Sequence[Target]) -> bytes:
+    """Return ``content`` with the block replaced where it stands, or added at the end, in the order of ``targets``.
+
+    At the end, because a reverse lookup takes the first line that matches. Without targets no block is added.
+
+    Raises:
+        BlockError: the markers in ``content`` do not make one block.
+        ValueError: a name or an address could not be read back from a hosts line.
+    """
+    parts = _split(content)
+    if not parts.block and not targets:
+        return content
+    lacks_newline = not parts.block and not content.endswith(b"\n") and content != b""
+    note = _NO_NEWLINE if lacks_newline or parts.added_newline else b""
+    entries = b"".join(_entry(target) for target in targets)
+    head = parts.head + b"\n" if lacks_newline else parts.head
+    return head + _BEGIN + _HINT + note + b"\n" + entries + _END + b"\n" + parts.tail
+
+
+def remove(content: bytes) -> bytes:
+    """Return ``content`` without the block: what ``render()`` was given, to the byte.
+
+    Raises:
+        BlockError: the markers in ``content`` do not make one block.
+    """
+    parts = _split(content)
+    if parts.added_newline and not parts.tail:
+        return parts.head.removesuffix(b"\n")
+    return parts.head + parts.tail
+
+
+def recall(content: bytes) -> tuple[Target, ...]:
+    """Return what the block remembers. Lines in it that were damaged by hand are skipped.
+
+    Raises:
+        BlockError: the markers in ``content`` do not make one block.
+    """
+    targets = (_parse(line.decode("ascii", "replace")) for line in _split(content).block.split(b"\n"))
+    return tuple(target for target in targets if target)
+
+
+def conflicts(content: bytes, names: Collection[str]) -> tuple[Conflict, ...]:
+    """Return the active lines outside the block that carry one of ``names``: lookups return their addresses too.
+
+    Lines are read as glibc reads them: fields between any white space of C, up to a ``#`` or a NUL, names without
+    regard to case. Only that the address is one is not asked: such a line is a mistake, and other resolvers are laxer.
+
+    Raises:
+        BlockError: the markers in ``content`` do not make one block.
+    """
+    parts = _split(content)
+    wanted = {name.lower().encode(): name for name in names}
+    foreign = parts.head + b"\n" * parts.block.count(b"\n") + parts.tail
+    found = (
+        Conflict(line_no, wanted[field], _text(line.strip()))
+        for line_no, line in enumerate(foreign.split(b"\n"), start=1)
+        for field in re.split(rb"[#\0]", line, maxsplit=1)[0].lower().split()[1:]
+        if field in wanted
+    )
+    return tuple(dict.fromkeys(found))
+
+
+def unified_diff(old: bytes, new: bytes, *, path: str) -> str:
+    """Return the difference as ``diff -u`` shows it, empty where there is none. Bytes that are no UTF-8 are escaped."""
+    lines = difflib.unified_diff(_lines(old), _lines(new), fromfile=path, tofile=f"{path} (new)")
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+
+def _split(content: bytes) -> _Parts:
+    markers = list(_MARKER.finditer(content))
+    if not markers:
+        return _Parts(content, b"", b"")
+    begin, *others = markers
+
+    def fault(marker: re.Match[bytes], text: str) -> BlockError:
+        line_no = content.count(b"\n", 0, marker.start()) + 1
+        return BlockError(f"line {line_no}: {text}")
+
+    if not begin.group().startswith(_BEGIN):
+        raise fault(begin, f"'{_text(_END)}' has no '{_text(_BEGIN)}' above it: put that back, or delete this line")
+    if not others or not others[0].group().startswith(_END):
+        raise fault(begin, f"'{_text(_BEGIN)}' has no '{_text(_END)}' below it: put that back, or delete this line")
+    if len(others) > 1:
+        raise fault(
+            others[1], "another marker of resolver-agent's block, which may be there once: delete one of the two"
+        )
+    return _Parts(content[: begin.start()], content[begin.start() : others[0].end()], content[others[0].end() :])
+
+
+@functools.lru_cache(maxsize=8192)  # of a thousand names most stay at each write
+def _entry(target: Target) -> bytes:
+    """Return the target's line; python-hosts validates it, and reading it back must give the same again."""
+    from python_hosts import HostsEntry  # noqa: PLC0415  (slow to import, and `status` only reads)
+
+    line = f"{target.address}\t{target.name}\t# {_comment(target)}"
+    memory = _parse(line)
+    told = memory and (memory.name, memory.address, memory.primary) == (target.name, target.address, target.primary)
+    if not told or not HostsEntry.str_to_hostentry(line):
+        raise ValueError(f"{target.name!r} with address {target.address!r} cannot be written to a hosts file")
+    return line.encode("ascii") + b"\n"
+
+
+def _implied_primary(standing: Standing, address: str) -> str | None:
+    return address if standing in (Standing.PRIMARY, Standing.FALLBACK) else None
+
+
+def _comment(target: Target) -> str:
+    clauses = [target.standing.value]
+    if target.standing is Standing.FENCED and target.wish is Role.STANDBY:
+        clauses.append("no standby")
+    if target.primary and target.primary_lost:
+        clauses.append(f"primary was {target.primary}, now in recovery")
+    elif target.standing is Standing.FENCED or target.primary != _implied_primary(target.standing, target.address):
+        clauses.append(f"primary {target.primary}" if target.primary else "no primary")
+    return "; ".join(clauses)
+
+
+def _parse(line: str) -> Target | None:
+    """Return the target that ``_entry()`` wrote a line for, or None for any other line."""
+    found = _ENTRY.fullmatch(line)
+    if not found:
+        return None
+    address, standing = found["address"], Standing(found["standing"])
+    primary = found["primary"] or found["lost"] if found["told"] else _implied_primary(standing, address)
+    try:
+        for text in filter(None, (address, primary)):
+            ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return Target(
+        name=found["name"],
+        address=address,
+        standing=standing,
+        wish=Role.STANDBY if found["no_standby"] else _WISHES[standing],
+        primary=primary,
+        primary_lost=found["lost"] is not None,
+    )
+
+
+def _lines(content: bytes) -> list[str]:
+    return [_text(line) for line in _LINE.findall(content)]
+
+
+def _text(line: bytes) -> str:
+    return line.decode("utf-8", "backslashreplace")

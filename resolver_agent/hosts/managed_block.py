@@ -1,0 +1,153 @@
+"""Keeps the block of the real hosts file as decided: writes it, sees when somebody else did, and says what is wrong.
+
+Between the pure ``hostsfile`` and the ``filewriter`` that knows file systems. Nothing here decides where names lead.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from resolver_agent.hosts import block
+from resolver_agent.hosts.atomic_file import HostsFileError, HostsFileWriter, Outcome, Snapshot, State
+from resolver_agent.routing.state import Alert
+from resolver_agent.system import threads
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resolver_agent.routing.state import Target
+
+_log = logging.getLogger(__name__)
+
+_RETRY_MAX_S = 30.0
+_FIRST_RETRY_S = 0.1
+_TOLERATED = 3
+"""So often somebody else may change the block in a row before it is put back ever later."""
+
+_QUIET_S = 60.0
+"""After so long without a change by somebody else the count starts anew."""
+
+
+class HostsBlock:
+    """The managed block on disk.
+
+    ``trampled`` counts how often somebody else changed it. ``alerts`` are the faults that last.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.trampled = 0
+        self._path = path
+        self._writer = HostsFileWriter(path)
+        self._on_disk: Snapshot | None = None
+        self._wanted: tuple[Target, ...] = ()
+        self._done = False
+        self._not_before = 0.0
+        self._failures = 0
+        self._in_a_row = 0
+        self._trampled_at = 0.0
+        self._fault: Alert | None = None
+        self._found: tuple[Alert, ...] = ()
+
+    @property
+    def alerts(self) -> tuple[Alert, ...]:
+        """What is wrong with the file now."""
+        often = (
+            f"{self._path}: somebody else keeps changing resolver-agent's lines; "
+            f"they are put back ever later, after {_RETRY_MAX_S:g} s in the end"
+        )
+        return (
+            *([self._fault] if self._fault is not None else []),
+            *([Alert("file:trampled", often)] if self._in_a_row > _TOLERATED else []),
+            *self._found,
+        )
+
+    def recall(self) -> tuple[Target, ...] | None:
+        """Return what the block remembers, and remove what a killed agent left; None, and an alert, if that fails."""
+        try:
+            swept = self._writer.sweep()
+            remembered = block.recall(self._writer.read().content)
+        except (HostsFileError, block.BlockError) as error:
+            self._fault = self._refused(error, "nothing is done before that is mended")
+            return None
+        self._fault = None
+        if swept:
+            _log.info("removed what a killed agent left behind: %s", ", ".join(swept))
+        return remembered
+
+    def disturbed(self) -> bool:
+        """Report whether the file is not as this agent left it, for the price of one system call."""
+        if self._on_disk is None:
+            return True
+        try:
+            return self._writer.signature() != self._on_disk.signature
+        except HostsFileError:
+            return True
+
+    def says(self, targets: Sequence[Target]) -> bool:
+        """Report whether the file says ``targets``, as last seen; while it is being written it says nothing yet."""
+        return self._done and self._wanted == tuple(targets)
+
+    async def put(self, targets: Sequence[Target], now: float) -> bool:
+        """Make the file say ``targets``, and return whether it does. A failure is an alert, and tried again later."""
+        self._done = False
+        self._done = await self._put(tuple(targets), now)
+        return self._done
+
+    async def _put(self, wanted: tuple[Target, ...], now: float) -> bool:
+        news = wanted != self._wanted or self._on_disk is None
+        if not news and self._fault is None and not self.disturbed():
+            if now - self._trampled_at > _QUIET_S:
+                self._in_a_row = 0
+            return True
+        if wanted == self._wanted and now < self._not_before:
+            return False
+        self._wanted = wanted
+        try:
+            outcome, conflicts = await threads.call(self._update, wanted)
+        except (HostsFileError, ValueError) as error:
+            self._fault = self._refused(error, "it stays as it is")
+            self._failures += 1
+            self._not_before = now + _backoff_s(self._failures)
+            return False
+        if not news and self._fault is None and outcome.state is not State.UNCHANGED:
+            self._trample(now)
+        self._fault = None
+        self._failures = 0
+        self._on_disk = outcome.snapshot
+        self._found = (*self._notes(outcome), *(self._conflict(found) for found in conflicts))
+        return True
+
+    def _update(self, wanted: tuple[Target, ...]) -> tuple[Outcome, tuple[block.Conflict, ...]]:
+        outcome = self._writer.update(lambda found: block.render(found, wanted))
+        return outcome, block.conflicts(outcome.snapshot.content, {target.name for target in wanted})
+
+    def _refused(self, error: Exception, consequence: str) -> Alert:
+        where = "" if isinstance(error, HostsFileError) else f"{self._path}: "
+        return Alert("file", f"{where}{error}; {consequence}")
+
+    def _trample(self, now: float) -> None:
+        self.trampled += 1
+        self._in_a_row += 1
+        self._trampled_at = now
+        if self._in_a_row > _TOLERATED:
+            self._not_before = now + _backoff_s(self._in_a_row - _TOLERATED)
+        else:
+            _log.warning("%s: somebody else changed resolver-agent's lines; they are put back", self._path)
+
+    def _notes(self, outcome: Outcome) -> list[Alert]:
+        """Return what an operator should know of how the file was written."""
+        if outcome.state is State.UNCHANGED:
+            return [alert for alert in self._found if alert.key == "file:note"]
+        return [Alert("file:note", f"{self._path}: {outcome.detail}")] if outcome.detail else []
+
+    def _conflict(self, found: block.Conflict) -> Alert:
+        return Alert(
+            f"file:{found.name}:{found.text}",
+            f"{self._path}: line {found.line_no} also names {found.name}, and lookups return both addresses: "
+            f"remove that name from «{found.text}»",
+        )
+
+
+def _backoff_s(times: int) -> float:
+    return min(_RETRY_MAX_S, _FIRST_RETRY_S * 2.0 ** min(times, 20))

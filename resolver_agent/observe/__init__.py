@@ -1,0 +1,1 @@
+"""Observes the servers by SQL."""

@@ -1,0 +1,54 @@
+"""What a failed connection tells of the server: libpq has no SQLSTATE for one, so its words are read."""
+
+from __future__ import annotations
+
+import re
+
+from resolver_agent.routing.observation import Kind
+
+NOT_SERVING = "the database system is "
+"""What a server that starts up or shuts down says in English (SQLSTATE 57P03) begins like this."""
+
+# libpq words every error that the server sent as "severity, colon, two blanks, message", in any language.
+_FROM_SERVER = re.compile(r"(?:^|: )[^\s:]+:  (?P<message>.+)", re.DOTALL)
+# TLS and plain TCP have different words for one thing.
+_DEAD = (
+    "Connection refused",
+    "Connection reset",
+    "Broken pipe",
+    "closed the connection",
+    "closed unexpectedly",
+    "socket closed",
+    "EOF detected",
+    "unexpected eof",
+)
+HUNG_UP = "server closed the connection unexpectedly"
+"""libpq says this of hosts that nobody can reach, too (``ALL_CONNECTION_FAILURE_ERRNOS``)."""
+
+_NO_SOCKET = "No such file or directory"
+_SILENT = ("No route to host", "Network is unreachable", "Host is down", "timed out", "timeout expired")
+
+
+def connect_failure(text: str) -> tuple[Kind, str]:
+    """Tell a server that is gone from one that does not answer, and both from one that answers but bars us (R1).
+
+    libpq has no SQLSTATE for a failed connection, so its words are read. They are English here: only the server's part
+    is translated, and any error that the server sent means that it lives.
+    """
+    text = text.strip()
+    said = _FROM_SERVER.search(text)
+    if said is not None:
+        return Kind.BARRED, " ".join(said["message"].split())
+    reason = _last_clause(text)
+    if _any_in(_SILENT, reason):
+        return Kind.UNREACHABLE, reason
+    return Kind.DEAD if reason == _NO_SOCKET or _any_in(_DEAD, reason) else Kind.BARRED, reason
+
+
+def _any_in(words: tuple[str, ...], text: str) -> bool:
+    return any(word in text for word in words)
+
+
+def _last_clause(text: str) -> str:
+    """Return what went wrong, without where it did and without the hint that libpq puts on a second line."""
+    return text.splitlines()[0].rpartition(" failed: ")[2] if text else "no reason given"

@@ -1,0 +1,285 @@
+"""Observes the nodes: one task and one open connection for each, and the newest of what they saw.
+
+Calm nodes are asked every ``interval``, those of a group without exactly one primary as often as the token bucket
+allows, and a connection that dies is noticed at once. What follows from it is routing's to decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+from typing import TYPE_CHECKING, NamedTuple
+
+import tenacity
+
+from resolver_agent.observe.libpq_error import NOT_SERVING
+from resolver_agent.observe.probe import Prober
+from resolver_agent.routing.observation import Kind, NodeState, Observation, Role
+from resolver_agent.system.clock import boottime
+from resolver_agent.system.pacing import UNSETTLED_S, Bell, TokenBucket, Turnstile, unsettled_delay_s
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resolver_agent.config.model import Config, Node
+    from resolver_agent.system.dns import Resolver
+
+_LOCAL_INTERVAL_S = 0.1
+
+_LOSS_GRACE_S = 0.25
+"""After its connection died a server has this long to show that it lives: somebody may have ended just our session.
+
+A server that is gone shows it at once, by refusing; over TLS and a wide area a new connection takes its time.
+"""
+
+_ROLES = (Kind.PRIMARY, Kind.STANDBY)
+
+_RECONNECT_COST = 10
+
+_OPENING = 64
+_OPENING_S = 0.5
+"""So many first connections are opened side by side, not counting those that have taken this long already."""
+
+
+class Monitor:
+    """Watches the local server and all nodes of a configuration, from ``watch()`` to ``close()``.
+
+    ``changed`` is set whenever there is news other than an LSN, and ``on_local`` called whenever the local server was
+    asked. ``getaddrinfo`` resolves nodes given by DNS name.
+    """
+
+    def __init__(
+        self, *, on_local: Callable[[], None] = lambda: None, getaddrinfo: Resolver = socket.getaddrinfo
+    ) -> None:
+        self.changed = asyncio.Event()
+        self._on_local = on_local
+        self._getaddrinfo = getaddrinfo
+        self._bucket = _bucket()
+        self._opening = Turnstile(_OPENING, patience_s=_OPENING_S)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watchers: dict[Node, _Watcher] = {}
+        self._local: _Watcher | None = None
+
+    def watch(self, config: Config) -> None:
+        """Watch what ``config`` names from now on. What is known of nodes that stay is kept."""
+        # The local server is first, and has a bucket of its own: no storm elsewhere may hide what it is.
+        interval_s = min(_LOCAL_INTERVAL_S, config.interval_s)
+        settings = _Settings(dict(config.local), config.timeout_s, interval_s)
+        self._local = self._watcher(self._local, settings, _bucket())
+        self._local.on_answer = self._on_local
+        before = self._watchers
+        self._watchers = {}
+        for node in dict.fromkeys(node for group in config.groups for node in group.nodes):
+            conninfo = {**config.postgresql, "host": node.host, "port": str(node.port)}
+            settings = _Settings(conninfo, config.timeout_s, config.interval_s)
+            self._watchers[node] = self._watcher(before.pop(node, None), settings, self._bucket)
+        for group in config.groups:
+            circle = _Circle([self._watchers[node] for node in group.nodes], config)
+            for watcher in circle.watchers:
+                watcher.circles.append(circle)
+        for gone in before.values():
+            gone.task.cancel()
+
+    @property
+    def nodes(self) -> dict[Node, NodeState]:
+        """What is known of every node now."""
+        return {node: watcher.state for node, watcher in self._watchers.items()}
+
+    @property
+    def local(self) -> NodeState:
+        """What is known of the local server now."""
+        return self._local.state if self._local is not None else NodeState()
+
+    @property
+    def asked_all(self) -> bool:
+        """Whether every node, and the local server, has answered or failed to at least once."""
+        return all(watcher.state.latest is not None for watcher in self._all())
+
+    def check(self) -> None:
+        """Raise what ended a watching task, if anything did: that is a defect, and no reason to go on half blind."""
+        for watcher in self._all():
+            if watcher.task.done():
+                watcher.task.result()
+
+    def refresh(self) -> None:
+        """Ask every server again now."""
+        for watcher in self._all():
+            watcher.wake()
+
+    async def close(self) -> None:
+        """Stop watching and close all connections."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _all(self) -> list[_Watcher]:
+        return [*self._watchers.values(), *([self._local] if self._local is not None else [])]
+
+    def _watcher(self, before: _Watcher | None, settings: _Settings, bucket: TokenBucket) -> _Watcher:
+        if before is not None and before.settings == settings:
+            before.circles.clear()
+            return before
+        if before is not None:
+            before.task.cancel()
+        watcher = _Watcher(
+            Prober(settings.conninfo, timeout_s=settings.timeout_s, getaddrinfo=self._getaddrinfo),
+            settings=settings,
+            state=before.state if before is not None else NodeState(),
+            bucket=bucket,
+            opening=self._opening,
+            changed=self.changed,
+        )
+        self._tasks.add(watcher.task)
+        watcher.task.add_done_callback(self._ended)
+        return watcher
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.changed.set()  # whoever waits for news is to check()
+
+
+class _Settings(NamedTuple):
+    """What a watcher cannot change while it runs."""
+
+    conninfo: dict[str, str]
+    timeout_s: float
+    interval_s: float
+
+
+class _Watcher:
+    """Keeps asking one server, and keeps what it saw."""
+
+    def __init__(
+        self,
+        prober: Prober,
+        *,
+        settings: _Settings,
+        state: NodeState,
+        bucket: TokenBucket,
+        opening: Turnstile,
+        changed: asyncio.Event,
+    ) -> None:
+        self.settings = settings
+        self.state = state
+        self.circles: list[_Circle] = []
+        self.on_answer: Callable[[], None] = lambda: None
+        self._prober = prober
+        self._interval_s = settings.interval_s
+        self._bucket = bucket
+        self._opening = opening
+        self._changed = changed
+        self._lost: asyncio.TimerHandle | None = None
+        self._bell = Bell()
+        self._prober.on_loss = self._lose
+        self.task = asyncio.get_running_loop().create_task(self._run())
+
+    def wake(self) -> None:
+        """Ask now, and once more if the server is just being asked: that answer may be older than the reason to."""
+        self._bell.ring()
+
+    async def _run(self) -> None:
+        coming_back = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_result(lambda seen: seen is None or seen.kind not in _ROLES),
+            wait=tenacity.wait_random_exponential(multiplier=UNSETTLED_S, max=self._interval_s),
+            before_sleep=self._take_failure,
+            sleep=self._bell.wait,
+        )
+        try:
+            while True:
+                seen = await (self._ask_again() if self._prober.connected else coming_back(self._come_back))
+                if seen is not None:
+                    self._take(seen)
+                if self._prober.connected:
+                    await self._bell.wait(self._delay_s())
+        finally:
+            if self._lost is not None:
+                self._lost.cancel()
+            self._prober.close()
+
+    async def _ask_again(self) -> Observation | None:
+        """Ask over the open connection."""
+        if self._delay_s() < self._interval_s:
+            await self._bucket.take(1)
+        return await self._prober.ask()
+
+    async def _come_back(self) -> Observation | None:
+        """Open a connection and ask over it."""
+        if self.state.latest is not None:
+            await self._bucket.take(_RECONNECT_COST)
+            return await self._prober.connect() or await self._prober.ask()
+        async with self._opening.pass_through():
+            return await self._prober.connect() or await self._prober.ask()
+
+    def _delay_s(self) -> float:
+        return min([self._interval_s, *(circle.delay_s(self._interval_s) for circle in self.circles)])
+
+    def _lose(self) -> None:
+        """The connection died. Whether the server did too shows at once, by connecting again."""
+        if self._lost is not None:
+            return
+        closed = Observation(kind=Kind.DEAD, at=boottime(), detail="connection closed")
+        self._lost = asyncio.get_running_loop().call_later(_LOSS_GRACE_S, self._take, closed)
+        self.wake()
+        for circle in self.circles:
+            circle.wake()
+
+    def _take_failure(self, attempt: tenacity.RetryCallState) -> None:
+        if attempt.outcome is not None and attempt.outcome.result() is not None:
+            self._take(attempt.outcome.result())
+
+    def _take(self, seen: Observation) -> None:
+        if self._lost is not None:
+            self._lost.cancel()
+            self._lost = None
+            # Whoever refuses only us lives (R1). Silence and "starting up" do not speak against the closed connection.
+            if seen.kind is Kind.UNREACHABLE or (seen.kind is Kind.BARRED and seen.detail.startswith(NOT_SERVING)):
+                seen = dataclasses.replace(seen, kind=Kind.DEAD, detail=f"connection closed; {seen.detail}")
+        before, self.state = self.state, self.state.after(seen)
+        for circle in self.circles:
+            circle.review(role_changed=before.last_role is not self.state.last_role or before.over != self.state.over)
+        if before.news != self.state.news:
+            self._changed.set()
+        self.on_answer()
+
+
+class _Circle:
+    """The watchers of one group, who hurry together while it has not exactly one primary."""
+
+    def __init__(self, watchers: list[_Watcher], config: Config) -> None:
+        self.watchers = watchers
+        self._max_age_s = config.interval_s + config.timeout_s
+        self._unsettled_since: float | None = None
+
+    def delay_s(self, interval_s: float) -> float:
+        """Return the seconds until the next probe of a node in it."""
+        if self._unsettled_since is None:
+            return interval_s
+        return unsettled_delay_s(boottime() - self._unsettled_since, interval_s=interval_s)
+
+    def review(self, *, role_changed: bool) -> None:
+        """Find out whether it is settled, after one of its watchers has seen something."""
+        now = boottime()
+        states = [watcher.state for watcher in self.watchers]
+        primaries = [
+            state
+            for state in states
+            if state.last_role is Role.PRIMARY and state.fresh(now=now, max_age_s=self._max_age_s) is not None
+        ]
+        settled = len(primaries) == 1 or any(state.latest is None for state in states)
+        if settled:
+            self._unsettled_since = None
+        elif self._unsettled_since is None:
+            self._unsettled_since = now
+            role_changed = True
+        if role_changed:
+            self.wake()
+
+    def wake(self) -> None:
+        """Ask every node of the group now."""
+        for watcher in self.watchers:
+            watcher.wake()
+
+
+def _bucket() -> TokenBucket:
+    return TokenBucket(rate=1000, burst=100)

@@ -1,0 +1,182 @@
+"""Everything that is observed, in one place: the servers by SQL, Patroni's word, and promotions that are announced.
+
+Observations come out of it, for routing to decide on. ``run`` and ``once`` look out alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from typing import TYPE_CHECKING
+
+from resolver_agent.observe.monitor import Monitor
+from resolver_agent.patroni.watch import PatroniWatch
+from resolver_agent.routing import local_server
+from resolver_agent.routing.local_server import own_nodes
+from resolver_agent.routing.observation import NodeState, Observations, Role
+from resolver_agent.system.clock import boottime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from resolver_agent.config.model import Config, Node
+    from resolver_agent.routing.decision import Decision
+    from resolver_agent.routing.observation import Claim
+    from resolver_agent.routing.state import Alert
+
+_log = logging.getLogger(__name__)
+
+_LOOK_AGAIN_S = 0.1
+
+
+class Outlook:
+    """Watches what a configuration names, from ``watch()`` to ``close()``.
+
+    ``on_local`` is called whenever the local server was asked. ``config`` is the configuration with the members that
+    Patroni knows of; ``own`` is which node the local server is, by name of its group.
+    """
+
+    def __init__(self, *, on_local: Callable[[], None] = lambda: None) -> None:
+        self.own: dict[str, Node] = {}
+        self.announced: local_server.Announced | None = None
+        self._monitor = Monitor(on_local=on_local)
+        self._patroni = PatroniWatch(changed=self.changed)
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """Set whenever there is news."""
+        return self._monitor.changed
+
+    @property
+    def nodes(self) -> dict[Node, NodeState]:
+        """What is known of every node now."""
+        return self._monitor.nodes
+
+    @property
+    def local(self) -> NodeState:
+        """What is known of the local server now."""
+        return self._monitor.local
+
+    @property
+    def asked_all(self) -> bool:
+        """Whether every server has answered or failed to at least once."""
+        return self._monitor.asked_all
+
+    @property
+    def heard_all(self) -> bool:
+        """Whether every Patroni that can be asked has said who is a member, and those are watched."""
+        return self._patroni.heard_all and self._patroni.extended(self._given) is self.config
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """What is wrong with Patroni's word, and an announced promotion that has not come yet."""
+        return [*self._patroni.alerts, *([self.announced.alert] if self.announced is not None else [])]
+
+    @property
+    def claims(self) -> dict[str, Claim | None]:
+        """What the local Patroni said last of the leader lock, by name of the group."""
+        claims = {name: self._patroni.claim(node) for name, node in self.own.items()}
+        return {name: claim and local_server.believable(claim, local=self.local) for name, claim in claims.items()}
+
+    def watch(self, config: Config) -> None:
+        """Watch what ``config`` names from now on. What is known of nodes that stay is kept."""
+        self._given = config
+        self._patroni.watch(config)
+        self.config = self._patroni.extended(config)
+        self._monitor.watch(self.config)
+
+    def check(self) -> None:
+        """Take in new members. Raise what ended a watching task, if anything did."""
+        self._monitor.check()
+        self._patroni.check()
+        extended = self._patroni.extended(self._given)
+        if extended is not self.config:
+            self.config = extended
+            self._monitor.watch(extended)
+
+    def observations(self, assumed: Role | None = None) -> Observations:
+        """Return what is known now; ``assumed`` takes the place of an announced promotion."""
+        nodes, local = self.nodes, self.local
+        claim = max((one for one in self.claims.values() if one is not None), key=lambda one: one.at, default=None)
+        if self.announced is not None:
+            self.announced = self.announced.after(local)
+            ended = local_server.how_it_ended(
+                self.announced, local=local, claim=claim, primary_at=self._primary_of_own_group_at(nodes)
+            )
+            if ended is not None:
+                _log.info("the announced promotion is over: %s", ended)
+                self.announced = None
+        return Observations(
+            nodes=nodes,
+            local=local,
+            assumed=assumed or (Role.PRIMARY if self.announced is not None else None),
+            holds_lock=local_server.holds_lock(claim, local=local, now=boottime(), max_age_s=self.max_age_s),
+            patroni=self._patroni.words,
+        )
+
+    @property
+    def max_age_s(self) -> float:
+        """For how many seconds an observation counts."""
+        return self._given.interval_s + self._given.timeout_s
+
+    def _primary_of_own_group_at(self, nodes: Mapping[Node, NodeState]) -> float | None:
+        """Return when another node of the local server's group was last seen as a primary that has not died since."""
+        others = {node for group in self.config.groups if group.name in self.own for node in group.nodes}
+        states = [nodes[node] for node in others - set(self.own.values())]
+        seen = [state.role_seen for state in states if state.last_role is Role.PRIMARY and not state.over]
+        return max((one.at for one in seen if one is not None), default=None)
+
+    def decidable(self, decision: Decision, seen: Observations) -> Config:
+        """Return the configuration without the names that a reload brought and that have nodes yet to be asked."""
+        groups = tuple(
+            group
+            for group in self.config.groups
+            if group.name in decision.groups or all(seen.nodes[node].latest is not None for node in group.nodes)
+        )
+        return self.config if groups == self.config.groups else dataclasses.replace(self.config, groups=groups)
+
+    def pressed(self, patience_s: float) -> bool:
+        """Report whether a promotion was announced more than ``patience_s`` seconds ago."""
+        return self.announced is not None and boottime() - self.announced.since > patience_s
+
+    def announce(self) -> None:
+        """Take the local server for a primary until its promotion is seen or called off."""
+        self.announced = local_server.Announced(since=boottime(), receiver_known=False).after(self.local)
+        self.changed.set()
+
+    def heed(self, decision: Decision) -> None:
+        """Ask Patroni more often where a decision depends on its word: of the local server, and of split groups."""
+        self.own = own_nodes(self.config, decision, self.nodes)
+        self._patroni.own(self.own.values())
+        self._patroni.hurry([name for name, state in decision.groups.items() if state.view and state.view.split])
+
+    async def news_within(self, seconds: float) -> None:
+        """Wait for news, or until the time is up."""
+        news = asyncio.ensure_future(self.changed.wait())
+        try:
+            await asyncio.wait({news}, timeout=seconds)  # wait_for() may swallow a cancellation (before Python 3.12)
+        finally:
+            news.cancel()
+
+    async def look(self) -> None:
+        """Wait until every server was asked, and every Patroni who is a member; those have answered, or failed to."""
+        while not (self.asked_all and self.heard_all):
+            self.changed.clear()
+            self.check()
+            await self.news_within(_LOOK_AGAIN_S)
+
+    async def ask_patroni(self, decision: Decision, *, within_s: float) -> None:
+        """Learn whether the local Patroni holds the leader lock, if it says so in time."""
+        self.heed(decision)
+        await self._patroni.ask_own(within_s=within_s)
+
+    def refresh(self) -> None:
+        """Ask every server again now, and the local Patroni."""
+        self._monitor.refresh()
+        self._patroni.refresh_own()
+
+    async def close(self) -> None:
+        """Stop watching and close all connections."""
+        await self._patroni.close()
+        await self._monitor.close()

@@ -1,0 +1,1 @@
+"""Asks Patroni's REST API, and says what its answers come to."""

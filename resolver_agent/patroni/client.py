@@ -1,0 +1,209 @@
+"""Asks one Patroni's REST API one thing, and reads the answer.
+
+Everything here blocks, for no longer than its time limit but for name lookups: it is run in threads. When to ask is
+patroni.py's to say, and what follows from the answers patroni_word.py's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import re
+import socket
+import ssl
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from resolver_agent.config import values
+from resolver_agent.config.model import Node
+from resolver_agent.patroni.membership import Member
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resolver_agent.config.model import PatroniApi
+
+    Fetch = Callable[[str, PatroniApi, str, float], "Reply"]
+    """What ``fetch`` is."""
+
+_T = TypeVar("_T")
+
+_LIMIT_BYTES = 2**20
+_MOST_MEMBERS = 100
+_TLS_FILES_S = 60
+"""How long TLS files once read are good for: certificates are renewed, and reading the system's own costs 20 ms."""
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
+_HOLDS_LOCK, _DOES_NOT = 200, 503
+
+
+class ApiError(Exception):
+    """No answer, or none of Patroni's; the message says why, for people."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole HTTP answer."""
+
+    status: int
+    body: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Leadership:
+    """What a node's own Patroni says of the leader lock of its cluster, ``scope``, and which database cluster it is."""
+
+    leads: bool
+    scope: str
+    system_id: int | None
+
+
+def attempt(get: Callable[[], Reply], read: Callable[[Reply], _T]) -> _T | ApiError:
+    """Return what ``read`` makes of what ``get`` gets, or the error: nobody may be left to raise it to."""
+    try:
+        return read(get())
+    except ApiError as error:
+        return error
+
+
+def silence(timeout_s: float) -> ApiError:
+    """Return the error for an answer that is not there in time."""
+    return ApiError(f"no answer within {timeout_s:g} s")
+
+
+def fetch(host: str, api: PatroniApi, path: str, timeout_s: float) -> Reply:
+    """Return the answer to one GET request, by HTTPS where ``api`` has a ``cacert`` or a ``cert``.
+
+    No redirect is followed and no proxy used. HTTP 1.0: the answer ends when the server closes the connection.
+
+    Raises:
+        ApiError: the answer was not there within ``timeout_s`` seconds, all in all, or is longer than 1 MiB.
+    """
+    deadline = time.monotonic() + timeout_s
+    secure = _tls(api, int(time.monotonic()) // _TLS_FILES_S) if api.cacert or api.cert else None
+    name = f"[{host}]" if ":" in host else host
+    request = f"GET {path} HTTP/1.0\r\nHost: {name}:{api.port}\r\nAccept: application/json\r\n\r\n"
+    try:
+        with contextlib.ExitStack() as stack:
+            connection = stack.enter_context(socket.create_connection((host, api.port), timeout_s))
+            if secure is not None:
+                connection.settimeout(_left_s(deadline))
+                connection = stack.enter_context(secure.wrap_socket(connection, server_hostname=host))
+            connection.settimeout(_left_s(deadline))
+            connection.sendall(request.encode())
+            received = _receive(connection, deadline)
+    except TimeoutError:
+        raise silence(timeout_s) from None
+    except ssl.SSLCertVerificationError as error:
+        raise ApiError(f"its certificate is refused: {error.verify_message}") from None
+    except ssl.SSLError as error:
+        raise ApiError(f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}") from None
+    except (OSError, UnicodeError) as error:
+        raise ApiError(getattr(error, "strerror", None) or str(error)) from None
+    head, _, body = received.partition(b"\r\n\r\n")
+    status = _STATUS_LINE.match(head + b"\r")
+    if status is None:
+        raise ApiError("what answers is no HTTP server" if received else "it hung up without an answer")
+    return Reply(int(status[1]), body)
+
+
+def read_leadership(reply: Reply) -> Leadership:
+    """Return what ``GET /leader`` answered: the status is the lock, the body who says it.
+
+    Raises:
+        ApiError: that is not how Patroni answers.
+    """
+    if reply.status not in (_HOLDS_LOCK, _DOES_NOT):
+        raise ApiError(f"HTTP status {reply.status} to GET /leader")
+    told = _json(reply.body)
+    try:
+        system_id = told.get("database_system_identifier")
+        return Leadership(
+            leads=reply.status == _HOLDS_LOCK,
+            scope=_word(told["patroni"]["scope"]),
+            system_id=int(system_id) if system_id else None,
+        )
+    except (LookupError, TypeError, ValueError):
+        raise ApiError("what answers is not Patroni") from None
+
+
+def read_members(reply: Reply) -> tuple[Member, ...]:
+    """Return the members that ``GET /cluster`` listed; one that has not said yet where it is, is left out.
+
+    Raises:
+        ApiError: that is no list of Patroni's, or an empty one.
+    """
+    if reply.status != _HOLDS_LOCK:
+        raise ApiError(f"HTTP status {reply.status} to GET /cluster")
+    rows = _json(reply.body).get("members")
+    if not isinstance(rows, list) or not 0 < len(rows) <= _MOST_MEMBERS:
+        raise ApiError("the list of members is empty, or none")
+    try:
+        return tuple(_member(row) for row in rows if "host" in row and "port" in row)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise ApiError("the list of members is not as Patroni writes it") from None
+
+
+def _member(row: dict[str, Any]) -> Member:
+    host, fault = _word(row["host"]), ""
+    try:
+        host = values.node_host(host)
+    except ValueError as error:
+        fault = str(error)
+    return Member(
+        Node(host, values.port(row["port"])),
+        state=_word(row["state"]),
+        noloadbalance=bool((row.get("tags") or {}).get("noloadbalance")),
+        fault=fault,
+    )
+
+
+def _word(value: object) -> str:
+    """Return a piece of text that can be logged."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError
+    return value
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    try:
+        told = json.loads(body)
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        raise ApiError("what answers is not Patroni: no JSON object")
+    return told
+
+
+def _receive(connection: socket.socket, deadline: float) -> bytes:
+    received = bytearray()
+    while True:
+        connection.settimeout(_left_s(deadline))  # it holds for one call, however little that brings
+        some = connection.recv(65536)
+        if not some:
+            return bytes(received)
+        received += some
+        if len(received) > _LIMIT_BYTES:
+            raise ApiError("the answer is longer than 1 MiB")
+
+
+def _left_s(deadline: float) -> float:
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError
+    return left_s
+
+
+@functools.lru_cache(maxsize=64)
+def _tls(api: PatroniApi, _period: int) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=api.cacert)
+        if api.cert is not None:
+            context.load_cert_chain(api.cert, api.key, password="")  # an encrypted key must not ask on the terminal
+    except (OSError, ValueError) as error:  # which of the files it was, neither says
+        files = ", ".join(file for file in (api.cacert, api.cert, api.key) if file)
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+        raise ApiError(f"{files} cannot be used: {reason}") from None
+    return context

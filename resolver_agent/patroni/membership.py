@@ -1,0 +1,245 @@
+"""What Patroni's answers come to: who holds a group's leader lock, who belongs to it, who is no read target.
+
+Values in, values out. When and how Patroni is asked is patroni.py's and patroni_rest.py's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import ipaddress
+from typing import TYPE_CHECKING
+
+from resolver_agent.routing.observation import PatroniWord
+from resolver_agent.routing.state import Alert
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from resolver_agent.config.model import Group, Node, Route
+
+_SERVES = frozenset(("running", "streaming"))
+"""The states of a member that may be read from. ``GET /cluster`` gives its replication state (streaming, in archive
+recovery) or, without one, what Patroni did with the server last (running, starting, stopped, creating replica, …)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one node's own Patroni says of the leader lock of its cluster, ``scope``.
+
+    ``at`` is when the request was begun. The answer counts until ``until``: when the next is overdue.
+    """
+
+    at: float
+    until: float
+    leads: bool
+    scope: str
+    system_id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Member:
+    """A member as Patroni lists it. ``fault`` says why its host can be no node's.
+
+    ``missing_since`` is when an answer first did not list it any more.
+    """
+
+    node: Node
+    state: str = "running"
+    noloadbalance: bool = False
+    fault: str = ""
+    missing_since: float | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def bench(self) -> str:
+        """Why it is no read target; nothing where it may be one."""
+        if self.noloadbalance:
+            return f"{self.node.host} is tagged noloadbalance"
+        return "" if self.state in _SERVES else f"{self.node.host} is {self.state or 'in no state'}, says Patroni"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A group's members among the nodes.
+
+    ``joined`` are those that the configuration does not have, sorted. ``benched`` are the nodes that are no read
+    targets, with the reason.
+    """
+
+    joined: tuple[Node, ...] = ()
+    benched: Mapping[Node, str] = dataclasses.field(default_factory=dict)
+    alerts: tuple[Alert, ...] = ()
+
+
+def find_scope(known: str | None, answers: Mapping[Node, Answer], *, asked_all: bool) -> str | None:
+    """Return the Patroni cluster that a group is of: the one that all who answered agree on, and then that for good.
+
+    Nobody is believed for answering first.
+    """
+    heard = {answer.scope for answer in answers.values()}
+    return heard.pop() if known is None and asked_all and len(heard) == 1 else known
+
+
+def find_word(
+    answers: Mapping[Node, Answer], scope: str | None, benched: Mapping[Node, str], *, now: float
+) -> PatroniWord:
+    """Return what Patroni says of a group: the leader is the only node whose own Patroni claims the lock.
+
+    A claim counts until the next answer is overdue, so that a deposed primary whose Patroni hangs soon claims nothing.
+    Patroni gives the lock away a ttl (20 s at the least) after it was last renewed: by then the claim of the successor
+    is the only one. Where the lock changes hands faster both claim it for a moment, and two claims settle nothing.
+    """
+    claims = [node for node, answer in answers.items() if answer.leads and now < answer.until and answer.scope == scope]
+    if len(claims) != 1:
+        return PatroniWord(benched=benched)
+    return PatroniWord(leader=claims[0], benched=benched, system_id=answers[claims[0]].system_id)
+
+
+def scope_alerts(name: str, scope: str | None, answers: Mapping[Node, Answer]) -> list[Alert]:
+    """Return the alerts for nodes whose Patroni is of another cluster than the group's."""
+    if scope is None:
+        if len({answer.scope for answer in answers.values()}) < 2:  # noqa: PLR2004 - agreement takes one
+            return []
+        heard = ", ".join(f"{answer.scope!r} at {node.host}" for node, answer in answers.items())
+        text = f"{name}: its nodes are of several Patroni clusters ({heard}): what Patroni says does not count"
+        return [Alert(f"{name}:scopes", text)]
+    return [
+        Alert(
+            f"{name}:{node}:scope",
+            f"{name}: Patroni at {node.host} is of cluster {answer.scope!r}, not {scope!r}: it does not count "
+            "(where it is the right one, restart the agent)",
+        )
+        for node, answer in answers.items()
+        if answer.scope != scope
+    ]
+
+
+def remember(
+    known: Mapping[Node, Member], listed: Iterable[Member], *, now: float, gone_after_s: float
+) -> dict[Node, Member]:
+    """Return the members after an answer listed these: the others leave when they were missing for so long."""
+    members = {member.node: member for member in listed}
+    for node, member in known.items():
+        since = now if member.missing_since is None else member.missing_since
+        if node not in members and now - since < gone_after_s:
+            members[node] = dataclasses.replace(member, missing_since=since)
+    return members
+
+
+def place(
+    groups: Iterable[Group],
+    members: Mapping[str, Iterable[Member]],
+    addresses: Mapping[str, frozenset[str]],
+    *,
+    before: Mapping[str, Placement],
+) -> dict[str, Placement]:
+    """Return which node each group's members are, and which join it, in an order that is the same on every host.
+
+    Args:
+        groups: all groups, as configured.
+        members: by the group's name.
+        addresses: of hosts given by DNS name, as far as they were looked up; empty where that failed.
+        before: the last result. Who has joined stays, whatever cannot be resolved now.
+    """
+    groups = tuple(groups)
+    places = _Places(groups, addresses)
+    return {
+        group.name: places.place(group, members[group.name], before.get(group.name, Placement()))
+        for group in groups
+        if group.name in members
+    }
+
+
+def names_to_resolve(groups: Iterable[Group], members: Iterable[Member]) -> set[str]:
+    """Return the DNS names whose addresses ``place`` wants to know."""
+    hosts = {node.host for group in groups for node in group.nodes}
+    hosts |= {member.node.host for member in members if not member.fault}
+    return {host for host in hosts if _is_name(host)}
+
+
+class _MisfitError(Exception):
+    """Why a member is ignored."""
+
+
+class _Places:
+    """Who is where, so that no server becomes two nodes by two spellings of its address."""
+
+    def __init__(self, groups: tuple[Group, ...], addresses: Mapping[str, frozenset[str]]) -> None:
+        self._managed = {group.name for group in groups}
+        self._addresses = addresses
+        self._pending = {
+            route for group in groups for route in [group.route] if any(map(self._is_pending, group.nodes))
+        }
+        self._taken: dict[tuple[Route, str], tuple[Group, Node]] = {}
+        for group in groups:
+            for node in group.nodes:
+                self._take(group, node)
+
+    def place(self, group: Group, members: Iterable[Member], before: Placement) -> Placement:
+        """Return a group's members among the nodes."""
+        joined: dict[Node, None] = {}
+        benched, alerts = {}, []
+        for member in sorted(members, key=lambda member: member.node):
+            try:
+                node = self._find(group, member) or self._join(group, member.node, before)
+            except _MisfitError as why:
+                text = f"{group.name}: Patroni's member {member.node} is ignored: {why}"
+                alerts.append(Alert(f"{group.name}:{member.node}:member", text))
+                continue
+            if node is not None and node not in group.nodes:
+                joined[node] = None
+            if node is not None and member.bench:
+                benched[node] = member.bench
+        return Placement(joined=tuple(joined), benched=benched, alerts=tuple(alerts))
+
+    def _find(self, group: Group, member: Member) -> Node | None:
+        """Return the group's node that a member is, if it is one."""
+        host, port = member.node.host, group.nodes[0].port
+        if member.fault:
+            raise _MisfitError(member.fault)
+        if host in self._managed:
+            raise _MisfitError("that is a name which this agent manages")
+        if member.node.port != port:
+            raise _MisfitError(f"all nodes behind a name need the same port, and here that is {port}")
+        found = (self._taken.get((group.route, spelling)) for spelling in self._spellings(host))
+        owner, node = next((one for one in found if one is not None), (group, None))
+        if owner is not group:
+            raise _MisfitError(f"it is a node of {owner.name}")
+        return node
+
+    def _join(self, group: Group, node: Node, before: Placement) -> Node | None:
+        """Make a member a node of the group; a new one only when it cannot be one already, by another spelling."""
+        if self._is_at_loopback(node) and not any(map(self._is_at_loopback, group.nodes)):
+            raise _MisfitError("it is at a loopback address")
+        if node not in before.joined:
+            if group.route in self._pending or self._is_pending(node):
+                return None
+            lost = next(
+                (one.host for one in (node, *group.nodes) if self._addresses.get(one.host) == frozenset()), None
+            )
+            if lost is not None:
+                raise _MisfitError(f"{lost} cannot be resolved, so that nobody knows whether it is a node already")
+        self._take(group, node)
+        return node
+
+    def _take(self, group: Group, node: Node) -> None:
+        for spelling in self._spellings(node.host):
+            self._taken.setdefault((group.route, spelling), (group, node))
+
+    def _spellings(self, host: str) -> tuple[str, ...]:
+        return (host, *self._addresses.get(host, ()))
+
+    def _is_at_loopback(self, node: Node) -> bool:
+        return any(not _is_name(one) and ipaddress.ip_address(one).is_loopback for one in self._spellings(node.host))
+
+    def _is_pending(self, node: Node) -> bool:
+        return node.host not in self._addresses and _is_name(node.host)
+
+
+@functools.lru_cache(maxsize=2**14)
+def _is_name(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return True
+    return False

@@ -1,0 +1,237 @@
+"""Asks Patroni: one node's API in turns for the leader lock, and one API of each group for its members."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from resolver_agent.patroni import client
+from resolver_agent.patroni.client import ApiError, read_members
+from resolver_agent.patroni.membership import Answer, Member, Placement, find_scope, find_word, remember, scope_alerts
+from resolver_agent.routing.observation import PatroniWord
+from resolver_agent.routing.state import Alert
+from resolver_agent.system import threads
+from resolver_agent.system.clock import boottime
+from resolver_agent.system.pacing import Bell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from typing import Any
+
+    from resolver_agent.config.model import Group, Node, PatroniApi
+    from resolver_agent.patroni.client import Fetch, Reply
+
+_T = TypeVar("_T")
+
+
+class NodeApi:
+    """The REST API of the Patroni beside one node, asked by ``run()`` at the pace that is set.
+
+    ``answer`` is its last answer, ``asked`` whether it was asked at all. ``fault`` is since when it has not answered,
+    and why. ``on_turn`` is called whenever it was asked, with the answer before.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        api: PatroniApi,
+        *,
+        fetch: Fetch,
+        timeout_s: float,
+        on_turn: Callable[[NodeApi, Answer | None], None],
+    ) -> None:
+        self.node = node
+        self.api = api
+        self.timeout_s = timeout_s
+        self.answer: Answer | None = None
+        self.asked = False
+        self.fault: tuple[float, str] | None = None
+        self._fetch = fetch
+        self._on_turn = on_turn
+        self._pace_s = self._due = float("inf")
+        self._bell = Bell()
+        self._running: asyncio.Future[Any] | None = None
+
+    async def run(self) -> None:
+        """Ask for the leader lock in turns, until cancelled."""
+        now = asyncio.get_running_loop().time
+        while True:
+            while (left_s := self._due - now()) > 0:
+                await self._bell.wait(left_s)
+            self._due = now() + self._pace_s
+            await self.ask_leader()
+
+    def set_pace(self, pace_s: float, *, delay_s: float = 0.0) -> None:
+        """Take turns at this pace; where it is faster than before, the next one is in ``delay_s`` seconds."""
+        faster = pace_s < self._pace_s
+        self._pace_s = pace_s
+        if faster:
+            self.hurry(delay_s=delay_s)
+
+    def hurry(self, *, delay_s: float = 0.0) -> None:
+        """Ask in ``delay_s`` seconds, if that is not due sooner, and be it just being asked."""
+        self._due = min(self._due, asyncio.get_running_loop().time() + delay_s)
+        self._bell.ring()
+
+    async def ask_leader(self) -> None:
+        """Ask now whether it holds the leader lock."""
+        before, pace_s = self.answer, self._pace_s
+        try:
+            at, told = await self.ask("/leader", client.read_leadership)
+        except ApiError as error:
+            self.fault = (self.fault[0] if self.fault else boottime(), str(error))
+            if before is not None:  # it may have been asked more seldom then
+                until = min(before.until, before.at + pace_s + self.timeout_s)
+                self.answer = dataclasses.replace(before, until=until)
+        else:
+            until = at + pace_s + self.timeout_s
+            self.answer = Answer(at=at, until=until, leads=told.leads, scope=told.scope, system_id=told.system_id)
+            self.fault = None
+        self.asked = True
+        self._on_turn(self, before)
+
+    async def ask(self, path: str, read: Callable[[Reply], _T]) -> tuple[float, _T]:
+        """Return when the request was begun, and what ``read`` makes of the answer.
+
+        Raises:
+            ApiError: there is none within ``timeout_s`` seconds, or a request before has not ended within them.
+        """
+        while self._running is not None and not self._running.done():
+            await self._wait_for(self._running)
+        begun = boottime()
+        get = partial(self._fetch, self.node.host, self.api, path, self.timeout_s)
+        running = self._running = threads.start(client.attempt, get, read)
+        await self._wait_for(running)
+        told = running.result()
+        if isinstance(told, ApiError):
+            raise told
+        return begun, told
+
+    async def _wait_for(self, running: asyncio.Future[Any]) -> None:
+        """Wait for a request, which ends by itself where nobody waits any more: a name look-up may take its time."""
+        await asyncio.wait({running}, timeout=self.timeout_s)
+        if not running.done():
+            raise client.silence(self.timeout_s)
+
+
+_LISTS_COUNT = 3
+"""A list of members speaks against read targets until this many more should have come."""
+
+_NO_WORD = PatroniWord()
+
+
+class Circle:
+    """The nodes of a group, those that Patroni added included; ``run()`` asks one of them for the members in turns.
+
+    ``on_news`` is called when an answer is to be reviewed, ``on_members`` when members are to be placed. ``word`` is
+    what Patroni says, until ``expires_at``; None where that is nothing.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        api: PatroniApi,
+        *,
+        gone_after_s: float,
+        on_news: Callable[[Circle], None],
+        on_members: Callable[[], None],
+    ) -> None:
+        self.group = group
+        self.api = api
+        self.calm_s = 0.0
+        self.apis: dict[Node, NodeApi] = {}
+        self.members: dict[Node, Member] = {}
+        self.placement = Placement()
+        self.word: PatroniWord | None = None
+        self.expires_at = float("inf")
+        self.scope: str | None = None
+        self.own: Collection[Node] = ()
+        self._gone_after_s = gone_after_s
+        self._on_news = on_news
+        self._on_members = on_members
+        self._placed = self._was_heard = False
+        self._counts_until = 0.0
+        self._fault: tuple[float, str] | None = None
+        self._turn = 0
+        self._scope_found = Bell()
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Whom to ask: the configured nodes, then those that joined."""
+        return (*self.group.nodes, *self.placement.joined)
+
+    @property
+    def heard(self) -> bool:
+        """Whether members were placed or asked for in vain at least once, or nobody was there to be asked."""
+        tried = self._placed or self._fault is not None
+        return tried or (all(api.asked for api in self.apis.values()) and self._whom_to_ask() is None)
+
+    def take(self, placement: Placement) -> None:
+        """Take in which nodes the members are."""
+        self.placement = placement
+        self._placed = bool(self.members)
+
+    async def run(self) -> None:
+        """Ask for the members every ``calm_s`` seconds, until cancelled."""
+        while True:
+            await self._list()
+            await self._scope_found.wait(self.calm_s)
+
+    def review(self) -> bool:
+        """Take in what was answered; report whether there is another word now, or the first."""
+        now = boottime()
+        answers = self._answers
+        scope = find_scope(self.scope, answers, asked_all=all(api.asked for api in self.apis.values()))
+        if scope != self.scope:
+            self.scope = scope
+            self._scope_found.ring()
+        benched = self.placement.benched if now < self._counts_until else {}
+        word = find_word(answers, scope, benched, now=now)
+        expiries = (*(answer.until for answer in answers.values() if answer.leads), self._counts_until)
+        self.expires_at = min((at for at in expiries if at > now), default=float("inf"))
+        before = (self.word, self._was_heard)
+        if word != (self.word or _NO_WORD):  # else the object stays, so that whoever compares those sees no change
+            self.word = word if word != _NO_WORD else None
+        self._was_heard = self.heard
+        return before != (self.word, self._was_heard)
+
+    def alerts(self, *, failing_since: float) -> list[Alert]:
+        """Return what keeps Patroni's word on this group from counting; of APIs those that have failed for so long."""
+        alerts = [*scope_alerts(self.group.name, self.scope, self._answers), *self.placement.alerts]
+        for node, api in self.apis.items():
+            if api.fault is not None and api.fault[0] <= failing_since:
+                alerts.append(Alert(f"{node}:patroni", f"Patroni at {node.host} cannot be asked: {api.fault[1]}"))
+        if self._fault is not None and self._fault[0] <= failing_since:
+            text = f"{self.group.name}: Patroni does not say who the members are: {self._fault[1]}"
+            alerts.append(Alert(f"{self.group.name}:members", text))
+        return alerts
+
+    @property
+    def _answers(self) -> dict[Node, Answer]:
+        return {node: api.answer for node, api in self.apis.items() if api.answer is not None}
+
+    async def _list(self) -> None:
+        api = self._whom_to_ask()
+        if api is None:
+            self._fault = None  # that nobody answers is said of each node
+            return
+        try:
+            at, listed = await api.ask("/cluster", read_members)
+        except ApiError as error:
+            self._fault = (self._fault[0] if self._fault else boottime(), f"{error} (at {api.node.host})")
+            self._turn += 1
+        else:
+            self._fault = None
+            self._counts_until = at + _LISTS_COUNT * self.calm_s + api.timeout_s
+            before, self.members = self.members, remember(self.members, listed, now=at, gone_after_s=self._gone_after_s)
+            if self.members != before:
+                self._on_members()
+        self._on_news(self)
+
+    def _whom_to_ask(self) -> NodeApi | None:
+        """Return one that answered; the own node's API has better to do: it is asked for its claim every second."""
+        fit = [api for api in self.apis.values() if api.fault is None and api.answer and api.answer.scope == self.scope]
+        fit = [api for api in fit if api.node not in self.own] or fit
+        return fit[self._turn % len(fit)] if fit else None

@@ -1,0 +1,264 @@
+"""Asks Patroni about the groups that have it: who holds the leader lock, who else is a member, who is no read target.
+
+SQL alone decides as long as Patroni says nothing, so nobody waits for anything here. One node's API is in
+patroni_node.py, one group in patroni_group.py, and what the answers come to in patroni_word.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+from typing import TYPE_CHECKING
+
+from resolver_agent.patroni import client
+from resolver_agent.patroni.membership import names_to_resolve, place
+from resolver_agent.patroni.poller import Circle, NodeApi
+from resolver_agent.routing.observation import Claim, PatroniWord
+from resolver_agent.system.clock import boottime
+from resolver_agent.system.dns import AddressBook
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from resolver_agent.config.model import Config, Group, Node, PatroniApi
+    from resolver_agent.patroni.client import Fetch
+    from resolver_agent.patroni.membership import Answer
+    from resolver_agent.routing.state import Alert
+    from resolver_agent.system.dns import Resolver
+
+_RATE = 100
+"""So many requests a second are made of all calm nodes together, and of those in a hurry: the more, the slower.
+
+With the time limit of each that bounds the number of threads.
+"""
+
+_TOGETHER_S = 0.2
+"""Lists of members that change at about the same time are taken in together: with very many groups that takes long."""
+
+_REST = 20
+"""And so many times as long as it took, it is not done again."""
+
+
+class PatroniWatch:
+    """Watches Patroni beside the nodes of a configuration, from ``watch()`` to ``close()``.
+
+    ``changed`` is set whenever a word, the list of nodes or the claim of an own node changes. Nodes are asked every
+    ``calm_s`` seconds, less often where there are very many. A member leaves when answers have not listed it for
+    ``gone_after_s`` seconds. An API that fails for ``patience_s`` seconds is an alert: a restart is over sooner.
+    """
+
+    def __init__(
+        self,
+        *,
+        changed: asyncio.Event,
+        fetch: Fetch = client.fetch,
+        getaddrinfo: Resolver = socket.getaddrinfo,
+        calm_s: float = 5.0,
+        gone_after_s: float = 60.0,
+        patience_s: float = 10.0,
+    ) -> None:
+        self._changed = changed
+        self._fetch = fetch
+        self._calm_s = calm_s
+        self._gone_after_s = gone_after_s
+        self._patience_s = patience_s
+        self._config: Config | None = None
+        self._extended: tuple[Config, Config] | None = None
+        self._circles: dict[str, Circle] = {}
+        self._circles_of: dict[Node, list[Circle]] = {}
+        self._apis: dict[Node, NodeApi] = {}
+        self._own: frozenset[Node] = frozenset()
+        self._hurried: frozenset[str] = frozenset()
+        self._addresses = AddressBook(getaddrinfo=getaddrinfo, on_change=self._place_soon)
+        self._placing: asyncio.TimerHandle | None = None
+        self._placing_took_s = 0.0
+        self._tasks: dict[NodeApi | Circle, asyncio.Task[None]] = {}
+
+    def watch(self, config: Config) -> None:
+        """Watch the groups of ``config`` that have Patroni from now on. What is known of what stays is kept."""
+        before, self._circles = self._circles, {}
+        for group in config.groups:
+            if group.patroni is not None:
+                circle = before.get(group.name)
+                if circle is None or set(circle.group.nodes).isdisjoint(group.nodes):
+                    circle = self._circle(group, group.patroni)
+                circle.group, circle.api = group, group.patroni
+                self._circles[group.name] = circle
+        self._config = config
+        self._extended = None
+        self._place()
+
+    def own(self, nodes: Collection[Node]) -> None:
+        """Ask these nodes every ``interval``: those of the local server."""
+        if self._own != (own := frozenset(nodes)):
+            self._own = own
+            self._set_paces()
+
+    def hurry(self, names: Collection[str]) -> None:
+        """Ask all nodes of these groups now and every ``interval``, for as long as they are named."""
+        if self._hurried != (hurried := frozenset(names)):
+            self._hurried = hurried
+            self._set_paces()
+
+    def refresh_own(self) -> None:
+        """Ask the own nodes now; those that are just being asked once more."""
+        for api in self._own_apis:
+            api.hurry()
+
+    async def ask_own(self, *, within_s: float) -> None:
+        """Ask the own nodes now, and wait for their answers for so many seconds at most."""
+        asking = [asyncio.ensure_future(api.ask_leader()) for api in self._own_apis]
+        try:
+            if asking:
+                await asyncio.wait(asking, timeout=within_s)
+        finally:
+            for one in asking:
+                one.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+    @property
+    def heard_all(self) -> bool:
+        """Whether every group's members were asked for at least once, or nobody was there to be asked."""
+        return all(circle.heard for circle in self._circles.values())
+
+    @property
+    def words(self) -> dict[str, PatroniWord]:
+        """What Patroni says now, by name, of those groups that it says something of."""
+        now = boottime()
+        for circle in self._circles.values():
+            if now >= circle.expires_at:
+                self._review(circle)
+        return {name: circle.word for name, circle in self._circles.items() if circle.word is not None}
+
+    def extended(self, config: Config) -> Config:
+        """Return ``config`` with the members added that Patroni knows of: the same object until they change."""
+        if self._extended is None or self._extended[0] is not config:
+            joined = {name: nodes for name, circle in self._circles.items() if (nodes := circle.placement.joined)}
+            groups = tuple(
+                dataclasses.replace(group, nodes=(*group.nodes, *joined[group.name])) if group.name in joined else group
+                for group in config.groups
+            )
+            self._extended = (config, dataclasses.replace(config, groups=groups) if joined else config)
+        return self._extended[1]
+
+    def claim(self, node: Node) -> Claim | None:
+        """Return what a node's own Patroni said last of the leader lock."""
+        answer = self._apis[node].answer if node in self._apis else None
+        if answer is None or any(circle.scope not in (None, answer.scope) for circle in self._circles_of[node]):
+            return None
+        return Claim(answer.at, answer.leads, answer.system_id)
+
+    @property
+    def alerts(self) -> tuple[Alert, ...]:
+        """What keeps Patroni's word from counting: APIs that fail, foreign ones, members that cannot be nodes."""
+        circles = self._circles.values()
+        found = (alert for circle in circles for alert in circle.alerts(failing_since=boottime() - self._patience_s))
+        return tuple({alert.key: alert for alert in found}.values())
+
+    def check(self) -> None:
+        """Raise what ended a task, if anything did: that is a defect."""
+        for task in self._tasks.values():
+            if task.done():
+                task.result()
+
+    async def close(self) -> None:
+        """Stop asking. Requests that are under way end by themselves, within their time limit."""
+        tasks = list(self._tasks.values())
+        self._config, self._circles, self._circles_of, self._apis = None, {}, {}, {}
+        self._keep_running()
+        self._addresses.want(())
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _circle(self, group: Group, api: PatroniApi) -> Circle:
+        return Circle(group, api, gone_after_s=self._gone_after_s, on_news=self._review, on_members=self._place_soon)
+
+    @property
+    def _own_apis(self) -> list[NodeApi]:
+        return [self._apis[node] for node in self._own if node in self._apis]
+
+    def _place_soon(self) -> None:
+        if self._placing is None and self._config is not None:
+            delay_s = max(_TOGETHER_S, _REST * self._placing_took_s)
+            self._placing = asyncio.get_running_loop().call_later(delay_s, self._place)
+
+    def _place(self) -> None:
+        """Find out which nodes the members are, and ask those as well."""
+        self._placing = None
+        if self._config is None:
+            return
+        begun = boottime()
+        groups, circles = self._config.groups, self._circles
+        members = {name: circle.members.values() for name, circle in circles.items()}
+        before = {name: circle.placement for name, circle in circles.items()}
+        placements = place(groups, members, self._addresses.known, before=before)
+        for name, circle in circles.items():
+            circle.take(placements[name])
+        every = [member for listed in members.values() for member in listed]
+        self._addresses.want(names_to_resolve(groups, every) if every else ())
+        if any(before[name].joined != placement.joined for name, placement in placements.items()):
+            self._extended = None
+            self._changed.set()
+        self._attach(self._config)
+        for circle in circles.values():
+            self._review(circle)
+        self._placing_took_s = boottime() - begun
+
+    def _attach(self, config: Config) -> None:
+        """Ask the nodes of all groups that have Patroni, and no others any more."""
+        wanted: dict[Node, PatroniApi] = {}
+        self._circles_of = {}
+        for circle in self._circles.values():
+            for node in circle.nodes:
+                wanted.setdefault(node, circle.api)
+                self._circles_of.setdefault(node, []).append(circle)
+        before, self._apis = self._apis, {}
+        for node, api in wanted.items():
+            known = before.get(node)
+            if known is None or (known.api, known.timeout_s) != (api, config.timeout_s):
+                answer = known.answer if known is not None and known.api.port == api.port else None
+                known = NodeApi(node, api, fetch=self._fetch, timeout_s=config.timeout_s, on_turn=self._take_turn)
+                known.answer = answer  # what it said stands until it is asked anew: a promotion may rest on it
+            self._apis[node] = known
+        for circle in self._circles.values():
+            circle.apis = {node: self._apis[node] for node in circle.nodes}
+        self._set_paces()
+        self._keep_running()
+
+    def _set_paces(self) -> None:
+        """Let own nodes be asked most often, then those of groups in a hurry, and all others at leisure."""
+        if self._config is None:
+            return
+        interval_s = self._config.interval_s
+        calm_s = max(self._calm_s, (len(self._apis) + len(self._circles)) / _RATE)
+        hurried = [node for name, circle in self._circles.items() if name in self._hurried for node in circle.nodes]
+        hurried_s = max(interval_s, len(hurried) / _RATE)
+        paces = {node: (calm_s, number / _RATE) for number, node in enumerate(self._apis)}
+        paces |= {node: (hurried_s, number / _RATE) for number, node in enumerate(hurried)}
+        paces |= {node: (interval_s, 0.0) for node in self._own if node in self._apis}
+        for node, (pace_s, delay_s) in paces.items():
+            self._apis[node].set_pace(pace_s, delay_s=delay_s)
+        for circle in self._circles.values():
+            circle.calm_s, circle.own = calm_s, self._own
+
+    def _keep_running(self) -> None:
+        """Let every API and every group have its task, and nobody else."""
+        running: list[NodeApi | Circle] = [*self._apis.values(), *self._circles.values()]
+        for gone in self._tasks.keys() - set(running):
+            self._tasks.pop(gone).cancel()
+        for one in running:
+            if one not in self._tasks:
+                self._tasks[one] = asyncio.get_running_loop().create_task(one.run())
+                self._tasks[one].add_done_callback(lambda _: self._changed.set())  # whoever waits for news is to check
+
+    def _take_turn(self, api: NodeApi, before: Answer | None) -> None:
+        """Take in that a node answered, or failed to."""
+        for circle in self._circles_of.get(api.node, ()):
+            self._review(circle)
+        if api.node in self._own and api.answer is not None and (before is None or before.leads != api.answer.leads):
+            self._changed.set()
+
+    def _review(self, circle: Circle) -> None:
+        """Find out what Patroni says of a group now."""
+        if circle.review():
+            self._changed.set()

@@ -1,0 +1,1 @@
+"""Decides where each name leads: values in, values out."""

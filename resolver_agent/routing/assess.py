@@ -1,0 +1,103 @@
+"""Looks at one group now, and takes the view before again where it would come out the same.
+
+Values in, values out. Where its names lead is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from resolver_agent.routing.observation import Kind, NodeState, Observation, Observations, PatroniWord
+from resolver_agent.routing.primary import find_primary
+from resolver_agent.routing.standby import assess, extend_history
+from resolver_agent.routing.state import Alert, GroupState
+from resolver_agent.routing.system_id import find_system_id, outsider_words
+from resolver_agent.routing.view import NEVER_ASKED, NO_WORD, GroupView, find_own
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from resolver_agent.config.model import Group, Node
+
+
+def look(group: Group, observations: Observations, before: GroupState, *, now: float, max_age_s: float) -> GroupView:
+    """Return what is to be seen of one group ``now``; observations count for ``max_age_s`` seconds.
+
+    The view before is taken again where it would come out the same: of a thousand groups, nearly all at any moment.
+    """
+    again = before.view
+    if again is not None and again.holds(group, observations, before, now=now, max_age_s=max_age_s):
+        return again
+    before = dataclasses.replace(before, view=None)  # else each view would keep all before it
+    states = {node: observations.nodes.get(node, NEVER_ASKED) for node in group.nodes}
+    word = observations.patroni.get(group.name, NO_WORD)
+    fresh = {
+        node: seen for node, state in states.items() if (seen := state.fresh(now=now, max_age_s=max_age_s)) is not None
+    }
+    heeded, doubts = _believe(group, word, fresh)
+    system_id, replaced = find_system_id(group, before, heeded, states=states, fresh=fresh)
+    members = {node: seen for node, seen in fresh.items() if seen.identity and seen.identity.system_id == system_id}
+    outsiders = {node: outsider_words(seen, system_id) for node, seen in fresh.items() if node not in members}
+    foreign = before.foreign if system_id is None else (before.foreign | fresh.keys()) - members.keys()
+    alerts = _node_alerts(group, states, outsiders if system_id is not None else {})
+    primary, split = find_primary(
+        group, before, heeded, states=states, members=members, foreign=foreign, outsiders=outsiders
+    )
+    if before.system_id is None and heeded.system_id is None and primary.seen is None:
+        system_id = None  # presumed, until a primary confirms it
+    lsns = extend_history(before.lsns, primary.seen, max_lag_s=group.max_lag_s)
+    fitness = assess(
+        group,
+        states,
+        members=members,
+        refused=outsiders | dict(heeded.benched),
+        lsns=lsns,
+        previous=before.fitness,
+        now=now,
+    )
+    fit = tuple(node for node in group.nodes if fitness[node].fit_since is not None)
+    fit_from = {node: (fitness[node].fit_since or 0.0) + group.failback_delay_s for node in fit}
+    return GroupView(
+        group=group,
+        word=word,
+        leader=heeded.leader,
+        states=states,
+        before=before,
+        fresh=fresh,
+        foreign=foreign,
+        system_id=system_id,
+        primary=primary,
+        lsns=lsns,
+        fitness=fitness,
+        fit=fit,
+        healthy=frozenset(node for node in fit if fit_from[node] <= now),
+        own_seen=find_own(states, observations),
+        split=bool(split),
+        alerts=(*replaced, *doubts, *alerts, *split),
+        # That the identifier was replaced is news once.
+        pending_until=now if replaced else min((at for at in fit_from.values() if at > now), default=float("inf")),
+    )
+
+
+def _believe(group: Group, word: PatroniWord, fresh: Mapping[Node, Observation]) -> tuple[PatroniWord, list[Alert]]:
+    """Return Patroni's word, or an empty one where it is of a database cluster that no server of the group is of.
+
+    A machine may have several servers, each with a Patroni, and the configuration the wrong one's port.
+    """
+    seen = {one.identity.system_id for one in fresh.values() if one.identity is not None}
+    if word.system_id is None or not seen or word.system_id in seen:
+        return word, []
+    text = (
+        f"{group.name}: Patroni at {word.leader.host if word.leader else 'its nodes'} is of another database cluster "
+        f"(system identifier {word.system_id}) than all servers that answer: it does not count; correct `patroni.port`"
+    )
+    return NO_WORD, [Alert(f"{group.name}:patroni", text)]
+
+
+def _node_alerts(group: Group, states: Mapping[Node, NodeState], foreign: Mapping[Node, str]) -> list[Alert]:
+    alerts = [Alert(f"{group.name}:{node}:foreign", f"{group.name}: {words}") for node, words in foreign.items()]
+    for node, state in states.items():
+        if state.latest is not None and state.latest.kind is Kind.BARRED:
+            alerts.append(Alert(f"{node}:barred", f"{node} cannot be asked: {state.latest.detail}"))
+    return alerts

@@ -1,0 +1,171 @@
+"""Decide where each name leads: values in, values out, by the rules R1, R2 and R3 and the tables of the design.
+
+Every group is looked at (who belongs to it, who is its primary, who may serve reads), then every name is given its
+target: its own address, its primary or a standby. What is not known is held: each branch that moves or fences a name
+rests on something that was seen.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from resolver_agent.config.model import Fallback, Route
+from resolver_agent.routing.assess import look
+from resolver_agent.routing.decision import Decision
+from resolver_agent.routing.local_server import local_role, own_addresses
+from resolver_agent.routing.observation import Kind, NodeState, Observations, Role
+from resolver_agent.routing.primary import choose_primary
+from resolver_agent.routing.standby import choose_standby, fall_back_together
+from resolver_agent.routing.state import Alert, Code, GroupState, Reason, Standing, Target
+from resolver_agent.routing.view import Choice, GroupView
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from resolver_agent.config.model import Config
+
+_NOTHING = GroupState()
+
+
+def resume(config: Config, remembered: Iterable[Target]) -> Decision:
+    """Return the decision that the hosts file's block remembers, for the first ``decide()`` of a run."""
+    targets = {target.name: target for target in remembered}
+    groups = {}
+    wishes = set()
+    for group in config.groups:
+        target = targets.get(group.name)
+        if target is None:
+            groups[group.name] = GroupState()
+            continue
+        if group.route is Route.FOLLOW and target.wish is not None:
+            wishes.add(target.wish)
+        groups[group.name] = GroupState(
+            target=target,
+            reason=target.reason,
+            own=target.address if target.standing is Standing.SELF else None,
+            primary=target.primary,
+            primary_lost=target.primary_lost,
+        )
+    # Names that were held when the local role changed still say the old one: then each keeps its own wish.
+    return Decision(groups=groups, role=wishes.pop() if len(wishes) == 1 else None)
+
+
+def decide(config: Config, observations: Observations, previous: Decision, now: float) -> Decision:
+    """Return where every name leads now, given what was observed and what was decided before.
+
+    ``now`` is in seconds of CLOCK_BOOTTIME, the clock of the observations.
+    """
+    max_age_s = config.interval_s + config.timeout_s
+    views = [
+        look(group, observations, previous.groups.get(group.name, _NOTHING), now=now, max_age_s=max_age_s)
+        for group in config.groups
+    ]
+    role = local_role(views, observations, previous)
+    wished = observations.assumed or (Role.PRIMARY if observations.holds_lock else role)
+    owns = own_addresses(views, observations.local, observations.local.fresh(now=now, max_age_s=max_age_s))
+    settled = _settled(views, owns, previous, (wished, config.fallback))
+    choices = {}
+    for view in views:
+        if view.group.name not in owns and view.group.name not in settled:
+            wish = _wish(view, wished)
+            choose = choose_primary if wish is Role.PRIMARY else choose_standby
+            choices[view.group.name] = choose(view, config.fallback)
+    if config.fallback is Fallback.ALL:
+        fall_back_together(views, choices)
+
+    groups = {
+        name: settled.get(name) or _settle(view, owns.get(name), choices.get(name), now)
+        for view in views
+        for name in [view.group.name]
+    }
+    alerts = [alert for view in views for alert in view.alerts]
+    alerts += [alert for name, state in groups.items() for alert in _name_alerts(state, name)]
+    alerts += _local_alerts(observations.local, role)
+    return Decision(
+        groups=groups,
+        role=role,
+        alerts=tuple(dict.fromkeys(alerts)),
+        recheck_at=_recheck_at(views, observations, max_age_s=max_age_s),
+        made_for=(wished, config.fallback),
+    )
+
+
+def _settled(
+    views: list[GroupView], owns: Mapping[str, str], previous: Decision, made_for: tuple[Role | None, Fallback]
+) -> dict[str, GroupState]:
+    """Return the groups of which the view is the one before, and that therefore would be decided as before."""
+    if previous.made_for != made_for or Fallback.ALL in made_for:  # there each name depends on all the others
+        return {}
+    return {
+        view.group.name: before
+        for view in views
+        for before in [previous.groups.get(view.group.name)]
+        if before is not None and before.view is view and before.own == owns.get(view.group.name)
+    }
+
+
+def _recheck_at(views: list[GroupView], observations: Observations, *, max_age_s: float) -> float:
+    """Return when an observation expires next, or a node has been healthy for long enough."""
+    seen = (observations.nodes[node].role_seen for view in views for node in view.fresh)
+    expiries = (one.at + max_age_s for one in seen if one is not None)
+    return min(min(expiries, default=float("inf")), min((view.pending_until for view in views), default=float("inf")))
+
+
+def _wish(view: GroupView, local: Role | None) -> Role:
+    match view.group.route:
+        case Route.PRIMARY:
+            return Role.PRIMARY
+        case Route.STANDBY:
+            return Role.STANDBY
+        case Route.FOLLOW:
+            remembered = view.target.wish if view.target is not None else None
+            return local or remembered or Role.PRIMARY
+
+
+def _settle(view: GroupView, own: str | None, choice: Choice | None, now: float) -> GroupState:
+    """Return the group's part of the decision, from its own address or the choice made for it."""
+    if own is not None:
+        choice = Choice(own, Standing.SELF, Reason(Code.SELF, "this server"), Role.PRIMARY)
+    target = None
+    if choice is not None and choice.address is not None:
+        stays = view.target is not None and view.target.address == choice.address
+        target = Target(
+            name=view.group.name,
+            address=choice.address,
+            standing=choice.standing,
+            wish=None if choice.standing is Standing.SELF else choice.wish,
+            primary=view.primary.last,
+            primary_lost=view.primary.lost,
+            reason=choice.reason,
+            since=view.target.since if stays and view.target is not None else now,
+        )
+        if view.target == target and view.target.reason == target.reason:
+            target = view.target
+    return GroupState(
+        target=target,
+        reason=choice.reason if choice is not None else Reason(Code.UNKNOWN, "never seen"),
+        own=own,
+        primary=view.primary.last,
+        primary_lost=view.primary.lost,
+        system_id=view.system_id,
+        foreign=view.foreign,
+        lsns=view.lsns,
+        fitness=view.fitness,
+        view=view,
+    )
+
+
+def _name_alerts(state: GroupState, name: str) -> list[Alert]:
+    """R8: everything held, fenced, fallen back or left out is said."""
+    if state.reason.code not in (Code.HELD, Code.FENCED, Code.FALLBACK, Code.UNKNOWN):
+        return []
+    text = str(state.target) if state.target is not None else f"{name} is left out ({state.reason.text})"
+    return [Alert(f"{name}:{state.reason.code.value}", text)]
+
+
+def _local_alerts(local: NodeState, role: Role | None) -> list[Alert]:
+    latest = local.latest
+    if latest is None or latest.kind in (Kind.PRIMARY, Kind.STANDBY):
+        return []
+    stands = f"its last known role ({role.value}) stands" if role else "its role was never known: taken for a primary"
+    return [Alert("local", f"the local PostgreSQL is {latest.kind.value} ({latest.detail}); {stands}")]

@@ -1,0 +1,41 @@
+"""Where every name leads: the value that a round decides, writes and reports."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from resolver_agent.config.model import Fallback
+    from resolver_agent.routing.observation import Role
+    from resolver_agent.routing.state import Alert, GroupState, Target
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Where every name leads.
+
+    ``role`` is the last known local role; ``recheck_at`` is when the passing of time alone may change something.
+    ``made_for`` are the role that the names followed, and the fallback.
+    """
+
+    groups: Mapping[str, GroupState]
+    role: Role | None = None
+    alerts: tuple[Alert, ...] = ()
+    recheck_at: float = float("inf")
+    made_for: tuple[Role | None, Fallback] | None = None
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets of all names that have one, in the order of the configuration."""
+        return tuple(state.target for state in self.groups.values() if state.target is not None)
+
+    def afresh(self) -> Decision:
+        """Return the same without what it was decided from, so that the next looks at every group anew.
+
+        Nothing changes by that but times and LSNs.
+        """
+        groups = {name: dataclasses.replace(state, view=None) for name, state in self.groups.items()}
+        return dataclasses.replace(self, groups=groups)

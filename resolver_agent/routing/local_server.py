@@ -1,0 +1,143 @@
+"""Who the local server is among the nodes: its role, its own address, and a promotion that was announced.
+
+Values in, values out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from resolver_agent.routing.observation import Kind, Role, nodes_at
+from resolver_agent.routing.state import Alert
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from resolver_agent.config.model import Config, Node
+    from resolver_agent.routing.decision import Decision
+    from resolver_agent.routing.observation import Claim, NodeState, Observation, Observations
+    from resolver_agent.routing.view import GroupView
+
+
+def local_role(views: list[GroupView], observations: Observations, previous: Decision) -> Role | None:
+    """Return the last known role of the local server: that of a primary, as soon as any probe has seen it as one.
+
+    All that is compared was seen of one run of the server, and only a restart leads back into recovery. Which probe was
+    answered last is not known: what is noted is when it began.
+    """
+    seen = [view.own_seen for view in views if view.own_seen is not None]
+    if observations.local.role_seen is not None:
+        seen.append(observations.local.role_seen)
+    if not seen:
+        return previous.role
+    return Role.PRIMARY if any(one.kind is Kind.PRIMARY for one in seen) else Role.STANDBY
+
+
+def own_addresses(views: list[GroupView], local: NodeState, fresh: Observation | None) -> dict[str, str]:
+    """Return the local server's own address for each name of its own group (R3).
+
+    It stays recognised while it is down: until it is recognised at another address, or both it and the server at that
+    address were asked, each after the other's last start, and are not the same.
+    """
+    seen = {view.group.name: view.own_seen.address for view in views if view.own_seen and view.own_seen.address}
+    addresses = set(seen.values())
+    remembered = {
+        view.group.name: view.own
+        for view in views
+        if view.own is not None
+        and (view.own in addresses if addresses else not _is_another(view, view.own, local, fresh))
+    }
+    return remembered | seen
+
+
+def own_nodes(config: Config, decision: Decision, states: Mapping[Node, NodeState]) -> dict[str, Node]:
+    """Return which node the local server is, for each name of its own group."""
+    return {
+        group.name: node
+        for group in config.groups
+        if (state := decision.groups.get(group.name)) is not None and state.own is not None
+        for node in nodes_at(state.own, group, states)[:1]
+    }
+
+
+def _is_another(view: GroupView, own: str, local: NodeState, fresh: Observation | None) -> bool:
+    """Report whether the server at ``own``, or every one of the group, is seen to be another than the local server."""
+    return fresh is not None and all(
+        node in view.fresh and view.fresh[node].at >= local.same_since and fresh.at >= view.states[node].same_since
+        for node in nodes_at(own, view.group, view.states) or view.group.nodes
+    )
+
+
+ANNOUNCED = "announced"
+"""The key of the alert that a promotion was announced."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Announced:
+    """A promotion that was announced at ``since`` (seconds of CLOCK_BOOTTIME).
+
+    ``receiver`` is the process number of the WAL receiver that was connected then, if one was; ``receiver_known``
+    reports that the server was asked.
+    """
+
+    since: float
+    receiver: int | None = None
+    receiver_known: bool = True
+
+    def after(self, local: NodeState) -> Announced:
+        """Return the same, with the WAL receiver if it was not known: right after the agent's start nothing is."""
+        if self.receiver_known or local.role_seen is None:
+            return self
+        return Announced(since=self.since, receiver=local.role_seen.receiver)
+
+    @property
+    def alert(self) -> Alert:
+        """What an operator should know while it lasts: until its end no reads go to standbys."""
+        text = (
+            "a promotion of the local PostgreSQL was announced (pre-promote) and has not happened yet: names lead to "
+            "primaries; if none is under way, `systemctl restart resolver-agent` takes it back"
+        )
+        return Alert(ANNOUNCED, text)
+
+
+def how_it_ended(
+    announced: Announced, *, local: NodeState, claim: Claim | None, primary_at: float | None
+) -> str | None:
+    """Return in words what ended an announced promotion, or None while it is under way.
+
+    Only what was asked since counts. ``claim`` is what the local Patroni said last of the leader lock; None where no
+    Patroni is configured or it never answered. Without its word a new connection of the WAL receiver tells, while the
+    group has another primary (``primary_at`` is when one was seen last): the server follows that one.
+    """
+    seen = local.role_seen
+    if seen is not None and seen.at < announced.since:
+        seen = None
+    if seen is not None and seen.kind is Kind.PRIMARY:
+        return "the local PostgreSQL was promoted"
+    if claim is not None and claim.at >= announced.since:
+        return None if claim.leads else "the local Patroni does not hold the leader lock"
+    streams = seen is not None and announced.receiver_known and seen.receiver not in (None, announced.receiver)
+    if claim is None and streams and primary_at is not None and primary_at >= announced.since:
+        return "the local PostgreSQL streams from a primary"
+    return None
+
+
+def believable(claim: Claim, *, local: NodeState) -> Claim | None:
+    """Return the claim, or None where it is of another database cluster than the local server.
+
+    A machine may have several servers, each with a Patroni, and the configuration the wrong one's port.
+    """
+    identity = local.role_seen.identity if local.role_seen is not None else None
+    return claim if identity is None or claim.system_id in (None, identity.system_id) else None
+
+
+def holds_lock(claim: Claim | None, *, local: NodeState, now: float, max_age_s: float) -> bool:
+    """Report whether the local Patroni holds the leader lock, so that its server is no standby, or not for long.
+
+    While it is silent for more than ``max_age_s`` seconds its last word stands (R1), unless the server streams.
+    """
+    if claim is None or not claim.leads:
+        return False
+    streams = local.role_seen is not None and local.role_seen.receiver is not None and not local.over
+    return not streams or now - claim.at < max_age_s

@@ -1,0 +1,174 @@
+"""What was seen of the servers, and what Patroni says of them: values only.
+
+Times are seconds of CLOCK_BOOTTIME, LSNs and lags are bytes unless a field's name says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from resolver_agent.config.model import Group, Node
+
+
+class Role(enum.Enum):
+    """What a PostgreSQL server is: writable, or in recovery. Also what a name wishes for."""
+
+    PRIMARY = "primary"
+    STANDBY = "standby"
+
+
+class Kind(enum.Enum):
+    """What one probe found. Only PRIMARY, STANDBY and DEAD are evidence; the others say that nothing is known."""
+
+    PRIMARY = "primary"
+    STANDBY = "standby"
+    DEAD = "dead"
+    UNREACHABLE = "unreachable"
+    BARRED = "barred"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Identity:
+    """Tells one running server from every other: its database system identifier and its postmaster's start time.
+
+    ``started_us`` is in microseconds since the Unix epoch, by that server's clock.
+    """
+
+    system_id: int
+    started_us: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What one probe of one node saw.
+
+    ``at`` is when the probe was begun, so that an answer is never taken for fresher than it is. ``address`` is the
+    one connected to. ``lsn`` is the current LSN of a primary, the replayed one of a standby. ``receiver`` is the
+    process number of a standby's WAL receiver while it is connected. ``detail`` is the fault in words if there is one.
+    """
+
+    kind: Kind
+    at: float
+    address: str | None = None
+    lsn: int | None = None
+    timeline: int | None = None
+    identity: Identity | None = None
+    receiver: int | None = None
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NodeState:
+    """What is known of one node: the latest probe, and the last one that saw a role.
+
+    A probe that could not ask (unreachable, barred) says nothing of the role, so it must not hide the last one that
+    did. ``over`` reports that the server which had this role was seen dead since: the role is then history, kept
+    because "was last seen in recovery" outlives the server (rule R2). ``same_since`` is when this very server was
+    first seen.
+    """
+
+    latest: Observation | None = None
+    role_seen: Observation | None = None
+    over: bool = False
+    same_since: float = 0.0
+
+    def after(self, observation: Observation) -> NodeState:
+        """Return the state with one more observation taken in."""
+        if observation.kind in (Kind.PRIMARY, Kind.STANDBY):
+            same = self.role_seen is not None and self.role_seen.identity == observation.identity
+            since = self.same_since if same else observation.at
+            return NodeState(latest=observation, role_seen=observation, same_since=since)
+        over = self.over or observation.kind is Kind.DEAD
+        return dataclasses.replace(self, latest=observation, over=over)
+
+    def fresh(self, *, now: float, max_age_s: float) -> Observation | None:
+        """Return the observation of a role that still counts: not over, and younger than ``max_age_s`` seconds."""
+        if self.role_seen is None or self.over or now - self.role_seen.at >= max_age_s:
+            return None
+        return self.role_seen
+
+    @property
+    def news(self) -> tuple[object, ...]:
+        """What is worth a new decision at once when it changes: all but LSNs and times."""
+        latest, seen = self.latest, self.role_seen
+        return (
+            latest and (latest.kind, latest.detail),
+            seen and (seen.kind, seen.address, seen.timeline, seen.identity),
+            self.over,
+        )
+
+    @property
+    def last_role(self) -> Role | None:
+        """The role it was last seen in, however long ago."""
+        return Role(self.role_seen.kind.value) if self.role_seen else None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PatroniWord:
+    """What Patroni says of one group. ``leader`` holds the leader lock; a ``benched`` node is no read target."""
+
+    leader: Node | None = None
+    benched: Mapping[Node, str] = dataclasses.field(default_factory=dict)
+    system_id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Claim:
+    """What one node's own Patroni said, asked at ``at``: whether it has the leader lock, of which database cluster."""
+
+    at: float
+    leads: bool
+    system_id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Observations:
+    """Everything a decision is made from, besides the configuration and the previous decision.
+
+    ``assumed`` takes the place of the local role (``--role``, a promotion about to happen). ``holds_lock`` reports that
+    the local Patroni holds its group's leader lock.
+    """
+
+    nodes: Mapping[Node, NodeState]
+    local: NodeState
+    assumed: Role | None = None
+    holds_lock: bool = False
+    patroni: Mapping[str, PatroniWord] = dataclasses.field(default_factory=dict)
+
+
+def describe(node: Node, state: NodeState, seen: Observation | None) -> str:
+    """Say in words what is known of a node; ``seen`` is the observation of its role that still counts, if any."""
+    label = (seen or state.role_seen or Observation(kind=Kind.UNREACHABLE, at=0.0)).address or node.host
+    if seen is not None:
+        return f"{label} is {'primary' if seen.kind is Kind.PRIMARY else 'in recovery'}"
+    last = {Role.PRIMARY: ", last seen as primary", Role.STANDBY: ", last seen in recovery", None: ""}[state.last_role]
+    if state.latest is None:
+        return f"{label} has not been asked yet"
+    match state.latest.kind:
+        case Kind.DEAD:
+            return f"{label} is dead: {state.latest.detail}{last}"
+        case Kind.BARRED:
+            return f"{label} cannot be asked: {state.latest.detail}{last}"
+        case Kind.UNREACHABLE:
+            return f"{label} does not answer: {state.latest.detail}{last}"
+        case Kind.PRIMARY | Kind.STANDBY:
+            return f"{label} is yet to be asked again{last}"
+
+
+def nodes_at(address: str | None, group: Group, states: Mapping[Node, NodeState]) -> tuple[Node, ...]:
+    """Return the nodes of a group that were last seen at ``address``, or are configured so and were never seen."""
+    return tuple(node for node in group.nodes if _address(node, states[node]) == address)
+
+
+def asked_all(states: Mapping[Node, NodeState]) -> bool:
+    """Report whether every node was asked at least once in this run."""
+    return all(state.latest is not None for state in states.values())
+
+
+def _address(node: Node, state: NodeState) -> str:
+    return (state.role_seen.address if state.role_seen is not None else None) or node.host

@@ -1,0 +1,157 @@
+"""Which nodes of a group may serve reads, and where a name that wishes for a standby leads: values in, values out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from resolver_agent.config.model import Fallback, Node, Route
+from resolver_agent.routing.observation import Kind, NodeState, Observation, Role, describe
+from resolver_agent.routing.primary import primary_address
+from resolver_agent.routing.state import FENCE, Code, Fitness, Reason, Standing
+from resolver_agent.routing.view import Choice, GroupView, hold
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from resolver_agent.config.model import Group
+
+_HISTORY_STEPS = 64
+"""The history of a primary's LSN tells a lag to this part of its limit: about 1.5 % is close enough."""
+
+
+def extend_history(
+    lsns: tuple[tuple[float, int], ...], primary: Observation | None, *, max_lag_s: float | None
+) -> tuple[tuple[float, int], ...]:
+    """Return the history of the primary's LSN with one more observation, no longer than ``max_lag_s`` needs.
+
+    An LSN that stands still adds nothing, so that an idle primary's standbys do not seem to fall behind.
+    """
+    if primary is None or primary.lsn is None or (lsns and primary.lsn == lsns[-1][1]):
+        return lsns
+    point = (primary.at, primary.lsn)
+    if max_lag_s is None or not lsns or primary.lsn < lsns[-1][1]:  # a lower LSN is another history: a failover
+        return (point,)
+    if len(lsns) > 1 and primary.at - lsns[-2][0] < max_lag_s / _HISTORY_STEPS:
+        lsns = lsns[:-1]  # the points before and after it are close enough to each other
+    oldest = next((i for i, (at, _) in enumerate(lsns) if primary.at - at <= 2 * max_lag_s), len(lsns))
+    return (*lsns[max(0, oldest - 1) :], point)
+
+
+def assess(
+    group: Group,
+    states: Mapping[Node, NodeState],
+    *,
+    members: Mapping[Node, Observation],
+    refused: Mapping[Node, str],
+    lsns: tuple[tuple[float, int], ...],
+    previous: Mapping[Node, Fitness],
+    now: float,
+) -> dict[Node, Fitness]:
+    """Return the fitness of every node of a group.
+
+    ``members`` are the observations that count, ``refused`` the nodes that are no read targets whatever was observed,
+    with the reason in words.
+    """
+    reached = [seen.lsn for seen in members.values() if seen.lsn is not None]
+    head = lsns[-1][1] if lsns else max(reached, default=None)
+    result = {}
+    for node in group.nodes:
+        before = previous.get(node, Fitness(fit_since=None))
+        seen = members.get(node)
+        lag_bytes, lag_s = _lag(group, seen, head=head, lsns=lsns)
+        lagging, why_lagging = _lagging(group, lag_bytes=lag_bytes, lag_s=lag_s, before=before)
+        if node in refused:
+            why = refused[node]
+        elif seen is None or seen.kind is not Kind.STANDBY:
+            why = describe(node, states[node], seen)
+        else:
+            why = why_lagging and f"{seen.address} {why_lagging}"
+        fit_since = None if why else (now if before.fit_since is None else before.fit_since)
+        result[node] = Fitness(fit_since=fit_since, why=why, lagging=lagging, lag_bytes=lag_bytes, lag_s=lag_s)
+    return result
+
+
+def _lag(
+    group: Group, seen: Observation | None, *, head: int | None, lsns: tuple[tuple[float, int], ...]
+) -> tuple[int | None, float | None]:
+    if seen is None or seen.lsn is None or head is None or seen.kind is not Kind.STANDBY:
+        return None, None
+    replayed, lag_bytes = seen.lsn, max(0, head - seen.lsn)
+    if group.max_lag_s is None or not lsns:  # then there is no history to tell it from
+        return lag_bytes, None
+    # It lags since the primary was first seen beyond what is replayed here, and as long as it was itself seen to: a
+    # standby that was not asked since does not fall behind by the clock (R1).
+    passed_at = next((at for at, lsn in lsns if lsn > replayed), seen.at)
+    return lag_bytes, max(0.0, seen.at - passed_at)
+
+
+def _lagging(group: Group, *, lag_bytes: int | None, lag_s: float | None, before: Fitness) -> tuple[bool, str]:
+    """Report whether a node lags too much, and say so: beyond a limit, and then until it is below half of it."""
+    for lag, limit, unit in ((lag_bytes, group.max_lag_bytes, "bytes"), (lag_s, group.max_lag_s, "s")):
+        if limit is None:
+            continue
+        words = f"{limit:.12g} {unit}"
+        if lag is None and before.lagging:
+            return True, f"lagged more than {words} behind its primary, and says no more"
+        if lag is not None and lag > limit:
+            return True, f"lags more than {words} behind its primary"
+        if lag is not None and before.lagging and lag >= limit / 2:
+            return True, f"lagged more than {words} behind its primary, and is not below half of it again"
+    return False, ""
+
+
+def choose_standby(view: GroupView, fallback: Fallback) -> Choice:
+    """The first fit standby in the configured order; voluntary changes wait for ``failback_delay`` of health."""
+    target = view.target
+    standing = target.standing if target is not None else None
+    chosen = next(iter(view.fit), None)
+    if target is not None and standing is Standing.STANDBY:
+        current = next((node for node in view.fit if view.fresh[node].address == target.address), None)
+        if current is not None:
+            chosen = next(node for node in view.fit if node in view.healthy or node == current)
+        elif view.unasked(target.address):
+            return hold(view, Role.STANDBY, view.words_at(target.address))
+    elif standing is Standing.FALLBACK and fallback is not Fallback.NONE and view.primary.seen is not None:
+        chosen = next((node for node in view.fit if node in view.healthy), None)
+    if chosen is not None:
+        address = view.fresh[chosen].address
+        return Choice(address, Standing.STANDBY, Reason(Code.STANDBY, "standby"), Role.STANDBY)
+
+    why = f"no fit standby: {view.unfit_words}"
+    seen_primary = fallback is not Fallback.NONE and view.primary.seen is not None
+    if not view.asked_all or not (view.condemned or seen_primary):
+        return hold(view, Role.STANDBY, why)
+    if fallback is Fallback.NONE:
+        return Choice(FENCE, Standing.FENCED, Reason(Code.FENCED, why), Role.STANDBY, lacks=True)
+    return _fall_back(view, why)
+
+
+def _fall_back(view: GroupView, why: str) -> Choice:
+    """Lead a name that wishes for a standby to its primary, by the table for primaries."""
+    address = primary_address(view, Role.STANDBY) or FENCE
+    standing = Standing.FENCED if address == FENCE else Standing.FALLBACK
+    code = Code.FENCED if address == FENCE else Code.FALLBACK
+    reason = Reason(code, f"{why}; {view.primary.reason.text}")
+    return Choice(address, standing, reason, Role.STANDBY, lacks=True)
+
+
+def fall_back_together(views: list[GroupView], choices: dict[str, Choice]) -> None:
+    """``fallback: all``: while one group lacks a standby every name that follows goes to its primary.
+
+    Only where its primary is seen, or it is there already: a name is not taken from a working standby to nowhere.
+    """
+    following = [
+        view
+        for view in views
+        if view.group.route is Route.FOLLOW
+        and view.group.name in choices
+        and choices[view.group.name].wish is Role.STANDBY
+    ]
+    lacking = next((view.group.name for view in following if choices[view.group.name].lacks), None)
+    if lacking is None:
+        return
+    for view in following:
+        fallen = view.target is not None and view.target.standing is Standing.FALLBACK
+        held = fallen and view.primary.reason.code is Code.HELD
+        if not choices[view.group.name].lacks and (held or view.primary.seen is not None):
+            choices[view.group.name] = _fall_back(view, f"{lacking} has no fit standby")

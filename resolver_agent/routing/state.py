@@ -1,0 +1,117 @@
+"""What a decision says of one name, and what the next one has to remember of it: values only."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from resolver_agent.config.model import Node
+    from resolver_agent.routing.observation import Role
+    from resolver_agent.routing.view import GroupView
+
+FENCE = "255.255.255.255"
+"""The limited broadcast address: ``connect()`` refuses it in the kernel at once, without a packet."""
+
+
+class Code(enum.Enum):
+    """Why a name has its address; the machine's half of a reason."""
+
+    SELF = "self"  # R3: the local server's own group
+    STANDBY = "standby"  # a fit standby
+    PRIMARY = "primary"  # the one primary
+    LEADER = "leader"  # several primaries: the one with Patroni's leader lock
+    LAST_PRIMARY = "last_primary"  # several primaries: the last known one is among them
+    FALLBACK = "fallback"  # no fit standby: the primary, as configured
+    HELD = "held"  # nothing is known that would allow a change
+    FENCED = "fenced"  # R2, or no fit standby and fallback: none
+    UNKNOWN = "unknown"  # nothing was ever known: the name is left out
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a name leads where it does: a code for programs and the same in words."""
+
+    code: Code
+    text: str
+
+
+class Standing(enum.Enum):
+    """What the address in the block is; written there, and read back by the next run."""
+
+    SELF = "self"
+    STANDBY = "standby"
+    PRIMARY = "primary"
+    FALLBACK = "fallback"
+    FENCED = "fenced"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where a name leads, and what the block remembers of it.
+
+    ``wish`` is the role that the name wished for when this was decided. ``primary`` is the address of the group's last
+    known primary, and ``primary_lost`` reports that it has been seen in recovery since. ``since`` is when the address
+    last changed.
+    """
+
+    name: str
+    address: str
+    standing: Standing
+    wish: Role | None
+    primary: str | None = None
+    primary_lost: bool = False
+    reason: Reason = dataclasses.field(default=Reason(Code.HELD, "as found in the hosts file"), compare=False)
+    since: float = dataclasses.field(default=0.0, compare=False)
+
+    def __str__(self) -> str:
+        shown = "fenced" if self.address == FENCE else self.address
+        return f"{self.name} → {shown} ({self.reason.text})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Alert:
+    """Something held, fenced, refused or overdue (rule R8). ``key`` names the fault, ``text`` says it whole."""
+
+    key: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Fitness:
+    """Whether a node may serve reads, and its replay lag behind the group's primary.
+
+    ``fit_since`` is None while it is not fit, and ``why`` then says why. ``lagging`` latches between the limit and half
+    of it. The lags are None while nothing is known to measure against, ``lag_s`` also where no limit is set on it.
+    """
+
+    fit_since: float | None
+    why: str = ""
+    lagging: bool = False
+    lag_bytes: int | None = None
+    lag_s: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GroupState:
+    """One name's part of a decision, with what the next decision has to remember of it.
+
+    ``target`` is None while nothing was ever known. ``own`` is the local server's address in this group (R3).
+    ``primary`` is the last known primary's address, ``primary_lost`` that it has been seen in recovery since.
+    ``lsns`` is the history of the primary's LSN as (seen at, LSN), oldest first. ``foreign`` are the nodes
+    refused for a system identifier that is not the group's. ``view`` is what was decided from.
+    """
+
+    target: Target | None = None
+    reason: Reason = Reason(Code.UNKNOWN, "never seen")
+    own: str | None = None
+    primary: str | None = None
+    primary_lost: bool = False
+    system_id: int | None = None
+    foreign: frozenset[Node] = frozenset()
+    lsns: tuple[tuple[float, int], ...] = ()
+    fitness: Mapping[Node, Fitness] = dataclasses.field(default_factory=dict)
+    view: GroupView | None = dataclasses.field(default=None, compare=False, repr=False)

@@ -1,0 +1,175 @@
+"""One group as it is seen at one moment: who belongs to it, who is its primary, who may serve reads.
+
+Values in, values out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from resolver_agent.routing.observation import (
+    Kind,
+    NodeState,
+    Observation,
+    Observations,
+    PatroniWord,
+    Role,
+    asked_all,
+    describe,
+    nodes_at,
+)
+from resolver_agent.routing.state import Alert, Code, Fitness, GroupState, Reason, Standing, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from resolver_agent.config.model import Group, Node
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Primary:
+    """Where a name that wishes for the group's primary leads: FENCE, or None where nothing was ever known.
+
+    ``last`` is the last known primary's address, ``lost`` that it has been seen in recovery since.
+    """
+
+    address: str | None
+    reason: Reason
+    last: str | None
+    lost: bool
+    seen: Observation | None = None
+
+
+NEVER_ASKED = NodeState()
+NO_WORD = PatroniWord()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GroupView:
+    """One group as it is seen now.
+
+    ``fresh`` holds what counts of every node that answered, ``foreign`` the nodes whose system identifier is not the
+    group's. ``fit`` are the nodes that may serve reads in the configured order, ``healthy`` those of them that have
+    been fit for ``failback_delay``; ``pending_until`` is when the next one will be. ``split`` reports that there are
+    several primaries. ``leader`` holds the leader lock, by Patroni's word. ``before`` is what was decided before.
+    """
+
+    group: Group
+    word: PatroniWord
+    leader: Node | None
+    states: Mapping[Node, NodeState]
+    before: GroupState
+    fresh: Mapping[Node, Observation]
+    foreign: frozenset[Node]
+    system_id: int | None
+    primary: Primary
+    lsns: tuple[tuple[float, int], ...]
+    fitness: Mapping[Node, Fitness]
+    fit: tuple[Node, ...]
+    healthy: frozenset[Node]
+    own_seen: Observation | None
+    split: bool
+    alerts: tuple[Alert, ...]
+    pending_until: float
+
+    @property
+    def target(self) -> Target | None:
+        """Where the name has led so far."""
+        return self.before.target
+
+    @property
+    def own(self) -> str | None:
+        """The local server's address in this group, as far as it was recognised before."""
+        return self.before.own
+
+    @property
+    def unfit_words(self) -> str:
+        """Say why no node serves reads, node by node."""
+        return "; ".join(one.why or f"{node.host} has not been fit for long" for node, one in self.fitness.items())
+
+    @property
+    def condemned(self) -> bool:
+        """Whether something seen speaks against the present target; where that is no node's, against every node.
+
+        Silence does not (R1): a node that cannot be asked keeps its reads. A target that is no standby already is
+        not in doubt.
+        """
+        target = self.target
+        if target is not None and target.standing in (Standing.FENCED, Standing.FALLBACK):
+            return True
+        nodes = (self._at(target.address) if target is not None else ()) or self.group.nodes
+        return all(self.states[node].over or node in self.fresh for node in nodes)
+
+    def unasked(self, address: str) -> bool:
+        """Report whether nobody can say how the server at ``address`` is: it refuses us, or is yet to be asked."""
+        return any(
+            node not in self.fresh
+            and not self.states[node].over
+            and (latest is None or latest.kind is not Kind.UNREACHABLE)
+            for node in self._at(address)
+            for latest in [self.states[node].latest]
+        )
+
+    @property
+    def asked_all(self) -> bool:
+        """Whether every node was asked at least once."""
+        return asked_all(self.states)
+
+    def seen_in_recovery(self, address: str) -> bool:
+        """Report whether the server at ``address`` was last seen in recovery, however long ago."""
+        return any(self.states[node].last_role is Role.STANDBY for node in self._at(address))
+
+    def words_at(self, address: str) -> str:
+        """Say what is known of the server at ``address``."""
+        return "; ".join(describe(node, self.states[node], self.fresh.get(node)) for node in self._at(address))
+
+    def holds(
+        self, group: Group, observations: Observations, before: GroupState, *, now: float, max_age_s: float
+    ) -> bool:
+        """Report whether looking again would show nothing but later times and LSNs, and those matter to nobody."""
+        times_matter = self.own is not None or group.max_lag_bytes is not None or group.max_lag_s is not None
+        return (
+            group is self.group
+            and before == self.before
+            and now < self.pending_until
+            and observations.patroni.get(group.name, NO_WORD) is self.word
+            and find_own(self.states, observations) is self.own_seen
+            and all(
+                (state is seen or (not times_matter and state.news == seen.news))
+                and (seen.fresh(now=now, max_age_s=max_age_s) is not None) is (node in self.fresh)
+                for node, state in self.states.items()
+                for seen in [observations.nodes.get(node, NEVER_ASKED)]
+            )
+        )
+
+    def _at(self, address: str) -> tuple[Node, ...]:
+        return nodes_at(address, self.group, self.states)
+
+
+def find_own(states: Mapping[Node, NodeState], observations: Observations) -> Observation | None:
+    """Return what was seen of the node that is the local server, if one is."""
+    local = observations.local.role_seen
+    if local is None or local.identity is None:
+        return None
+    found = (state.role_seen for state in states.values())
+    return next((seen for seen in found if seen is not None and seen.identity == local.identity), None)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Choice:
+    """Where a name should lead. ``address`` None leaves it as it is; ``lacks`` reports that no standby is fit."""
+
+    address: str | None
+    standing: Standing
+    reason: Reason
+    wish: Role
+    lacks: bool = False
+
+
+def hold(view: GroupView, wish: Role, why: str) -> Choice:
+    """R1: what is not known is held; where there is nothing to hold, the name is left out."""
+    if view.target is None:
+        return Choice(None, Standing.FENCED, Reason(Code.UNKNOWN, why), wish)
+    held = view.target
+    return Choice(held.address, held.standing, Reason(Code.HELD, f"held; {why}"), wish)

@@ -1,0 +1,514 @@
+"""Flush on real servers: what is set, as the role that systemd/role.sql makes, and who notices."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+import yaml
+
+from resolver_agent.citus import session as citus_session
+from resolver_agent.citus.flush import Flushed, FlushError, Override, flush, keep, recall, reset
+from resolver_agent.config.load import load
+from resolver_agent.demo.postgres import Site
+from tests.integration.conftest import GONE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from typing_extensions import Self
+
+    from resolver_agent.config.model import Config
+    from resolver_agent.demo.postgres import Postgres
+    from tests.integration.support.citus_cluster import CitusCluster
+    from tests.integration.support.machine import Machine
+
+ROLE_SQL = (Path(__file__).parents[3] / "systemd" / "role.sql").read_text(encoding="utf-8")
+
+# Any parameter of this kind is kept by a server that knows nothing of it.
+CONF = """
+citus.node_conninfo = 'sslmode=prefer'
+citus.shard_count = 32
+log_line_prefix = '%u '
+log_statement = all
+"""
+IN_FILE = Override("sslmode=prefer")
+
+ALTERED = """
+    SELECT setting FROM pg_file_settings
+    WHERE name = 'citus.node_conninfo' AND sourcefile LIKE '%/postgresql.auto.conf'
+"""
+
+# Dies of itself before its n-th call of execute().
+CHILD = """
+import os, signal, sys
+import psycopg
+from resolver_agent.citus import flush
+from resolver_agent.config.load import load
+
+class Mortal(psycopg.Connection):
+    left = int(sys.argv[2])
+
+    def execute(self, *args, **kwargs):
+        Mortal.left -= 1
+        if not Mortal.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().execute(*args, **kwargs)
+
+psycopg.connect = Mortal.connect
+flush.flush(load(sys.argv[1]))
+"""
+STEPS = {"before the value is set": 2, "before the reload": 3, "before it is confirmed": 4}
+
+FAULTS = {
+    "a line that is none": ("nonsense", r"postgresql\.conf line \d+: syntax error"),
+    "an unknown parameter": ("nonsense = 1", r"postgresql\.conf line \d+: nonsense: unrecognized"),
+    "a file that is not there": ("include 'nowhere.conf'", r'could not open file ".*nowhere\.conf"'),
+}
+
+PRIMARIES, STANDBYS = {"wk1-1", "wk2-1"}, {"wk1-2", "wk2-2"}
+
+MEND = "run systemd/role.sql "
+ROBBED = {
+    "ALTER SYSTEM": (
+        "REVOKE ALTER SYSTEM ON PARAMETER citus.node_conninfo FROM resolver_agent",
+        f'permission denied to set parameter "citus.node_conninfo": {MEND}',
+    ),
+    "pg_reload_conf()": (
+        "REVOKE EXECUTE ON FUNCTION pg_reload_conf() FROM resolver_agent",
+        f"permission denied for function pg_reload_conf: {MEND}",
+    ),
+    "our function": (
+        "REVOKE EXECUTE ON FUNCTION resolver_agent.node_conninfo() FROM resolver_agent",
+        f"permission denied for function node_conninfo: {MEND}",
+    ),
+    "our schema": ("REVOKE USAGE ON SCHEMA resolver_agent FROM resolver_agent", f"resolver_agent.*: {MEND}"),
+    "all of it": (
+        "DROP SCHEMA resolver_agent CASCADE",
+        rf"resolver_agent\.node_conninfo\(\) does not exist in database postgres: {MEND}",
+    ),
+    "a superuser as owner": (
+        "ALTER FUNCTION resolver_agent.node_conninfo() OWNER TO resolver_agent",
+        rf"resolver_agent\.node_conninfo\(\) does not belong to a superuser in database postgres: {MEND}",
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=["system", "embedded"])
+def either_site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """A place for servers of the system's PostgreSQL, and one for those of the embedded one."""
+    with Site(postgres=request.param) as site:
+        site.primary("a", "127.0.61.1", config=CONF)
+        yield site
+
+
+@pytest.fixture
+def server(either_site: Site) -> Iterator[Postgres]:
+    """A server, configured as it was made, with the role as in role.sql."""
+    server = either_site.servers["a"]
+    server.run_sql(ROLE_SQL)
+    conf = (server.data / "postgresql.conf").read_text()
+    yield server
+    (server.data / "postgresql.conf").write_text(conf)
+    set_and_load(server, "ALTER SYSTEM RESET ALL", "sslmode=prefer")
+
+
+@pytest.fixture
+def make_standby(either_site: Site, server: Postgres) -> Callable[[], Postgres]:
+    """Make a standby by copying the server, with the configuration that this has by then."""
+
+    def make() -> Postgres:
+        if "b" not in either_site.servers:
+            return either_site.standby("b", "127.0.61.2", of=server)
+        either_site.rejoin(either_site.servers["b"], of=server)
+        return either_site.servers["b"]
+
+    return make
+
+
+@pytest.fixture
+def settings(server: Postgres, tmp_path: Path) -> Config:
+    """An agent's configuration beside the primary."""
+    return configure(server, tmp_path)
+
+
+def configure(server: Postgres, folder: Path) -> Config:
+    """Write the configuration of an agent beside a server, and load it."""
+    path = folder / "resolver-agent.yml"
+    names = {"wk1": {"nodes": [server.address]}}
+    local = {"host": str(server.socket_dir)}
+    path.write_text(yaml.safe_dump({"fallback": "none", "names": names, "local": local, "port": server.port}))
+    return load(str(path))
+
+
+def loaded(server: Postgres) -> str:
+    """Return the value that a fresh session has."""
+    return str(server.run_sql("SELECT current_setting('citus.node_conninfo')")[0][0])
+
+
+def altered(server: Postgres) -> str | None:
+    """Return the value in postgresql.auto.conf."""
+    found = server.run_sql(ALTERED)
+    return str(found[0][0]) if found else None
+
+
+def set_and_load(server: Postgres, query: str, value: str) -> None:
+    """Do what an administrator does: change the value, reload, and see it in force."""
+    server.run_sql(query)
+    server.reload()
+    server.wait_until("SELECT current_setting('citus.node_conninfo') = %s", [value])
+
+
+def edit(server: Postgres, old: str, new: str) -> None:
+    """Change postgresql.conf as Patroni does, and reload."""
+    path = server.data / "postgresql.conf"
+    path.write_text(path.read_text().replace(old, new))
+    server.reload()
+
+
+def test_what_is_said_to_the_server(server: Postgres, settings: Config) -> None:
+    """One value is set, the files are loaded, and a fresh session confirms; nothing else is changed."""
+    start = server.log.stat().st_size
+    assert flush(settings) == Flushed("sslmode=prefer")
+    with server.log.open() as log:
+        log.seek(start)
+        said = re.findall(r"^resolver_agent LOG:  (?:statement|execute [^:]*): (.*)$", log.read(), re.MULTILINE)
+    ask = "SELECT * FROM resolver_agent.node_conninfo()"
+    assert said[1:4] == [ask, f"ALTER SYSTEM SET citus.node_conninfo = '{loaded(server)}'", "SELECT pg_reload_conf()"]
+    assert set(said[4:]) == {said[0], ask}
+    assert said[-1] == ask
+
+
+def test_each_flush_is_another(server: Postgres, settings: Config) -> None:
+    """Every flush changes what sessions see, and leaves it so."""
+    values = [loaded(server)]
+    for _ in range(5):
+        assert flush(settings) == Flushed("sslmode=prefer")
+        values.append(loaded(server))
+        assert altered(server) == loaded(server)
+    assert len(set(values)) == 6
+    assert {recall(value) for value in values[1:]} == {IN_FILE}
+    assert keep(settings) is None
+
+
+def test_a_standby_flushes_for_itself(server: Postgres, make_standby: Callable[[], Postgres], tmp_path: Path) -> None:
+    """A standby is flushed by itself, without a word to the primary."""
+    standby = make_standby()
+    beside = configure(standby, tmp_path)
+    assert flush(beside) == Flushed("sslmode=prefer")
+    assert recall(loaded(standby)) == IN_FILE
+    assert loaded(server) == "sslmode=prefer"
+    reset(beside)
+    assert loaded(standby) == "sslmode=prefer"
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_killed_in_the_middle(server: Postgres, settings: Config, step: int) -> None:
+    """Wherever a flush is killed, the next look ends it, and the next flush is another."""
+    child = subprocess.run([sys.executable, "-c", CHILD, settings.path, str(step)], check=False, timeout=30)
+    assert child.returncode == -signal.SIGKILL
+    left = altered(server)
+    keep(settings)
+    assert loaded(server) == (altered(server) or "sslmode=prefer")
+    assert flush(settings) == Flushed("sslmode=prefer")
+    assert loaded(server) not in ("sslmode=prefer", left)
+    reset(settings)
+    assert (loaded(server), altered(server)) == ("sslmode=prefer", None)
+
+
+def test_a_half_done_flush_is_ended(server: Postgres, settings: Config) -> None:
+    """A value that was set but never loaded is not taken for a flush."""
+    server.run_sql(f"ALTER SYSTEM SET citus.node_conninfo = '{IN_FILE.stamped(5)}'")
+    assert keep(settings) == Flushed("sslmode=prefer")
+    assert loaded(server) == altered(server) != IN_FILE.stamped(5)
+
+
+def test_an_older_file_comes_back(server: Postgres, settings: Config) -> None:
+    """After pg_rewind or a restore from a copy, a flush still sets what no session has seen."""
+    auto_conf = server.data / "postgresql.auto.conf"
+    flush(settings)
+    older, first = auto_conf.read_bytes(), loaded(server)
+    flush(settings)
+    second = loaded(server)
+    auto_conf.write_bytes(older)
+    assert flush(settings) == Flushed("sslmode=prefer")
+    assert loaded(server) not in (first, second)
+
+
+@pytest.mark.parametrize("override", [IN_FILE, Override("sslmode=allow", kept=True)], ids=["followed", "kept"])
+def test_a_clone_goes_on_from_the_copy(
+    server: Postgres, make_standby: Callable[[], Postgres], tmp_path: Path, override: Override
+) -> None:
+    """A new standby has the primary's postgresql.auto.conf, and reads there whose text it is."""
+    copied = override.stamped(5)
+    set_and_load(server, f"ALTER SYSTEM SET citus.node_conninfo = '{copied}'", copied)
+    standby = make_standby()
+    beside = configure(standby, tmp_path)
+    assert keep(beside) is None
+    assert flush(beside) == Flushed(override.base)
+    assert recall(loaded(standby)) == override
+    assert loaded(standby) != copied
+    reset(beside)
+    assert (loaded(standby), altered(standby)) == (override.base, override.base if override.kept else None)
+
+
+def test_an_administrators_own_setting_is_kept(server: Postgres, settings: Config) -> None:
+    """What was set by ALTER SYSTEM before stays in force, whatever the files say, and is put back in the end."""
+    set_and_load(server, "ALTER SYSTEM SET citus.node_conninfo = 'sslmode=allow'", "sslmode=allow")
+    assert keep(settings) is None
+    assert flush(settings) == Flushed("sslmode=allow")
+    edit(server, "'sslmode=prefer'", "'sslmode=disable'")
+    assert keep(settings) is None
+    assert flush(settings) == Flushed("sslmode=allow")
+    assert recall(loaded(server)) == Override("sslmode=allow", kept=True)
+    reset(settings)
+    assert loaded(server) == altered(server) == "sslmode=allow"
+
+
+def test_an_administrator_sets_something_later(server: Postgres, settings: Config) -> None:
+    """An ALTER SYSTEM over ours is in force at once, is left alone, and is kept by the next flush; so is its end."""
+    flush(settings)
+    set_and_load(server, "ALTER SYSTEM SET citus.node_conninfo = 'sslmode=allow'", "sslmode=allow")
+    assert keep(settings) is None
+    reset(settings)
+    assert loaded(server) == "sslmode=allow"
+    assert flush(settings) == Flushed("sslmode=allow")
+    set_and_load(server, "ALTER SYSTEM RESET citus.node_conninfo", "sslmode=prefer")
+    assert keep(settings) is None
+    assert flush(settings) == Flushed("sslmode=prefer")
+
+
+def test_a_change_of_the_file_comes_through(server: Postgres, settings: Config) -> None:
+    """What Patroni writes is in force at the next look, below ours and without it."""
+    flush(settings)
+    edit(server, "'sslmode=prefer'", "'sslmode=disable'")
+    assert keep(settings) == Flushed("sslmode=disable")
+    assert recall(loaded(server)) == Override("sslmode=disable")
+    assert keep(settings) is None
+    edit(server, "citus.node_conninfo", "Citus.Node_ConnInfo")
+    assert keep(settings) is None
+    reset(settings)
+    assert (loaded(server), altered(server)) == ("sslmode=disable", None)
+
+
+def test_a_value_that_is_gone_from_the_file_stands(server: Postgres, settings: Config) -> None:
+    """Patroni may lose it; so it stands, and that is said, until it is back or the administrator gives it up."""
+    flush(settings)
+    edit(server, "citus.node_conninfo", "another.parameter")
+    found = keep(settings)
+    assert found is not None
+    assert (found.base, found.done) == ("sslmode=prefer", False)
+    assert "`patronictl reload`" in (found.warning or "")
+    assert keep(settings) == found
+    assert flush(settings) == Flushed("sslmode=prefer", warning=found.warning)
+    edit(server, "another.parameter", "citus.node_conninfo")
+    assert keep(settings) is None
+
+    edit(server, "citus.node_conninfo", "another.parameter")
+    server.run_sql("ALTER SYSTEM RESET citus.node_conninfo")
+    server.run_sql("SELECT pg_reload_conf()")
+    assert keep(settings) is None
+    assert flush(settings) == Flushed("")
+
+
+def test_reset_takes_nothing_of_others_away(server: Postgres, settings: Config) -> None:
+    """Where there is nothing of ours, nothing is changed."""
+    server.run_sql("ALTER SYSTEM SET citus.node_conninfo = 'sslmode=allow'")
+    reset(settings)
+    assert altered(server) == "sslmode=allow"
+    assert loaded(server) == "sslmode=prefer"
+
+
+@pytest.mark.parametrize(("line", "message"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("do", [flush, keep, reset])
+def test_an_error_in_a_file(
+    server: Postgres, settings: Config, do: Callable[[Config], object], line: str, message: str
+) -> None:
+    """PostgreSQL loads nothing then, so nothing is set; the error is named with its place, until it is mended."""
+    set_and_load(server, "ALTER SYSTEM SET citus.node_conninfo = 'sslmode=allow'", "sslmode=allow")
+    flush(settings)
+    before = (server.data / "postgresql.auto.conf").read_bytes()
+    edit(server, CONF, f"{CONF}{line}\n")
+    with pytest.raises(FlushError, match=message):
+        do(settings)
+    assert (server.data / "postgresql.auto.conf").read_bytes() == before
+    edit(server, f"{CONF}{line}\n", CONF)
+    assert flush(settings) == Flushed("sslmode=allow")
+
+
+def test_a_setting_that_needs_a_restart_is_no_error(server: Postgres, settings: Config) -> None:
+    """PostgreSQL then loads the rest, so the flush goes on."""
+    edit(server, CONF, f"{CONF}max_connections = 55\n")
+    assert flush(settings) == Flushed("sslmode=prefer")
+    assert recall(loaded(server)) == IN_FILE
+
+
+@pytest.mark.parametrize(("query", "message"), ROBBED.values(), ids=ROBBED)
+def test_a_privilege_is_missing(server: Postgres, settings: Config, query: str, message: str) -> None:
+    """Each privilege of role.sql is needed, what is missing is named, and running role.sql again mends it."""
+    server.run_sql(query)
+    with pytest.raises(FlushError, match=message):
+        flush(settings)
+    server.run_sql(ROLE_SQL)
+    assert flush(settings) == Flushed("sslmode=prefer")
+
+
+@pytest.mark.parametrize("either_site", ["embedded"], indirect=True)
+def test_alter_system_is_not_allowed(server: Postgres, settings: Config) -> None:
+    """A parameter of PostgreSQL 17 forbids it to everybody."""
+    edit(server, CONF, f"{CONF}allow_alter_system = off\n")
+    server.wait_until("SELECT NOT current_setting('allow_alter_system')::bool")
+    with pytest.raises(FlushError, match="allow_alter_system = on"):
+        flush(settings)
+    edit(server, f"{CONF}allow_alter_system = off\n", CONF)
+    server.wait_until("SELECT current_setting('allow_alter_system')::bool")
+
+
+def test_a_server_without_citus(either_site: Site, tmp_path: Path) -> None:
+    """There is nothing to flush, with and without our functions, and nothing is written."""
+    server = either_site.primary("plain", "127.0.61.3")
+    server.run_sql("CREATE ROLE resolver_agent LOGIN")
+    settings = configure(server, tmp_path)
+    for _ in range(2):
+        assert (flush(settings), keep(settings)) == (None, None)
+        reset(settings)
+        assert altered(server) is None
+        server.run_sql(ROLE_SQL)
+    server.kill()
+    with pytest.raises(FlushError, match="Connection refused"):
+        flush(settings)
+
+
+def test_a_server_that_hangs(server: Postgres, settings: Config) -> None:
+    """A call ends, also when the server stops to answer before or within a session."""
+    with (
+        pytest.raises(psycopg.OperationalError, match=r"^no answer within 0\.1 s$"),
+        citus_session.connect(settings, limit_s=0.1) as session,
+    ):
+        session.execute("SELECT pg_sleep(60)")
+    server.pause()
+    try:
+        with pytest.raises(FlushError, match="timeout expired"):
+            flush(settings)
+    finally:
+        server.resume()
+
+
+class Reader(threading.Thread):
+    """A session that reads all the time, and notes who served each statement and when that began. A context manager."""
+
+    def __init__(self, citus: CitusCluster, machine: Machine) -> None:
+        super().__init__()
+        self.reads: list[tuple[float, set[str]]] = []
+        self._citus = citus
+        self._session = citus.connect(machine)
+        self._read = threading.Condition()
+        self._ends = False
+
+    def __enter__(self) -> Self:
+        self.start()
+        self.wait_for_reads(2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends = True
+        self.join()
+
+    def run(self) -> None:
+        """Read until told to end."""
+        while not self._ends:
+            begun = time.monotonic()
+            served = self._citus.serving(self._session)
+            with self._read:
+                self.reads.append((begun, served))
+                self._read.notify_all()
+
+    def wait_for_reads(self, number: int) -> None:
+        """Wait until there are so many more."""
+        with self._read:
+            wanted = len(self.reads) + number
+            assert self._read.wait_for(lambda: len(self.reads) >= wanted, timeout=10)
+
+
+def lead(citus: CitusCluster, machine: Machine, *, to: set[str]) -> None:
+    """Lead the names on a machine to these servers of the workers."""
+    machine.lead({name: citus.machines[server].address for server in to for name in [server.partition("-")[0]]})
+
+
+def test_every_session_connects_anew(citus: CitusCluster) -> None:
+    """Whatever a session does, its first command after a flush goes where the names lead now; none is disconnected."""
+    cn1 = citus.machines["cn-1"]
+    settings = load(str(citus.configure(cn1)))
+    idle, working = citus.connect(cn1), citus.connect(cn1)
+    assert citus.serving(idle) == PRIMARIES
+    working.execute("BEGIN")
+    working.execute("UPDATE accounts SET balance = balance + 1")
+    with Reader(citus, cn1) as busy:
+        lead(citus, cn1, to=STANDBYS)
+        assert flush(settings) == Flushed("sslmode=prefer")
+        flushed_at = time.monotonic()
+        busy.wait_for_reads(10)
+    assert busy.reads[0][1] == PRIMARIES
+    assert {tuple(sorted(who)) for begun, who in busy.reads if begun > flushed_at} == {tuple(sorted(STANDBYS))}
+
+    time.sleep(5)  # being idle is what is tested
+    assert citus.serving(idle) == STANDBYS
+    assert working.execute("SELECT sum(balance) FROM accounts").fetchall() == [(400 * 101,)]
+    working.execute("COMMIT")
+    assert citus.serving(working) == STANDBYS
+
+
+def test_two_flushes_while_a_session_idles(citus: CitusCluster) -> None:
+    """A session that sees none of two changes, and is led back to where it was, still connects anew."""
+    cn1 = citus.machines["cn-1"]
+    settings = load(str(citus.configure(cn1)))
+    idle = citus.connect(cn1)
+    assert citus.serving(idle) == PRIMARIES
+    before = citus.sessions_of(idle)
+    for servers in (STANDBYS, PRIMARIES):
+        lead(citus, cn1, to=servers)
+        assert flush(settings) == Flushed("sslmode=prefer")
+    assert citus.serving(idle) == PRIMARIES
+    assert set(before) == PRIMARIES
+    for worker, pids in before.items():
+        citus.machines[worker].server.wait_until(GONE, [pids])
+    assert set(citus.sessions_of(idle)) == PRIMARIES
+
+
+def test_the_real_parameter_on_a_standby(citus: CitusCluster) -> None:
+    """Citus takes our values, on a standby too, and not only ours; what it refuses and what is above ours is named."""
+    cn2 = citus.machines["cn-2"]
+    settings = load(str(citus.configure(cn2)))
+    session = citus.connect(cn2)
+    assert citus.serving(session) == STANDBYS
+    lead(citus, cn2, to=PRIMARIES)
+    assert flush(settings) == Flushed("sslmode=prefer")
+    assert citus.serving(session) == PRIMARIES
+
+    with citus_session.connect(settings, limit_s=5) as ours, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        ours.execute("SHOW citus.node_conninfo")
+
+    [(boot,)] = cn2.server.run_sql("SELECT boot_val FROM pg_settings WHERE name = 'citus.node_conninfo'")
+    edit(cn2.server, "citus.node_conninfo =", "another.parameter =")
+    cn2.server.run_sql("ALTER SYSTEM RESET citus.node_conninfo")
+    assert flush(settings) == Flushed(boot)
+    edit(cn2.server, "another.parameter = 'sslmode=prefer'", "citus.node_conninfo = 'password=secret'")
+    with pytest.raises(FlushError, match=r'invalid value for parameter "citus\.node_conninfo"'):
+        keep(settings)
+    edit(cn2.server, "password=secret", "sslmode=prefer")
+    reset(settings)
+    assert (loaded(cn2.server), altered(cn2.server)) == ("sslmode=prefer", None)
+
+    cn2.server.stop()
+    above = {"citus.node_conninfo": "sslmode=prefer"}
+    cn2.server.start(**above)  # type: ignore[arg-type]  # `wait` is not among them
+    with pytest.raises(FlushError, match="command line"):
+        flush(settings)

@@ -1,0 +1,178 @@
+"""Agents beside real Citus: who serves the reads of a coordinator standby, and what recovery does when things change.
+
+What Patroni decides is in test_citus_patroni, and recovery alone in test_recovery_citus.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING
+
+from resolver_agent.routing.state import FENCE
+from tests.integration.support.cluster import at_once
+from tests.integration.support.machine import replace
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from tests.integration.support.citus_cluster import CitusCluster
+    from tests.integration.support.machine import Machine
+
+CHARGE = "UPDATE accounts SET balance = balance + 1"
+SUM = "SELECT sum(balance) FROM accounts"
+RECORDS = "SELECT nodename, count(*) FROM pg_dist_transaction JOIN pg_dist_node USING (groupid) GROUP BY nodename"
+ON_WK1 = """
+SELECT min(id) FROM generate_series(1, 400) AS id
+  JOIN pg_dist_placement ON shardid = get_shard_id_for_distribution_column('accounts', id)
+  JOIN pg_dist_node USING (groupid) WHERE nodename = 'wk1'
+"""
+HOLD = "LOCK pg_dist_transaction IN EXCLUSIVE MODE"
+IS_HELD = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = %s"
+
+READS: dict[str, list[tuple[object, ...]]] = {
+    "SELECT count(*), sum(balance) FROM accounts": [(400, 40_000)],
+    "SELECT balance, region FROM accounts WHERE id = 42": [(100, 2)],
+    """
+    SELECT name, count(*) FROM accounts JOIN regions ON region = regions.id GROUP BY name ORDER BY name
+    """: [("region 0", 100), ("region 1", 100), ("region 2", 100), ("region 3", 100)],
+    # repartition joins: the workers fetch from each other
+    "SELECT count(*), sum(amount) FROM orders JOIN accounts ON account = accounts.id": [(800, 320_400)],
+    """
+    SELECT name, sum(amount) FROM orders JOIN accounts ON account = accounts.id JOIN regions ON region = regions.id
+     GROUP BY name ORDER BY name
+    """: [("region 0", 80_200), ("region 1", 80_400), ("region 2", 79_800), ("region 3", 80_000)],
+    # intermediate results: sent to the workers, or read on the coordinator, which has a copy of each reference table
+    """
+    WITH few AS MATERIALIZED (SELECT * FROM accounts ORDER BY id LIMIT 50)
+    SELECT count(*), sum(amount) FROM few JOIN orders ON account = few.id
+    """: [(100, 23_250)],
+    """
+    WITH few AS MATERIALIZED (SELECT * FROM accounts ORDER BY id LIMIT 50)
+    SELECT count(*), min(name) FROM few JOIN regions ON region = regions.id
+    """: [(50, "region 0")],
+    """
+    WITH few AS MATERIALIZED (
+        SELECT amount, region FROM orders JOIN accounts ON account = accounts.id ORDER BY amount DESC LIMIT 50
+    )
+    SELECT count(*), sum(amount) FROM few JOIN regions ON region = regions.id
+    """: [(50, 38_775)],
+}
+
+
+def statements(citus: CitusCluster, session: psycopg.Connection) -> dict[str, list[str]]:
+    """Return what each machine was told on behalf of a session, by any other."""
+    on_behalf = re.compile(rf"citus_internal gpid=\d+{session.info.backend_pid:010}: LOG:  statement: (.*)")
+    found = {name: on_behalf.findall(machine.server.log.read_text()) for name, machine in citus.machines.items()}
+    return {name: told for name, told in found.items() if told}
+
+
+def test_reads_on_a_standby_are_served_by_standbys(citus: CitusCluster) -> None:
+    """Every kind of join has the results that it has on the primary, over names that the agents alone have led."""
+    for machine in citus.machines.values():
+        machine.lead({})
+        machine.server.set(log_statement="all")
+    at_once(citus.start_agent, citus.machines.values())
+    for number in (0, 1):
+        names = {name: addresses[number] for name, addresses in citus.addresses.items()}
+        for pair in citus.groups.values():
+            pair[number].wait_for_names(names, timeout_s=30)
+            pair[number].server.wait_until("SELECT current_setting('log_statement') = 'all'")
+    for number, machine in enumerate(citus.groups["cn"]):
+        session = citus.connect(machine)
+        session.execute("SET citus.enable_repartition_joins = on")
+        assert {query: session.execute(query).fetchall() for query in READS} == READS
+        told = statements(citus, session)
+        workers = {citus.groups[group][number].name for group in ("wk1", "wk2")}
+        assert told.keys() == {machine.name} | workers
+        assert all(any('COPY "repartition_' in one for one in told[worker]) for worker in workers)
+
+
+def leave_in_doubt(citus: CitusCluster) -> dict[str, int]:
+    """Have a charge in doubt: on the first coordinator, which has crashed and is back. No other records are left.
+
+    Return the number of its records of each worker.
+    """
+    cn1 = citus.machines["cn-1"]
+    citus.run_sql(cn1, "SELECT recover_prepared_transactions()")
+    citus.commit_in_doubt(cn1, CHARGE)
+    cn1.kill()
+    cn1.server.start()
+    in_doubt = records(citus)
+    assert in_doubt == {name: len(citus.prepared(citus.machines[f"{name}-1"])) for name in ("wk1", "wk2")}
+    return in_doubt
+
+
+def records(citus: CitusCluster) -> dict[str, int]:
+    """Return how many commit records of each worker the first coordinator has."""
+    return dict(citus.run_sql(citus.machines["cn-1"], RECORDS))
+
+
+def wait_for_recovery(citus: CitusCluster) -> None:
+    """Wait until no commit record is left, and expect the charge to be there."""
+    deadline = time.monotonic() + 90
+    while left := records(citus):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+    assert citus.run_sql(citus.machines["cn-1"], SUM) == [(40_400,)]
+
+
+def demote(machine: Machine) -> None:
+    """Crash a machine's server, and start it as a standby."""
+    machine.server.kill()
+    (machine.server.data / "standby.signal").touch()
+    machine.server.start()
+
+
+def test_a_foreign_line_makes_recovery_forget_nothing(citus: CitusCluster) -> None:
+    """Somebody's own line leads Citus to a standby; once it is gone the agent sees the transaction through."""
+    cn1, wk1, standby = (citus.machines[name] for name in ("cn-1", "wk1-1", "wk1-2"))
+    in_doubt = leave_in_doubt(citus)
+    line = f"{standby.address}\twk1\n"
+    replace(cn1.hosts_file, line + cn1.hosts_file.read_text())
+    agent = citus.start_agent(cn1)
+    fault = "2PC recovery in database app: rolled back: "
+    agent.wait_for_line(f"alert: {fault}wk1:{citus.site.port} led to a standby", timeout_s=30)
+    agent.wait_for_line("alert: .* line 1 also names wk1, and lookups return both addresses")
+    assert records(citus) == in_doubt
+    assert len(citus.prepared(wk1)) == in_doubt["wk1"]
+    replace(cn1.hosts_file, cn1.hosts_file.read_text().removeprefix(line))
+    agent.wait_for_line(f"over: {fault}", timeout_s=60)
+    wait_for_recovery(citus)
+
+
+def test_a_worker_is_demoted_during_recovery(citus: CitusCluster) -> None:
+    """What became of its transactions is not known then, so their records stay, and are for its successor."""
+    cn1, wk1, successor = (citus.machines[name] for name in ("cn-1", "wk1-1", "wk1-2"))
+    in_doubt = leave_in_doubt(citus)
+    [(relation,)] = citus.run_sql(cn1, "SELECT 'pg_dist_transaction'::regclass::oid")
+    holder = citus.connect(cn1)
+    holder.execute("BEGIN")
+    holder.execute(HOLD)
+    agent = citus.start_agent(cn1)
+    cn1.server.wait_until(IS_HELD, [relation])
+    demote(wk1)
+    holder.execute("ROLLBACK")
+    agent.wait_for_line("alert: 2PC recovery in database app: |2PC recovery in database app begins anew", timeout_s=30)
+    assert records(citus) == in_doubt
+    successor.server.promote()
+    wait_for_recovery(citus)
+    assert citus.prepared(successor) == []
+
+
+def test_recovery_goes_on_while_a_group_is_fenced(citus: CitusCluster) -> None:
+    """One worker's part of a transaction is committed; the other's, whose group has no primary, waits for one."""
+    cn1, wk1, wk2, successor = (citus.machines[name] for name in ("cn-1", "wk1-1", "wk2-1", "wk2-2"))
+    in_doubt = leave_in_doubt(citus)
+    demote(wk2)
+    agent = citus.start_agent(cn1)
+    agent.wait_for_line(rf"app: {in_doubt['wk1']} prepared .*; waits for wk2:{citus.site.port}", timeout_s=30)
+    assert cn1.names["wk2"] == FENCE
+    assert records(citus) == {"wk2": in_doubt["wk2"]}
+    assert citus.prepared(wk1) == []
+    [(account,)] = citus.run_sql(cn1, ON_WK1)
+    assert citus.run_sql(cn1, "SELECT balance FROM accounts WHERE id = %s", [account]) == [(101,)]
+    successor.server.promote()
+    cn1.wait_for_names({"wk2": successor.address})
+    citus.start_agent(cn1)  # which recovers now, not within a minute
+    wait_for_recovery(citus)

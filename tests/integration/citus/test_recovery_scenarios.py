@@ -1,0 +1,211 @@
+"""Recovery and clean-up with real Citus: what is in doubt is resolved, and nothing is forgotten on a standby (R6)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from resolver_agent.citus.recovery import Recovered, recover, recover_all
+from resolver_agent.config.load import load
+from resolver_agent.routing.state import FENCE
+from tests.integration.support.cluster import DATABASE
+from tests.integration.support.machine import CHECKOUT, Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from psycopg.abc import QueryNoTemplate as Query
+
+    from tests.integration.support.citus_cluster import CitusCluster
+
+CHARGE = "UPDATE accounts SET balance = balance + 1"
+SUM = "SELECT sum(balance) FROM accounts"
+RECORDS = "SELECT groupid FROM pg_dist_transaction"
+SLOT = "citus_shard_move_slot_1_2_3"
+ORPHAN = """
+INSERT INTO pg_dist_cleanup SELECT nextval('pg_dist_cleanup_recordid_seq'), 7, 3, %s, groupid, 1
+  FROM pg_dist_node WHERE nodename = 'wk1'
+"""
+ORPHANS = "SELECT object_name FROM pg_dist_cleanup"
+SLOTS = "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'logical'"
+
+
+def lead(citus: CitusCluster, **names: str) -> None:
+    """Lead the names on the first coordinator's machine to primaries, or where ``names`` says."""
+    to = {name: pair[0].address for name, pair in citus.groups.items()}
+    citus.machines["cn-1"].lead(to | names)
+
+
+def leave_in_doubt(citus: CitusCluster, machine: Machine, statement: Query = CHARGE) -> None:
+    """Commit a transaction on a machine that crashes before it has told the other nodes, and let it come back.
+
+    No commit records but those of this transaction are left.
+    """
+    assert run(citus, machine=machine.name).records == 0
+    citus.commit_in_doubt(machine, statement)
+    machine.kill()
+    machine.server.start()
+
+
+def run(citus: CitusCluster, *moments: Callable[[], str | None], machine: str = "cn-1") -> Recovered:
+    """Make a pass on a machine. ``moments`` happen when consent is asked: before recovery, its COMMIT, and clean-up."""
+    due = list(moments)
+    settings = load(str(citus.configure(citus.machines[machine])))
+    return recover(settings, DATABASE, still=lambda: due.pop(0)() if due else None)
+
+
+def demote(machine: Machine) -> None:
+    """Restart a machine's server as a standby."""
+    machine.server.stop("immediate")
+    (machine.server.data / "standby.signal").touch()
+    machine.server.start()
+
+
+def records(citus: CitusCluster, machine: str = "cn-1") -> set[int]:
+    """Return the worker groups of the commit records that a machine has."""
+    return {group for (group,) in citus.run_sql(citus.machines[machine], RECORDS)}
+
+
+def prepared(citus: CitusCluster) -> dict[str, int]:
+    """Return how many transactions are prepared on each of the workers where there are any."""
+    found = {name: len(citus.prepared(citus.machines[name])) for name in ("wk1-1", "wk2-1")}
+    return {name: number for name, number in found.items() if number}
+
+
+def test_a_transaction_in_doubt(citus: CitusCluster) -> None:
+    """It is left alone while it is under way. Later the workers commit it if it has commit records, else roll back."""
+    cn1 = citus.machines["cn-1"]
+    run(citus)
+    citus.commit_in_doubt(cn1, CHARGE)
+    in_doubt = prepared(citus)
+    assert set(in_doubt) == {"wk1-1", "wk2-1"}
+    assert run(citus) == Recovered(database=DATABASE, records=0)
+    assert prepared(citus) == in_doubt
+    cn1.kill()
+    cn1.server.start()
+    assert run(citus) == Recovered(database=DATABASE, recovered=sum(in_doubt.values()), records=0)
+    assert prepared(citus) == {}
+    assert citus.run_sql(cn1, SUM) == [(40_400,)]
+
+    leave_in_doubt(citus, cn1)
+    in_doubt = prepared(citus)
+    citus.run_sql(cn1, "DELETE FROM pg_dist_transaction")
+    assert run(citus) == Recovered(database=DATABASE, recovered=sum(in_doubt.values()), records=0)
+    assert prepared(citus) == {}
+    assert citus.run_sql(cn1, SUM) == [(40_400,)]
+
+
+def test_a_name_astray_makes_it_forget_nothing(citus: CitusCluster) -> None:
+    """While a name leads to a standby the records stay; once it is right again, what was committed is there."""
+    leave_in_doubt(citus, citus.machines["cn-1"])
+    in_doubt = prepared(citus)
+    lead(citus, wk1=citus.machines["wk1-2"].address)
+    found = run(citus)
+    assert found.fault is not None
+    assert found.fault.startswith(f"rolled back: wk1:{citus.site.port} led to a standby")
+    assert (found.recovered, found.records) == (in_doubt["wk2-1"], sum(in_doubt.values()))
+    assert prepared(citus) == {"wk1-1": in_doubt["wk1-1"]}
+    lead(citus)
+    assert run(citus) == Recovered(database=DATABASE, recovered=in_doubt["wk1-1"], records=0)
+    assert citus.run_sql(citus.machines["cn-1"], SUM) == [(40_400,)]
+
+
+def test_the_primary_of_another_group_is_left_alone(citus: CitusCluster) -> None:
+    """Recovery would roll back there what it has no record of, and has here: nothing is touched anywhere."""
+    leave_in_doubt(citus, citus.machines["cn-1"])
+    in_doubt = prepared(citus)
+    lead(citus, wk1=citus.machines["wk2-1"].address)
+    found = run(citus)
+    assert str(found.fault).startswith(f"not begun: wk1:{citus.site.port} leads to a server of another group")
+    assert found.records == sum(in_doubt.values())
+    assert prepared(citus) == in_doubt
+    lead(citus)
+    assert run(citus) == Recovered(database=DATABASE, recovered=sum(in_doubt.values()), records=0)
+    assert citus.run_sql(citus.machines["cn-1"], SUM) == [(40_400,)]
+
+
+def test_a_worker_is_demoted_in_the_middle(citus: CitusCluster) -> None:
+    """What it was when recovery reached it is not known, so all records stay."""
+    leave_in_doubt(citus, citus.machines["cn-1"])
+    in_doubt = prepared(citus)
+    found = run(citus, lambda: demote(citus.machines["wk1-1"]))
+    assert str(found.fault).startswith(f"rolled back: wk1:{citus.site.port} led to a standby")
+    assert found.records == sum(in_doubt.values())
+
+
+def test_one_worker_is_recovered_while_another_cannot_be_reached(citus: CitusCluster) -> None:
+    """Its transactions are committed. The other's wait, with their records, be that fenced, silent or lost."""
+    cn1, wk2 = citus.machines["cn-1"], citus.machines["wk2-1"]
+    leave_in_doubt(citus, cn1)
+    in_doubt = prepared(citus)
+    waits = Recovered(database=DATABASE, records=in_doubt["wk2-1"], not_reached=(f"wk2:{citus.site.port}",))
+    lead(citus, wk2=FENCE)
+    assert run(citus) == dataclasses.replace(waits, recovered=in_doubt["wk1-1"])
+    assert prepared(citus) == {"wk2-1": in_doubt["wk2-1"]}
+    lead(citus)
+    wk2.pause()
+    assert run(citus) == waits
+    wk2.kill()
+    assert run(citus) == waits
+    wk2.server.start()
+    assert run(citus) == Recovered(database=DATABASE, recovered=in_doubt["wk2-1"], records=0)
+    assert citus.run_sql(cn1, SUM) == [(40_400,)]
+
+
+def test_what_citus_warns_of_counts(citus: CitusCluster) -> None:
+    """A worker that refuses to resolve a transaction, here since somebody else is about to, keeps all records."""
+    wk1 = citus.machines["wk1-1"]
+    leave_in_doubt(citus, citus.machines["cn-1"])
+    in_doubt = prepared(citus)
+    other = citus.connect(wk1)
+    other.execute("SET synchronous_commit = on")
+    gid = citus.prepared(wk1)[0]
+    other.pgconn.send_query(f"COMMIT PREPARED '{gid}'".encode())
+    other.pgconn.flush()
+    wk1.server.wait_until(
+        "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = %s", [other.info.backend_pid]
+    )
+    found = run(citus)
+    assert f'rolled back: Citus warned: prepared transaction with identifier "{gid}" is busy' in str(found.fault)
+    assert f"on wk1:{citus.site.port}" in str(found.fault)
+    assert found.records == sum(in_doubt.values())
+
+
+def test_a_worker_recovers_its_own(citus: CitusCluster) -> None:
+    """A worker that has the metadata begins transactions too, and its agent sees them through."""
+    wk1 = citus.machines["wk1-1"]
+    leave_in_doubt(citus, wk1)
+    in_doubt = prepared(citus)
+    assert run(citus) == Recovered(database=DATABASE, records=0)
+    assert prepared(citus) == in_doubt
+    found = run(citus, machine="wk1-1")
+    assert found == Recovered(database=DATABASE, recovered=sum(in_doubt.values()), records=0)
+    assert citus.run_sql(wk1, SUM) == [(40_400,)]
+
+
+def test_clean_up(citus: CitusCluster) -> None:
+    """A slot is forgotten only when it has been dropped: not while its node cannot be reached, nor on a standby."""
+    cn1, wk1, standby = (citus.machines[name] for name in ("cn-1", "wk1-1", "wk1-2"))
+    run(citus)
+    citus.run_sql(wk1, "SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [SLOT])
+    citus.run_sql(cn1, ORPHAN, [SLOT])
+    lead(citus, wk1=FENCE)
+    found = run(citus)
+    assert (found.fault, found.cleaned, found.not_cleaned) == (None, 0, 1)
+    lead(citus)
+    found = run(citus, lambda: None, lambda: None, lambda: lead(citus, wk1=standby.address))
+    assert str(found.fault).startswith("a name leads to a standby")
+    assert citus.run_sql(cn1, ORPHANS) == citus.run_sql(wk1, SLOTS) == [(SLOT,)]
+    lead(citus)
+    assert run(citus) == Recovered(database=DATABASE, cleaned=1, records=0)
+    assert citus.run_sql(cn1, ORPHANS) == citus.run_sql(wk1, SLOTS) == []
+
+
+def test_every_database_is_looked_at(citus: CitusCluster) -> None:
+    """Those that have Citus are recovered; where it was never told of a node there is nothing to do, and no fault."""
+    cn1 = citus.machines["cn-1"]
+    cn1.server.run_sql("CREATE DATABASE bare")
+    cn1.server.run_sql("CREATE EXTENSION citus", dbname="bare")
+    cn1.server.run_sql((CHECKOUT / "systemd" / "role.sql").read_text(encoding="utf-8"), dbname="bare")
+    found = recover_all(load(str(citus.configure(cn1))), lambda: None)
+    assert found == [Recovered(database=name, records=0) for name in (DATABASE, "bare")]

@@ -1,0 +1,508 @@
+"""The promotion hook as Patroni runs it: a process of its own, which succeeds in time whatever it meets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from resolver_agent.control import client, server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+SNIPPET = Path(__file__).parents[3] / "systemd/patroni-pre-promote.yml"
+PROGRAM = [sys.executable, "-m", "resolver_agent.cli"]
+WELL = {"took_ms": 42, "written": True, "flushed": True, "astray": [], "why": ""}
+ASTRAY = WELL | {"astray": ["wk1 → 10.0.0.4 (standby)"]}
+NOBODY = NOGROUP = 65534
+GROUP = 54321
+
+# Everything is imported before the privileges are dropped: the environment may be closed to other users.
+AS_NOBODY = f"""
+import gettext, locale, os, shutil, sys
+from resolver_agent import cli
+from resolver_agent.control import client
+os.setgroups([int(gid) for gid in os.environ["GROUPS"].split()])
+os.setgid({NOGROUP})
+os.setuid({NOBODY})
+sys.exit(cli.main())
+"""
+
+# An agent with a socket that is open to all: its path, the agent's user and the socket's group.
+OPEN_AGENT = f"""
+import asyncio, os, sys
+from resolver_agent.control import server
+
+async def serve(path, uid, gid):
+    os.setgid(int(gid))
+    os.setuid(int(uid))
+    async with server.serve({{"pre-promote": lambda _request: {WELL}}}, path=path, passed=None):
+        os.chmod(path, 0o666)
+        print(flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(serve(*sys.argv[1:]))
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ran:
+    """What a hook that has ended left behind."""
+
+    code: int
+    said: str
+    took_s: float
+
+
+def run(command: Sequence[str], **settings: Any) -> Ran:
+    """Run a command to its end, as Patroni does."""
+    begun = time.monotonic()
+    defaults = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    ran = subprocess.run(command, check=False, **(defaults | settings))
+    return Ran(ran.returncode, ran.stderr or "", time.monotonic() - begun)
+
+
+def hook(socket_path: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settings: Any) -> Ran:
+    """Run the hook; whatever comes of it takes 3 s at most, and is said in one line."""
+    ran = run([*program, "pre-promote", "--socket", str(socket_path), *arguments], **settings)
+    assert ran.took_s < 3
+    assert re.fullmatch("resolver-agent pre-promote: [^\n]+\n", ran.said)
+    return ran
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    """Return where the socket is to be: in a folder where every user may look."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder) / "control.sock"
+
+
+@pytest.fixture
+def listener(path: Path) -> Iterator[socket.socket]:
+    """Return a socket there that nobody listens to yet."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        yield listener
+
+
+@contextlib.contextmanager
+def agent(path: Path, answer: dict[str, Any] | None) -> Iterator[threading.Event]:
+    """Serve the socket; without an ``answer`` a hook waits. Yields an event that is set when a hook has asked."""
+    asked, ready, over = threading.Event(), threading.Event(), asyncio.Event()
+    loops = []
+
+    async def pre_promote(_request: dict[str, Any]) -> dict[str, Any]:
+        asked.set()
+        if answer is None:
+            await over.wait()
+        return answer or {}
+
+    async def serve() -> None:
+        handlers: server.Handlers = {"pre-promote": pre_promote, "status": lambda _request: {"alerts": []}}
+        async with server.serve(handlers, path=str(path), passed=None):
+            loops.append(asyncio.get_running_loop())
+            ready.set()
+            await over.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=[serve()])
+    thread.start()
+    assert ready.wait(5)
+    try:
+        yield asked
+    finally:
+        loops[0].call_soon_threadsafe(over.set)
+        thread.join()
+
+
+@contextlib.contextmanager
+def accepting(listener: socket.socket, behave: Callable[[socket.socket], None]) -> Iterator[None]:
+    """Listen, and let each client in turn meet ``behave`` when it has asked."""
+    listener.listen()
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                with listener.accept()[0] as connection, contextlib.suppress(OSError):
+                    connection.recv(4096)
+                    behave(connection)
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+# --- what an agent answers
+
+
+@pytest.mark.parametrize(
+    ("answer", "strict", "said"),
+    [
+        pytest.param(WELL, 0, r"ready for the promotion \(after 42 ms\)", id="ready"),
+        pytest.param(ASTRAY, 1, r"not ready .*: names still lead to standbys: wk1 → 10.0.0.4 \(standby\)", id="astray"),
+        pytest.param(WELL | {"written": False}, 1, "not ready .*: the hosts file is not written", id="not written"),
+        pytest.param(WELL | {"flushed": False}, 1, "not ready .*: .* not flushed", id="not flushed"),
+        pytest.param({"error": "no\nway"}, 1, "not known .*: the agent answered: no way", id="refused"),
+    ],
+)
+def test_answers(answer: dict[str, Any], strict: int, said: str, path: Path) -> None:
+    """The hook says what the agent answered and succeeds; with --strict it fails unless all is well."""
+    with agent(path, answer):
+        lenient, exact = hook(path), hook(path, "--strict")
+    assert (lenient.code, exact.code) == (0, strict)
+    assert lenient.said == exact.said
+    assert re.search(said, lenient.said)
+
+
+def test_others_are_answered_while_the_hook_waits(path: Path) -> None:
+    """An agent that is busy with a promotion still says how it is."""
+    with agent(path, None) as asked:
+        waiting = subprocess.Popen([*PROGRAM, "pre-promote", "--socket", path], stderr=subprocess.DEVNULL)
+        assert asked.wait(5)
+        assert client.ask(str(path), "status") == {"alerts": []}
+        assert waiting.poll() is None
+    assert waiting.wait(5) == 0
+
+
+def test_a_thousand_names_are_one_line(path: Path) -> None:
+    """What would not fit into a pipe at once is cut short."""
+    with agent(path, WELL | {"astray": [f"wk{number} → 10.0.0.4 (standby)" for number in range(1000)]}):
+        assert 4000 < len(hook(path).said.encode()) <= 4096
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param(["--sockett", "/run"], "ignored: --sockett /run", id="no such option"),
+        pytest.param(["promote", "now"], "ignored: promote now", id="what nobody asked for"),
+        pytest.param(["-c", "/etc/agent.yml", "-v"], "ignored: -c /etc/agent.yml -v", id="options of others"),
+        pytest.param(["--socket"], "argument --socket: expected one argument", id="half an option"),
+        pytest.param(["--strict=yes"], "argument --strict: ignored explicit argument 'yes'", id="a value too many"),
+    ],
+)
+def test_wrong_command_lines(arguments: list[str], said: str, path: Path) -> None:
+    """A slip in patroni.yml prevents no promotion: what is understood is done, and what is not is said."""
+    with agent(path, WELL):
+        ran = hook(path, *arguments)
+    assert ran.code == 0
+    assert said in ran.said
+
+
+# --- agents that fail
+
+
+def mute(connection: socket.socket) -> None:
+    """Listen for ever."""
+    while connection.recv(4096):
+        pass
+
+
+def trickle(connection: socket.socket) -> None:
+    """Never come to an end."""
+    while True:
+        connection.sendall(b" ")
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("behave", "said"),
+    [
+        pytest.param(mute, "does not answer", id="mute"),
+        pytest.param(trickle, "does not answer", id="trickles"),
+        pytest.param(lambda _connection: None, "ended before it answered", id="hangs up"),
+        pytest.param(lambda connection: connection.sendall(b"\x00\xff\n"), "is no agent", id="garbage"),
+        pytest.param(lambda connection: connection.sendall(b"[1]\n"), r"answered: \[1\]", id="no object"),
+        pytest.param(lambda connection: connection.sendall(b'{"astray": {}}\n'), "not known where", id="nonsense"),
+    ],
+)
+def test_agents_that_fail(
+    behave: Callable[[socket.socket], None], said: str, listener: socket.socket, path: Path
+) -> None:
+    """However an agent fails, the hook succeeds in time, and with --strict it fails in time."""
+    with accepting(listener, behave), ThreadPoolExecutor() as threads:
+        lenient, exact = threads.map(lambda arguments: hook(path, *arguments), [[], ["--strict"]])
+    assert (lenient.code, exact.code) == (0, 1)
+    assert re.search(said, lenient.said)
+
+
+@pytest.mark.parametrize("waiting", [0, 1], ids=["never accepts", "full queue"])
+def test_an_agent_that_hangs(waiting: int, listener: socket.socket, path: Path) -> None:
+    """An agent that does not even accept is given up in time."""
+    listener.listen(0)
+    with contextlib.ExitStack() as clients:
+        for _ in range(waiting):
+            clients.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
+        ran = hook(path)
+    assert ran.code == 0
+    assert "the agent does not answer" in ran.said
+
+
+def test_a_stopped_agent(path: Path) -> None:
+    """A process that was stopped in its tracks is given up in time."""
+    serve = (
+        "import socket, sys; listener = socket.socket(socket.AF_UNIX); listener.bind(sys.argv[1]); listener.listen();"
+        "print(flush=True); listener.accept()"
+    )
+    with subprocess.Popen([sys.executable, "-c", serve, path], stdout=subprocess.PIPE) as stopped:
+        assert stopped.stdout is not None
+        stopped.stdout.readline()
+        stopped.send_signal(signal.SIGSTOP)
+        ran = hook(path)
+        stopped.kill()
+    assert ran.code == 0
+    assert "the agent does not answer" in ran.said
+
+
+def test_a_slow_start(listener: socket.socket, path: Path, tmp_path: Path) -> None:
+    """The time that Python itself took to start, on a busy machine, is not left for waiting."""
+    (tmp_path / "sitecustomize.py").write_text("import time\ntime.sleep(1)\n")
+    listener.listen()
+    ran = hook(path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert ran.code == 0
+    assert "the agent does not answer" in ran.said
+
+
+def make_folder(path: Path) -> None:
+    """Put a folder where the socket should be."""
+    path.mkdir()
+
+
+def make_file(path: Path) -> None:
+    """Put a file there."""
+    path.touch()
+
+
+def make_stale(path: Path) -> None:
+    """Leave there what a killed agent leaves."""
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        pytest.param(lambda _path: None, "there is no such socket", id="nothing"),
+        pytest.param(make_stale, "nobody listens there", id="stale"),
+        pytest.param(make_folder, "nobody listens there", id="a folder"),
+        pytest.param(make_file, "nobody listens there", id="a file"),
+    ],
+)
+def test_no_agent(make: Callable[[Path], None], said: str, path: Path) -> None:
+    """Where no agent can be asked nothing is waited for."""
+    make(path)
+    lenient, exact = hook(path), hook(path, "--strict")
+    assert (lenient.code, exact.code) == (0, 1)
+    assert said in lenient.said
+
+
+# --- who may ask
+
+
+@pytest.mark.parametrize(
+    ("groups", "mode", "said"),
+    [
+        pytest.param(f"{GROUP}", 0o660, r"ready for the promotion \(after", id="of the socket's group"),
+        pytest.param("", 0o660, "you may not ask the agent: do it as root, or as a member", id="a stranger"),
+        pytest.param("", 0o666, "may not ask for pre-promote: do it as root, or as a member", id="open to all"),
+    ],
+)
+def test_other_users(groups: str, mode: int, said: str, path: Path) -> None:
+    """Patroni's user is answered; another is told how it may ask, and succeeds as well."""
+    with agent(path, WELL):
+        os.chown(path, 0, GROUP)
+        path.chmod(mode)
+        ran = hook(path, program=[sys.executable, "-c", AS_NOBODY], env=os.environ | {"GROUPS": groups})
+    assert ran.code == 0
+    assert re.search(said, ran.said)
+
+
+@pytest.mark.parametrize(
+    ("uid", "members"),
+    [pytest.param(0, "nobody", id="a member by name"), pytest.param(NOBODY, "", id="the agent's own user")],
+)
+def test_trusted_although_the_socket_is_open(uid: int, members: str, path: Path) -> None:
+    """Where everybody can connect, the agent's own user may ask, and whom the group counts among its members."""
+    path.parent.chmod(0o777)
+    groups = path.with_name("group")
+    groups.write_text(Path("/etc/group").read_text(encoding="utf-8") + f"readers:x:{GROUP}:{members}\n")
+    private = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/group && exec "$@"', str(groups)]
+    command = [*private, sys.executable, "-c", OPEN_AGENT, str(path), str(uid), str(GROUP)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as serving:
+        assert serving.stdout is not None
+        serving.stdout.readline()
+        ran = hook(path, program=[sys.executable, "-c", AS_NOBODY], env=os.environ | {"GROUPS": ""})
+        serving.kill()
+    assert ran.code == 0
+    assert "ready for the promotion (after 42 ms)" in ran.said
+
+
+# --- signals
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        *[
+            pytest.param(number, f"ended by signal {number:d}", id=number.name)
+            for number in (
+                *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2),
+                *(signal.SIGXCPU, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR),
+                *(signal.SIGRTMIN, signal.SIGRTMAX),
+            )
+        ],
+        pytest.param(signal.SIGALRM, "not done after 2.7 s", id="SIGALRM, its own limit"),
+    ],
+)
+def test_signals(number: int, said: str, path: Path) -> None:
+    """A hook that some signal would end succeeds, and says what ended it; with --strict it fails."""
+    for arguments, code in ([], 0), (["--strict"], 1):
+        with agent(path, None) as asked:
+            waiting = subprocess.Popen(
+                [*PROGRAM, "pre-promote", "--socket", path, *arguments], stderr=subprocess.PIPE, text=True
+            )
+            assert asked.wait(5)
+            waiting.send_signal(number)
+            line = waiting.communicate(timeout=5)[1]
+        assert waiting.returncode == code
+        assert re.fullmatch(f"resolver-agent pre-promote: it is not known .*{said}.*\n", line)
+
+
+def test_a_signal_that_python_ignores(path: Path) -> None:
+    """SIGPIPE does not keep the hook from hearing the answer."""
+    with agent(path, None) as asked:
+        waiting = subprocess.Popen([*PROGRAM, "pre-promote", "--socket", path], stderr=subprocess.PIPE, text=True)
+        assert asked.wait(5)
+        waiting.send_signal(signal.SIGPIPE)
+    line = waiting.communicate(timeout=5)[1]
+    assert waiting.returncode == 0
+    assert "not ready for the promotion" in line
+
+
+@pytest.mark.parametrize(
+    "redirections",
+    ["2>&-", "<&- >&- 2>&-", "2>/dev/full", ">/dev/full 2>/dev/full", "2>&4", "2>&5"],
+    ids=["no stderr", "no streams", "full stderr", "full streams", "reader has left", "reader does not read"],
+)
+def test_nobody_listens(redirections: str, path: Path) -> None:
+    """Where the line cannot be written, or only later, the hook does the same without."""
+    left, full = os.pipe(), os.pipe()
+    os.close(left[0])
+    os.set_blocking(full[1], False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(full[1], bytes(4096))
+    os.set_blocking(full[1], True)
+    command = f'exec 4>&{left[1]} 5>&{full[1]}; exec "$@" {redirections}'
+    try:
+        with agent(path, WELL):
+            shell = ["bash", "-c", command, "bash", *PROGRAM, "pre-promote", "--strict", "--socket", str(path)]
+            ran = run(shell, pass_fds=[left[1], full[1]])
+    finally:
+        for number in left[1], *full:
+            os.close(number)
+    assert ran.code == 0
+    assert ran.took_s < 3
+
+
+# --- the line for patroni.yml
+
+
+def snippet(program: str, *, options: str = "") -> list[str]:
+    """Return what Patroni makes of the line for patroni.yml, for another program than the installed one."""
+    command = yaml.safe_load(SNIPPET.read_text(encoding="utf-8"))["postgresql"]["pre_promote"]
+    installed = "/usr/local/bin/resolver-agent pre-promote"
+    assert command.count(installed) == 1
+    return shlex.split(command.replace(installed, f"{program} pre-promote {options}"))
+
+
+def test_the_line_for_patroni(path: Path) -> None:
+    """It asks the agent, and what came of it is in Patroni's log."""
+    with agent(path, ASTRAY):
+        ran = run(snippet(shlex.join(PROGRAM), options=f"--socket {path}"))
+    assert ran.code == 0
+    assert re.fullmatch("resolver-agent pre-promote: not ready for the promotion .* wk1 → 10.0.0.4 .*\n", ran.said)
+
+
+BROKEN = {
+    "cannot be executed": "",
+    "has no interpreter": "#!/nowhere/python\n",
+    "lacks its package": f"#!{sys.executable}\nimport a_package_that_nobody_has\n",
+    "fails": "#!/bin/sh\nexit 7\n",
+    "crashes": "#!/bin/sh\nkill -SEGV $$\n",
+    "hangs": "#!/bin/sh\nexec sleep 60\n",
+    "hangs and hears no signal": "#!/bin/sh\ntrap '' TERM\nexec sleep 60\n",
+    "is stopped": "#!/bin/sh\nkill -STOP $$\nexec sleep 60\n",
+    "floods the log and never ends": "#!/bin/sh\nexec yes >&2\n",
+}
+
+
+def test_broken_installations(tmp_path: Path) -> None:
+    """Whatever has become of the program, Patroni goes on: at once, or after 6 s where the program hangs."""
+    for name, script in BROKEN.items():
+        program = tmp_path / name.replace(" ", "-")
+        program.write_text(script)
+        program.chmod(0o755 if script else 0o644)
+
+    def patroni(name: str) -> Ran:
+        return run(snippet(str(tmp_path / name.replace(" ", "-"))), stderr=subprocess.DEVNULL)
+
+    with ThreadPoolExecutor(len(BROKEN) + 1) as threads:
+        ran = dict(zip([*BROKEN, "is missing"], threads.map(patroni, [*BROKEN, "is missing"]), strict=True))
+    assert {name: each.code for name, each in ran.items()} == dict.fromkeys(ran, 0)
+    assert {name: each.took_s for name, each in ran.items() if each.took_s > 10} == {}
+
+
+def test_no_timeout_program(tmp_path: Path) -> None:
+    """A PATH without timeout(1) is no obstacle either."""
+    assert run(snippet("resolver-agent"), env={"PATH": str(tmp_path)}).code == 0
+
+
+def grandchildren(pid: int) -> list[int]:
+    """Return the processes begun by those that a process has begun."""
+
+    def children(parent: int) -> list[int]:
+        with contextlib.suppress(OSError):
+            return [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+        return []
+
+    return [grandchild for child in children(pid) for grandchild in children(child)]
+
+
+def test_signals_at_any_moment(path: Path) -> None:
+    """Before Python can take a signal, and after it has said its line, the line for patroni.yml succeeds."""
+    command = snippet(shlex.join(PROGRAM), options=f"--socket {path}")
+    codes, done = set(), set()
+    with agent(path, WELL):
+        for delay_ms in range(0, 100, 4):
+            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as shell:
+                while not (hooks := grandchildren(shell.pid)) and shell.poll() is None:
+                    time.sleep(0.001)
+                time.sleep(delay_ms / 1000)
+                for pid in hooks:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGTERM)
+                done.add("ready for the promotion (after" in shell.communicate(timeout=10)[1])
+            codes.add(shell.returncode)
+    assert codes == {0}
+    assert False in done

@@ -1,0 +1,218 @@
+"""Promotions that are announced: names move before the server takes writes (rule R4), and for as long as it takes.
+
+A real Patroni with a real etcd decides, on plain PostgreSQL. What Citus adds is in test_citus_scenarios.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent.control import client
+from tests.integration.support.machine import CHECKOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.integration.conftest import Group
+    from tests.integration.support.agent_process import Agent
+    from tests.integration.support.machine import Machine
+    from tests.integration.support.patroni_cluster import PatroniCluster
+
+    WriteConfig = Callable[..., Path]
+    StartAgent = Callable[..., Agent]
+
+OVER = "the announced promotion is over: "
+
+
+def hook(patroni: PatroniCluster, machine: Machine, note: Path) -> str:
+    """Return the line for ``pre_promote``: ours, and before and after it what it saw, in a file."""
+    command = f"env PYTHONPATH={CHECKOUT} {sys.executable} -m resolver_agent.cli"
+    command += f" pre-promote --socket {patroni.control_path(machine)}"
+    look = f"grep -P '\\twk1\\t' {machine.folder}/etc/hosts >> {note}"
+    return f'sh -c "{look}; timeout -k 1 5 {command} 2>> {note} || :; {look}"'
+
+
+@pytest.fixture
+def hooked(patroni: PatroniCluster) -> tuple[PatroniCluster, Machine, Agent, Path]:
+    """Return a cluster whose standby coordinator has an agent, and a hook that leaves a note."""
+    machine = patroni.machines["cn-2"]
+    note = patroni.config_path(machine).with_name("note")
+    patroni.reconfigure(machine, postgresql={"pre_promote": hook(patroni, machine, note)})
+    agent = patroni.start_agent(machine)
+    agent.wait_for_line(r" wk1 → 127.0.42.2 \(standby\)|the local role is standby")
+    agent.wait_for_target("wk1", "127.0.42.2")
+    return patroni, machine, agent, note
+
+
+@pytest.mark.parametrize("how", ["switchover", "power loss"])
+def test_names_move_before_the_promotion(hooked: tuple[PatroniCluster, Machine, Agent, Path], how: str) -> None:
+    """Patroni's hook finds standbys in the file, leaves primaries, and the server is promoted after it."""
+    patroni, machine, _, note = hooked
+    # The leader lock alone moves them too, and may be heard of before the hook: with this interval it is not.
+    agent = patroni.start_agent(machine, interval="60s")
+    agent.wait_for_line(" wk1 → 127.0.42.2 ")
+    if how == "switchover":
+        patroni.switch_over(machine)
+    else:
+        patroni.fail_over(machine)
+    before, said, after = note.read_text().splitlines()
+    assert before.startswith("127.0.42.2\twk1")
+    assert "pre-promote: ready for the promotion" in said
+    assert after.startswith("127.0.42.1\twk1")
+    agent.wait_for_line(f"{OVER}the local PostgreSQL was promoted")
+    agent.wait_for_line("the local role is primary")
+    assert agent.target("wk1") == "127.0.42.1"
+    moved, promoted = (
+        next(i for i, line in enumerate(agent.lines) if words in line)
+        for words in ("wk1 → 127.0.42.1", "the local role is primary")
+    )
+    assert moved < promoted
+
+
+def test_a_promotion_may_take_its_time(hooked: tuple[PatroniCluster, Machine, Agent, Path]) -> None:
+    """While a query holds up replay the server stays in recovery, and names stay where a primary needs them."""
+    patroni, machine, agent, _ = hooked
+    leader = patroni.machines["cn-1"]
+    machine.server.run_sql("ALTER SYSTEM SET max_standby_streaming_delay = -1")
+    machine.server.run_sql("SELECT pg_reload_conf()")
+    patroni.run_sql(leader, "CREATE TABLE held AS SELECT 1 AS a")
+    machine.server.wait_for_replay(of=leader.server)
+    reader = patroni.connect(machine)
+    reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    reader.execute("SELECT * FROM held")
+    patroni.run_sql(leader, "DELETE FROM held")
+    patroni.run_sql(leader, "DROP TABLE held")
+    [(dropped,)] = patroni.run_sql(leader, "SELECT pg_current_wal_lsn()::text")
+    machine.server.wait_until("SELECT pg_last_wal_receive_lsn() >= %s::pg_lsn", [dropped])
+    failing_over = threading.Thread(target=patroni.fail_over, args=[machine])
+    failing_over.start()
+    agent.wait_for_target("wk1", "127.0.42.1", timeout_s=30)
+    agent.wait_for_line("alert: a promotion of the local PostgreSQL was announced")
+    settled = len(agent.lines)
+    assert patroni.ask_agent(machine, "status")["local"]["kind"] == "standby"
+    assert agent.target("wk1") == "127.0.42.1"
+    reader.execute("ROLLBACK")
+    failing_over.join()
+    agent.wait_for_line("the local role is primary", since=settled)
+    assert not any("wk1 → 127.0.42.2" in line for line in agent.lines[settled:])
+
+
+def test_a_promotion_that_is_called_off(hooked: tuple[PatroniCluster, Machine, Agent, Path]) -> None:
+    """Once the local Patroni says that another holds the lock, reads go back to standbys."""
+    patroni, machine, agent, _ = hooked
+    answer = patroni.ask_agent(machine, "pre-promote")
+    agent.wait_for_line(f"{OVER}the local Patroni does not hold the leader lock")
+    agent.wait_for_target("wk1", "127.0.42.2")
+    assert answer["took_ms"] < 1500
+
+
+def test_the_lock_alone_will_do(patroni: PatroniCluster) -> None:
+    """Without the hook, as after a restart of the agent in the middle, the leader lock makes the names a primary's."""
+    machine = patroni.machines["cn-2"]
+    gate = patroni.config_path(machine).with_name("gate")
+    patroni.reconfigure(machine, postgresql={"pre_promote": f"sh -c 'until [ -e {gate} ]; do sleep 0.05; done'"})
+    agent = patroni.start_agent(machine)
+    agent.wait_for_target("wk1", "127.0.42.2")
+    failing_over = threading.Thread(target=patroni.fail_over, args=[machine])
+    failing_over.start()
+    try:
+        agent.wait_for_target("wk1", "127.0.42.1", timeout_s=30)
+        assert machine.server.is_in_recovery
+    finally:
+        gate.touch()
+        failing_over.join()
+    agent.wait_for_line("the local role is primary")
+
+
+def test_a_restart_knows_the_members_that_only_patroni_knows(patroni: PatroniCluster) -> None:
+    """A primary that no configuration lists is no reason to fence its name when the agent starts."""
+    machine, discovered = patroni.machines["cn-1"], patroni.machines["wk1-2"]
+    names = {
+        name: {"nodes": nodes, "patroni": {"port": patroni.rest_port}}
+        for name, nodes in {"cn": ["127.0.41.1", "127.0.41.2"], "wk1": ["127.0.42.1"]}.items()
+    }
+    agent = patroni.start_agent(machine, names=names)
+    agent.wait_for_target("wk1", "127.0.42.1")
+    patroni.switch_over(discovered)
+    agent.wait_for_target("wk1", discovered.address)
+    patroni.stop_agent(machine)
+    agent = patroni.start_agent(machine, names=names)
+    agent.wait_for_line(rf" wk1 → {discovered.address} \(primary")
+    assert not any("fenced" in line for line in agent.lines)
+
+
+def socket_of(agent_config: Path) -> str:
+    """Return the control socket of an agent."""
+    return str(agent_config.parent / "run" / client.SOCKET_NAME)
+
+
+@pytest.fixture
+def beside_standby(cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent) -> tuple[Agent, Path]:
+    """Start an agent beside the standby coordinator, and wait until it leads to standbys."""
+    config = write_config(cluster["cn"].standby, cluster)
+    agent = start_agent(config)
+    agent.wait_for_line(f" wk1 → {cluster['wk1'].standby.address} ")
+    return agent, config
+
+
+def test_without_patroni_it_ends_when_the_server_streams_again(
+    cluster: dict[str, Group], beside_standby: tuple[Agent, Path]
+) -> None:
+    """An announced promotion that does not come is over when the server follows another primary anew."""
+    cn, wk1 = cluster["cn"], cluster["wk1"]
+    agent, config = beside_standby
+    cn.primary.stop()
+    cn.standby.wait_until("SELECT count(*) = 0 FROM pg_stat_wal_receiver")
+    answer = client.ask(socket_of(config), "pre-promote")
+    assert (answer["written"], answer["flushed"], answer["astray"]) == (True, None, [])
+    assert agent.target("wk1") == wk1.primary.address
+    cn.primary.start()
+    agent.wait_for_line(f"{OVER}the local PostgreSQL streams from a primary")
+    agent.wait_for_target("wk1", wk1.standby.address)
+
+
+def test_without_patroni_it_ends_with_the_promotion(
+    cluster: dict[str, Group], beside_standby: tuple[Agent, Path]
+) -> None:
+    """The names that were a primary's before are a primary's after, and were nothing else in between."""
+    cn, wk1 = cluster["cn"], cluster["wk1"]
+    agent, config = beside_standby
+    cn.primary.kill()
+    client.ask(socket_of(config), "pre-promote")
+    announced = len(agent.lines)
+    assert agent.target("wk1") == wk1.primary.address
+    cn.standby.promote()
+    agent.wait_for_line(f"{OVER}the local PostgreSQL was promoted")
+    agent.wait_for_line("the local role is primary")
+    assert not any(f"wk1 → {wk1.standby.address}" in line for line in agent.lines[announced:])
+
+
+def test_on_a_primary_it_is_answered_when_all_is_done(
+    cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
+) -> None:
+    """Announced on a server that is a primary already, the answer still waits for the file and for the flush."""
+    config = write_config(cluster["cn"].primary, cluster)
+    start_agent(config).wait_for_line("keeps ")
+    answer = client.ask(socket_of(config), "pre-promote")
+    assert (answer["written"], answer["flushed"], answer["astray"]) == (True, None, [])
+
+
+def test_a_start_under_pressure_does_not_wait_for_the_silent(
+    cluster: dict[str, Group], beside_standby: tuple[Agent, Path], start_agent: StartAgent, hosts_file: Path
+) -> None:
+    """The hook starts a stopped agent while the old coordinator is silent; it is answered in time all the same."""
+    cn, wk1 = cluster["cn"], cluster["wk1"]
+    first, config = beside_standby
+    first.stop()
+    cn.primary.pause()
+    agent = start_agent(config)
+    agent.wait_for_line("keeps ")
+    answer = client.ask(socket_of(config), "pre-promote")
+    assert answer["took_ms"] < 2000
+    assert answer["astray"] == []
+    assert f"{wk1.primary.address}\twk1" in hosts_file.read_text()

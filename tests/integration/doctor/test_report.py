@@ -1,0 +1,495 @@
+"""Doctor on real servers and files: what it finds, what it says where it cannot look, and what it leaves alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from resolver_agent.config.load import load
+from resolver_agent.doctor import gather
+from resolver_agent.doctor import report as doctor_report
+from tests.integration.support.cluster import DATABASE
+from tests.integration.support.machine import CHECKOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from tests.integration.conftest import Group
+    from tests.integration.support.agent_process import Agent
+    from tests.integration.support.citus_cluster import CitusCluster
+    from tests.integration.support.machine import Machine
+
+    WriteConfig = Callable[..., Path]
+    StartAgent = Callable[..., Agent]
+
+PROGRAM = [sys.executable, "-m", "resolver_agent.cli"]
+NODES = "SELECT nodename FROM pg_dist_node ORDER BY groupid"
+
+# As if in a place that only root may enter, everything is imported before the privileges are dropped.
+AS_NOBODY = [
+    sys.executable,
+    "-c",
+    """import os, pwd, sys
+import encodings.idna, encodings.utf_8_sig, python_hosts, tenacity
+from resolver_agent import cli
+from resolver_agent.doctor import report
+nobody = pwd.getpwnam("nobody")
+os.setgroups([])
+os.setgid(nobody.pw_gid)
+os.setuid(nobody.pw_uid)
+sys.exit(cli.main())
+""",
+]
+
+STAND_IN = """
+CREATE TABLE pg_catalog.pg_dist_node
+    (nodeid int, groupid int, nodename text, nodeport int, noderole text, isactive bool);
+CREATE TABLE pg_catalog.pg_dist_local_group AS SELECT 1 AS groupid;
+CREATE TABLE pg_catalog.pg_dist_poolinfo AS SELECT 1 AS nodeid;
+GRANT SELECT ON pg_dist_node, pg_dist_local_group, pg_dist_poolinfo TO public;
+CREATE SCHEMA resolver_agent;
+CREATE ROLE owner;
+CREATE FUNCTION resolver_agent.reached() RETURNS int LANGUAGE sql AS 'SELECT 1';
+CREATE FUNCTION resolver_agent.cleanup_orphaned_resources() RETURNS int LANGUAGE sql AS 'SELECT 1';
+ALTER FUNCTION resolver_agent.cleanup_orphaned_resources() OWNER TO owner;
+"""
+
+
+def run(config: Path, *options: str, program: Sequence[str] = PROGRAM) -> subprocess.CompletedProcess[str]:
+    """Run doctor to its end."""
+    ran = subprocess.run(
+        [*program, "doctor", "-c", config, *options],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+    )
+    assert "Traceback" not in ran.stderr
+    return ran
+
+
+def found(ran: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """Return the texts of what was found with ``--json``, by key."""
+    report = json.loads(ran.stdout)
+    assert ran.returncode == (0 if report["fit"] else 1)
+    texts: dict[str, str] = {}
+    for one in report["findings"]:
+        texts[one["key"]] = texts.get(one["key"], "") + one["text"] + "\n"
+    return texts
+
+
+@pytest.fixture
+def config(cluster: dict[str, Group], write_config: WriteConfig) -> Path:
+    """Write the configuration of the primary coordinator."""
+    return write_config(cluster["cn"].primary, cluster)
+
+
+# --- What it says, and when
+
+
+def test_beside_a_running_agent(
+    config: Path, cluster: dict[str, Group], start_agent: StartAgent, hosts_file: Path
+) -> None:
+    """Nothing is wrong with the nodes, the file and the agent; and nothing is written."""
+    start_agent(config).wait_for_line(" wk2 → ")
+    before = [(path, path.stat().st_mtime_ns) for path in sorted(hosts_file.parent.iterdir())]
+    assert not {"hosts", "agent", "alerts", "node", "own", "local", "primaries"} & {
+        key.partition(":")[0] for key in found(run(config, "--json"))
+    }
+    assert [(path, path.stat().st_mtime_ns) for path in sorted(hosts_file.parent.iterdir())] == before
+    cluster["wk1"].standby.kill()
+    assert cluster["wk1"].standby.address in found(run(config, "--json"))["node"]
+
+
+def test_without_an_agent(config: Path) -> None:
+    """It says so, one finding a line, with what mends it and exit code 1."""
+    ran = run(config)
+    assert (ran.returncode, ran.stderr) == (1, "")
+    lines = ran.stdout.splitlines()
+    assert all(line.startswith(("error: ", "warning: ", "note: ")) for line in lines)
+    assert any(line.startswith("error: no agent runs here") and "; mend: systemctl enable" in line for line in lines)
+
+
+def test_with_postgresql_down(config: Path, cluster: dict[str, Group]) -> None:
+    """One finding stands for all that cannot be asked, and the rest is checked."""
+    cluster["cn"].primary.kill()
+    texts = found(run(config, "--json"))
+    assert "cannot be asked: Connection refused; not checked" in texts["local"]
+    assert cluster["cn"].primary.address in texts["node"]
+    assert "agent" in texts
+    assert "own" not in texts
+
+
+@pytest.mark.parametrize("victim", ["the local server", "another node"])
+def test_with_a_server_that_hangs(config: Path, cluster: dict[str, Group], victim: str) -> None:
+    """A server that accepts connections and says nothing costs seconds, and is named."""
+    server = cluster["cn"].primary if victim == "the local server" else cluster["wk2"].standby
+    server.pause()
+    begun = time.monotonic()
+    texts = found(run(config, "--json"))
+    assert time.monotonic() - begun < 15
+    assert ("local" in texts) == (victim == "the local server")
+    assert f"{server.address}:{server.port} does not answer" in texts["node"]
+
+
+def test_an_unusable_configuration(tmp_path: Path) -> None:
+    """Every error is printed, as by --validate-config, with exit code 2."""
+    config = tmp_path / "bad.yml"
+    config.write_text("fallback: maybe\nnames: {}\n")
+    ran = run(config)
+    validated = subprocess.run(
+        [*PROGRAM, "--validate-config", "-c", config], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == validated.stderr
+    assert "fallback" in ran.stderr
+
+
+def test_for_somebody_else(config: Path, start_agent: StartAgent) -> None:
+    """Who is not root is told what could not be checked."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        passfile = folder / "pgpass"
+        passfile.touch(mode=0o600)
+        settings = yaml.safe_load(config.read_text()) | {"runtime_dir": str(folder / "run")}
+        settings["postgresql"]["passfile"] = str(passfile)
+        public = folder / "resolver-agent.yml"
+        public.write_text(yaml.safe_dump(settings))
+        start_agent(public).wait_for_line(" wk2 → ")
+        texts = found(run(public, "--json", program=AS_NOBODY))
+    assert f"{passfile}: Permission denied" in texts["unchecked"]
+    assert "you may not ask the agent" in texts["unchecked"]
+    assert "Permission denied" in texts["unchecked"].partition("hosts: ")[2]
+
+
+def test_no_way_back_without_citus(config: Path) -> None:
+    """Where there is no metadata of a coordinator there is nothing to give back."""
+    ran = run(config, "--way-back")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "no pg_dist_node of a coordinator" in ran.stderr
+
+
+# --- What it finds on the machine
+
+
+@contextlib.contextmanager
+def rest_api(answers: dict[str, Any]) -> Iterator[int]:
+    """Serve these answers as JSON on 127.0.0.1, and give the port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.path in answers
+            self.send_response(200 if known else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps(answers.get(self.path)).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Keep the test's output clean."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def put(path: Path, text: str) -> Path:
+    """Write a file, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def look(config: Path, root: Path) -> dict[str, str]:
+    """Return the texts and mends of what is found with the files below ``root``, by key."""
+    report = doctor_report.report(asyncio.run(gather.gather(load(str(config)), root=root)))
+    return {one.key: f"{one.text}; {one.mend}" for one in report.findings}
+
+
+def test_files_of_the_machine(config: Path, tmp_path: Path) -> None:
+    """What is in the usual places is read, and judged together."""
+    root = tmp_path / "root"
+    put(root / "etc/nsswitch.conf", "hosts: dns files\n")
+    put(root / "etc/nscd.conf", "enable-cache hosts yes\n")
+    put(root / "etc/cloud/cloud.cfg", "manage_etc_hosts: false\n")
+    put(root / "etc/cloud/cloud.cfg.d/90_x.cfg", "manage_etc_hosts: template\n")
+    put(root / "etc/patroni/dcs.yml", "etcd3: {}\n")
+    put(root / "etc/patroni/15-main.yml", "scope: 15-main\npostgresql: {}\nrestapi: {listen: '127.0.0.1:1'}\n")
+    (root / "var/run/nscd").mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as nscd:
+        nscd.bind(str(root / "var/run/nscd/socket"))
+        nscd.listen()
+        texts = look(config, root)
+    assert "dns is asked for host names before the hosts file" in texts["nsswitch"]
+    assert str(root / "etc/nscd.conf") in texts["nscd"]
+    assert "90_x.cfg: manage_etc_hosts: template" in texts["cloud-init"]
+    assert "15-main.yml has no pre_promote" in texts["unchecked"]
+    assert "Connection refused" in texts["unchecked"]
+
+
+def test_nscd_and_cloud_init_that_do_not_run(config: Path, tmp_path: Path) -> None:
+    """Configuration that nobody acts by is nobody's fault."""
+    root = tmp_path / "root"
+    put(root / "etc/nsswitch.conf", "hosts: files dns\n")
+    put(root / "etc/nscd.conf", "enable-cache hosts yes\n")
+    put(root / "etc/cloud/cloud.cfg", "manage_etc_hosts: true\n")
+    put(root / "etc/cloud/cloud-init.disabled", "")
+    (root / "var/run/nscd").mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as nscd:
+        nscd.bind(str(root / "var/run/nscd/socket"))  # it has ended, and left its socket
+    assert {"nsswitch", "nscd", "cloud-init", "systemd", "unchecked"}.isdisjoint(look(config, root))
+
+
+def test_patroni(config: Path, cluster: dict[str, Group], tmp_path: Path) -> None:
+    """The agent's own file may be Patroni's, the hook may be in the dynamic configuration, and each API is tried."""
+    hook = "/bin/sh -c 'timeout -k 1 5 resolver-agent pre-promote || :'"
+    section = yaml.safe_load(config.read_text())
+    node = cluster["wk1"].primary.address
+    with rest_api({"/config": {"postgresql": {"pre_promote": hook}}}) as port:
+        section["names"]["wk1"] |= {"patroni": {"port": port}}
+        document = {
+            "scope": "cn",
+            "restapi": {"listen": f"127.0.0.1:{port}"},
+            "postgresql": {},
+            "resolver_agent": section,
+            "citus": {"group": 0, "database": "app"},
+        }
+        own = put(tmp_path / "patroni.yml", yaml.safe_dump(document))
+        texts = look(own, tmp_path)
+    assert str(own) in texts["patroni:citus"]
+    assert not {"patroni:hook", "patroni:guard", "unchecked"} & texts.keys()
+    assert "wk1: Patroni on " in texts["patroni:api"]
+    assert node in texts["patroni:api"] or cluster["wk1"].standby.address in texts["patroni:api"]
+
+
+def test_units(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where systemd is in charge its word on both units is taken."""
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+    systemctl = put(
+        tmp_path / "bin/systemctl",
+        "#!/bin/sh\nprintf 'LoadState=loaded\\nActiveState=active\\nUnitFileState=disabled\\n\\n'\n"
+        "printf 'LoadState=not-found\\nActiveState=inactive\\nUnitFileState=\\n'\n",
+    )
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(systemctl.parent), prepend=os.pathsep)
+    report = doctor_report.report(asyncio.run(gather.gather(load(str(config)), root=tmp_path)))
+    assert [one.text for one in report.findings if one.key == "systemd"] == [
+        "resolver-agent.service is disabled: no agent runs after the next boot",
+        "systemd does not know resolver-agent.socket",
+    ]
+
+
+def test_the_socket_is_for_the_user_of_postgresql(
+    config: Path, cluster: dict[str, Group], start_agent: StartAgent, tmp_path: Path
+) -> None:
+    """Patroni's hook runs as that user: a socket that it may not use is found, where there is a Patroni."""
+    put(tmp_path / "etc/patroni.yml", "scope: cn\npostgresql: {}\n")
+    start_agent(config).wait_for_line(" wk2 → ")
+    path = tmp_path / "run/control.sock"
+    assert "patroni:socket" in look(config, tmp_path)
+    os.chown(path, -1, cluster["cn"].primary.binaries.credentials["group"])
+    assert "patroni:socket" not in look(config, tmp_path)
+
+
+# --- What it finds in PostgreSQL
+
+
+def test_a_stand_in_for_citus(pair: Group, write_config: WriteConfig) -> None:
+    """Metadata and functions are read in every database that has them, as the agent's role, on any PostgreSQL."""
+    config = write_config(pair.primary, {"wk1": pair})
+    server = pair.primary
+    server.set(allow_system_table_mods="on", max_prepared_transactions="0")
+    server.stop()
+    server.start()
+    server.run_sql("CREATE DATABASE app")
+    server.run_sql("CREATE DATABASE closed")
+    server.run_sql("REVOKE CONNECT ON DATABASE closed FROM public")
+    for statement in filter(str.strip, STAND_IN.split(";\n")):
+        server.run_sql(statement, dbname="app")
+    row = "INSERT INTO pg_dist_node VALUES (%s, %s, %s, %s, 'primary', true)"
+    server.run_sql(row, [1, 0, "10.9.9.9", 5432], dbname="app")
+    server.run_sql(row, [2, 1, "wk1", server.port + 1], dbname="app")
+    texts = found(run(config, "--json"))
+    assert 'permission denied for database "closed"' in texts["unchecked"]
+    assert "pg_dist_node (database app) has 10.9.9.9:5432, which is neither" in texts["metadata:unknown"]
+    assert f"has port {server.port + 1} for wk1" in texts["metadata:port"]
+    assert "database app" in texts["pg_dist_poolinfo"]
+    assert "role resolver_agent may not change citus.node_conninfo" in texts["role.sql"]
+    assert "resolver_agent.node_conninfo() does not exist in database postgres" in texts["role.sql"]
+    assert "resolver_agent.reached() must not be called by role resolver_agent" in texts["role.sql"]
+    assert "cleanup_orphaned_resources() does not belong to a superuser" in texts["role.sql"]
+    assert "recover_prepared_transactions() does not exist" in texts["role.sql"]
+    assert "max_prepared_transactions" in texts
+
+
+def doctor_on(
+    machine: Machine, citus: CitusCluster, *options: str, **settings: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run doctor on a machine, with its agent's configuration."""
+    return run(citus.configure(machine, **settings), *options, program=[*machine.launcher, *PROGRAM])
+
+
+def psql(citus: CitusCluster, machine: Machine, script: str) -> subprocess.CompletedProcess[str]:
+    """Give a script to psql as an operator would, on a machine."""
+    where = ["-h", str(machine.server.socket_dir), "-p", str(citus.site.port), "-U", "postgres", "-d", "postgres"]
+    command = [*machine.as_postgres, str(citus.site.binaries.folder / "psql"), "-X", "-q", *where]
+    return subprocess.run(command, input=script, cwd=machine.folder, capture_output=True, text=True, check=False)
+
+
+def names(citus: CitusCluster, machine: Machine) -> list[str]:
+    """Return what the metadata on a machine calls the nodes."""
+    return [name for (name,) in citus.run_sql(machine, NODES)]
+
+
+def script(citus: CitusCluster, which: str) -> str:
+    """Return a script of doctor's."""
+    return str(json.loads(doctor_on(citus.machines["cn-1"], citus, "--json").stdout)[which])
+
+
+def test_a_fit_citus_node(citus: CitusCluster) -> None:
+    """With the role's SQL in place and the agent running there is nothing to find but where these servers listen."""
+    for name in ("cn-1", "cn-2", "wk1-1"):
+        machine = citus.machines[name]
+        citus.start_agent(machine).wait_for_line(" wk2 → ")
+        assert found(doctor_on(machine, citus, "--json")).keys() == {"citus.local_hostname"}, name
+
+
+def test_what_is_wrong_with_citus(citus: CitusCluster) -> None:
+    """Settings, metadata and functions of a real Citus are found out, in the words of its own catalog."""
+    machine = citus.machines["cn-1"]
+    citus.run_sql(machine, f"ALTER DATABASE {DATABASE} SET citus.local_hostname = 'wk1'")
+    citus.run_sql(machine, "INSERT INTO pg_dist_poolinfo VALUES (2, 'port=6432')")
+    citus.run_sql(machine, "UPDATE pg_dist_node SET isactive = false WHERE nodename = 'wk2'")
+    citus.run_sql(machine, "DROP FUNCTION resolver_agent.reached()")
+    machine.server.run_sql("REVOKE ALTER SYSTEM ON PARAMETER citus.node_conninfo FROM resolver_agent")
+    settings = {
+        "recover_2pc_interval": "60s",
+        "use_secondary_nodes": "always",
+        "node_conninfo": "host=x sslmode=prefer",
+    }
+    machine.server.set(**{f"citus.{name}": value for name, value in settings.items()})
+    machine.server.wait_until("SELECT current_setting('citus.node_conninfo') LIKE 'host=x%'")
+    texts = found(doctor_on(machine, citus, "--json"))
+    assert texts.keys() - {"agent"} == {
+        "citus.local_hostname",
+        "citus.node_conninfo",
+        "citus.recover_2pc_interval",
+        "citus.use_secondary_nodes",
+        "metadata:inactive",
+        "pg_dist_poolinfo",
+        "role.sql",
+    }
+    assert "is 1min (configuration file)" in texts["citus.recover_2pc_interval"]
+    assert "citus.local_hostname is wk1, by which" in texts["citus.local_hostname"]
+    assert "resolver_agent.reached() does not exist" in texts["role.sql"]
+
+
+def test_from_addresses_to_names_and_back(citus: CitusCluster) -> None:
+    """The scripts do what they say with a real Citus: the way back to the primaries of now, and the way to names."""
+    cn, standby = citus.machines["cn-1"], citus.machines["cn-2"]
+    session, on_standby = citus.connect(cn), citus.connect(standby)
+    for one in (session, on_standby):
+        one.execute("PREPARE p AS SELECT count(*) FROM accounts")
+        assert one.execute("EXECUTE p").fetchone() == (400,)
+
+    back = doctor_on(cn, citus, "--way-back")
+    assert back.returncode == 0
+    ran = psql(citus, cn, back.stdout)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    addresses = [pair[0].address for pair in citus.groups.values()]
+    assert names(citus, cn) == names(citus, citus.machines["wk1-1"]) == addresses
+    assert citus.serving(session) == {"wk1-1", "wk2-1"}
+    standby.server.wait_for_replay(of=cn.server)
+    assert citus.serving(on_standby) == {"wk1-1", "wk2-1"}
+
+    ran = doctor_on(cn, citus)
+    assert "\n\n-- From addresses to names" in ran.stdout
+    assert (
+        f"note: pg_dist_node (database app) has no names yet, so that standbys are not used: {addresses[0]} (of cn)"
+        in (ran.stdout)
+    )
+    ran = psql(citus, cn, script(citus, "to_names"))
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert names(citus, cn) == names(citus, citus.machines["wk1-1"]) == ["cn", "wk1", "wk2"]
+    standby.server.wait_for_replay(of=cn.server)
+    assert citus.serving(session) == {"wk1-1", "wk2-1"}
+    assert citus.serving(on_standby) == {"wk1-2", "wk2-2"}
+    for one in (session, on_standby):
+        assert one.execute("EXECUTE p").fetchone() == (400,)
+
+
+def test_the_scripts_wait_until_the_workers_are_told(citus: CitusCluster) -> None:
+    """What Citus tells the workers after the commit may be held up there; a script ends when all have heard it."""
+    cn, worker = citus.machines["cn-1"], citus.machines["wk2-1"]
+    back = script(citus, "to_addresses")
+    holder = citus.connect(worker)
+    holder.execute("BEGIN")
+    holder.execute("SELECT FROM pg_dist_node WHERE nodename = 'wk1' FOR UPDATE")
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(psql, citus, cn, back)
+        worker.server.wait_until("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+        assert "wk1" not in names(citus, cn)
+        assert "wk1" in names(citus, worker)
+        assert not running.done()
+        holder.execute("ROLLBACK")
+        ran = running.result()
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "|f" not in ran.stdout.replace(" ", "")
+    assert names(citus, worker) == names(citus, cn)
+
+
+def test_the_way_back_follows_failovers(citus: CitusCluster) -> None:
+    """The addresses are those of the primaries of now, not of those that were there when names came."""
+    old, new = citus.groups["wk1"]
+    old.kill()
+    new.server.promote()
+    citus.machines["cn-1"].lead({name: pair[0].address for name, pair in citus.groups.items()} | {"wk1": new.address})
+    ran = psql(citus, citus.machines["cn-1"], script(citus, "to_addresses"))
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert names(citus, citus.machines["cn-1"])[1] == new.address
+
+
+def test_no_names_where_a_node_does_not_know_them(citus: CitusCluster) -> None:
+    """Before anything is changed every node tries every name: where one is unknown, nothing is changed."""
+    assert psql(citus, citus.machines["cn-1"], script(citus, "to_addresses")).returncode == 0
+    citus.machines["wk2-1"].lead({"cn": citus.machines["cn-1"].address, "wk2": citus.machines["wk2-1"].address})
+    ran = psql(citus, citus.machines["cn-1"], script(citus, "to_names"))
+    assert ran.returncode == 3
+    assert "not reached: from node 3: wk1" in ran.stderr
+    assert "wk1" not in names(citus, citus.machines["cn-1"])
+
+
+def test_names_wait_for_writers_and_give_up(citus: CitusCluster) -> None:
+    """A transaction that writes holds the change up for the lock timeout; then nothing has changed, nor did it."""
+    cn = citus.machines["cn-1"]
+    assert psql(citus, cn, script(citus, "to_addresses")).returncode == 0
+    before = names(citus, cn)
+    writer = citus.connect(cn)
+    writer.execute("BEGIN")
+    writer.execute("UPDATE accounts SET balance = balance + 1")
+    ran = psql(citus, cn, script(citus, "to_names").replace("'5s'", "'300ms'"))
+    assert ran.returncode == 3
+    assert "lock timeout" in ran.stderr
+    assert names(citus, cn) == before
+    writer.execute("COMMIT")
+    assert psql(citus, cn, script(citus, "to_names")).returncode == 0
+    assert writer.execute("SELECT sum(balance) FROM accounts").fetchone() == (400 * 101,)

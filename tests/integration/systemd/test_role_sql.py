@@ -1,0 +1,283 @@
+"""What systemd/role.sql gives and to whom, what its comments say, and the functions that guard Citus' own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from resolver_agent.demo.postgres import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from resolver_agent.demo.postgres import Postgres
+    from tests.integration.support.citus_cluster import CitusCluster
+
+ROLE_SQL = (Path(__file__).parents[3] / "systemd" / "role.sql").read_text(encoding="utf-8")
+SAMPLES = re.findall(r"^--     (.*)$", ROLE_SQL, re.MULTILINE)
+DATABASES = ["postgres", "app"]
+PRIMARIES = ["cn-1", "wk1-1", "wk2-1"]
+
+FUNCTIONS = {
+    f"resolver_agent.{name}()"
+    for name in ("cleanup_orphaned_resources", "node_conninfo", "reached", "recover_prepared_transactions")
+}
+GIVEN = """
+    SELECT oid::regprocedure::text, privilege_type FROM pg_proc, aclexplode(proacl)
+     WHERE grantee = 'resolver_agent'::regrole
+     UNION ALL
+    SELECT nspname, privilege_type FROM pg_namespace, aclexplode(nspacl) WHERE grantee = 'resolver_agent'::regrole
+     UNION ALL
+    SELECT parname, privilege_type FROM pg_parameter_acl, aclexplode(paracl)
+     WHERE grantee = 'resolver_agent'::regrole
+"""
+OUTSIDERS = """
+    SELECT oid::regprocedure::text, has_function_privilege('outsider', oid, 'EXECUTE'), prosecdef, proconfig,
+           (SELECT rolsuper FROM pg_roles WHERE oid = proowner)
+      FROM pg_proc WHERE pronamespace = 'resolver_agent'::regnamespace
+"""
+
+ORPHAN = """
+    INSERT INTO pg_dist_cleanup
+    SELECT nextval('pg_dist_cleanup_recordid_seq'), nextval('pg_dist_operationid_seq'), 3, 'orphan', groupid, 0
+    FROM pg_dist_node WHERE nodename = %s
+"""
+
+
+@pytest.fixture(scope="module", params=["system", "embedded"])
+def either_server(request: pytest.FixtureRequest) -> Iterator[Postgres]:
+    """A server of the system's PostgreSQL, and one of the embedded one."""
+    with Site(postgres=request.param) as site:
+        server = site.primary("a", "127.0.62.1")
+        server.run_sql("CREATE DATABASE app")
+        server.run_sql("CREATE ROLE outsider")
+        yield server
+
+
+@pytest.fixture
+def server(either_server: Postgres) -> Iterator[Postgres]:
+    """A server without anything of ours."""
+    yield either_server
+    uninstall([either_server])
+
+
+def uninstall(servers: list[Postgres]) -> None:
+    """Do what the comments say, on servers of which the first is the coordinator."""
+    start = SAMPLES.index("BEGIN;")
+    end = SAMPLES.index("COMMIT;") + 1
+    for server in servers:
+        for database in DATABASES:
+            server.run_sql("\n".join(SAMPLES[start:end]), dbname=database)
+    [last] = SAMPLES[end:]
+    for server in servers:
+        server.run_sql(last, dbname="app")
+
+
+def connect(server: Postgres, **keywords: str) -> psycopg.Connection:
+    """Log in as the role, over the server's socket unless told otherwise."""
+    where = {"host": str(server.socket_dir), "port": str(server.port), "user": "resolver_agent", "dbname": "postgres"}
+    return psycopg.connect(" ".join(f"{key}={value}" for key, value in (where | keywords).items()), autocommit=True)
+
+
+def test_it_gives_what_is_needed_and_no_more(server: Postgres) -> None:
+    """Run once or again, the role has these privileges and no others, and nobody else has any of them."""
+    for _ in range(2):
+        for database in DATABASES:
+            server.run_sql(ROLE_SQL, dbname=database)
+            assert set(server.run_sql(GIVEN, dbname=database)) == {
+                *((function, "EXECUTE") for function in (*FUNCTIONS, "pg_reload_conf()")),
+                ("resolver_agent", "USAGE"),
+                ("citus.node_conninfo", "ALTER SYSTEM"),
+            }
+            assert set(server.run_sql(OUTSIDERS.replace("proconfig", "proconfig::text"), dbname=database)) == {
+                (function, False, True, '{"search_path=pg_catalog, pg_temp"}', True) for function in FUNCTIONS
+            }
+    assert server.run_sql("""
+        SELECT rolcanlogin, rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls
+        FROM pg_roles WHERE rolname = 'resolver_agent'
+    """) == [(True, False, False, False, False, False)]
+
+
+def test_what_others_have_put_there_goes(server: Postgres) -> None:
+    """A schema and functions that somebody has planted are replaced by a superuser's, however they are owned."""
+    server.run_sql("""
+        CREATE SCHEMA resolver_agent AUTHORIZATION outsider;
+        SET ROLE outsider;
+        CREATE FUNCTION resolver_agent.node_conninfo() RETURNS text LANGUAGE sql AS $$ SELECT 'mine' $$;
+        CREATE FUNCTION resolver_agent.more() RETURNS text LANGUAGE sql AS $$ SELECT 'mine' $$;
+    """)
+    for database in DATABASES:
+        server.run_sql(ROLE_SQL, dbname=database)
+    assert {(name, owner) for name, *_, owner in server.run_sql(OUTSIDERS)} == {(name, True) for name in FUNCTIONS}
+    assert server.run_sql("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'resolver_agent'") == [
+        ("postgres",)
+    ]
+
+
+def test_an_owner_of_a_database_cannot_lead_it_astray(server: Postgres) -> None:
+    """Who runs it is a superuser, and does nothing that the database's own search_path brings in."""
+    server.run_sql("""
+        CREATE ROLE owner;
+        ALTER DATABASE app OWNER TO owner;
+        SET ROLE owner;
+        ALTER DATABASE app SET search_path = trap, pg_catalog;
+    """)
+    operators = {"=": "name", ">=": "int"}
+    server.run_sql("CREATE SCHEMA trap AUTHORIZATION owner; CREATE TABLE trap.caught (who text)", dbname="app")
+    server.run_sql("ALTER TABLE trap.caught OWNER TO owner", dbname="app")
+    for operator, kind in operators.items():
+        server.run_sql(
+            f"""
+            SET ROLE owner;
+            CREATE FUNCTION trap.spring_{kind}(a {kind}, b {kind}) RETURNS boolean LANGUAGE plpgsql AS $$
+            BEGIN
+                INSERT INTO trap.caught VALUES (current_user);
+                RETURN a OPERATOR(pg_catalog.{operator}) b;
+            END
+            $$;
+            CREATE OPERATOR trap.{operator} (FUNCTION = trap.spring_{kind}, LEFTARG = {kind}, RIGHTARG = {kind});
+            """,  # noqa: S608 -- ours
+            dbname="app",
+        )
+    try:
+        for database in DATABASES:
+            server.run_sql(ROLE_SQL, dbname=database)
+        assert server.run_sql("SELECT who FROM trap.caught", dbname="app") == []
+    finally:
+        server.run_sql("ALTER DATABASE app RESET search_path")
+        server.run_sql("DROP SCHEMA trap CASCADE", dbname="app")
+        server.run_sql("ALTER DATABASE app OWNER TO postgres; DROP ROLE owner")
+
+
+def test_the_caller_cannot_lead_a_function_astray(server: Postgres) -> None:
+    """What a session has of its own does not stand in for PostgreSQL's, whatever its search_path says."""
+    for database in DATABASES:
+        server.run_sql(ROLE_SQL, dbname=database)
+    with connect(server) as session:
+        session.execute("CREATE TEMP TABLE pg_settings AS SELECT 'citus.node_conninfo' AS name, 'mine' AS boot_val")
+        session.execute("SET search_path = pg_temp, pg_catalog")
+        assert session.execute("SELECT boot FROM resolver_agent.node_conninfo()").fetchall() == [(None,)]
+
+
+def test_the_comments_take_all_of_it_away(server: Postgres) -> None:
+    """Afterwards there is nothing left, and it can be given again."""
+    for _ in range(2):
+        for database in DATABASES:
+            server.run_sql(ROLE_SQL, dbname=database)
+        uninstall([server])
+        for database in DATABASES:
+            assert server.run_sql("SELECT 1 FROM pg_namespace WHERE nspname = 'resolver_agent'", dbname=database) == []
+        assert server.run_sql("SELECT 1 FROM pg_roles WHERE rolname = 'resolver_agent'") == []
+        assert server.run_sql("SELECT 1 FROM pg_parameter_acl, aclexplode(paracl) WHERE grantee <> 10") == []
+    for database in DATABASES:
+        server.run_sql(ROLE_SQL, dbname=database)
+
+
+def test_the_comments_let_the_agents_in(server: Postgres, tmp_path: Path) -> None:
+    """Root logs in as the role here, to every database; others need the password, and reach one database only."""
+    for database in DATABASES:
+        server.run_sql(ROLE_SQL, dbname=database)
+    server.run_sql("ALTER ROLE resolver_agent PASSWORD 'PASSWORD'")
+    password_file = tmp_path / "pgpass"
+    password_file.write_text(next(line for line in SAMPLES if line.startswith("*:")).replace("5432", str(server.port)))
+    password_file.chmod(0o600)
+    hba, ident = server.data / "pg_hba.conf", server.data / "pg_ident.conf"
+    before = hba.read_text()
+    lines = [line for line in SAMPLES if line.startswith(("local ", "host "))]
+    hba.write_text("\n".join(lines).replace("192.168.234.0/24", "127.0.0.0/8") + "\n")
+    ident.write_text(next(line for line in SAMPLES if re.match(r"resolver_agent +root", line)) + "\n")
+    try:
+        server.reload()
+        other = {"host": server.address, "passfile": str(password_file)}
+        with connect(server, dbname="app"), connect(server), connect(server, **other):
+            pass
+        with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+            connect(server, **other | {"passfile": "/dev/null"})
+        for keywords in ({"user": "postgres"}, {"user": "outsider"}, {**other, "dbname": "app"}, other | {"user": "x"}):
+            with pytest.raises(psycopg.OperationalError, match=r"no pg_hba\.conf entry"):
+                connect(server, **keywords)
+    finally:
+        hba.write_text(before)
+        server.reload()
+
+
+def test_without_the_procedure_there_is_nothing_to_clean(server: Postgres) -> None:
+    """Before Citus 11.1 the call does nothing."""
+    for database in DATABASES:
+        server.run_sql(ROLE_SQL, dbname=database)
+    with connect(server) as session:
+        session.execute("SELECT resolver_agent.cleanup_orphaned_resources()")
+
+
+def test_citus_reaches_and_cleans_up(citus: CitusCluster) -> None:
+    """Real Citus says whom the names lead to now, and cleans up where these are primaries, be others silent."""
+    cn1, wk1, wk2 = (citus.machines[name] for name in PRIMARIES)
+    session = citus.connect(cn1, user="resolver_agent")
+
+    def reached() -> dict[str, str]:
+        rows = session.execute("SELECT node, success, result FROM resolver_agent.reached()")
+        return {node.partition(":")[0]: result.split()[0] if success else "silent" for node, success, result in rows}
+
+    def clean_up() -> None:
+        session.execute("SELECT resolver_agent.cleanup_orphaned_resources()")
+
+    for machine, name in ((wk1, "wk1"), (wk2, "wk2")):
+        citus.run_sql(machine, "SELECT pg_create_logical_replication_slot('orphan', 'pgoutput')")
+        citus.run_sql(cn1, ORPHAN, [name])
+
+    cn1.lead({"cn": cn1.address, "wk1": citus.machines["wk1-2"].address, "wk2": wk2.address})
+    assert reached() == {"cn": "primary", "wk1": "standby", "wk2": "primary"}
+    with pytest.raises(psycopg.errors.RaiseException, match=r'a name leads to a standby, .*wk1:\d+": "standby'):
+        clean_up()
+    assert citus.run_sql(cn1, "SELECT count(*) FROM pg_dist_cleanup") == [(2,)]
+
+    cn1.lead({"cn": cn1.address, "wk1": wk1.address, "wk2": wk1.address})
+    assert reached() == {"cn": "primary", "wk1": "primary", "wk2": "stranger"}
+    with pytest.raises(psycopg.errors.RaiseException, match=r'another group: .*wk2:\d+": "stranger primary 1 '):
+        clean_up()
+    assert citus.run_sql(cn1, "SELECT count(*) FROM pg_dist_cleanup") == [(2,)]
+
+    cn1.lead({"cn": cn1.address, "wk1": "255.255.255.255", "wk2": wk2.address})
+    assert reached() == {"cn": "primary", "wk1": "silent", "wk2": "primary"}
+    clean_up()
+    assert [citus.run_sql(machine, "SELECT count(*) FROM pg_replication_slots") for machine in (wk1, wk2)] == [
+        [(1,)],
+        [(0,)],
+    ]
+
+    cn1.lead({"cn": cn1.address, "wk1": wk1.address, "wk2": wk2.address})
+    with pytest.raises(psycopg.errors.ActiveSqlTransaction), session.transaction():
+        clean_up()
+    clean_up()
+    assert citus.run_sql(wk1, "SELECT count(*) FROM pg_replication_slots") == [(0,)]
+    assert citus.run_sql(cn1, "SELECT count(*) FROM pg_dist_cleanup") == [(0,)]
+
+
+def test_every_primary_is_given_its_own(citus: CitusCluster) -> None:
+    """Citus carries nothing to other nodes. A role that it has carried once is taken, and goes without a trace."""
+    machines = [citus.machines[name] for name in PRIMARIES]
+    servers = [machine.server for machine in machines]
+
+    def ask(query: str) -> list[list[tuple[object]]]:
+        return [citus.run_sql(machine, query) for machine in machines]
+
+    is_there = "SELECT 1 FROM pg_roles WHERE rolname = 'resolver_agent'"
+    is_known = "SELECT 1 FROM pg_dist_object WHERE classid = 'pg_authid'::regclass AND objid <> 10"
+    uninstall(servers)
+    for database in DATABASES:
+        servers[0].run_sql(ROLE_SQL, dbname=database)
+    assert ask(is_there) == [[(1,)], [], []]
+    uninstall(servers[:1])
+
+    citus.run_sql(machines[0], "CREATE ROLE resolver_agent LOGIN")
+    assert ask(is_known) == [[(1,)]] * 3
+    for server in servers:
+        for database in DATABASES:
+            server.run_sql(ROLE_SQL, dbname=database)
+            assert len(server.run_sql(GIVEN, dbname=database)) == len(FUNCTIONS) + 3
+    uninstall(servers)
+    assert ask(is_there) == ask(is_known) == [[], [], []]

@@ -1,0 +1,144 @@
+"""The repository keeps its shape: few dependencies, a pure core, and one place that prints and exits."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+TOP = Path(__file__).parents[2]
+PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PACKAGE = TOP / "resolver_agent"
+TREES = {
+    path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+"""Every module of the package, by its path in it: two modules of one name are two."""
+
+PURE = {
+    "hosts/block.py",
+    "patroni/membership.py",
+    "citus/preconditions.py",
+    *(module for module in TREES if module.startswith("routing/")),
+    "config/model.py",
+}
+"""Functions of values: what decides, and what renders the block."""
+
+CIRCLES: set[frozenset[str]] = {
+    frozenset({"routing/state.py", "routing/view.py"}),
+}
+"""Modules that import each other and still may."""
+
+WORLD = {"asyncio", "datetime", "logging", "os", "pathlib", "psycopg", "random", "socket", "subprocess", "sys", "time"}
+EXITS = {"SystemExit", "exit", "os._exit", "os.abort", "quit", "sys.exit"}
+
+
+def calls(module: str) -> set[str]:
+    """Return what a module calls, as it is written there."""
+    return {ast.unparse(node.func) for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)}
+
+
+def imports(module: str, *, for_types: bool = False) -> Iterator[str]:
+    """Yield the dotted names that a module imports when it runs, at once or late; or also those for types alone."""
+    parts = (part for part in TREES[module].body if for_types or not ast.unparse(part).startswith("if TYPE_CHECKING:"))
+    for node in (node for part in parts for node in ast.walk(part)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def ours(names: Iterable[str]) -> set[str]:
+    """Return the modules of the package that these dotted names are, or are in."""
+    found = set()
+    for name in names:
+        package, *path = name.split(".")
+        if package == "resolver_agent":
+            candidates = ("/".join(path[:length]) for length in (len(path), len(path) - 1))
+            files = (file for one in candidates for file in (f"{one}.py", f"{one}/__init__.py".lstrip("/")))
+            found.add(next(file for file in files if file in TREES))
+    return found
+
+
+ARROWS = {module: ours(imports(module, for_types=True)) for module in TREES}
+"""For each module those that it imports, be it for types alone."""
+
+
+def reached(module: str) -> set[str]:
+    """Return the modules that one can come to from a module along its imports."""
+    found: set[str] = set()
+    new = ARROWS[module]
+    while new:
+        found |= new
+        new = {after for one in new for after in ARROWS[one]} - found
+    return found
+
+
+def test_dependencies() -> None:
+    """Four packages at run time; anything more is an extra."""
+    names = {re.split("[<>=~!; ]", requirement)[0] for requirement in PROJECT["dependencies"]}
+    assert names == {"psycopg[binary]", "PyYAML", "python-hosts", "tenacity"}
+    assert set(PROJECT["optional-dependencies"]) == {"demo", "dev"}
+
+
+def test_top_level() -> None:
+    """Whoever opens the repository sees little; what git ignores may lie about, and git is not needed here."""
+    ignored = [line.rstrip("/") for line in (TOP / ".gitignore").read_text(encoding="utf-8").splitlines()]
+    visible = {
+        path.name
+        for path in TOP.iterdir()
+        if not path.name.startswith(".") and not any(fnmatch.fnmatch(path.name, pattern) for pattern in ignored)
+    }
+    files = {"CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml"}
+    assert files <= visible <= files | {"resolver_agent", "systemd", "tests", "vagrant"}
+
+
+def test_who_prints_and_who_exits() -> None:
+    """The command line does, and the demonstration prints; nobody else."""
+    assert {module for module in TREES if "print" in calls(module)} == {"cli.py", "demo/steps.py"}
+    assert {module for module in TREES if not EXITS.isdisjoint(calls(module))} == {"cli.py"}
+
+
+def test_no_circle() -> None:
+    """No module comes back to itself along its imports: whoever reads one need not have read all."""
+    circles = {frozenset(one for one in reached(module) if module in reached(one)) for module in TREES}
+    assert circles - {frozenset()} == CIRCLES
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_the_core_is_pure(module: str) -> None:
+    """What decides sees no clock, file, socket or log, and uses nothing of the package but the core itself."""
+    found = set(imports(module))
+    assert {name for name in found if name.partition(".")[0] in WORLD} == set()
+    assert ours(found) <= PURE
+    assert calls(module).isdisjoint({"open", "print"})
+
+
+def test_wheel(tmp_path: Path) -> None:
+    """The wheel has every module of the package and no other; a list of packages forgets new folders."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(PACKAGE, checkout / "resolver_agent", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(TOP / name, checkout)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(checkout)]
+    subprocess.run(command, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name.partition("/")[2] for name in archive.namelist() if name.startswith("resolver_agent/")}
+    assert packed == {*TREES, "py.typed"}

@@ -1,0 +1,315 @@
+"""When cached connections are flushed (rule R5): after every change, one at a time, and until it has worked."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent.citus.flush import Flushed, FlushError
+from resolver_agent.citus.maintenance import Flusher
+from resolver_agent.routing.observation import Identity, Kind, NodeState, Observation
+from tests.unit.builders import config, group
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from resolver_agent.config.model import Config
+
+SETTINGS = config(group("wk1", "10.0.0.3"))
+UP = NodeState().after(Observation(kind=Kind.STANDBY, at=0.0, identity=Identity(1, 1)))
+RESTARTED = NodeState().after(Observation(kind=Kind.STANDBY, at=0.0, identity=Identity(1, 2)))
+DOWN = UP.after(Observation(kind=Kind.DEAD, at=0.0))
+
+
+class Server:
+    """What stands for a local PostgreSQL: it counts what is done to it, and can be without Citus, hang or refuse."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.citus = True
+        self.refuses = False
+        self.warning: str | None = None
+        self.fault: Exception = FlushError("permission denied; run systemd/role.sql")
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def flush(self, _settings: Config) -> Flushed | None:
+        """Flush."""
+        self._do("flush")
+        return Flushed("sslmode=prefer", warning=self.warning) if self.citus else None
+
+    def keep(self, _settings: Config) -> Flushed | None:
+        """Compare the administrator's value; nothing is to be done."""
+        self._do("keep")
+        return Flushed("sslmode=prefer", done=False, warning=self.warning) if self.warning else None
+
+    def _do(self, what: str) -> None:
+        self.answers.wait(10)
+        if self.refuses:
+            raise self.fault
+        self.done.append(what)
+
+
+class Bed:
+    """A flusher, its server, and a clock."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.server = Server()
+        self.now = 1000.0
+        self.said: object = "A"
+        self.flusher = Flusher(changed=self.changed, do_flush=self.server.flush, do_keep=self.server.keep)
+
+    def tend(self, local: NodeState = UP, settings: Config = SETTINGS) -> Bed:
+        """Let a round pass."""
+        self.changed.clear()
+        self.flusher.tend(settings, said=self.said, local=local, now=self.now)
+        return self
+
+    async def settle(self, local: NodeState = UP) -> list[str]:
+        """Let a round pass, and another once that has ended which it began; return what was done so far."""
+        self.tend(local)
+        await asyncio.wait_for(self.changed.wait(), 10)
+        self.tend(local)
+        return self.server.done
+
+
+def run(scenario: Callable[[Bed], Coroutine[None, None, None]]) -> None:
+    """Play a scenario in a loop of its own."""
+
+    async def play() -> None:
+        await scenario(Bed())
+
+    asyncio.run(play())
+
+
+def test_flushes_at_the_start_and_after_each_change() -> None:
+    """Nobody knows what was flushed before this run; afterwards each state of the file is flushed once."""
+
+    async def scenario(bed: Bed) -> None:
+        assert not bed.flusher.flushed
+        assert await bed.settle() == ["flush"]
+        assert bed.flusher.flushed
+        bed.tend()
+        assert bed.server.done == ["flush"]
+        bed.said = "B"
+        bed.tend()
+        assert not bed.flusher.flushed
+        assert await bed.settle() == ["flush", "flush"]
+        assert bed.flusher.flushed
+
+    run(scenario)
+
+
+def test_changes_that_come_during_a_flush_share_the_next() -> None:
+    """What was said when a flush began is flushed by it, and what was said since is not."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.server.answers.clear()
+        bed.tend()
+        for said in "BCD":
+            bed.said = said
+            bed.tend()
+        bed.server.answers.set()
+        await asyncio.wait_for(bed.changed.wait(), 10)
+        bed.tend()
+        assert not bed.flusher.flushed
+        assert await bed.settle() == ["flush", "flush"]
+        assert bed.flusher.flushed
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("hindered_by", ["a failure", "a look at the administrator's value"])
+def test_what_was_said_in_between_is_flushed(hindered_by: str) -> None:
+    """Sessions may have connected to where a name led for a moment, also when it was back before any flush."""
+
+    async def scenario(bed: Bed) -> None:
+        await bed.settle()
+        if hindered_by == "a failure":
+            bed.server.refuses = True
+        else:
+            bed.now += 60
+            bed.server.answers.clear()
+            bed.tend()
+        bed.said = "B"
+        bed.tend()
+        bed.said = "A"
+        assert not bed.tend().flusher.flushed
+        bed.server.answers.set()
+        await asyncio.wait_for(bed.changed.wait(), 10)
+        bed.server.refuses = False
+        await bed.settle()
+        assert bed.server.done[-1] == "flush"
+        assert bed.server.done.count("flush") == 2
+        assert bed.flusher.flushed
+        assert bed.flusher.alerts == ()
+
+    run(scenario)
+
+
+def test_a_change_does_not_wait_for_what_failed_before() -> None:
+    """However late the next try would be: a promotion may wait for it."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.server.refuses = True
+        for _ in range(9):
+            bed.now += 60
+            await bed.settle()
+        bed.server.refuses = False
+        assert not bed.tend().flusher._errand.under_way
+        bed.said = "B"
+        await bed.settle()
+        assert bed.flusher.flushed
+
+    run(scenario)
+
+
+def test_a_warning_lasts_as_long_as_its_reason() -> None:
+    """What is wrong with the administrator's value is an alert from the look that finds it to the one that does not."""
+
+    async def scenario(bed: Bed) -> None:
+        await bed.settle()
+        seen = []
+        for warning in ("it is gone", "it is gone", None):
+            bed.server.warning = warning
+            bed.now += 60
+            await bed.settle()
+            seen.append([alert.text for alert in bed.flusher.alerts])
+        assert seen == [["it is gone"], ["it is gone"], []]
+        assert bed.server.done == ["flush", "keep", "keep", "keep"]
+        bed.server.warning, bed.said = "it is gone", "B"
+        await bed.settle()
+        assert [alert.text for alert in bed.flusher.alerts] == ["it is gone"]
+        assert bed.flusher.flushed
+
+    run(scenario)
+
+
+def test_what_nobody_foresaw_is_an_alert(caplog: pytest.LogCaptureFixture) -> None:
+    """A defect is said, with where it was once, and does not end the agent; it is tried again like any failure."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.server.refuses, bed.server.fault = True, OSError(24, "Too many open files")
+        for _ in range(3):
+            bed.now += 60
+            await bed.settle()
+        [alert] = bed.flusher.alerts
+        assert alert.text == "cached connections are not flushed: OSError(24, 'Too many open files')"
+        assert [record.exc_info is not None for record in caplog.records] == [True]
+        bed.server.refuses = False
+        bed.now += 60
+        await bed.settle()
+        assert bed.flusher.flushed
+
+    run(scenario)
+
+
+def test_turned_off_and_on_again() -> None:
+    """What names led to while nothing was to be flushed is flushed at once."""
+
+    async def scenario(bed: Bed) -> None:
+        await bed.settle()
+        bed.tend(settings=dataclasses.replace(SETTINGS, citus=False))
+        assert bed.flusher.report() == {"citus": None, "flushed": True, "fault": None}
+        assert not bed.tend().flusher.flushed
+        await bed.settle()
+        assert bed.server.done == ["flush", "flush"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("local", [pytest.param(UP, id="the same run"), pytest.param(RESTARTED, id="a restart")])
+def test_looks_after_the_administrators_value(local: NodeState) -> None:
+    """Every minute, and after each restart of the server, at once."""
+
+    async def scenario(bed: Bed) -> None:
+        await bed.settle()
+        if local is UP:
+            bed.now += 59
+            assert bed.tend().server.done == ["flush"]
+            bed.now += 1
+        assert await bed.settle(local) == ["flush", "keep"]
+        assert bed.flusher.flushed
+
+    run(scenario)
+
+
+def test_a_failure_is_one_alert_and_is_tried_again_ever_later() -> None:
+    """Without the privilege there is an alert and no loop; the alert ends when it works."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.server.refuses = True
+        await bed.settle()
+        [alert] = bed.flusher.alerts
+        assert alert.text == "cached connections are not flushed: permission denied; run systemd/role.sql"
+        waited = []
+        for _ in range(9):
+            begun = bed.now
+            while not bed.flusher._errand.under_way:
+                bed.now += 0.5
+                bed.tend()
+            waited.append(bed.now - begun)
+            await asyncio.wait_for(bed.changed.wait(), 10)
+            bed.tend()
+            assert bed.flusher.alerts == (alert,)
+        assert waited == sorted(waited)
+        assert waited[0] <= 1
+        assert waited[-1] == 10
+        bed.server.refuses = False
+        bed.now += 60
+        await bed.settle()
+        assert bed.flusher.alerts == ()
+        assert bed.flusher.flushed
+
+    run(scenario)
+
+
+def test_without_citus_there_is_nothing_to_flush() -> None:
+    """A server without Citus counts as flushed, and is looked at again each minute."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.server.citus = False
+        await bed.settle()
+        assert bed.flusher.flushed
+        assert bed.flusher.report() == {"citus": False, "flushed": True, "fault": None}
+        bed.now += 60
+        bed.server.citus = True
+        assert await bed.settle() == ["flush", "flush"]
+        assert bed.flusher.citus
+
+    run(scenario)
+
+
+def test_a_server_that_is_down_has_no_sessions() -> None:
+    """Nothing is tried while it is down, and nothing is wrong with that; it is flushed when it is back."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.tend(DOWN)
+        assert not bed.flusher._errand.under_way
+        assert bed.flusher.alerts == ()
+        assert await bed.settle(RESTARTED) == ["flush"]
+
+    run(scenario)
+
+
+def test_a_server_that_hangs_is_an_alert() -> None:
+    """A call that never ends is said after a while, and is not begun a second time."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.server.answers.clear()
+        bed.tend()
+        bed.now += 4
+        assert bed.tend().flusher.alerts == ()
+        bed.now += 2
+        assert "does not answer" in bed.tend().flusher.alerts[0].text
+        bed.server.answers.set()
+        await asyncio.wait_for(bed.changed.wait(), 10)
+        assert bed.tend().flusher.alerts == ()
+        assert bed.server.done == ["flush"]
+
+    run(scenario)

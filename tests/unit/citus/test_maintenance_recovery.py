@@ -1,0 +1,320 @@
+"""When 2PC recovery runs (rule R6): right after a promotion, every minute, on fresh evidence, and never without it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from resolver_agent.citus.maintenance import PERIOD_S, Recoverer
+from resolver_agent.citus.recovery import Prepared, Recovered
+from resolver_agent.routing.observation import Role
+from resolver_agent.system.clock import boottime
+from tests.unit.builders import INTERVAL_S, TIMEOUT_S, config, group
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    import pytest
+
+    from resolver_agent.config.model import Config
+
+SETTINGS = dataclasses.replace(config(group("wk1", "10.0.0.3")), local={"dbname": "postgres"})
+SLOWEST_S = INTERVAL_S + 2 * TIMEOUT_S
+
+
+class Citus:
+    """What stands for the databases of the local server: it counts passes, and can wait in the middle of one."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+        self.result = Recovered(database="app")
+        self.defect: Exception | None = None
+        self.withdrawn: list[str | None] = []
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def recover(self, _settings: Config, still: Callable[[], str | None]) -> list[Recovered]:
+        """Make a pass."""
+        self.begun.set()
+        self.go_on.wait(10)
+        self.withdrawn.append(still())
+        self.passes += 1
+        if self.defect is not None:
+            raise self.defect
+        return [self.result]
+
+
+class Bed:
+    """A recoverer, what it works on, the evidence, and a clock that begins now."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.citus = Citus()
+        self.now = boottime()
+        self.role: Role | None = Role.PRIMARY
+        self.hindrance: str | None = None
+        self.answers_take_s = 0.0
+        self.asked: list[float] = []
+        self.since: list[float] = []
+        self.recoverer = Recoverer(
+            changed=self.changed, ask_again=lambda: self.asked.append(self.now), do_recover=self.citus.recover
+        )
+
+    def _hindrance(self, since: float) -> str | None:
+        self.since.append(since)
+        return self.hindrance or ("nobody has answered yet" if self.now - since < self.answers_take_s else None)
+
+    def tend(self) -> Bed:
+        """Let a round pass."""
+        self.changed.clear()
+        self.recoverer.tend(SETTINGS, role=self.role, hindrance=self._hindrance, now=self.now)
+        return self
+
+    async def settle(self) -> Bed:
+        """Let a pass run from its evidence to its end."""
+        self.tend()
+        self.tend()
+        await asyncio.wait_for(self.changed.wait(), 10)
+        return self.tend()
+
+    def wait(self, seconds: float) -> Bed:
+        """Let time pass."""
+        self.now += seconds
+        return self
+
+    @property
+    def alerts(self) -> list[str]:
+        """The texts of what is wrong."""
+        return [alert.text for alert in self.recoverer.alerts]
+
+
+def run(scenario: Callable[[Bed], Coroutine[None, None, None]]) -> None:
+    """Play a scenario in a loop of its own."""
+
+    async def play() -> None:
+        await scenario(Bed())
+
+    asyncio.run(play())
+
+
+def test_runs_at_once_and_every_minute() -> None:
+    """A primary recovers at once, then a minute after each pass, each time on evidence that was asked for."""
+
+    async def scenario(bed: Bed) -> None:
+        assert (await bed.settle()).citus.passes == 1
+        assert bed.asked == bed.since == [bed.now]
+        bed.wait(PERIOD_S - 1).tend().tend()
+        assert bed.citus.passes == 1
+        bed.wait(1)
+        assert (await bed.settle()).citus.passes == 2
+        assert bed.asked[-1] == bed.since[-1] == bed.now
+
+    run(scenario)
+
+
+def test_a_promotion_makes_it_due() -> None:
+    """A standby recovers nothing; once promoted it does so at once."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.role = Role.STANDBY
+        bed.tend().wait(1000).tend().tend()
+        assert bed.asked == []
+        assert bed.alerts == []
+        bed.role = Role.PRIMARY
+        assert (await bed.settle()).citus.passes == 1
+
+    run(scenario)
+
+
+def test_nothing_runs_without_consent() -> None:
+    """While something hinders it fresh evidence is asked for again and again; overdue is an alert, and ends."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.hindrance = "wk1 is held"
+        for _ in range(200):
+            bed.wait(1).tend()
+        assert bed.citus.passes == 0
+        assert len(bed.asked) == 200 / SLOWEST_S
+        assert bed.alerts == ["2PC recovery is overdue by more than 180 s: wk1 is held"]
+        bed.hindrance = None
+        bed.tend()
+        await asyncio.wait_for(bed.changed.wait(), 10)
+        assert bed.tend().alerts == []
+
+    run(scenario)
+
+
+def test_consent_is_withdrawn_in_the_middle() -> None:
+    """A pass under way hears of what changes, and of a demotion."""
+
+    async def scenario(bed: Bed) -> None:
+        for hindrance, role, expected in [
+            ("wk1 moved", Role.PRIMARY, "wk1 moved"),
+            (None, Role.STANDBY, "the local PostgreSQL is no primary"),
+        ]:
+            bed.citus.go_on.clear()
+            bed.hindrance, bed.role = None, Role.PRIMARY
+            bed.wait(PERIOD_S).tend().tend()
+            bed.now = boottime()
+            await asyncio.to_thread(bed.citus.begun.wait, 10)
+            bed.hindrance, bed.role = hindrance, role
+            bed.tend()
+            bed.citus.go_on.set()
+            await asyncio.wait_for(bed.changed.wait(), 10)
+            bed.tend()
+            assert bed.citus.withdrawn[-1] == expected
+
+    run(scenario)
+
+
+def test_consent_does_not_come_back_in_the_middle() -> None:
+    """A name that moved and came back during a pass may have led it astray."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.citus.go_on.clear()
+        bed.tend().tend()
+        await asyncio.to_thread(bed.citus.begun.wait, 10)
+        bed.hindrance = "wk1 moved"
+        bed.tend()
+        bed.hindrance = None
+        bed.tend()
+        bed.citus.go_on.set()
+        await asyncio.wait_for(bed.changed.wait(), 10)
+        assert bed.citus.withdrawn == ["wk1 moved"]
+        bed.tend().wait(PERIOD_S)
+        assert (await bed.settle()).citus.withdrawn[-1] is None
+
+    run(scenario)
+
+
+def test_slow_answers_are_waited_for() -> None:
+    """Where servers take almost as long to answer as they may, it is not asked again and again instead."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.answers_take_s = SLOWEST_S - 0.2
+        for _ in range(100):
+            bed.wait(0.1).tend()
+        await asyncio.wait_for(bed.changed.wait(), 10)
+        assert bed.tend().citus.passes == 1
+
+    run(scenario)
+
+
+def test_a_pass_that_ended_with_its_primary_is_forgotten() -> None:
+    """The next promotion finds neither its faults nor its minute."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.citus.go_on.clear()
+        bed.tend().tend()
+        await asyncio.to_thread(bed.citus.begun.wait, 10)
+        bed.role = Role.STANDBY
+        bed.tend()
+        bed.citus.result = Recovered(database="app", fault="server closed the connection unexpectedly")
+        bed.citus.go_on.set()
+        await asyncio.wait_for(bed.changed.wait(), 10)
+        assert bed.tend().alerts == []
+        bed.role = Role.PRIMARY
+        assert (await bed.settle()).citus.passes == 2
+
+    run(scenario)
+
+
+def test_what_nobody_foresaw_is_an_alert(caplog: pytest.LogCaptureFixture) -> None:
+    """A defect is said, with where it was once, and does not end the agent; it is tried again like any failure."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.citus.defect = OSError(24, "Too many open files")
+        for _ in range(3):
+            await bed.wait(10).settle()
+        assert bed.alerts == ["2PC recovery in database postgres: OSError(24, 'Too many open files')"]
+        assert [record.exc_info is not None for record in caplog.records] == [True]
+        bed.citus.defect = None
+        assert (await bed.wait(10).settle()).alerts == []
+
+    run(scenario)
+
+
+def test_consent_that_nobody_renews_is_none() -> None:
+    """A pass whose agent has stopped looking around is told so."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.wait(-10)
+        assert (await bed.settle()).citus.withdrawn == ["the agent has not looked around for a while"]
+
+    run(scenario)
+
+
+def test_withdrawn_consent_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    """Names move while a pass runs: that is said and tried again soon, and is an alert only when that goes on."""
+    caplog.set_level(logging.INFO)
+
+    async def scenario(bed: Bed) -> None:
+        bed.citus.result = Recovered(database="app", withdrawn="wk1 moved")
+        await bed.settle()
+        assert bed.alerts == []
+        for _ in range(19):
+            await bed.wait(10).settle()
+        assert bed.citus.passes == 20
+        assert bed.alerts == ["2PC recovery is overdue by more than 180 s: wk1 moved"]
+        bed.citus.result = Recovered(database="app")
+        assert (await bed.wait(10).settle()).tend().alerts == []
+
+    run(scenario)
+    assert caplog.messages[0] == "2PC recovery in database app begins anew later: wk1 moved"
+
+
+def test_a_failed_pass_is_an_alert_and_tried_again_soon() -> None:
+    """A fault in a database is said until a pass goes well, which is tried before the minute is over."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.citus.result = Recovered(database="app", fault="rolled back: wk1:5432 led to a standby")
+        await bed.settle()
+        assert bed.alerts == ["2PC recovery in database app: rolled back: wk1:5432 led to a standby"]
+        bed.citus.result = Recovered(database="app")
+        bed.wait(10)
+        await bed.settle()
+        assert bed.citus.passes == 2
+        assert bed.alerts == []
+
+    run(scenario)
+
+
+def test_failing_for_long_is_overdue() -> None:
+    """Passes that only fail count for nothing."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.citus.result = Recovered(database="app", fault="not begun")
+        for _ in range(20):
+            await bed.wait(10).settle()
+        assert any("overdue" in text for text in bed.alerts)
+
+    run(scenario)
+
+
+def test_old_prepared_transactions_are_an_alert() -> None:
+    """What another node has prepared here, and left, holds locks."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.citus.result = Recovered(database="app", oldest=Prepared(gid="citus_0_1_2_3", age_s=400.0))
+        await bed.settle()
+        [text] = bed.alerts
+        assert text.startswith("citus_0_1_2_3 in database app has been prepared for 400 s")
+
+    run(scenario)
+
+
+def test_report() -> None:
+    """Status tells of the last pass, and of what hinders the next."""
+
+    async def scenario(bed: Bed) -> None:
+        bed.citus.result = Recovered(database="app", recovered=2)
+        await bed.settle()
+        report = bed.recoverer.report(bed.now + 5)
+        assert (report["age_s"], report["hindered"], report["under_way"]) == (5.0, None, False)
+        assert report["databases"][0]["recovered"] == 2
+
+    run(scenario)

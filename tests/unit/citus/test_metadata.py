@@ -1,0 +1,150 @@
+"""The scripts that move the metadata from addresses to names and back. That they work, tests with Citus show."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent.citus import metadata
+from resolver_agent.doctor import report
+from resolver_agent.doctor.facts import Unknown
+from tests.unit.builders import dead, primary, standby
+from tests.unit.doctor.builders import CN1, CN2, WK1, WK2, both, database, fit, probed, row, server
+
+if TYPE_CHECKING:
+    from resolver_agent.citus.metadata import Row
+    from tests.unit.doctor.builders import Change
+
+ADDRESSES = database(rows=(row(1, CN1), row(2, WK1)))
+
+
+def calls(script: str | None) -> list[str]:
+    """Return the statements of a script that change the metadata."""
+    return re.findall(r"^SELECT (citus_\w+\([^)]*\));", script or "", re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        pytest.param([row(1, "cn"), row(2, "wk1")], [], id="names already"),
+        pytest.param(
+            [row(2, WK1), row(1, CN1)],
+            ["citus_set_coordinator_host('cn', 5432)", "citus_update_node(2, 'wk1', 5432)"],
+            id="the coordinator first",
+        ),
+        pytest.param([row(1, "cn"), row(2, WK2)], ["citus_update_node(2, 'wk1', 5432)"], id="a standby's address"),
+        pytest.param([row(1, "localhost")], ["citus_set_coordinator_host('cn', 5432)"], id="localhost"),
+        pytest.param([row(7, WK1, port=6432)], ["citus_update_node(7, 'wk1', 5432)"], id="the configuration's port"),
+        pytest.param([row(2, "10.9.9.9")], [], id="nobody's address"),
+        pytest.param([row(2, WK2, is_primary=False)], [], id="secondaries are left alone"),
+        pytest.param([row(2, WK1), row(3, WK2)], [], id="two rows cannot have one name"),
+        pytest.param([row(2, "wk1"), row(3, WK2)], [], id="the name is taken"),
+    ],
+)
+def test_to_names(rows: list[Row], expected: list[str]) -> None:
+    """Each row that has the address of a node is given that node's name, and no other is touched."""
+    assert calls(report.report(database(rows=tuple(rows))(fit())).to_names) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "expected", "left_out"),
+    [
+        pytest.param(
+            database(rows=(row(1, "cn"), row(2, "wk1"))),
+            [f"citus_set_coordinator_host('{CN1}', 5432)", f"citus_update_node(2, '{WK1}', 5432)"],
+            None,
+            id="from names",
+        ),
+        pytest.param(
+            ADDRESSES,
+            [f"citus_set_coordinator_host('{CN1}', 5432)", f"citus_update_node(2, '{WK1}', 5432)"],
+            None,
+            id="before there are names",
+        ),
+        pytest.param(
+            probed(wk1=standby(started=3, system_id=2), wk2=primary(started=4, system_id=2)),
+            [f"citus_set_coordinator_host('{CN1}', 5432)", f"citus_update_node(2, '{WK2}', 5432)"],
+            None,
+            id="the primary of now",
+        ),
+        pytest.param(
+            probed(wk1=dead()), [f"citus_set_coordinator_host('{CN1}', 5432)"], "wk1", id="no primary in sight"
+        ),
+        pytest.param(
+            probed(wk2=primary(started=4, system_id=2)),
+            [f"citus_set_coordinator_host('{CN1}', 5432)"],
+            "wk1",
+            id="two primaries",
+        ),
+        pytest.param(
+            database(rows=(row(1, "cn"), row(2, WK2, 1, is_primary=False))),
+            [f"citus_set_coordinator_host('{CN1}', 5432)"],
+            None,
+            id="secondaries are left alone",
+        ),
+        pytest.param(database(group_id=1), [], None, id="not on the coordinator"),
+        pytest.param(server(databases={"app": Unknown("denied")}), [], None, id="a database that cannot be asked"),
+        pytest.param(lambda facts: dataclasses.replace(facts, server=Unknown("down")), [], None, id="down"),
+    ],
+)
+def test_to_addresses(change: Change, expected: list[str], left_out: str | None) -> None:
+    """The way back leads to the primaries that are seen, and says whom it leaves out."""
+    script = report.report(change(fit())).to_addresses
+    assert calls(script) == expected
+    assert re.findall("Left out, .*: (.*)", script or "") == ([f"{left_out}."] if left_out else [])
+
+
+def test_one_transaction_that_waits_for_nobody_for_long() -> None:
+    """All changes of a database are made or none, with a limit on the wait for locks; an error ends the script."""
+    script = report.report(ADDRESSES(fit())).to_names
+    assert script is not None
+    assert script.splitlines()[1:4] == [
+        "\\set ON_ERROR_STOP on",
+        '\\connect "app"',
+        "SET search_path = pg_catalog;",
+    ]
+    begin, limit, *changes, commit = re.findall(r"^(?:BEGIN;|SET LOCAL|SELECT citus|COMMIT).*", script, re.MULTILINE)
+    assert (begin, limit, commit) == ("BEGIN;", "SET LOCAL lock_timeout = '5s';", "COMMIT;")
+    assert changes == [
+        f"SELECT citus_set_coordinator_host('cn', 5432);  -- was {CN1}:5432",
+        f"SELECT citus_update_node(2, 'wk1', 5432);  -- was {WK1}:5432",
+    ]
+    assert f"on the coordinator's primary ({CN1})" in script.splitlines()[0]
+
+
+@pytest.mark.parametrize(("version", "checked"), [("13.2-1", True), ("11.0-4", True), ("10.2-5", False)])
+def test_the_names_are_tried_first(version: str, checked: bool) -> None:  # noqa: FBT001 -- a case's expectation
+    """Before anything is changed every node connects to every name, where Citus has the functions for that."""
+    script = report.report(both(ADDRESSES, database(citus_version=version))(fit())).to_names or ""
+    assert ("(VALUES ('cn', 5432), ('wk1', 5432)) AS place" in script) == checked
+    before, _, after = script.partition("BEGIN;")
+    for part in ("DO $check$", "citus_check_connection_to_node"):
+        assert (part in before, part in after) == (checked, False)
+
+
+def test_every_database() -> None:
+    """Each database of the coordinator has metadata of its own, and is changed by itself."""
+    change = metadata.Change.of(row(2, WK1), "wk1", 5432)
+    script = metadata.script("x", {"app": [change], 'od"d': [change]}, check=False)
+    assert re.findall(r"^(?:\\connect (.*)|(COMMIT);)$", script, re.MULTILINE) == [
+        ('"app"', ""),
+        ("", "COMMIT"),
+        ('"od""d"', ""),
+        ("", "COMMIT"),
+    ]
+
+
+def test_scripts_are_shown_where_names_are_to_come() -> None:
+    """Whoever still has addresses is shown both scripts; who has names is not bothered with the way back."""
+    shown = report.report(ADDRESSES(fit())).as_text()
+    assert shown.index("-- From addresses to names") < shown.index("-- The way back")
+    assert "citus_" not in report.report(fit()).as_text()
+
+
+def test_on_a_standby_of_the_coordinator() -> None:
+    """The scripts name the primary to run them on, wherever they are printed."""
+    swapped = probed(cn1=standby(started=1), cn2=primary(started=2))
+    assert f"coordinator's primary ({CN2})" in (report.report(both(ADDRESSES, swapped)(fit())).to_names or "")

@@ -1,0 +1,188 @@
+"""When Citus may do its work on other nodes from here (rule R6): a table of what forbids it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent.citus.preconditions import Evidence, hindrance
+from resolver_agent.config.model import PatroniApi, Route
+from resolver_agent.routing.observation import Claim, PatroniWord
+from tests.unit.builders import MAX_AGE_S, Agent, config, dead, group, node, primary, standby, unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CN, WK1, RO = group("cn", "10.0.0.1", "10.0.0.2"), group("wk1", "10.0.0.3", "10.0.0.4"), "10.0.0.4"
+
+
+def fit(*, patroni: bool = False) -> Agent:
+    """Return an agent on a coordinator primary that sees everything as it should be."""
+    cn = dataclasses.replace(CN, patroni=PatroniApi(port=8008)) if patroni else CN
+    readers = group("wk1-ro", "10.0.0.3", "10.0.0.4", route=Route.STANDBY)
+    agent = Agent(config(cn, WK1, readers))
+    agent.see({"10.0.0.1": primary(), "10.0.0.2": standby(), "10.0.0.3": primary(), "10.0.0.4": standby()})
+    return agent.see_local(primary(), address="10.0.0.1").decide()
+
+
+def asked(agent: Agent, **changes: object) -> str | None:
+    """Return what forbids it, all evidence being of now unless ``changes`` say otherwise."""
+    evidence = Evidence(
+        now=agent.now,
+        since=agent.now,
+        max_age_s=MAX_AGE_S,
+        local=agent.local,
+        claims={"cn": Claim(agent.now, leads=True)},
+        written=True,
+        flushed=True,
+    )
+    return hindrance(agent.config, agent.decision, dataclasses.replace(evidence, **changes))  # type: ignore[arg-type]
+
+
+def look_again(agent: Agent) -> Agent:
+    """Let the local server and its group be asked once more."""
+    agent.see({"10.0.0.1": primary(), "10.0.0.2": standby()})
+    return agent.see_local(primary(), address="10.0.0.1").decide()
+
+
+@pytest.mark.parametrize("patroni", [False, True], ids=["SQL alone", "with Patroni"])
+def test_nothing_forbids_it(patroni: bool) -> None:  # noqa: FBT001 -- a table's column
+    """A coordinator primary among confirmed primaries may recover; a read-only name's standby is nobody's business."""
+    assert asked(fit(patroni=patroni)) is None
+
+
+def test_a_fenced_name_does_not_hold_up_the_others() -> None:
+    """Nobody is reached through a fence, so nothing can be believed of what is behind it."""
+    agent = fit()
+    agent.see({"10.0.0.3": standby(), "10.0.0.4": standby()}).decide()
+    assert agent.address("wk1") == "255.255.255.255"
+    assert asked(agent) is None
+
+
+def test_a_leader_among_several_primaries_may() -> None:
+    """Where Patroni settles who is the primary of the own group, and it is the local server, recovery goes on."""
+    agent = fit(patroni=True)
+    agent.patroni = {"cn": PatroniWord(leader=node("10.0.0.1"))}
+    agent.see({"10.0.0.2": primary()}).decide()
+    assert asked(agent) is None
+
+
+def in_recovery(agent: Agent) -> None:
+    """Let the local server be a standby."""
+    agent.see({"10.0.0.1": standby(), "10.0.0.2": primary()}).see_local(standby(), address="10.0.0.1").decide()
+
+
+def down(agent: Agent) -> None:
+    """Let the local server die."""
+    agent.see({"10.0.0.1": dead()}).see_local(dead()).decide()
+
+
+def leader_to_come(agent: Agent) -> None:
+    """Let a worker's standby hold the leader lock, while it is yet to be promoted and the old primary lives on."""
+    agent.patroni = {"wk1": PatroniWord(leader=node("10.0.0.4"))}
+    agent.decide()
+
+
+def unknown_here(agent: Agent) -> None:
+    """Let the local server be none of the nodes."""
+    agent.decision = Agent(agent.config).decision
+    agent.see_local(primary(started=5)).decide()
+
+
+def rival(agent: Agent) -> None:
+    """Let the own group have two primaries, with nothing to settle it."""
+    agent.see({"10.0.0.2": primary()}).decide()
+
+
+def rival_leads(agent: Agent) -> None:
+    """Let the own group have two primaries, of which the other holds the lock."""
+    agent.patroni = {"cn": PatroniWord(leader=node("10.0.0.2"))}
+    rival(agent)
+
+
+def worker_dies(agent: Agent) -> None:
+    """Let a worker's primary die: its name is held."""
+    agent.see({"10.0.0.3": dead()}).decide()
+
+
+def worker_splits(agent: Agent) -> None:
+    """Let a worker have two primaries."""
+    agent.see({"10.0.0.4": primary()}).decide()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        pytest.param(in_recovery, "has not just been seen as a primary", id="the local server is a standby"),
+        pytest.param(down, "has not just been seen as a primary", id="the local server is down"),
+        pytest.param(unknown_here, "is no node of any name", id="the local server is in no group"),
+        pytest.param(rival, "not the accepted primary of cn (last known primary; several", id="two primaries"),
+        pytest.param(rival_leads, "not the accepted primary of cn (holds the leader lock", id="another leads"),
+        pytest.param(worker_dies, "no confirmed primary: wk1 → 10.0.0.3 (held", id="a worker is held"),
+        pytest.param(leader_to_come, "wk1: 10.0.0.4 holds the leader lock", id="a worker's primary was deposed"),
+        pytest.param(worker_splits, "no confirmed primary: wk1 → 10.0.0.3 (last known", id="a worker is split"),
+    ],
+)
+def test_what_is_seen_forbids_it(change: Callable[[Agent], None], words: str) -> None:
+    """A doubt about the own role, or about where any name leads, forbids it."""
+    agent = fit()
+    change(agent)
+    assert words in str(asked(agent))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        pytest.param({"written": False}, "the hosts file does not say", id="not written"),
+        pytest.param({"flushed": False}, "not flushed yet", id="not flushed"),
+        pytest.param({"claims": {}}, "does not say that it leads cn", id="Patroni was never heard"),
+        pytest.param({"claims": {"cn": None}}, "does not say that it leads cn", id="Patroni is silent"),
+        pytest.param({"claims": {"cn": Claim(99.0, leads=True)}}, "does not say", id="Patroni's word is of before"),
+        pytest.param({"claims": {"cn": Claim(100.0, leads=False)}}, "does not hold the leader lock", id="not leader"),
+        pytest.param({"since": 101.0}, "has not just been seen as a primary", id="nothing was asked since"),
+    ],
+)
+def test_what_is_not_known_forbids_it(changes: dict[str, object], words: str) -> None:
+    """What was not asked since, or not confirmed, forbids it."""
+    assert words in str(asked(fit(patroni=True), **changes))
+
+
+def test_a_standby_that_may_be_the_primary_by_now_forbids_it() -> None:
+    """Everybody of the own group is asked again, but nobody waits for those who have fallen silent."""
+    agent = fit().wait(0.5)
+    agent.see({"10.0.0.1": primary()}).see_local(primary(), address="10.0.0.1").decide()
+    assert asked(agent) == "10.0.0.2 of cn has not answered again yet"
+    agent.see({"10.0.0.2": standby()}).decide()
+    assert asked(agent) is None
+    agent.see({"10.0.0.2": unreachable()}).wait(MAX_AGE_S)
+    agent.see({"10.0.0.1": primary(), "10.0.0.3": primary()}).see_local(primary(), address="10.0.0.1").decide()
+    assert asked(agent) is None
+
+
+def test_the_leader_of_a_worker_is_no_hindrance() -> None:
+    """Where Patroni and SQL say the same of a worker, and where Patroni says nothing."""
+    agent = fit()
+    agent.patroni = {"wk1": PatroniWord(leader=node("10.0.0.3"))}
+    assert asked(agent.decide()) is None
+    agent.patroni = {"wk1": PatroniWord(benched={node("10.0.0.4"): "noloadbalance"})}
+    assert asked(agent.decide()) is None
+
+
+def test_a_word_grows_old() -> None:
+    """A Patroni that hangs since it was asked says nothing, however often the server itself answers."""
+    agent = fit(patroni=True)
+    claim = {"cn": Claim(agent.now, leads=True)}
+    since = agent.now
+    for _ in range(3):
+        look_again(agent.wait(MAX_AGE_S / 2.5))
+        agent.see({"10.0.0.3": primary(), "10.0.0.4": standby()}).decide()
+    assert asked(agent, since=since, claims=claim) == "the local Patroni does not say that it leads cn"
+
+
+def test_a_name_that_is_left_out_forbids_it() -> None:
+    """Nobody knows where a name leads that is not in the file."""
+    agent = Agent(config(CN, WK1))
+    agent.see({"10.0.0.1": primary(), "10.0.0.2": standby()}).see_local(primary(), address="10.0.0.1").decide()
+    assert asked(agent) == "wk1 is left out"

@@ -1,0 +1,67 @@
+"""The promotion hook: what an agent's answer comes to, and what Patroni makes of the snippet."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from resolver_agent.control import pre_promote
+
+SNIPPET = Path(__file__).parents[3] / "systemd/patroni-pre-promote.yml"
+WELL = {"took_ms": 42, "written": True, "flushed": True, "astray": [], "why": ""}
+
+
+@pytest.mark.parametrize(
+    ("answer", "ready", "text"),
+    [
+        pytest.param(WELL, True, "ready for the promotion (after 42 ms)", id="all is well"),
+        pytest.param(WELL | {"flushed": None}, True, "ready for the promotion (after 42 ms)", id="no Citus here"),
+        pytest.param(
+            WELL | {"why": "wk2 → fenced (no primary)"},
+            True,
+            "ready for the promotion (after 42 ms): wk2 → fenced (no primary)",
+            id="well, with a remark",
+        ),
+        pytest.param(
+            WELL | {"astray": ["wk1 → 10.0.0.4 (standby)", "wk2 → 10.0.0.6 (standby)"], "why": "nobody answers"},
+            False,
+            "not ready for the promotion (after 42 ms): names still lead to standbys: wk1 → 10.0.0.4 (standby), "
+            "wk2 → 10.0.0.6 (standby); nobody answers",
+            id="names lead to standbys",
+        ),
+        pytest.param(
+            WELL | {"written": False, "flushed": False},
+            False,
+            "not ready for the promotion (after 42 ms): the hosts file is not written; "
+            "the connections that Citus cached are not flushed",
+            id="neither written nor flushed",
+        ),
+        pytest.param(
+            {},
+            False,
+            "not ready for the promotion (after None ms): it is not known where the names lead; "
+            "the hosts file is not written; the connections that Citus cached are not flushed",
+            id="nothing is said",
+        ),
+        pytest.param(
+            WELL | {"astray": None},
+            False,
+            "not ready for the promotion (after 42 ms): it is not known where the names lead",
+            id="not known",
+        ),
+    ],
+)
+def test_what_an_answer_comes_to(answer: dict[str, Any], ready: bool, text: str) -> None:  # noqa: FBT001 -- a table
+    """Only names that are known to lead to no standby, written and flushed are ready; what is not is said."""
+    assert pre_promote.judge(answer) == pre_promote.Outcome(ready=ready, text=text)
+
+
+def test_what_patroni_makes_of_the_snippet() -> None:
+    """Patroni splits the line as a shell would, and starts it without one."""
+    command = yaml.safe_load(SNIPPET.read_text(encoding="utf-8"))["postgresql"]["pre_promote"]
+    line = "timeout -k 1 5 /usr/local/bin/resolver-agent pre-promote || :"
+    assert shlex.split(command) == ["/bin/sh", "-c", line]

@@ -1,0 +1,447 @@
+"""The control socket: what is asked and answered, who may ask, and what each failure says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import re
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from resolver_agent.control import client as control_client
+from resolver_agent.control import server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+NOBODY = NOGROUP = 65534
+GROUP, UNKNOWN = 54321, 54322
+DONE, REFUSED = "{'done': True}", "may not ask .*: do it as root, or as a member of the socket's group"
+
+# Everything is imported before the privileges are dropped: the environment may be closed to other users.
+AS_ANOTHER = """
+import os, sys
+from resolver_agent.control import client
+os.chdir(sys.argv[1])
+uid, gid, *groups = map(int, sys.argv[2:])
+os.setgroups(groups)
+os.setgid(gid)
+os.setuid(uid)
+try:
+    print(client.ask("control.sock", "pre-promote"))
+except client.ControlError as error:
+    print(error)
+"""
+
+
+def fail(_request: dict[str, Any]) -> dict[str, Any]:
+    """Be a defect."""
+    raise ZeroDivisionError("of no use")
+
+
+async def fail_later(_request: dict[str, Any]) -> dict[str, Any]:
+    """Be a defect after a while."""
+    await asyncio.sleep(0)
+    raise ZeroDivisionError("of no use")
+
+
+def without_peer(request: dict[str, Any]) -> dict[str, Any]:
+    """Return what the client itself said."""
+    return {key: value for key, value in request.items() if key != "peer"}
+
+
+HANDLERS: server.Handlers = {
+    "echo": lambda request: {"asked": without_peer(request)},
+    "fail": fail,
+    "fail-later": fail_later,
+    "large": lambda _request: {"text": "x" * 3_000_000},
+    "pre-promote": lambda _request: {"done": True},
+    "who": lambda request: dataclasses.asdict(request["peer"]),
+}
+
+
+class Waiting:
+    """A handler that answers when it is told to, and the one that tells it."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self._go_on = asyncio.Event()
+
+    @property
+    def handlers(self) -> server.Handlers:
+        """What to serve."""
+        return {**HANDLERS, "wait": self._wait, "go-on": self._tell}
+
+    async def _wait(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.begun.set()
+        await self._go_on.wait()
+        return {"waited": without_peer(request)}
+
+    def _tell(self, _request: dict[str, Any]) -> dict[str, Any]:
+        self._go_on.set()
+        return {}
+
+
+def served(client: Callable[[], Any], path: Path, handlers: server.Handlers | None = None, **settings: Any) -> Any:
+    """Return what ``client`` returns from a thread of its own while the socket is served."""
+
+    async def serve() -> Any:
+        async with server.serve(handlers or HANDLERS, path=str(path), **{"passed": None, **settings}):
+            return await asyncio.to_thread(client)
+
+    return asyncio.run(serve())
+
+
+def seconds_without_answer(path: Path, *, timeout_s: float) -> float:
+    """Return how long it takes until the agent is given up."""
+    begun = time.monotonic()
+    with pytest.raises(control_client.ControlError, match="the agent does not answer"):
+        control_client.ask(str(path), "status", timeout_s=timeout_s)
+    took_s = time.monotonic() - begun
+    assert took_s >= timeout_s
+    return took_s
+
+
+def raw(path: Path, request: bytes) -> Any:
+    """Return the answer to bytes that need not be a request, None for none."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        connection.connect(str(path))
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        line = connection.makefile("rb").readline()
+    return json.loads(line) if line else None
+
+
+def test_a_request_is_answered(tmp_path: Path) -> None:
+    """The handler of that command gets the arguments, and its answer comes back."""
+    path = tmp_path / "control.sock"
+    answer = served(lambda: control_client.ask(str(path), "echo", text="é\n"), path)
+    assert answer == {"asked": {"command": "echo", "text": "é\n"}}
+
+
+def test_a_large_answer_arrives_whole(tmp_path: Path) -> None:
+    """A report of a thousand names is one line like any other."""
+    path = tmp_path / "control.sock"
+    assert len(served(lambda: control_client.ask(str(path), "large"), path)["text"]) == 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        pytest.param(b"status\n", "expected one line of JSON", id="no JSON"),
+        pytest.param(b"\xff\n", "expected one line of JSON", id="no text"),
+        pytest.param(b"\n", "expected one line of JSON", id="nothing"),
+        pytest.param(
+            b"[]\n", "unknown command; known are echo, fail, fail-later, large, pre-promote, who", id="no object"
+        ),
+        pytest.param(
+            b"{}\n", "unknown command; known are echo, fail, fail-later, large, pre-promote, who", id="no command"
+        ),
+        pytest.param(
+            b'{"command": []}\n',
+            "unknown command; known are echo, fail, fail-later, large, pre-promote, who",
+            id="a list for a command",
+        ),
+        pytest.param(
+            b'{"command": "stop"}\n',
+            "unknown command; known are echo, fail, fail-later, large, pre-promote, who",
+            id="unknown command",
+        ),
+        pytest.param(b'{"command": "fail"}\n', "ZeroDivisionError('of no use')", id="a defect"),
+        pytest.param(b'{"command": "fail-later"}\n', "ZeroDivisionError('of no use')", id="a defect after a while"),
+    ],
+)
+@pytest.mark.usefixtures("caplog")
+def test_nonsense_is_answered_too(request_: bytes, error: str, tmp_path: Path) -> None:
+    """Whoever asks wrongly is told what is wrong, and the next one is answered all the same."""
+    path = tmp_path / "control.sock"
+    first, second = served(lambda: (raw(path, request_), control_client.ask(str(path), "echo")), path)
+    assert first == {"error": error}
+    assert second == {"asked": {"command": "echo"}}
+
+
+def test_the_handler_knows_who_asks(tmp_path: Path) -> None:
+    """It is the kernel that says so, not the client."""
+    path = tmp_path / "control.sock"
+    answer = served(lambda: control_client.ask(str(path), "who", peer="somebody else"), path)
+    assert answer == {"pid": os.getpid(), "uid": os.geteuid(), "gid": os.getegid()}
+
+
+def test_others_are_answered_while_one_waits(tmp_path: Path) -> None:
+    """A handler that takes its time holds up nobody, and its own client is answered in the end."""
+    path, waiting = tmp_path / "control.sock", Waiting()
+
+    def clients() -> list[Any]:
+        with ThreadPoolExecutor() as threads:
+            slow = threads.submit(control_client.ask, str(path), "wait")
+            assert waiting.begun.wait(5)
+            quick = control_client.ask(str(path), "echo")
+            assert not slow.done()
+            control_client.ask(str(path), "go-on")
+            return [quick, slow.result()]
+
+    assert served(clients, path, waiting.handlers) == [{"asked": {"command": "echo"}}, {"waited": {"command": "wait"}}]
+
+
+def test_the_answer_may_take_longer_than_asking(tmp_path: Path) -> None:
+    """How long a handler takes is its own affair: the limit for clients that stall is not for those that wait."""
+    path, waiting = tmp_path / "control.sock", Waiting()
+
+    def clients() -> Any:
+        with ThreadPoolExecutor() as threads, socket.socket(socket.AF_UNIX) as silent, select.epoll() as ends:
+            slow = threads.submit(control_client.ask, str(path), "wait")
+            assert waiting.begun.wait(5)
+            silent.connect(str(path))
+            ends.register(silent, select.EPOLLHUP)
+            assert ends.poll(5)  # by now the first one has waited as long
+            control_client.ask(str(path), "go-on")
+            return slow.result()
+
+    answer = served(clients, path, waiting.handlers, request_timeout_s=1.0)
+    assert answer == {"waited": {"command": "wait"}}
+
+
+def test_the_end_of_the_agent_ends_the_waiting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever waits for an answer then learns at once that none will come, and nothing else comes of it."""
+    path, waiting = tmp_path / "control.sock", Waiting()
+    with ThreadPoolExecutor() as threads:
+
+        def client() -> Future[Any]:
+            slow = threads.submit(control_client.ask, str(path), "wait")
+            assert waiting.begun.wait(5)
+            return slow
+
+        slow = served(client, path, waiting.handlers)
+        with pytest.raises(control_client.ControlError, match="the agent ended before it answered"):
+            slow.result()
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "identity", "answer"),
+    [
+        pytest.param(0o600, (0, 0), DONE, id="root"),
+        pytest.param(0o660, (NOBODY, NOGROUP), REFUSED, id="a stranger"),
+        pytest.param(0o660, (NOBODY, GROUP), DONE, id="of the socket's group"),
+        pytest.param(0o660, (NOBODY, NOGROUP, GROUP), DONE, id="also of the socket's group"),
+        pytest.param(0o666, (NOBODY, NOGROUP), REFUSED, id="a stranger, and the socket is open to all"),
+        pytest.param(0o666, (NOBODY, GROUP), DONE, id="of the socket's group, and the socket is open to all"),
+        pytest.param(0o666, (UNKNOWN, UNKNOWN), REFUSED, id="a user without a name, and the socket is open to all"),
+    ],
+)
+def test_who_may_announce_a_promotion(
+    mode: int, identity: tuple[int, ...], answer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Root, the agent's own user and the socket's group may; others are told how, and a refusal of ours is logged."""
+    path = tmp_path / "control.sock"
+    tmp_path.chmod(0o755)
+
+    def client() -> str:
+        os.chown(path, 0, GROUP)
+        path.chmod(mode)
+        command = [sys.executable, "-c", AS_ANOTHER, str(tmp_path), *map(str, identity)]
+        return subprocess.check_output(command, text=True)
+
+    assert re.search(answer, served(client, path))
+    refused = answer == REFUSED and mode == 0o666  # else it is the kernel that refuses
+    assert len(caplog.records) == refused
+    assert all(f"of user {identity[0]} may not ask for pre-promote" in record.message for record in caplog.records)
+
+
+def test_a_defect_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The client gets one line, the log where it happened."""
+    path = tmp_path / "control.sock"
+    with pytest.raises(control_client.ControlError, match=r"the agent answered: ZeroDivisionError\('of no use'\)"):
+        served(lambda: control_client.ask(str(path), "fail"), path)
+    [record] = caplog.records
+    assert (record.levelno, record.exc_info is not None) == (logging.ERROR, True)
+
+
+@pytest.mark.parametrize("request_", [b"", b"x" * 100_000], ids=["nothing", "an endless line"])
+def test_a_client_that_asks_nothing_is_let_go(request_: bytes, tmp_path: Path) -> None:
+    """Neither silence nor a flood keeps others from being answered."""
+    path = tmp_path / "control.sock"
+
+    def both() -> Any:
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.connect(str(path))
+            silent.sendall(request_)
+            return control_client.ask(str(path), "echo")
+
+    assert served(both, path) == {"asked": {"command": "echo"}}
+
+
+@pytest.mark.parametrize("request_", [b"", b'{"command": "large"}\n'], ids=["asks nothing", "reads nothing"])
+def test_a_client_that_stalls_is_cut_off(request_: bytes, tmp_path: Path) -> None:
+    """The agent keeps neither its connection nor the answer that it does not take."""
+    path = tmp_path / "control.sock"
+
+    def stall() -> bool:
+        with socket.socket(socket.AF_UNIX) as client, select.epoll() as ends:
+            client.connect(str(path))
+            client.sendall(request_)
+            ends.register(client, select.EPOLLHUP)  # what has arrived meanwhile stays unread
+            return ends.poll(5) != []
+
+    assert served(stall, path, request_timeout_s=1.0)
+
+
+def test_the_socket_is_for_owner_and_group_and_goes_with_the_server(tmp_path: Path) -> None:
+    """Others have no right to it, and nothing is left in the folder."""
+    path = tmp_path / "control.sock"
+    assert served(lambda: path.stat().st_mode & 0o777, path) == 0o660
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_agent_left_is_replaced(tmp_path: Path) -> None:
+    """A stale socket is no obstacle."""
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    assert served(lambda: control_client.ask(str(path), "echo"), path) == {"asked": {"command": "echo"}}
+
+
+def test_a_socket_of_systemd_is_used_and_left(tmp_path: Path) -> None:
+    """The agent makes none of its own beside it, and what systemd holds outlives the agent."""
+    path = tmp_path / "systemd.sock"
+    with socket.socket(socket.AF_UNIX) as systemd:
+        systemd.bind(str(path))
+        systemd.listen()
+        passed = systemd.dup()
+        answer = served(lambda: control_client.ask(str(path), "echo"), tmp_path / "control.sock", passed=passed)
+        assert answer == {"asked": {"command": "echo"}}
+        assert [left.name for left in tmp_path.iterdir()] == ["systemd.sock"]
+
+
+def test_a_path_that_cannot_be_a_socket(tmp_path: Path) -> None:
+    """The message names the path and the fault, and nothing is left."""
+    (tmp_path / "control.sock").mkdir()
+    with pytest.raises(
+        control_client.ControlError, match=r"control\.sock: the control socket cannot be made: Is a directory"
+    ):
+        served(lambda: None, tmp_path / "control.sock")
+    assert [left.name for left in tmp_path.iterdir()] == ["control.sock"]
+
+
+def test_no_socket(tmp_path: Path) -> None:
+    """Without a socket the agent may not run, or elsewhere."""
+    with pytest.raises(
+        control_client.ControlError, match=r"control\.sock: there is no such socket: is the agent running"
+    ):
+        control_client.ask(str(tmp_path / "control.sock"), "status")
+
+
+def test_a_stale_socket(tmp_path: Path) -> None:
+    """A socket without an agent is told from none."""
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "control.sock"))
+    with pytest.raises(
+        control_client.ControlError, match=r"nobody listens there any more: the agent has ended; start it"
+    ):
+        control_client.ask(str(tmp_path / "control.sock"), "status")
+
+
+def test_a_path_too_long_for_a_socket() -> None:
+    """What cannot be a socket at all has words too."""
+    with pytest.raises(control_client.ControlError, match="path too long"):
+        control_client.ask("/run/" + "x" * 200, "status")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        pytest.param(None, "the agent does not answer; see its log", id="silence"),
+        pytest.param(b"", "the agent ended before it answered", id="the end"),
+        pytest.param(b'{"na', "the agent ended before it answered", id="half an answer"),
+        pytest.param(b"what?\n", "what answers there is no agent", id="no JSON"),
+        pytest.param(b"[1]\n", r"the agent answered: \[1\]", id="no answer of ours"),
+    ],
+)
+def test_an_agent_that_does_not_answer_well(answer: bytes | None, said: str, tmp_path: Path) -> None:
+    """Each way of failing has words of its own, within the time that was given."""
+    path = tmp_path / "control.sock"
+    over = threading.Event()
+
+    def agent(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            if answer is None:
+                over.wait(5)
+            else:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=agent, args=[listener])
+        thread.start()
+        with pytest.raises(control_client.ControlError, match=said):
+            control_client.ask(str(path), "status", timeout_s=0.1 if answer is None else 5)
+        over.set()
+        thread.join()
+
+
+def test_a_trickle_does_not_stretch_the_time(tmp_path: Path) -> None:
+    """The time is for all of it: an agent that says something now and then does not get more."""
+    path = tmp_path / "control.sock"
+    over = threading.Event()
+
+    def trickle(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection, contextlib.suppress(OSError):
+            while not over.wait(0.02):
+                connection.sendall(b" ")
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=trickle, args=[listener])
+        thread.start()
+        assert seconds_without_answer(path, timeout_s=0.2) < 2
+        over.set()
+        thread.join()
+
+
+def test_a_full_queue_does_not_stretch_the_time(tmp_path: Path) -> None:
+    """Whoever cannot even get into the queue of an agent that hangs gives up in time."""
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(path))
+        listener.listen(0)
+        first.connect(str(path))
+        assert seconds_without_answer(path, timeout_s=0.2) < 2
+
+
+def test_a_place_in_a_full_queue_is_waited_for(tmp_path: Path) -> None:
+    """An agent that is slow to accept is asked as soon as it does."""
+    path = tmp_path / "control.sock"
+
+    def accept_both(listener: socket.socket) -> None:
+        for _ in range(2):
+            with listener.accept()[0] as connection:
+                if connection.recv(4096):
+                    connection.sendall(b'{"name": "wk1"}\n')
+
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(path))
+        listener.listen(0)
+        first.connect(str(path))
+        first.shutdown(socket.SHUT_WR)
+        busy = threading.Timer(0.1, accept_both, args=[listener])
+        busy.start()
+        assert control_client.ask(str(path), "status") == {"name": "wk1"}
+        busy.join()

@@ -1,0 +1,337 @@
+"""The managed block: rendered, remembered, taken out again, and nothing else touched."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resolver_agent.hosts import block as hosts_block
+from resolver_agent.routing.observation import Role
+from resolver_agent.routing.state import FENCE, Standing, Target
+
+P, S = Role.PRIMARY, Role.STANDBY
+A, B = "10.0.0.3", "10.0.0.4"
+
+
+def target(
+    standing: Standing,
+    wish: Role | None,
+    *,
+    name: str = "wk1",
+    address: str = A,
+    primary: str | None = None,
+    lost: bool = False,
+) -> Target:
+    """Return a target as a decision would hold it."""
+    return Target(name=name, address=address, standing=standing, wish=wish, primary=primary, primary_lost=lost)
+
+
+def block(*lines: str, note: str = "") -> bytes:
+    """Return the block with these lines in it."""
+    begin = f"# BEGIN resolver-agent: managed, edits inside are overwritten{note}"
+    return "".join(f"{line}\n" for line in (begin, *lines, "# END resolver-agent")).encode()
+
+
+NOTE = " (the line above had no newline)"
+ONE = target(Standing.STANDBY, S, primary=B)
+ONE_LINE = f"{A}\twk1\t# standby; primary {B}"
+
+COMMENTS = [
+    (target(Standing.SELF, None), f"{A}\twk1\t# self"),
+    (target(Standing.SELF, None, primary=B), f"{A}\twk1\t# self; primary {B}"),
+    (target(Standing.SELF, None, primary=A), f"{A}\twk1\t# self; primary {A}"),
+    (target(Standing.SELF, None, primary=A, lost=True), f"{A}\twk1\t# self; primary was {A}, now in recovery"),
+    (target(Standing.STANDBY, S), f"{A}\twk1\t# standby"),
+    (target(Standing.STANDBY, S, primary=B), f"{A}\twk1\t# standby; primary {B}"),
+    (target(Standing.STANDBY, S, primary=B, lost=True), f"{A}\twk1\t# standby; primary was {B}, now in recovery"),
+    (target(Standing.PRIMARY, P, primary=A), f"{A}\twk1\t# primary"),
+    (target(Standing.PRIMARY, P, primary=B), f"{A}\twk1\t# primary; primary {B}"),
+    (target(Standing.PRIMARY, P), f"{A}\twk1\t# primary; no primary"),
+    (target(Standing.FALLBACK, S, primary=A), f"{A}\twk1\t# fallback"),
+    (target(Standing.FALLBACK, S, primary=A, lost=True), f"{A}\twk1\t# fallback; primary was {A}, now in recovery"),
+    (target(Standing.FENCED, P, address=FENCE), f"{FENCE}\twk1\t# fenced; no primary"),
+    (target(Standing.FENCED, P, address=FENCE, primary=B), f"{FENCE}\twk1\t# fenced; primary {B}"),
+    (
+        target(Standing.FENCED, P, address=FENCE, primary=B, lost=True),
+        f"{FENCE}\twk1\t# fenced; primary was {B}, now in recovery",
+    ),
+    (target(Standing.FENCED, S, address=FENCE), f"{FENCE}\twk1\t# fenced; no standby; no primary"),
+    (target(Standing.FENCED, S, address=FENCE, primary=B), f"{FENCE}\twk1\t# fenced; no standby; primary {B}"),
+    (
+        target(Standing.FENCED, S, address=FENCE, primary=B, lost=True),
+        f"{FENCE}\twk1\t# fenced; no standby; primary was {B}, now in recovery",
+    ),
+    (
+        target(Standing.STANDBY, S, name="wk1-ro.example", address="fd00::3", primary="fd00::4"),
+        "fd00::3\twk1-ro.example\t# standby; primary fd00::4",
+    ),
+]
+
+
+@pytest.mark.parametrize(("decided", "line"), COMMENTS, ids=[line for _, line in COMMENTS])
+def test_line_tells_all_that_is_remembered(decided: Target, line: str) -> None:
+    """Each standing has its comment, and reading the line gives the same target again."""
+    rendered = hosts_block.render(b"", [decided])
+    assert rendered == block(line)
+    assert hosts_block.recall(rendered) == (decided,)
+
+
+def test_comment_depends_on_nothing_that_passes() -> None:
+    """A target with another wish for its own name, another reason or another time gives the same file."""
+    own = target(Standing.SELF, Role.STANDBY, primary=B)
+    later = dataclasses.replace(own, wish=Role.PRIMARY, since=1234.5)
+    assert hosts_block.render(b"", [own]) == hosts_block.render(b"", [later])
+
+
+PLACES = [
+    pytest.param(b"", block(ONE_LINE), id="empty"),
+    pytest.param(b"1.2.3.4 a\n", b"1.2.3.4 a\n" + block(ONE_LINE), id="added at the end"),
+    pytest.param(b"1.2.3.4 a", b"1.2.3.4 a\n" + block(ONE_LINE, note=NOTE), id="no final newline"),
+    pytest.param(b"1.2.3.4 a\r\n", b"1.2.3.4 a\r\n" + block(ONE_LINE), id="CRLF"),
+    pytest.param(b"1.2.3.4 a\r", b"1.2.3.4 a\r\n" + block(ONE_LINE, note=NOTE), id="CR at the end"),
+    pytest.param(b"\xff\xfe\t#\x00\n\n\n", b"\xff\xfe\t#\x00\n\n\n" + block(ONE_LINE), id="no text"),
+    pytest.param(
+        b"a\n" + block("10.0.0.9\twk9\t# primary") + b"z", b"a\n" + block(ONE_LINE) + b"z", id="replaced where it is"
+    ),
+    pytest.param(b"a\n" + block(ONE_LINE)[:-1], b"a\n" + block(ONE_LINE), id="END without newline"),
+    pytest.param(b"a\n" + block(note=NOTE) + b"z\n", b"a\n" + block(ONE_LINE, note=NOTE) + b"z\n", id="note is kept"),
+    pytest.param(
+        b"# BEGIN resolver-agent v0\nx\r\n# END resolver-agent v0\r\nz\n",
+        block(ONE_LINE) + b"z\n",
+        id="markers match by prefix",
+    ),
+    pytest.param(
+        b" # BEGIN resolver-agent\n#END resolver-agent\n",
+        b" # BEGIN resolver-agent\n#END resolver-agent\n" + block(ONE_LINE),
+        id="no markers of ours",
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "expected"), PLACES)
+def test_block_is_put_in_its_place(content: bytes, expected: bytes) -> None:
+    """The block replaces the one that is there, or goes to the end; all other bytes stay."""
+    assert hosts_block.render(content, [ONE]) == expected
+
+
+def test_order_is_that_of_the_targets() -> None:
+    """The lines come in the order in which the targets are given."""
+    names = ["wk2", "cn", "wk10", "wk1"]
+    rendered = hosts_block.render(b"", [dataclasses.replace(ONE, name=name) for name in names])
+    assert [found.name for found in hosts_block.recall(rendered)] == names
+
+
+def test_without_targets_no_block_is_added() -> None:
+    """A file without a block stays as it is while nothing is known, and a block that is there is emptied."""
+    assert hosts_block.render(b"1.2.3.4 a", []) == b"1.2.3.4 a"
+    assert hosts_block.render(block(ONE_LINE), []) == block()
+
+
+BROKEN = [
+    pytest.param(b"a\n# BEGIN resolver-agent\nb\n", "line 2: '# BEGIN resolver-agent' has no '# END", id="no END"),
+    pytest.param(b"a\nb\n# END resolver-agent\n", "line 3: '# END resolver-agent' has no '# BEGIN", id="no BEGIN"),
+    pytest.param(b"# END resolver-agent\n" + block(), "line 1: '# END resolver-agent' has no", id="END first"),
+    pytest.param(b"# BEGIN resolver-agent\n" + block(), "line 1: '# BEGIN resolver-agent' has no", id="BEGIN twice"),
+    pytest.param(block() + b"# END resolver-agent", "line 3: another marker", id="END twice"),
+    pytest.param(block() + b"\n" + block(), "line 4: another marker", id="two blocks"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BROKEN)
+def test_broken_markers_are_refused(content: bytes, message: str) -> None:
+    """Nothing is read from or written to a file whose markers do not make one block; the line is named."""
+    for refused in (
+        lambda: hosts_block.render(content, [ONE]),
+        lambda: hosts_block.recall(content),
+        lambda: hosts_block.remove(content),
+        lambda: hosts_block.conflicts(content, ["wk1"]),
+    ):
+        with pytest.raises(hosts_block.BlockError, match=re.escape(message)):
+            refused()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "# a comment",
+        "wk1",
+        f"{A} wk1",
+        f"{A} wk1 # elsewhere",
+        f"{A} wk1 wk2 # standby",
+        f"{A} wk1 # standby; primary",
+        f"{A} wk1 # standby; primary 10.0.0.400",
+        f"{A} wk1 # standby, primary {B}",
+        "10.0.0.400 wk1 # standby",
+        f"{A} wk\xe9 # standby",
+        f"#{A} wk1 # standby",
+    ],
+)
+def test_damaged_lines_are_skipped(line: str) -> None:
+    """A line in the block that cannot be read is as good as absent; the others count."""
+    content = b"1.2.3.4 a\n" + block("10.0.0.8\tcn\t# self").replace(b"# END", line.encode("latin-1") + b"\n# END")
+    assert [found.name for found in hosts_block.recall(content)] == ["cn"]
+
+
+def test_lines_mended_by_hand_are_read() -> None:
+    """Other white space than ours, CRLF included, changes nothing."""
+    content = block(f"{A}   wk1  # standby; primary {B} \r")
+    assert hosts_block.recall(content) == (ONE,)
+
+
+def test_nothing_is_recalled_without_a_block() -> None:
+    """A line outside the block is nobody's memory, whatever it looks like."""
+    assert hosts_block.recall(ONE_LINE.encode()) == ()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dataclasses.replace(ONE, name="wk1\n1.2.3.4 root"),
+        dataclasses.replace(ONE, name="wk1 wk2"),
+        dataclasses.replace(ONE, name="wk1#"),
+        dataclasses.replace(ONE, name="wk\u00e9"),
+        dataclasses.replace(ONE, name=""),
+        dataclasses.replace(ONE, address=f"{A}\n"),
+        dataclasses.replace(ONE, address="db.example"),
+        dataclasses.replace(ONE, address="10.0.0"),
+        dataclasses.replace(ONE, address="fe80::1%eth0"),
+        dataclasses.replace(ONE, primary=f"{B}\n"),
+        dataclasses.replace(ONE, primary="db.example"),
+    ],
+    ids=lambda bad: f"{bad.name!r} {bad.address!r} {bad.primary!r}",
+)
+def test_what_could_break_a_line_is_refused(bad: Target) -> None:
+    """A name or an address that is none never reaches the file."""
+    with pytest.raises(ValueError, match="cannot be written to a hosts file"):
+        hosts_block.render(b"", [bad])
+
+
+@pytest.mark.parametrize(
+    ("original", "after", "left"),
+    [
+        pytest.param(b"a", b"", b"a", id="to the byte"),
+        pytest.param(b"a", b"b\n", b"a\nb\n", id="a line was appended: its newline stays"),
+        pytest.param(b"a\n", b"b", b"a\nb", id="appended without newline"),
+    ],
+)
+def test_remove_after_others_appended(original: bytes, after: bytes, left: bytes) -> None:
+    """Taking the block out leaves the original and what others put behind the block."""
+    assert hosts_block.remove(hosts_block.render(original, [ONE]) + after) == left
+
+
+CONFLICTS = [
+    pytest.param(b"10.0.0.9 wk1\n", [1], id="plain"),
+    pytest.param(b"\n\n10.0.0.9\twk1", [3], id="tab, no newline"),
+    pytest.param(b"10.0.0.9 other.example wk1 # x", [1], id="alias"),
+    pytest.param(b"10.0.0.9 WK1", [1], id="another case"),
+    pytest.param(b"\x0b10.0.0.9\x0cwk1\r\n", [1], id="VT, FF, CR"),
+    pytest.param(b"10.0.0.9 wk1#x", [1], id="comment right behind"),
+    pytest.param(b"10.0.0.9 wk1\0x", [1], id="NUL ends a line"),
+    pytest.param(b"\xff wk1", [1], id="address that glibc ignores"),
+    pytest.param(b"10.0.0.9 wk1\n10.0.0.9 wk1 WK1\n", [1, 2], id="two lines"),
+    pytest.param(b"a\n" + block(ONE_LINE) + b"10.0.0.9 wk1\n", [5], id="below the block"),
+    pytest.param(b"#10.0.0.9 wk1", [], id="comment"),
+    pytest.param(b"10.0.0.9 x # wk1", [], id="in a comment"),
+    pytest.param(b"10.0.0.9 x\0 wk1", [], id="behind a NUL"),
+    pytest.param(b"10.0.0.9 wk10 wk1.example xwk1 wk1.", [], id="other names"),
+    pytest.param(b"wk1 10.0.0.9", [], id="in the address's place"),
+    pytest.param(block(ONE_LINE), [], id="the block itself"),
+    pytest.param(b"\x85wk1 \xa0wk1\xa0", [], id="no white space in C"),
+]
+
+
+@pytest.mark.parametrize(("content", "line_nos"), CONFLICTS)
+def test_conflicts_are_found_as_glibc_reads(content: bytes, line_nos: list[int]) -> None:
+    """Exactly the active lines outside the block that name one of ours are reported, each once."""
+    found = hosts_block.conflicts(content, ["cn", "wk1"])
+    assert [conflict.line_no for conflict in found] == line_nos
+    assert all(conflict.name == "wk1" for conflict in found)
+
+
+def test_conflict_quotes_the_line() -> None:
+    """The report shows the line, printable whatever is in it, and the name as it was configured."""
+    (found,) = hosts_block.conflicts(b" 10.0.0.9  wk1 # caf\xe9\r\n", ["WK1"])
+    assert (found.name, found.text) == ("WK1", "10.0.0.9  wk1 # caf\\xe9")
+
+
+def test_diff_is_that_of_diff_u() -> None:
+    """The difference is shown with its context, with bytes that are no text escaped, and the missing newline named."""
+    old = b"caf\xe9\ncaf\xc3\xa9\x0b\r\n1.2.3.4 a"
+    shown = hosts_block.unified_diff(old, hosts_block.render(old, [ONE]), path="/etc/hosts")
+    assert shown.split("\n") == [
+        "--- /etc/hosts",
+        "+++ /etc/hosts (new)",
+        "@@ -1,3 +1,6 @@",
+        " caf\\xe9",
+        " caf\u00e9\x0b\r",
+        "-1.2.3.4 a",
+        "\\ No newline at end of file",
+        "+1.2.3.4 a",
+        f"+# BEGIN resolver-agent: managed, edits inside are overwritten{NOTE}",
+        f"+{ONE_LINE}",
+        "+# END resolver-agent",
+        "",
+    ]
+    assert hosts_block.unified_diff(old, old, path="/etc/hosts") == ""
+
+
+def addresses() -> st.SearchStrategy[str]:
+    """Return a strategy for addresses as the kernel writes them."""
+    return st.ip_addresses().map(str)
+
+
+@st.composite
+def targets(draw: st.DrawFn) -> Target:
+    """Draw any target that a decision could hold."""
+    standing = draw(st.sampled_from(Standing))
+    natural: dict[Standing, list[Role | None]] = {
+        Standing.SELF: [None],
+        Standing.PRIMARY: [P],
+        Standing.FENCED: [P, S],
+    }
+    primary = draw(st.none() | addresses())
+    return target(
+        standing,
+        draw(st.sampled_from(natural.get(standing, [S]))),
+        name=draw(st.from_regex(r"[A-Za-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)),
+        address=FENCE if standing is Standing.FENCED else draw(addresses()),
+        primary=primary,
+        lost=primary is not None and draw(st.booleans()),
+    )
+
+
+BLOCKS = st.lists(targets(), max_size=5, unique_by=lambda drawn: drawn.name)
+FOREIGN = (
+    st.lists(st.binary(max_size=20) | st.sampled_from([b"\n", b"\r\n", b"127.0.0.1 localhost\n", b"#"]))
+    .map(b"".join)
+    .filter(lambda content: b" resolver-agent" not in content)
+)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(content=FOREIGN, first=BLOCKS, second=BLOCKS)
+def test_rendering_touches_nothing_else(content: bytes, first: list[Target], second: list[Target]) -> None:
+    """Whatever a file holds: applying twice changes nothing, and removing what was added gives the original."""
+    once = hosts_block.render(content, first)
+    assert hosts_block.render(once, first) == once
+    assert hosts_block.recall(once) == tuple(first)
+    changed = hosts_block.render(once, second)
+    assert hosts_block.remove(once) == hosts_block.remove(changed) == content
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(head=FOREIGN, tail=FOREIGN, first=BLOCKS, second=BLOCKS)
+def test_block_in_the_middle_stays_there(head: bytes, tail: bytes, first: list[Target], second: list[Target]) -> None:
+    """Lines that others put before and behind the block keep every byte when it changes and when it goes."""
+    head = head + b"\n" if head else head
+    content = head + hosts_block.render(b"", [ONE]) + tail
+    for chosen in (first, second):
+        content = hosts_block.render(content, chosen)
+        assert content.startswith(head + b"# BEGIN")
+        assert content.endswith(b"# END resolver-agent\n" + tail)
+    assert hosts_block.remove(content) == head + tail

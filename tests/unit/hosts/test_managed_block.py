@@ -1,0 +1,240 @@
+"""The block on disk: written when it has to be, put back when others change it, and each fault an alert."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent.hosts.managed_block import HostsBlock
+from resolver_agent.routing.state import FENCE, Standing
+from tests.unit.builders import remembered
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from resolver_agent.routing.state import Target
+
+A, B = "10.0.0.1", "10.0.0.2"
+TO_A, TO_B = ((remembered(address, Standing.PRIMARY),) for address in (A, B))
+OTHERS = "127.0.0.1\tlocalhost\n"
+
+
+class Block:
+    """A block and the file that it is in, with rounds at times of the test's choice."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.path.write_text(OTHERS)
+        self.block = HostsBlock(str(path))
+
+    def put(self, targets: Sequence[Target], now: float = 0.0) -> bool:
+        """Run one round's write."""
+        return asyncio.run(self.block.put(targets, now))
+
+    def leads(self) -> str | None:
+        """Return the address of the name on disk."""
+        lines = (line.split() for line in self.path.read_text().splitlines())
+        return next((fields[0] for fields in lines if fields[1:2] == ["wk1"]), None)
+
+    def trample(self, address: str = "10.9.9.9") -> None:
+        """Lead the name elsewhere behind the agent's back."""
+        self.path.write_text(self.path.read_text().replace(str(self.leads()), address))
+
+    @property
+    def alerts(self) -> dict[str, str]:
+        """What is wrong, text by key."""
+        return {alert.key: alert.text for alert in self.block.alerts}
+
+
+@pytest.fixture
+def block(tmp_path: Path) -> Block:
+    """Return the block of a file that has none yet."""
+    return Block(tmp_path / "hosts")
+
+
+def test_what_is_there_already_is_not_written(block: Block) -> None:
+    """The first round confirms the file, the next do not even read it."""
+    assert block.put(TO_A)
+    written = block.path.stat()
+    again = HostsBlock(str(block.path))
+    assert asyncio.run(again.put(TO_A, 0.0))
+    assert block.path.stat().st_mtime_ns == written.st_mtime_ns
+    assert (again.trampled, again.alerts, again.disturbed()) == (0, (), False)
+
+
+def test_it_is_disturbed_until_it_was_written(block: Block) -> None:
+    """Before the first round, after a change by others and when the file is gone it has to be looked at."""
+    assert block.block.disturbed()
+    block.put(TO_A)
+    assert not block.block.disturbed()
+    block.path.unlink()
+    assert block.block.disturbed()
+
+
+def test_it_says_what_was_put_once_that_is_done(block: Block) -> None:
+    """While it is being written nobody knows: it may lead elsewhere already. Nor does it say what could not be put."""
+    assert not block.block.says(TO_A)
+    assert block.put(TO_A)
+    assert block.block.says(TO_A)
+
+    async def put_b() -> None:
+        putting = asyncio.create_task(block.block.put(TO_B, 1.0))
+        await asyncio.sleep(0)
+        while not putting.done():
+            assert not block.block.says(TO_A)
+            assert not block.block.says(TO_B)
+            await asyncio.sleep(0)
+
+    asyncio.run(put_b())
+    assert block.block.says(TO_B)
+    assert not block.block.says(TO_A)
+    block.path.unlink()
+    block.path.mkdir()
+    assert not block.put(TO_B, 2.0)
+    assert not block.block.says(TO_B)
+
+
+def test_recall_returns_what_was_put_and_clears_up(block: Block) -> None:
+    """A restart knows the targets; what a killed writer left beside the file is removed, other files are not."""
+    block.put(TO_A)
+    left, other = (block.path.with_name(name) for name in ("hosts.resolver-agent.12.0123abcd", "hosts.bak"))
+    left.touch()
+    other.touch()
+    assert HostsBlock(str(block.path)).recall() == TO_A
+    assert (left.exists(), other.exists()) == (False, True)
+
+
+def test_recall_refuses_damaged_markers(block: Block) -> None:
+    """Whoever cannot read the memory must not go on as if there were none."""
+    block.path.write_text("# END resolver-agent\n")
+    assert block.block.recall() is None
+    assert "line 1" in block.alerts["file"]
+    block.path.write_text(OTHERS)
+    assert block.block.recall() == ()
+    assert block.alerts == {}
+
+
+def test_a_change_by_others_is_put_back_and_counted(block: Block) -> None:
+    """Their own lines are kept."""
+    block.put(TO_A)
+    block.trample()
+    block.path.write_text("# theirs\n" + block.path.read_text())
+    assert block.put(TO_A, 1)
+    assert block.leads() == A
+    assert block.path.read_text().startswith("# theirs\n" + OTHERS)
+    assert (block.block.trampled, block.alerts) == (1, {})
+
+
+def test_a_file_that_is_gone_is_made_again(block: Block) -> None:
+    """A lost file is a change by others too."""
+    block.put(TO_A)
+    block.path.unlink()
+    assert block.put(TO_A, 1)
+    assert (block.leads(), block.block.trampled) == (A, 1)
+
+
+def test_an_edit_outside_is_no_trampling(block: Block) -> None:
+    """It is seen once and then known."""
+    block.put(TO_A)
+    block.path.write_text(block.path.read_text() + "10.0.0.9 theirs\n")
+    assert block.put(TO_A, 1)
+    assert (block.block.trampled, block.block.disturbed()) == (0, False)
+
+
+def test_repeated_trampling_backs_off_and_is_an_alert_until_it_is_quiet(block: Block) -> None:
+    """Three times it is put back at once, then ever later; a minute without is the end of it."""
+    block.put(TO_A)
+    now, waits = 0.0, []
+    for _ in range(10):
+        block.trample()
+        begun = now
+        while not block.put(TO_A, now):
+            now += 0.1
+        waits.append(round(now - begun, 1))
+    assert waits[:4] == [0, 0, 0, 0]
+    assert waits[4:] == sorted(waits[4:])
+    assert waits[4] > 0
+    assert waits[-1] > 5
+    assert block.block.trampled == 10
+    assert "somebody else keeps changing resolver-agent's lines" in block.alerts["file:trampled"]
+    block.put(TO_A, now + 59)
+    assert "file:trampled" in block.alerts
+    block.put(TO_A, now + 61)
+    assert block.alerts == {}
+
+
+def test_backing_off_does_not_hold_up_a_decision(block: Block) -> None:
+    """A name that has to move moves at once, whoever fights over the file (R2)."""
+    block.put(TO_A)
+    for now in range(8):
+        block.trample()
+        block.put(TO_A, now * 100.0)
+    block.trample()
+    assert not block.put(TO_A, 700.1)
+    assert block.put(TO_B, 700.2)
+    assert block.leads() == B
+
+
+def test_a_failed_write_is_an_alert_and_tried_again_ever_later(block: Block) -> None:
+    """The file stays as it is; a new decision is tried at once; success ends the alert and counts as no trampling."""
+    block.put(TO_A)
+    whole = block.path.read_text()
+    damaged = whole.replace("# END resolver-agent\n", "")
+    block.path.write_text(damaged)
+    now, tries = 0.0, 0
+    for _ in range(600):
+        before = block.block._failures
+        assert not block.put(TO_B, now)
+        tries += block.block._failures - before
+        now += 0.1
+    assert 5 <= tries <= 12
+    assert block.alerts == {
+        "file": f"{block.path}: line 2: '# BEGIN resolver-agent' has no '# END resolver-agent' below it: put that "
+        "back, or delete this line; it stays as it is"
+    }
+    assert block.path.read_text() == damaged
+    block.path.write_text(whole)
+    assert block.put(TO_A, now)
+    assert (block.alerts, block.block.trampled, block.leads()) == ({}, 0, A)
+
+
+def test_a_file_that_cannot_be_read_is_an_alert(block: Block) -> None:
+    """A folder in its place is named, and the names come back with the file."""
+    block.put(TO_A)
+    block.path.unlink()
+    block.path.mkdir()
+    assert not block.put(TO_A, 0)
+    assert block.alerts == {"file": f"{block.path} is no regular file; it stays as it is"}
+    block.path.rmdir()
+    assert block.put(TO_A, 10)
+    assert (block.alerts, block.leads()) == ({}, A)
+
+
+def test_lines_of_others_that_carry_a_managed_name(block: Block) -> None:
+    """Each is an alert with its number as it is now, until it is gone; a moved line is the same alert."""
+    block.path.write_text("10.0.0.5 x wk1\n")
+    block.put(TO_A)
+    [(key, text)] = block.alerts.items()
+    assert "line 1 also names wk1, and lookups return both addresses: remove that name from «10.0.0.5 x wk1»" in text
+    block.path.write_text("\n" + block.path.read_text())
+    block.put(TO_A, 1)
+    assert list(block.alerts) == [key]
+    assert "line 2 also" in block.alerts[key]
+    block.path.write_text(block.path.read_text().replace("10.0.0.5", "# 10.0.0.5"))
+    block.put(TO_A, 2)
+    assert block.alerts == {}
+
+
+def test_no_names_make_no_block(block: Block) -> None:
+    """An agent that knows nothing yet leaves the file as it is."""
+    assert block.put(())
+    assert block.path.read_text() == OTHERS
+
+
+def test_a_fence_is_written_like_any_address(block: Block) -> None:
+    """What is fenced is on disk as such."""
+    block.put((remembered(FENCE, Standing.FENCED, last=A, lost=True),))
+    assert block.leads() == FENCE

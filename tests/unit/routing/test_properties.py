@@ -1,0 +1,467 @@
+"""What no history whatever may bring about: the rules R1, R2 and R3 and the identity rule, over arbitrary histories.
+
+A history is a list of events: sights of all kinds on all nodes, roles of the local server, silence, time, Patroni's
+words, restarts that keep the block only, and reloads. A ledger beside the agent keeps what an onlooker would know.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from resolver_agent.config.model import Fallback, Route
+from resolver_agent.hosts import block
+from resolver_agent.routing.observation import Identity, Kind, Observation, PatroniWord, Role
+from resolver_agent.routing.state import FENCE, Standing, Target
+from tests.unit.builders import (
+    FAILBACK_S,
+    FOREIGN,
+    MAX_AGE_S,
+    OURS,
+    Agent,
+    barred,
+    config,
+    dead,
+    group,
+    node,
+    primary,
+    standby,
+    unreachable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from resolver_agent.config.model import Config
+
+CN = ("10.0.0.1", "10.0.0.2")
+WK1 = ("10.0.1.1", "10.0.1.2", "10.0.1.3")
+WK2 = ("10.0.2.1", "10.0.2.2")
+EVERYWHERE = CN + WK1 + WK2
+HERE = CN[0]
+OWN_NAMES = ("cn", "cn-rw")
+
+unhurried = settings(deadline=None)
+"""How long an example takes says nothing on a machine that others use too."""
+
+
+def variant(fallback: Fallback, *, lag: bool = False) -> Config:
+    """Return a configuration with names of every route, two of them the local server's own."""
+    return config(
+        group("cn", *CN),
+        group("cn-rw", *CN, route=Route.PRIMARY),
+        group("wk1", *WK1, max_lag_bytes=100 if lag else None, max_lag_s=2.0 if lag else None),
+        group("wk1-ro", *WK1, route=Route.STANDBY),
+        group("wk2", *WK2),
+        group("wk2-rw", *WK2, route=Route.PRIMARY),
+        fallback=fallback,
+    )
+
+
+@dataclasses.dataclass
+class World:
+    """An agent, and the ledger of an onlooker who forgets nothing over the agent's restarts."""
+
+    agent: Agent
+    started: int = 0
+    last_role: dict[str, Role] = dataclasses.field(default_factory=dict)
+    local_role: Role | None = None
+
+    def see(self, host: str, seen: Observation) -> None:
+        """One probe of one node; the local server is always the same behind its node and its socket."""
+        if host == HERE and seen.identity is not None:
+            seen = dataclasses.replace(seen, identity=Identity(OURS, self.started))
+        self.agent.see({host: seen})
+        self._note(host, seen)
+        if host == HERE and seen.identity is not None and self.agent.local.role_seen is not None:
+            mine = self.agent.states[node(HERE)].role_seen
+            if mine is not None and mine.identity == self.agent.local.role_seen.identity:
+                self.local_role = self.last_role[host]
+
+    def see_local(self, seen: Observation) -> None:
+        """One probe of the local server, which the ledger takes for a sight of its node too."""
+        if seen.identity is not None:
+            seen = dataclasses.replace(seen, identity=Identity(OURS, self.started))
+            self.local_role = Role(seen.kind.value)
+        self.agent.see_local(seen, address=HERE)
+
+    def _note(self, host: str, seen: Observation) -> None:
+        if seen.kind in (Kind.PRIMARY, Kind.STANDBY):
+            self.last_role[host] = Role(seen.kind.value)
+
+    def fresh(self, host: str) -> Observation | None:
+        """Return the sight of a role that still counts."""
+        state = self.agent.states.get(node(host))
+        return state.fresh(now=self.agent.now, max_age_s=MAX_AGE_S) if state else None
+
+
+Event = tuple[object, ...]
+
+SYSTEM_IDS = st.sampled_from([OURS, OURS, OURS, FOREIGN])
+LSNS = st.sampled_from([1000, 950, 890])
+SIGHTS = st.one_of(
+    st.builds(primary, lsn=LSNS, system_id=SYSTEM_IDS, started=st.integers(0, 1)),
+    st.builds(standby, lsn=LSNS, system_id=SYSTEM_IDS, started=st.integers(0, 1)),
+    st.sampled_from([primary(), standby(), dead(), barred(), unreachable()]),
+)
+SILENT_SIGHTS = st.sampled_from([barred(), unreachable()])
+WAITS = st.sampled_from([0.05, 1.0, 2.95, MAX_AGE_S, FAILBACK_S])
+WORDS = st.builds(
+    PatroniWord,
+    leader=st.none() | st.sampled_from([node(host) for host in WK1]),
+    benched=st.dictionaries(st.sampled_from([node(host) for host in WK1]), st.just("tagged noloadbalance"), max_size=1),
+    system_id=st.sampled_from([None, None, None, OURS, FOREIGN]),
+)
+CONFIGS = st.builds(variant, st.sampled_from(Fallback), lag=st.booleans())
+SIGHT = st.tuples(st.just("see"), st.sampled_from([*WK1, *WK1, *WK2, *CN]), SIGHTS)
+LOCAL = st.tuples(st.just("local"), SIGHTS)
+TIME = st.tuples(st.just("wait"), WAITS)
+RESTART = st.tuples(st.just("agent restarts"))
+EVENTS = st.one_of(
+    *[SIGHT] * 8,
+    *[TIME] * 3,
+    *[LOCAL] * 2,
+    *[RESTART] * 2,
+    st.tuples(st.just("patroni"), WORDS),
+    st.tuples(st.just("lock"), st.booleans()),
+    st.tuples(st.just("promoting"), st.booleans()),
+    st.tuples(st.just("local restarts")),
+    st.tuples(st.just("reload"), CONFIGS),
+)
+
+
+SILENCE = st.one_of(
+    st.tuples(st.just("see"), st.sampled_from(EVERYWHERE), SILENT_SIGHTS),
+    st.tuples(st.just("local"), SILENT_SIGHTS),
+    st.tuples(st.just("wait"), WAITS),
+)
+
+
+def happen(world: World, event: Event) -> None:
+    """Let one event happen."""
+    agent = world.agent
+    agent.wait(0.001)
+    match event:
+        case ("see", str(host), Observation() as seen):
+            world.see(host, seen)
+        case ("local", Observation() as seen):
+            world.see_local(seen)
+        case ("wait", float(seconds)):
+            agent.wait(seconds)
+        case ("patroni", PatroniWord() as word):
+            agent.patroni = {"wk1": word}
+        case ("lock", bool(held)):
+            agent.holds_lock = held
+        case ("promoting", bool(promoting)):
+            agent.assumed = Role.PRIMARY if promoting else None
+        case ("local restarts",):
+            world.started += 1
+        case ("agent restarts",):
+            agent.restart()
+        case ("reload", changed):
+            agent.config = changed  # type: ignore[assignment]
+        case _:
+            pytest.fail(f"unknown event {event}")
+
+
+def live(world: World, history: Iterable[Sequence[Event]], check: Callable[[], None] = lambda: None) -> None:
+    """Let a history happen, with a decision and a check after each batch of events."""
+    for batch in history:
+        for event in batch:
+            if event == ("agent restarts",):  # no block can remember what was seen and never decided on
+                world.agent.decide()
+                check()
+            happen(world, event)
+        world.agent.decide()
+        check()
+
+
+HISTORIES = st.lists(st.lists(EVENTS, min_size=1, max_size=3), min_size=4, max_size=12)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    """Return a world of any configuration, in which every node was asked, or none."""
+    world = World(Agent(draw(CONFIGS)))
+    if draw(st.booleans()):
+        world.see_local(draw(st.sampled_from([primary(), standby()])))
+        for host in EVERYWHERE:
+            world.see(host, draw(st.sampled_from([primary(), standby(), dead(), barred()])))
+        world.agent.decide()
+    return world
+
+
+WORLDS = worlds()
+
+
+def addresses(agent: Agent) -> dict[str, str]:
+    """Return where every name leads."""
+    return {target.name: target.address for target in agent.decision.targets}
+
+
+@given(WORLDS, HISTORIES)
+@unhurried
+def test_never_astray(world: World, history: list[list[Event]]) -> None:
+    """R2: names that wish for a primary never lead to a node that was last seen in recovery, by whichever run."""
+
+    def check() -> None:
+        agent = world.agent
+        promoted = Role.PRIMARY in (world.local_role, agent.assumed) or agent.holds_lock
+        for each in agent.config.groups:
+            bound = each.route is Route.PRIMARY or (each.route is Route.FOLLOW and promoted)
+            address = agent.address(each.name)
+            if bound and address not in (None, FENCE) and each.name not in OWN_NAMES:
+                assert world.last_role.get(str(address)) is not Role.STANDBY, agent.leads(each.name)
+
+    live(world, history, check)
+
+
+@given(WORLDS, HISTORIES)
+@unhurried
+def test_own_name_own_address(world: World, history: list[list[Event]]) -> None:
+    """R3: from the first recognition on, the own group's names lead to the local server, through every restart."""
+    world.see_local(standby())
+    world.see(HERE, standby())
+    world.agent.decide()
+
+    def check() -> None:
+        for name in OWN_NAMES:
+            assert world.agent.leads(name) == f"{name} → {HERE} (this server)"
+
+    live(world, history, check)
+
+
+@given(WORLDS, HISTORIES, st.lists(st.lists(SILENCE, max_size=4), max_size=6))
+@unhurried
+def test_silence_moves_nothing_but_to_what_is_seen(
+    world: World, history: list[list[Event]], silence: list[list[Event]]
+) -> None:
+    """R1: without a sight, a name at most moves to a node that is seen in the role it wants, and none is fenced.
+
+    Only where several primaries remain of which none was known before, the design's table fences.
+    """
+    live(world, history)
+    unasked = [host for host in EVERYWHERE if node(host) not in world.agent.states]
+    world.agent.see(dict.fromkeys(unasked, barred())).decide()  # until then nothing may be concluded, by the design
+    before = addresses(world.agent)
+
+    def check() -> None:
+        nonlocal before
+        after = addresses(world.agent)
+        for target in world.agent.decision.targets:
+            if before.get(target.name) == target.address:
+                continue
+            if target.address == FENCE:
+                assert "several primaries" in target.reason.text
+                continue
+            seen = world.fresh(target.address)
+            assert seen is not None, str(target)
+            assert (target.standing is Standing.STANDBY) is (seen.kind is Kind.STANDBY), str(target)
+        assert before.keys() <= after.keys()
+        before = after
+
+    live(world, silence, check)
+
+
+@given(WORLDS, HISTORIES)
+@unhurried
+def test_restart_moves_nothing(world: World, history: list[list[Event]]) -> None:
+    """R1: an agent that starts with the block alone, and one that then asks in vain, hold all names where they are."""
+    live(world, history)
+    forbidden = world.agent.config.fallback is Fallback.NONE  # by a reload, which is the operator's word
+    assume(not (forbidden and any(target.standing is Standing.FALLBACK for target in world.agent.decision.targets)))
+    before = addresses(world.agent)
+    agent = world.agent.restart()
+    assert addresses(agent) == before
+    assert addresses(agent.decide()) == before
+    for silent in (barred(), unreachable()):
+        agent.wait(60).see(dict.fromkeys(EVERYWHERE, silent)).see_local(silent).decide()
+        assert addresses(agent) == before
+
+
+@given(WORLDS, HISTORIES)
+@unhurried
+def test_every_move_rests_on_evidence(world: World, history: list[list[Event]]) -> None:
+    """R1: whatever a name leads to is seen in its role, remembered as the last primary, or where it led before."""
+    before = {target.name: target for target in world.agent.decision.targets}
+    known = {name: {state.primary} for name, state in world.agent.decision.groups.items()}
+
+    def check() -> None:
+        for target in world.agent.decision.targets:
+            old = before.get(target.name)
+            before[target.name] = target
+            if (old is not None and old.address == target.address) or target.name in OWN_NAMES:
+                continue
+            seen = world.fresh(target.address)
+            hosts = WK1 if target.name.startswith("wk1") else WK2
+            states = [state for host in hosts if (state := world.agent.states.get(node(host))) is not None]
+            sights = [state for state in states if state.role_seen or state.over]
+            if target.address == FENCE:
+                assert sights or (old is not None and old.standing is Standing.STANDBY), str(target)
+            elif target.standing is Standing.STANDBY:
+                assert seen is not None
+                assert seen.kind is Kind.STANDBY, str(target)
+            elif seen is None or seen.kind is not Kind.PRIMARY:
+                # The last known primary, for a name that could not stay: it changed its wish, or its standby went.
+                assert target.address in known[target.name], str(target)
+                assert old is None or old.wish is not target.wish or old.standing is Standing.STANDBY, str(target)
+        for name, part in world.agent.decision.groups.items():
+            known[name].add(part.primary)
+
+    live(world, history, check)
+
+
+def members_or_strangers(strangers: set[str]) -> Callable[[Event], Event]:
+    """Return a change to events that makes these nodes another cluster's, always, and all others the group's."""
+
+    def change(event: Event) -> Event:
+        match event:
+            case ("see", str(host), Observation() as seen) if seen.identity is not None:
+                system_id = FOREIGN if host in strangers else OURS
+                identity = dataclasses.replace(seen.identity, system_id=system_id)
+                return ("see", host, dataclasses.replace(seen, identity=identity))
+            case ("patroni", PatroniWord() as word):
+                return ("patroni", dataclasses.replace(word, system_id=None))
+            case ("agent restarts",):
+                return ("wait", 0.05)
+            case _:
+                return event
+
+    return change
+
+
+@given(WORLDS, HISTORIES, st.sets(st.sampled_from(WK1[1:] + WK2[1:]), min_size=1))
+@unhurried
+def test_foreign_node_is_never_a_target(world: World, history: list[list[Event]], strangers: set[str]) -> None:
+    """A node that was foreign beside the group's own primary is never a target, however silent the others become."""
+    change = members_or_strangers(strangers)
+    for host in EVERYWHERE:
+        happen(world, change(("see", host, primary() if host in (CN[0], WK1[0], WK2[0]) else standby())))
+    world.agent.decide()
+
+    def check() -> None:
+        assert strangers.isdisjoint(addresses(world.agent).values())
+
+    live(world, [[change(event) for event in batch] for batch in history], check)
+
+
+@given(WORLDS, HISTORIES)
+@unhurried
+def test_another_identifier_needs_all_or_patroni(world: World, history: list[list[Event]]) -> None:
+    """Within a run a group's identifier changes only when all that answer agree on the new one, or Patroni says so."""
+    before: dict[str, int | None] = {}
+    for batch in history:
+        if ("agent restarts",) in batch:
+            before = {}
+        live(world, [batch])
+        for name, state in world.agent.decision.groups.items():
+            old, before[name] = before.get(name), state.system_id
+            if old in (None, state.system_id):
+                continue
+            word = world.agent.patroni.get("wk1", PatroniWord()) if name.startswith("wk1") else PatroniWord()
+            hosts = {"cn": CN, "wk1": WK1, "wk2": WK2}[name[:3].rstrip("-")]
+            ids = {one.identity.system_id for host in hosts if (one := world.fresh(host)) and one.identity}
+            assert state.system_id == word.system_id or ids == {state.system_id}
+
+
+ROLES = st.sampled_from([primary(), standby()])
+
+
+@st.composite
+def calms(draw: st.DrawFn) -> dict[str, Observation]:
+    """Return a sight of every node, with one primary in each group: else an agent's past decides."""
+    calm = {}
+    for hosts in (CN, WK1, WK2):
+        leader = draw(st.sampled_from(hosts))
+        for host in hosts:
+            calm[host] = primary() if host == leader else draw(st.sampled_from([standby(), dead()]))
+    return calm
+
+
+@given(WORLDS, WORLDS, st.tuples(HISTORIES, HISTORIES), calms(), ROLES)
+@unhurried
+def test_hosts_agree(
+    one: World,
+    other: World,
+    histories: tuple[list[list[Event]], list[list[Event]]],
+    calm: dict[str, Observation],
+    role: Observation,
+) -> None:
+    """Agents of any past whose servers have the same role lead all names alike once they have seen the same in calm."""
+    calm = {**calm, HERE: role}
+    ours = members_or_strangers(set())
+    for world, history in zip((one, other), histories, strict=True):
+        live(world, [[ours(event) for event in batch] for batch in history])
+        world.agent.config = one.agent.config
+        world.agent.patroni, world.agent.assumed, world.agent.holds_lock = {}, None, False
+        for _ in range(2 + int(FAILBACK_S)):
+            world.see_local(role)
+            for host, seen in calm.items():
+                world.see(host, seen)
+            world.agent.wait(1).decide()
+    assert addresses(one.agent) == addresses(other.agent)
+    first = next((host for host in WK1 if calm[host].kind is Kind.STANDBY), None)
+    if role.kind is Kind.STANDBY and first is not None and one.agent.config.fallback is not Fallback.ALL:
+        assert one.agent.address("wk1") == first
+
+
+@given(WORLDS, HISTORIES)
+@unhurried
+def test_deciding_again_changes_nothing(world: World, history: list[list[Event]]) -> None:
+    """The same observations a second time give the same targets, reasons and alerts of standing faults."""
+    live(world, history)
+    once = world.agent.decision
+    twice = world.agent.decide().decision
+    assert addresses_of(once.targets) == addresses_of(twice.targets)
+    assert once.role == twice.role
+    assert twice == world.agent.decide().decision
+
+
+class Forgetful(Agent):
+    """An agent that looks at every group anew, each time."""
+
+    def decide(self) -> Agent:
+        """Decide, from nothing but what is remembered on purpose."""
+        self.decision = self.decision.afresh()
+        return super().decide()
+
+
+@given(WORLDS, HISTORIES)
+@unhurried
+def test_looking_only_where_something_happened_changes_nothing(world: World, history: list[list[Event]]) -> None:
+    """An agent that takes views again decides as one that never does, with the same reasons and alerts."""
+    other = copy.deepcopy(world)
+    other.agent.__class__ = Forgetful
+    seen: list[list[object]] = []
+    for one in (world, other):
+        decisions: list[object] = []
+
+        def check(agent: Agent = one.agent, decisions: list[object] = decisions) -> None:
+            made = agent.decision
+            decisions.append((made.targets, [t.reason for t in made.targets], made.role, made.alerts, made.recheck_at))
+
+        live(one, history, check)
+        seen.append(decisions)
+    assert seen[0] == seen[1]
+
+
+def addresses_of(targets: Iterable[Target]) -> list[tuple[str, str]]:
+    """Return names and addresses in order."""
+    return [(target.name, target.address) for target in targets]
+
+
+@given(WORLDS, HISTORIES)
+@unhurried
+def test_block_remembers_all_that_counts(world: World, history: list[list[Event]]) -> None:
+    """Every decision can be written, and read back as the same targets."""
+    live(world, history)
+    targets = world.agent.decision.targets
+    back = block.recall(block.render(b"", targets))
+    assert [(t.name, t.address, t.standing, t.primary, t.primary_lost) for t in back] == [
+        (t.name, t.address, t.standing, t.primary, t.primary_lost) for t in targets
+    ]

@@ -1,0 +1,155 @@
+"""What the log says: each change once, each lasting fault once when it begins and once when it ends."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent.log import Journal
+from resolver_agent.routing.decision import Decision
+from resolver_agent.routing.observation import Role
+from resolver_agent.routing.state import Alert, Code, GroupState, Reason, Standing, Target
+from tests.unit.builders import Agent, config, dead, group, node, primary, remembered, standby, unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+A, B = "10.0.0.1", "10.0.0.2"
+
+
+class Log:
+    """A journal, and what it has said since it was last read."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self.journal = Journal()
+        self._caplog = caplog
+        caplog.set_level(logging.INFO)
+
+    def of(self, agent: Agent) -> list[str]:
+        """Journal a round of an agent and return the lines."""
+        self.journal.nodes(agent.states)
+        return self.decision(agent.decision, agent.decision.alerts, now=agent.now)
+
+    def decision(
+        self, decision: Decision, alerts: Sequence[Alert] = (), *, now: float = 1.0, written: bool = True
+    ) -> list[str]:
+        """Journal a decision and return the lines."""
+        self.journal.decision(decision, alerts, now, written=written)
+        return self.lines()
+
+    def lines(self) -> list[str]:
+        """Return what was said since, each with E before it if it is an error."""
+        said = [f"{record.levelname[0]} {record.getMessage()}" for record in self._caplog.records]
+        self._caplog.clear()
+        return said
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Log:
+    """Return a new journal."""
+    return Log(caplog)
+
+
+def leading(address: str, code: Code, *, text: str = "why") -> Decision:
+    """Return a decision about one name."""
+    reason = Reason(code, text)
+    target = Target(name="wk1", address=address, standing=Standing.PRIMARY, wish=Role.PRIMARY, reason=reason)
+    return Decision(groups={"wk1": GroupState(target=target, reason=reason)})
+
+
+def test_the_first_round_says_everything_and_the_next_nothing(log: Log) -> None:
+    """Nodes, the local role, and every name with its reason: once."""
+    agent = Agent(config(group("wk1", A, B))).see({A: primary(), B: standby()}).see_local(primary()).decide()
+    assert log.of(agent) == [
+        "I 10.0.0.1:5432 is primary (timeline 7)",
+        "I 10.0.0.2:5432 is standby (timeline 7)",
+        "I the local role is primary",
+        "I wk1 → 10.0.0.1 (primary, timeline 7)",
+    ]
+    assert log.of(agent.wait(1).see({A: primary(lsn=2000), B: standby(lsn=1999)}).decide()) == []
+
+
+def test_a_name_that_is_held_is_said_by_its_alert_alone(log: Log) -> None:
+    """The same text is not an error line and an information line; when it is over the name is said again."""
+    block = [remembered(A, Standing.PRIMARY)]
+    agent = Agent(config(group("wk1", A, B)), block).see({A: dead(), B: standby()}).see_local(primary()).decide()
+    text = "wk1 → 10.0.0.1 (held; no primary; 10.0.0.1 is dead: Connection refused; 10.0.0.2 is in recovery)"
+    assert log.of(agent) == [
+        "I 10.0.0.1:5432 is dead (Connection refused)",
+        "I 10.0.0.2:5432 is standby (timeline 7)",
+        "I the local role is primary",
+        f"E alert: {text}",
+    ]
+    assert log.of(agent.wait(1).see({A: unreachable(), B: standby()}).decide()) == [
+        "I 10.0.0.1:5432 is unreachable (no answer within 2 s)"
+    ]
+    lasting = agent.target()
+    assert log.of(agent.wait(1).see({B: primary(timeline=8)}).decide()) == [
+        "I 10.0.0.2:5432 is primary (timeline 8)",
+        f"E over: {lasting}",
+        "I wk1 → 10.0.0.2 (primary, timeline 8)",
+    ]
+
+
+def test_a_new_address_under_a_lasting_alert_is_said(log: Log) -> None:
+    """A fallback that moves with its primary is a change, though the alert goes on."""
+    first, second = (leading(address, Code.FALLBACK, text="no fit standby") for address in (A, B))
+    alert = Alert("wk1:fallback", "wk1 → 10.0.0.1 (no fit standby)")
+    assert log.decision(first, [alert]) == ["E alert: wk1 → 10.0.0.1 (no fit standby)"]
+    moved = Alert("wk1:fallback", "wk1 → 10.0.0.2 (no fit standby)")
+    assert log.decision(second, [moved]) == ["I wk1 → 10.0.0.2 (no fit standby)"]
+    assert log.decision(leading(B, Code.PRIMARY)) == [
+        "E over: wk1 → 10.0.0.2 (no fit standby)",
+        "I wk1 → 10.0.0.2 (why)",
+    ]
+
+
+def test_a_reason_in_other_words_is_no_change(log: Log) -> None:
+    """What varies from probe to probe does not fill the log."""
+    assert log.decision(leading(A, Code.PRIMARY, text="timeline 7")) == ["I wk1 → 10.0.0.1 (timeline 7)"]
+    assert log.decision(leading(A, Code.PRIMARY, text="timeline 8")) == []
+
+
+def test_alerts_begin_and_end_once_in_their_order(log: Log) -> None:
+    """A fault whose words change goes on since it began; two of one key are one."""
+    nothing = Decision(groups={})
+    faults = [Alert(key, f"fault {key}") for key in "cab"]
+    assert log.decision(nothing, faults, now=5) == ["E alert: fault c", "E alert: fault a", "E alert: fault b"]
+    worse = [Alert("a", "worse"), *faults[:1], Alert("a", "still worse")]
+    assert log.decision(nothing, worse, now=6) == ["E over: fault b"]
+    assert log.journal.alerts == {"a": (Alert("a", "still worse"), 5), "c": (faults[0], 5)}
+    assert log.decision(nothing, now=7) == ["E over: still worse", "E over: fault c"]
+    assert log.decision(nothing, faults[:1], now=8) == ["E alert: fault c"]
+    assert log.journal.alerts == {"c": (faults[0], 8)}
+
+
+def test_what_a_reload_removed_and_brought_back_is_said_again(log: Log) -> None:
+    """A name and a node that return are news."""
+    agent = Agent(config(group("wk1", A))).see({A: primary()}).see_local(primary()).decide()
+    said = log.of(agent)
+    state = agent.states.pop(node(A))
+    log.journal.nodes(agent.states)
+    assert log.decision(Decision(groups={}, role=Role.PRIMARY)) == []
+    agent.states[node(A)] = state
+    assert log.of(agent) == [line for line in said if "local role" not in line]
+
+
+def test_a_name_is_said_to_lead_where_the_file_says_so(log: Log) -> None:
+    """What could not be written has not happened; it is said when it has."""
+    moved = leading(A, Code.PRIMARY, text="timeline 7")
+    assert log.decision(moved, [Alert("file", "disk full")], written=False) == ["E alert: disk full"]
+    assert log.decision(moved) == ["E over: disk full", "I wk1 → 10.0.0.1 (timeline 7)"]
+
+
+def test_fields_for_a_json_log(log: Log, caplog: pytest.LogCaptureFixture) -> None:
+    """A record carries what it is about besides its text."""
+    log.journal.decision(leading(A, Code.PRIMARY), [Alert("k", "fault")], 1, written=True)
+    alert, name = caplog.records
+    assert vars(alert)["alert"] == "k"
+    assert {key: vars(name)[key] for key in ("name_", "address", "code")} == {
+        "name_": "wk1",
+        "address": A,
+        "code": "primary",
+    }
