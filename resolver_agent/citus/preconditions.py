@@ -60,9 +60,9 @@ def hindrance(config: Config, decision: Decision, evidence: Evidence) -> str | N
         return "the local PostgreSQL is no node of any name"
     others = [group for group in config.groups if group not in own and group.route is not Route.STANDBY]
     hindrances = [
-        *(_own_hindrance(group, _state(decision, group), evidence) for group in own),
+        *(_own_hindrance(group, decision, evidence) for group in own),
         *(_lock_hindrance(group, evidence) for group in own if group.patroni is not None),
-        *(_name_hindrance(group, _state(decision, group)) for group in others),
+        *(_name_hindrance(group, decision) for group in others),
         None if evidence.written else "the hosts file does not say what was decided",
         None if evidence.flushed else "cached connections are not flushed yet",
     ]
@@ -73,16 +73,17 @@ def _state(decision: Decision, group: Group) -> GroupState:
     return decision.groups.get(group.name, _UNDECIDED)
 
 
-def _own_hindrance(group: Group, state: GroupState, evidence: Evidence) -> str | None:
-    if state.view is None:
+def _own_hindrance(group: Group, decision: Decision, evidence: Evidence) -> str | None:
+    view = decision.views.get(group.name)
+    if view is None:
         return f"nothing is known of {group.name}"
-    primary = state.view.primary
-    if primary.seen is None or primary.reason.code not in _CONFIRMED or primary.address != state.own:
+    primary = view.primary
+    if primary.seen is None or primary.reason.code not in _CONFIRMED or primary.address != _state(decision, group).own:
         return f"the local PostgreSQL is not the accepted primary of {group.name} ({primary.reason.text})"
     if not evidence.counts(primary.seen.at):
         return f"the primary of {group.name} has not just been asked"
     # Who was a standby a moment ago may have been promoted since.
-    rival = next((node for node, seen in state.view.fresh.items() if seen.at < evidence.since), None)
+    rival = next((node for node, seen in view.fresh.items() if seen.at < evidence.since), None)
     if rival is not None:
         return f"{rival.host} of {group.name} has not answered again yet"
     return None
@@ -95,15 +96,16 @@ def _lock_hindrance(group: Group, evidence: Evidence) -> str | None:
     return None if claim.leads else f"the local Patroni does not hold the leader lock of {group.name}"
 
 
-def _name_hindrance(group: Group, state: GroupState) -> str | None:
+def _name_hindrance(group: Group, decision: Decision) -> str | None:
+    state, view = _state(decision, group), decision.views.get(group.name)
     if state.target is None:
         return f"{group.name} is left out"
     if state.target.standing is Standing.FENCED:
         return None
-    if state.view is None or state.target.standing is not Standing.PRIMARY or state.reason.code not in _CONFIRMED:
+    if view is None or state.target.standing is not Standing.PRIMARY or state.reason.code not in _CONFIRMED:
         return f"no confirmed primary: {state.target}"
     # What is resolved on a primary that was deposed is lost with it, and with its record here it could not come back.
-    leader = state.view.leader
-    if leader is not None and leader not in nodes_at(state.target.address, group, state.view.states):
+    leader = view.leader
+    if leader is not None and leader not in nodes_at(state.target.address, group, view.states):
         return f"{group.name}: {leader.host} holds the leader lock, and is not yet seen as the primary"
     return None

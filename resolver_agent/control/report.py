@@ -190,7 +190,7 @@ def _node(state: NodeState, *, now: float) -> dict[str, Any]:
 
 
 def _fitness(decision: Decision, group: Group, node: Node) -> dict[str, Any]:
-    fitness = decision.groups.get(group.name, _NOTHING).fitness.get(node)
+    fitness = decision.groups.get(group.name, _NOTHING).memory.fitness.get(node)
     if fitness is None:
         return {"fit": None, "lag_bytes": None, "lag_s": None}
     return {"fit": fitness.fit_since is not None, "lag_bytes": fitness.lag_bytes, "lag_s": fitness.lag_s}

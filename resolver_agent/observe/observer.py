@@ -149,7 +149,7 @@ class Outlook:
         """Ask Patroni more often where a decision depends on its word: of the local server, and of split groups."""
         self.own = own_nodes(self.config, decision, self.nodes)
         self._patroni.own(self.own.values())
-        self._patroni.hurry([name for name, state in decision.groups.items() if state.view and state.view.split])
+        self._patroni.hurry([name for name, view in decision.views.items() if view.split])
 
     async def news_within(self, seconds: float) -> None:
         """Wait for news, or until the time is up."""

@@ -5,15 +5,14 @@ Values in, values out. Where its names lead is decided elsewhere.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 from resolver_agent.routing.observation import Kind, NodeState, Observation, Observations, PatroniWord
 from resolver_agent.routing.primary import find_primary
-from resolver_agent.routing.standby import assess, extend_history
-from resolver_agent.routing.state import Alert, GroupState
+from resolver_agent.routing.standby import assess_fitness, extend_history
+from resolver_agent.routing.state import Alert, GroupState, Memory
 from resolver_agent.routing.system_id import find_system_id, outsider_words
-from resolver_agent.routing.view import NEVER_ASKED, NO_WORD, GroupView, find_own
+from resolver_agent.routing.view import GroupView
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,17 +20,30 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Group, Node
 
 
-def look(group: Group, observations: Observations, before: GroupState, *, now: float, max_age_s: float) -> GroupView:
+_NEVER_ASKED = NodeState()
+_NO_WORD = PatroniWord()
+
+
+def assess(
+    group: Group,
+    observations: Observations,
+    before: GroupState,
+    *,
+    view_before: GroupView | None,
+    now: float,
+    max_age_s: float,
+) -> GroupView:
     """Return what is to be seen of one group ``now``; observations count for ``max_age_s`` seconds.
 
     The view before is taken again where it would come out the same: of a thousand groups, nearly all at any moment.
     """
-    again = before.view
-    if again is not None and again.holds(group, observations, before, now=now, max_age_s=max_age_s):
-        return again
-    before = dataclasses.replace(before, view=None)  # else each view would keep all before it
-    states = {node: observations.nodes.get(node, NEVER_ASKED) for node in group.nodes}
-    word = observations.patroni.get(group.name, NO_WORD)
+    if view_before is not None and _would_repeat(
+        view_before, group, observations, before, now=now, max_age_s=max_age_s
+    ):
+        return view_before
+    memory = before.memory
+    states = {node: observations.nodes.get(node, _NEVER_ASKED) for node in group.nodes}
+    word = observations.patroni.get(group.name, _NO_WORD)
     fresh = {
         node: seen for node, state in states.items() if (seen := state.fresh(now=now, max_age_s=max_age_s)) is not None
     }
@@ -39,21 +51,21 @@ def look(group: Group, observations: Observations, before: GroupState, *, now: f
     system_id, replaced = find_system_id(group, before, heeded, states=states, fresh=fresh)
     members = {node: seen for node, seen in fresh.items() if seen.identity and seen.identity.system_id == system_id}
     outsiders = {node: outsider_words(seen, system_id) for node, seen in fresh.items() if node not in members}
-    foreign = before.foreign if system_id is None else (before.foreign | fresh.keys()) - members.keys()
+    foreign = memory.foreign if system_id is None else (memory.foreign | fresh.keys()) - members.keys()
     alerts = _node_alerts(group, states, outsiders if system_id is not None else {})
     primary, split = find_primary(
         group, before, heeded, states=states, members=members, foreign=foreign, outsiders=outsiders
     )
-    if before.system_id is None and heeded.system_id is None and primary.seen is None:
+    if memory.system_id is None and heeded.system_id is None and primary.seen is None:
         system_id = None  # presumed, until a primary confirms it
-    lsns = extend_history(before.lsns, primary.seen, max_lag_s=group.max_lag_s)
-    fitness = assess(
+    lsns = extend_history(memory.lsns, primary.seen, max_lag_s=group.max_lag_s)
+    fitness = assess_fitness(
         group,
         states,
         members=members,
         refused=outsiders | dict(heeded.benched),
         lsns=lsns,
-        previous=before.fitness,
+        previous=memory.fitness,
         now=now,
     )
     fit = tuple(node for node in group.nodes if fitness[node].fit_since is not None)
@@ -65,18 +77,48 @@ def look(group: Group, observations: Observations, before: GroupState, *, now: f
         states=states,
         before=before,
         fresh=fresh,
-        foreign=foreign,
-        system_id=system_id,
+        memory=Memory(
+            primary=primary.last,
+            primary_lost=primary.lost,
+            system_id=system_id,
+            foreign=foreign,
+            lsns=lsns,
+            fitness=fitness,
+        ),
         primary=primary,
-        lsns=lsns,
-        fitness=fitness,
         fit=fit,
         healthy=frozenset(node for node in fit if fit_from[node] <= now),
-        own_seen=find_own(states, observations),
+        own_seen=_find_own(states, observations),
         split=bool(split),
         alerts=(*replaced, *doubts, *alerts, *split),
         # That the identifier was replaced is news once.
         pending_until=now if replaced else min((at for at in fit_from.values() if at > now), default=float("inf")),
+    )
+
+
+def _would_repeat(
+    view: GroupView,
+    group: Group,
+    observations: Observations,
+    before: GroupState,
+    *,
+    now: float,
+    max_age_s: float,
+) -> bool:
+    """Report whether looking again would show nothing but later times and LSNs, and those matter to nobody."""
+    times_matter = view.own is not None or group.max_lag_bytes is not None or group.max_lag_s is not None
+    return (
+        group is view.group
+        and before == view.before
+        and now < view.pending_until
+        and observations.patroni.get(group.name, _NO_WORD) is view.word
+        and _find_own(view.states, observations) is view.own_seen
+        and all(
+            (state is seen or (not times_matter and state.news == seen.news))
+            and (seen.fresh(now=now, max_age_s=max_age_s) is not None) is (node in view.fresh)
+            for node, state in view.states.items()
+            for seen in [observations.nodes.get(node, _NEVER_ASKED)]
+        )
     )
 
 
@@ -92,7 +134,16 @@ def _believe(group: Group, word: PatroniWord, fresh: Mapping[Node, Observation])
         f"{group.name}: Patroni at {word.leader.host if word.leader else 'its nodes'} is of another database cluster "
         f"(system identifier {word.system_id}) than all servers that answer: it does not count; correct `patroni.port`"
     )
-    return NO_WORD, [Alert(f"{group.name}:patroni", text)]
+    return _NO_WORD, [Alert(f"{group.name}:patroni", text)]
+
+
+def _find_own(states: Mapping[Node, NodeState], observations: Observations) -> Observation | None:
+    """Return what was seen of the node that is the local server, if one is."""
+    local = observations.local.role_seen
+    if local is None or local.identity is None:
+        return None
+    found = (state.role_seen for state in states.values())
+    return next((seen for seen in found if seen is not None and seen.identity == local.identity), None)
 
 
 def _node_alerts(group: Group, states: Mapping[Node, NodeState], foreign: Mapping[Node, str]) -> list[Alert]:

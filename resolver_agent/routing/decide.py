@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Fallback, Route
-from resolver_agent.routing.assess import look
+from resolver_agent.routing.assess import assess
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.local_server import local_role, own_addresses
 from resolver_agent.routing.observation import Kind, NodeState, Observations, Role
 from resolver_agent.routing.primary import choose_primary
 from resolver_agent.routing.standby import choose_standby, fall_back_together
-from resolver_agent.routing.state import Alert, Code, GroupState, Reason, Standing, Target
+from resolver_agent.routing.state import Alert, Code, GroupState, Memory, Reason, Standing, Target
 from resolver_agent.routing.view import Choice, GroupView
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ def resume(config: Config, remembered: Iterable[Target]) -> Decision:
             target=target,
             reason=target.reason,
             own=target.address if target.standing is Standing.SELF else None,
-            primary=target.primary,
-            primary_lost=target.primary_lost,
+            memory=Memory(primary=target.primary, primary_lost=target.primary_lost),
         )
     # Names that were held when the local role changed still say the old one: then each keeps its own wish.
     return Decision(groups=groups, role=wishes.pop() if len(wishes) == 1 else None)
@@ -57,7 +56,14 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
     """
     max_age_s = config.interval_s + config.timeout_s
     views = [
-        look(group, observations, previous.groups.get(group.name, _NOTHING), now=now, max_age_s=max_age_s)
+        assess(
+            group,
+            observations,
+            previous.groups.get(group.name, _NOTHING),
+            view_before=previous.views.get(group.name),
+            now=now,
+            max_age_s=max_age_s,
+        )
         for group in config.groups
     ]
     role = local_role(views, observations, previous)
@@ -87,6 +93,7 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
         alerts=tuple(dict.fromkeys(alerts)),
         recheck_at=_recheck_at(views, observations, max_age_s=max_age_s),
         made_for=(wished, config.fallback),
+        views={view.group.name: view for view in views},
     )
 
 
@@ -100,7 +107,9 @@ def _settled(
         view.group.name: before
         for view in views
         for before in [previous.groups.get(view.group.name)]
-        if before is not None and before.view is view and before.own == owns.get(view.group.name)
+        if before is not None
+        and previous.views.get(view.group.name) is view
+        and before.own == owns.get(view.group.name)
     }
 
 
@@ -145,13 +154,7 @@ def _settle(view: GroupView, own: str | None, choice: Choice | None, now: float)
         target=target,
         reason=choice.reason if choice is not None else Reason(Code.UNKNOWN, "never seen"),
         own=own,
-        primary=view.primary.last,
-        primary_lost=view.primary.lost,
-        system_id=view.system_id,
-        foreign=view.foreign,
-        lsns=view.lsns,
-        fitness=view.fitness,
-        view=view,
+        memory=view.memory,
     )
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Fallback
     from resolver_agent.routing.observation import Role
     from resolver_agent.routing.state import Alert, GroupState, Target
+    from resolver_agent.routing.view import GroupView
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +19,8 @@ class Decision:
     """Where every name leads.
 
     ``role`` is the last known local role; ``recheck_at`` is when the passing of time alone may change something.
-    ``made_for`` are the role that the names followed, and the fallback.
+    ``made_for`` are the role that the names followed, and the fallback. ``views`` is what it was decided
+    from, by name.
     """
 
     groups: Mapping[str, GroupState]
@@ -26,6 +28,7 @@ class Decision:
     alerts: tuple[Alert, ...] = ()
     recheck_at: float = float("inf")
     made_for: tuple[Role | None, Fallback] | None = None
+    views: Mapping[str, GroupView] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -37,5 +40,4 @@ class Decision:
 
         Nothing changes by that but times and LSNs.
         """
-        groups = {name: dataclasses.replace(state, view=None) for name, state in self.groups.items()}
-        return dataclasses.replace(self, groups=groups)
+        return dataclasses.replace(self, views={})

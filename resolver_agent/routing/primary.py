@@ -1,4 +1,21 @@
-"""Which node of a group is its primary, and where a name that wishes for it leads: values in, values out."""
+"""Which node of a group is its primary, and where a name that wants the primary leads: values in, values out.
+
+A node counts as a primary until it is seen dead or in recovery, or its observation expires.
+
+=== ======================================================================= ==================================
+row what is seen                                                            the name
+=== ======================================================================= ==================================
+P1  one primary                                                             leads to it
+P2  several primaries, and Patroni says which one holds the leader lock     leads to that one
+P3  several primaries, and the last known one is among them                 leads to the last known one
+P4  several primaries otherwise                                             is fenced
+P5  no primary; the last known one has not been seen in recovery since      is held on the last known one
+P6  no primary otherwise                                                    is fenced
+P7  no primary was ever known, and no node answers                          stays; without an address, left out
+P8  as P7, and the name leads to a node that was a standby                  is fenced (R2)
+P9  as P5, and the name is fenced                                           stays fenced until a primary is seen
+=== ======================================================================= ==================================
+"""
 
 from __future__ import annotations
 
@@ -24,36 +41,40 @@ def find_primary(
     foreign: frozenset[Node],
     outsiders: Mapping[Node, str],
 ) -> tuple[Primary, list[Alert]]:
-    """The design's table for names that wish for a primary, row by row."""
+    """Return the group's primary by rows P1 to P7, and the alert that there are several."""
     primaries = [seen for seen in members.values() if seen.kind is Kind.PRIMARY]
     if len(primaries) == 1:
-        return _accepted(primaries[0], Code.PRIMARY, f"primary, timeline {primaries[0].timeline}"), []
-    last_at = nodes_at(before.primary, group, states)
-    # An address that is no node's any more was one of theirs.
-    lost = before.primary is not None and (
-        before.primary_lost or all(states[node].last_role is Role.STANDBY for node in last_at or group.nodes)
+        return _accepted(primaries[0], Code.PRIMARY, f"primary, timeline {primaries[0].timeline}"), []  # P1
+    last_at = nodes_at(before.memory.primary, group, states)
+    # The address may belong to a node that was removed since: then all the others have to speak for it.
+    lost = before.memory.primary is not None and (
+        before.memory.primary_lost or all(states[node].last_role is Role.STANDBY for node in last_at or group.nodes)
     )
     if primaries:
         alert = Alert(f"{group.name}:primaries", f"{group.name}: several primaries: {_claims(primaries)}")
-        return _one_of(primaries, before, members.get(word.leader) if word.leader else None, lost=lost), [alert]
+        leader = members.get(word.leader) if word.leader else None
+        return _one_of(primaries, before, leader, lost=lost), [alert]  # P2, P3, P4
     words = "; ".join(outsiders.get(node) or describe(node, state, members.get(node)) for node, state in states.items())
-    if before.primary is None and not members:
-        return Primary(None, Reason(Code.UNKNOWN, f"no primary known; {words}"), None, lost=False), []
-    if before.primary is None or lost or not foreign.isdisjoint(last_at):
-        return Primary(FENCE, Reason(Code.FENCED, f"no primary; {words}"), before.primary, lost=lost), []
-    return Primary(before.primary, Reason(Code.HELD, f"held; no primary; {words}"), before.primary, lost=False), []
+    if before.memory.primary is None and not members:
+        reason = Reason(Code.UNKNOWN, f"no primary known; {words}")
+        return Primary(None, reason, None, lost=False), []  # P7
+    if before.memory.primary is None or lost or not foreign.isdisjoint(last_at):
+        reason = Reason(Code.FENCED, f"no primary; {words}")
+        return Primary(FENCE, reason, before.memory.primary, lost=lost), []  # P6
+    reason = Reason(Code.HELD, f"held; no primary; {words}")
+    return Primary(before.memory.primary, reason, before.memory.primary, lost=False), []  # P5
 
 
 def _one_of(primaries: list[Observation], before: GroupState, leader: Observation | None, *, lost: bool) -> Primary:
     """Several primaries: the one with Patroni's leader lock, else the last known one, else none."""
     claims = _claims(primaries)
     if leader is not None and leader.kind is Kind.PRIMARY:
-        return _accepted(leader, Code.LEADER, f"holds the leader lock; several primaries: {claims}")
-    last = next((seen for seen in primaries if seen.address == before.primary), None)
+        return _accepted(leader, Code.LEADER, f"holds the leader lock; several primaries: {claims}")  # P2
+    last = next((seen for seen in primaries if seen.address == before.memory.primary), None)
     if last is not None:
-        return _accepted(last, Code.LAST_PRIMARY, f"last known primary; several primaries: {claims}")
+        return _accepted(last, Code.LAST_PRIMARY, f"last known primary; several primaries: {claims}")  # P3
     reason = Reason(Code.FENCED, f"several primaries: {claims}, and nothing tells which is right")
-    return Primary(FENCE, reason, before.primary, lost)
+    return Primary(FENCE, reason, before.memory.primary, lost)  # P4
 
 
 def _claims(primaries: list[Observation]) -> str:
@@ -65,17 +86,17 @@ def _accepted(seen: Observation, code: Code, text: str) -> Primary:
 
 
 def choose_primary(view: GroupView, _fallback: Fallback) -> Choice:
-    """The design's table for a name that wishes for a primary."""
+    """Return where a name that wants the primary leads."""
     held = view.target
     address = primary_address(view, Role.PRIMARY)
     if address is not None:
         standing = Standing.FENCED if address == FENCE else Standing.PRIMARY
-        return Choice(address, standing, view.primary.reason, Role.PRIMARY)
-    # R2: what the block calls a standby was seen in recovery, if not by this run.
+        return Choice(address, standing, view.primary.reason, Role.PRIMARY)  # P1 to P6, P9
+    # R2: an earlier run saw in recovery what the block calls a standby.
     if held is not None and (held.standing is Standing.STANDBY or view.seen_in_recovery(held.address)):
         reason = Reason(Code.FENCED, f"no primary known; {held.address} was a standby")
-        return Choice(FENCE, Standing.FENCED, reason, Role.PRIMARY)
-    return hold(view, Role.PRIMARY, view.primary.reason.text)
+        return Choice(FENCE, Standing.FENCED, reason, Role.PRIMARY)  # P8
+    return hold(view, Role.PRIMARY, view.primary.reason.text)  # P7
 
 
 def primary_address(view: GroupView, wish: Role) -> str | None:
@@ -86,4 +107,6 @@ def primary_address(view: GroupView, wish: Role) -> str | None:
     """
     held = view.target
     fenced = held is not None and held.standing is Standing.FENCED and held.wish is wish
-    return FENCE if fenced and view.primary.reason.code is Code.HELD else view.primary.address
+    if fenced and view.primary.reason.code is Code.HELD:
+        return FENCE  # P9
+    return view.primary.address  # P1 to P8

@@ -1,4 +1,24 @@
-"""Which nodes of a group may serve reads, and where a name that wishes for a standby leads: values in, values out."""
+"""Which nodes of a group may serve reads, and where a name that wants a standby leads: values in, values out.
+
+A node is fit while it is in recovery, is of the group's database cluster, is not excluded by Patroni, and does not lag
+too much. The order is that of the configuration.
+
+=== ===================================================================== ============================================
+row what is seen                                                          the name
+=== ===================================================================== ============================================
+S1  a fit standby, and the name leads to none that is fit                 leads to the first fit standby
+S2  its own standby is fit                                                stays, until a better one has been healthy
+                                                                          for ``failback_delay``
+S3  its own standby refuses the login, or has not been asked yet          stays
+S4  it fell back to the primary, which is still seen                      returns to the first standby that has been
+                                                                          healthy for ``failback_delay``
+S5  no fit standby, and no evidence against where the name leads          stays
+S6  no fit standby, with ``fallback: none``                               is fenced
+S7  no fit standby, with ``fallback: primary`` or ``all``                 leads to the primary, by the rows P
+S8  another group has no fit standby, with ``fallback: all``              leads to its own primary, if that is seen or
+                                                                          the name leads there already
+=== ===================================================================== ============================================
+"""
 
 from __future__ import annotations
 
@@ -37,7 +57,7 @@ def extend_history(
     return (*lsns[max(0, oldest - 1) :], point)
 
 
-def assess(
+def assess_fitness(
     group: Group,
     states: Mapping[Node, NodeState],
     *,
@@ -108,26 +128,26 @@ def choose_standby(view: GroupView, fallback: Fallback) -> Choice:
     if target is not None and standing is Standing.STANDBY:
         current = next((node for node in view.fit if view.fresh[node].address == target.address), None)
         if current is not None:
-            chosen = next(node for node in view.fit if node in view.healthy or node == current)
+            chosen = next(node for node in view.fit if node in view.healthy or node == current)  # S2
         elif view.unasked(target.address):
-            return hold(view, Role.STANDBY, view.words_at(target.address))
+            return hold(view, Role.STANDBY, view.words_at(target.address))  # S3
     elif standing is Standing.FALLBACK and fallback is not Fallback.NONE and view.primary.seen is not None:
-        chosen = next((node for node in view.fit if node in view.healthy), None)
+        chosen = next((node for node in view.fit if node in view.healthy), None)  # S4
     if chosen is not None:
         address = view.fresh[chosen].address
-        return Choice(address, Standing.STANDBY, Reason(Code.STANDBY, "standby"), Role.STANDBY)
+        return Choice(address, Standing.STANDBY, Reason(Code.STANDBY, "standby"), Role.STANDBY)  # S1, S2, S4
 
     why = f"no fit standby: {view.unfit_words}"
     seen_primary = fallback is not Fallback.NONE and view.primary.seen is not None
     if not view.asked_all or not (view.condemned or seen_primary):
-        return hold(view, Role.STANDBY, why)
+        return hold(view, Role.STANDBY, why)  # S5
     if fallback is Fallback.NONE:
-        return Choice(FENCE, Standing.FENCED, Reason(Code.FENCED, why), Role.STANDBY, lacks=True)
-    return _fall_back(view, why)
+        return Choice(FENCE, Standing.FENCED, Reason(Code.FENCED, why), Role.STANDBY, lacks=True)  # S6
+    return _fall_back(view, why)  # S7
 
 
 def _fall_back(view: GroupView, why: str) -> Choice:
-    """Lead a name that wishes for a standby to its primary, by the table for primaries."""
+    """Lead a name that wants a standby to its primary, by the rows P."""
     address = primary_address(view, Role.STANDBY) or FENCE
     standing = Standing.FENCED if address == FENCE else Standing.FALLBACK
     code = Code.FENCED if address == FENCE else Code.FALLBACK
@@ -154,4 +174,4 @@ def fall_back_together(views: list[GroupView], choices: dict[str, Choice]) -> No
         fallen = view.target is not None and view.target.standing is Standing.FALLBACK
         held = fallen and view.primary.reason.code is Code.HELD
         if not choices[view.group.name].lacks and (held or view.primary.seen is not None):
-            choices[view.group.name] = _fall_back(view, f"{lacking} has no fit standby")
+            choices[view.group.name] = _fall_back(view, f"{lacking} has no fit standby")  # S8

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Node
     from resolver_agent.routing.observation import Role
-    from resolver_agent.routing.view import GroupView
 
 FENCE = "255.255.255.255"
 """The limited broadcast address: ``connect()`` refuses it in the kernel at once, without a packet."""
@@ -96,22 +95,30 @@ class Fitness:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class GroupState:
-    """One name's part of a decision, with what the next decision has to remember of it.
+class Memory:
+    """What the next decision has to know of a group that no probe tells again.
 
-    ``target`` is None while nothing was ever known. ``own`` is the local server's address in this group (R3).
     ``primary`` is the last known primary's address, ``primary_lost`` that it has been seen in recovery since.
-    ``lsns`` is the history of the primary's LSN as (seen at, LSN), oldest first. ``foreign`` are the nodes
-    refused for a system identifier that is not the group's. ``view`` is what was decided from.
+    ``lsns`` is the history of the primary's LSN as (seen at, LSN), oldest first. ``foreign`` are the nodes refused for
+    a system identifier that is not the group's.
     """
 
-    target: Target | None = None
-    reason: Reason = Reason(Code.UNKNOWN, "never seen")
-    own: str | None = None
     primary: str | None = None
     primary_lost: bool = False
     system_id: int | None = None
     foreign: frozenset[Node] = frozenset()
     lsns: tuple[tuple[float, int], ...] = ()
     fitness: Mapping[Node, Fitness] = dataclasses.field(default_factory=dict)
-    view: GroupView | None = dataclasses.field(default=None, compare=False, repr=False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GroupState:
+    """One name's part of a decision.
+
+    ``target`` is None while nothing was ever known. ``own`` is the local server's address in this group (R3).
+    """
+
+    target: Target | None = None
+    reason: Reason = Reason(Code.UNKNOWN, "never seen")
+    own: str | None = None
+    memory: Memory = dataclasses.field(default_factory=Memory)

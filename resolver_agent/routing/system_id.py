@@ -28,14 +28,14 @@ def find_system_id(
     a foreign server would take over as soon as the group's own were down.
     """
     ids = {node: seen.identity.system_id for node, seen in fresh.items() if seen.identity is not None}
-    known = before.system_id
+    known = before.memory.system_id
     if word.system_id is not None:
         found: int | None = word.system_id
     elif known is None:
         found = _presumed_system_id(states, fresh, ids, before)
     else:
         agreed = set(ids.values())
-        replaced = len(agreed) == 1 and not ids.keys() <= before.foreign
+        replaced = len(agreed) == 1 and not ids.keys() <= before.memory.foreign
         found = agreed.pop() if replaced else known
     if known is None or found == known:
         return found, []
@@ -52,10 +52,12 @@ def _presumed_system_id(
     else the one that all agree on. A vote waits until everybody was asked: nobody is believed for answering first.
     """
     target = before.target.address if before.target is not None else None
-    at_last, at_target = ([node for node in ids if fresh[node].address == one] for one in (before.primary, target))
+    at_last, at_target = (
+        [node for node in ids if fresh[node].address == one] for one in (before.memory.primary, target)
+    )
     everyone = list(ids) if asked_all(states) else []
     primaries = [node for node in everyone if fresh[node].kind is Kind.PRIMARY]
-    circles = (at_last if before.primary is not None else primaries, at_target, everyone)
+    circles = (at_last if before.memory.primary is not None else primaries, at_target, everyone)
     return next((agreed.pop() for circle in circles if len(agreed := {ids[node] for node in circle}) == 1), None)
 
 

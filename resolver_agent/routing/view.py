@@ -12,14 +12,13 @@ from resolver_agent.routing.observation import (
     Kind,
     NodeState,
     Observation,
-    Observations,
     PatroniWord,
     Role,
     asked_all,
     describe,
     nodes_at,
 )
-from resolver_agent.routing.state import Alert, Code, Fitness, GroupState, Reason, Standing, Target
+from resolver_agent.routing.state import Alert, Code, GroupState, Memory, Reason, Standing, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,18 +40,14 @@ class Primary:
     seen: Observation | None = None
 
 
-NEVER_ASKED = NodeState()
-NO_WORD = PatroniWord()
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GroupView:
     """One group as it is seen now.
 
-    ``fresh`` holds what counts of every node that answered, ``foreign`` the nodes whose system identifier is not the
-    group's. ``fit`` are the nodes that may serve reads in the configured order, ``healthy`` those of them that have
-    been fit for ``failback_delay``; ``pending_until`` is when the next one will be. ``split`` reports that there are
-    several primaries. ``leader`` holds the leader lock, by Patroni's word. ``before`` is what was decided before.
+    ``fresh`` holds what counts of every node that answered. ``fit`` are the nodes that may serve reads in the
+    configured order, ``healthy`` those of them that have been fit for ``failback_delay``; ``pending_until`` is when the
+    next one will be. ``split`` reports that there are several primaries. ``leader`` holds the leader lock, by Patroni's
+    word. ``before`` is what was decided before, ``memory`` what the next decision has to know.
     """
 
     group: Group
@@ -61,11 +56,8 @@ class GroupView:
     states: Mapping[Node, NodeState]
     before: GroupState
     fresh: Mapping[Node, Observation]
-    foreign: frozenset[Node]
-    system_id: int | None
+    memory: Memory
     primary: Primary
-    lsns: tuple[tuple[float, int], ...]
-    fitness: Mapping[Node, Fitness]
     fit: tuple[Node, ...]
     healthy: frozenset[Node]
     own_seen: Observation | None
@@ -86,7 +78,8 @@ class GroupView:
     @property
     def unfit_words(self) -> str:
         """Say why no node serves reads, node by node."""
-        return "; ".join(one.why or f"{node.host} has not been fit for long" for node, one in self.fitness.items())
+        fitness = self.memory.fitness.items()
+        return "; ".join(one.why or f"{node.host} has not been fit for long" for node, one in fitness)
 
     @property
     def condemned(self) -> bool:
@@ -124,36 +117,8 @@ class GroupView:
         """Say what is known of the server at ``address``."""
         return "; ".join(describe(node, self.states[node], self.fresh.get(node)) for node in self._at(address))
 
-    def holds(
-        self, group: Group, observations: Observations, before: GroupState, *, now: float, max_age_s: float
-    ) -> bool:
-        """Report whether looking again would show nothing but later times and LSNs, and those matter to nobody."""
-        times_matter = self.own is not None or group.max_lag_bytes is not None or group.max_lag_s is not None
-        return (
-            group is self.group
-            and before == self.before
-            and now < self.pending_until
-            and observations.patroni.get(group.name, NO_WORD) is self.word
-            and find_own(self.states, observations) is self.own_seen
-            and all(
-                (state is seen or (not times_matter and state.news == seen.news))
-                and (seen.fresh(now=now, max_age_s=max_age_s) is not None) is (node in self.fresh)
-                for node, state in self.states.items()
-                for seen in [observations.nodes.get(node, NEVER_ASKED)]
-            )
-        )
-
     def _at(self, address: str) -> tuple[Node, ...]:
         return nodes_at(address, self.group, self.states)
-
-
-def find_own(states: Mapping[Node, NodeState], observations: Observations) -> Observation | None:
-    """Return what was seen of the node that is the local server, if one is."""
-    local = observations.local.role_seen
-    if local is None or local.identity is None:
-        return None
-    found = (state.role_seen for state in states.values())
-    return next((seen for seen in found if seen is not None and seen.identity == local.identity), None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -168,7 +133,7 @@ class Choice:
 
 
 def hold(view: GroupView, wish: Role, why: str) -> Choice:
-    """R1: what is not known is held; where there is nothing to hold, the name is left out."""
+    """Leave a name where it is (R1). A name that never led anywhere is left out of the file."""
     if view.target is None:
         return Choice(None, Standing.FENCED, Reason(Code.UNKNOWN, why), wish)
     held = view.target

@@ -40,10 +40,21 @@ PURE = {
 }
 """Functions of values: what decides, and what renders the block."""
 
-CIRCLES: set[frozenset[str]] = {
-    frozenset({"routing/state.py", "routing/view.py"}),
-}
-"""Modules that import each other and still may."""
+LAYERS = (
+    {"cli.py"},
+    {"demo"},
+    {"agent.py"},
+    {"requests.py", "once.py", "doctor"},
+    {"log.py"},
+    {"citus"},
+    {"observe"},
+    {"patroni", "hosts", "control"},
+    {"routing"},
+    {"config"},
+    {"system"},
+    {"__init__.py"},
+)
+"""Folders and modules from the top to the ground: an import leads downwards, or stays in its folder."""
 
 WORLD = {"asyncio", "datetime", "logging", "os", "pathlib", "psycopg", "random", "socket", "subprocess", "sys", "time"}
 EXITS = {"SystemExit", "exit", "os._exit", "os.abort", "quit", "sys.exit"}
@@ -117,8 +128,28 @@ def test_who_prints_and_who_exits() -> None:
 
 def test_no_circle() -> None:
     """No module comes back to itself along its imports: whoever reads one need not have read all."""
-    circles = {frozenset(one for one in reached(module) if module in reached(one)) for module in TREES}
-    assert circles - {frozenset()} == CIRCLES
+    assert [module for module in TREES if module in reached(module)] == []
+
+
+def test_imports_run_one_way() -> None:
+    """No module imports upwards, nor from another folder beside its own."""
+    folders = {module: module.partition("/")[0] for module in TREES}
+    rank = {folder: number for number, layer in enumerate(LAYERS) for folder in layer}
+    assert set(folders.values()) <= rank.keys()
+    astray = [
+        f"{module} imports {imported}"
+        for module, others in ARROWS.items()
+        for imported in others
+        if folders[module] != folders[imported] and rank[folders[imported]] <= rank[folders[module]]
+    ]
+    assert astray == []
+
+
+def test_packages_import_nothing() -> None:
+    """An ``__init__`` is a docstring: to import one module never loads its neighbours."""
+    packages = {module: TREES[module].body for module in TREES if module.endswith("/__init__.py")}
+    assert len(packages) > 8
+    assert {module for module, body in packages.items() if [type(part) for part in body] != [ast.Expr]} == set()
 
 
 @pytest.mark.parametrize("module", sorted(PURE))

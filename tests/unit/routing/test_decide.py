@@ -644,7 +644,7 @@ def test_lag_limits(unit: str, lag: int, was_lagging: bool, fit: bool) -> None: 
         if was_lagging:
             agent.see({B: primary(lsn=2)}).decide().wait(101).see({A: standby(lsn=1)}).decide()
         agent.see({B: primary(lsn=3)}).decide().wait(lag).see({A: standby(lsn=2), B: primary(lsn=3)}).decide()
-    fitness = agent.decision.groups["wk1"].fitness[node(A)]
+    fitness = agent.decision.groups["wk1"].memory.fitness[node(A)]
     assert (fitness.lag_bytes if unit == "bytes" else fitness.lag_s) == lag
     assert (fitness.fit_since is not None) is fit
     assert agent.address() == (A if fit else FENCE)
@@ -654,8 +654,8 @@ def test_idle_primary_leaves_nobody_behind() -> None:
     """A standby that has replayed all there is does not lag, however long ago that was written."""
     agent = beside_standby(max_lag_s=1).see({A: standby(lsn=1000), B: primary(lsn=1000)}).decide()
     agent.wait(3600).see({A: standby(lsn=1000), B: primary(lsn=1000)}).decide()
-    assert agent.decision.groups["wk1"].fitness[node(A)].lag_s == 0
-    assert len(agent.decision.groups["wk1"].lsns) == 1
+    assert agent.decision.groups["wk1"].memory.fitness[node(A)].lag_s == 0
+    assert len(agent.decision.groups["wk1"].memory.lsns) == 1
     assert agent.address() == A
 
 
@@ -663,7 +663,7 @@ def test_failover_that_lost_something_leaves_nobody_behind() -> None:
     """LSNs that only the old primary had reached are no measure for standbys of the new one."""
     agent = beside_standby(max_lag_s=10, hosts=(A, B, C)).see({A: standby(lsn=900), B: dead(), C: primary(lsn=2000)})
     agent.decide().wait(5).see({A: standby(lsn=950), B: primary(lsn=950), C: dead()}).decide()
-    assert agent.decision.groups["wk1"].fitness[node(A)].lag_s == 0
+    assert agent.decision.groups["wk1"].memory.fitness[node(A)].lag_s == 0
 
 
 def test_standby_that_stopped_replaying_stays_behind() -> None:
@@ -687,8 +687,8 @@ def test_history_of_lsns_is_short_and_close_enough(interval_s: float) -> None:
             agent.see({A: standby(lsn=round(lsn - 50 / interval_s))})
         agent.decide()
     state = agent.decision.groups["wk1"]
-    assert state.fitness[node(A)].lag_s == pytest.approx(50, abs=1 + interval_s)
-    assert len(state.lsns) < 300
+    assert state.memory.fitness[node(A)].lag_s == pytest.approx(50, abs=1 + interval_s)
+    assert len(state.memory.lsns) < 300
 
 
 def test_silence_adds_no_lag() -> None:
@@ -721,7 +721,7 @@ def test_lag_is_measured_against(steps: list[Mapping[str | Node, Observation]], 
     agent = beside_standby(hosts=(A, B, C), max_lag_bytes=10_000).see(dict.fromkeys((A, B, C), unreachable()))
     for seen in steps:
         agent.see(seen).decide()
-    assert agent.decision.groups["wk1"].fitness[node(A)].lag_bytes == lag
+    assert agent.decision.groups["wk1"].memory.fitness[node(A)].lag_bytes == lag
 
 
 def test_lag_without_a_limit() -> None:
@@ -1025,7 +1025,7 @@ def test_the_word_of_another_clusters_patroni_does_not_count() -> None:
     agent.wait(1).see({A: primary(), B: standby()}).decide()
     assert agent.leads() == f"wk1 → {A} (primary, timeline 7)"
     assert agent.alerts == {"wk1:patroni"}
-    assert agent.decision.groups["wk1"].fitness[node(B)].fit_since is not None
+    assert agent.decision.groups["wk1"].memory.fitness[node(B)].fit_since is not None
     agent.wait(1).see({A: primary(), B: primary()}).decide()
     assert agent.address() == A
     agent.see({A: dead(), B: dead()}).decide()
@@ -1074,7 +1074,7 @@ def test_accepting_another_system_identifier(
         agent.wait(1).see(seen).decide()
         replaced |= "wk1:replaced" in agent.alerts
     assert agent.address() == expected
-    assert replaced is (agent.decision.groups["wk1"].system_id == FOREIGN)
+    assert replaced is (agent.decision.groups["wk1"].memory.system_id == FOREIGN)
 
 
 @pytest.mark.parametrize("last", [A, None], ids=["the block knows the primary", "no block"])

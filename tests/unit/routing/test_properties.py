@@ -289,7 +289,7 @@ def test_restart_moves_nothing(world: World, history: list[list[Event]]) -> None
 def test_every_move_rests_on_evidence(world: World, history: list[list[Event]]) -> None:
     """R1: whatever a name leads to is seen in its role, remembered as the last primary, or where it led before."""
     before = {target.name: target for target in world.agent.decision.targets}
-    known = {name: {state.primary} for name, state in world.agent.decision.groups.items()}
+    known = {name: {state.memory.primary} for name, state in world.agent.decision.groups.items()}
 
     def check() -> None:
         for target in world.agent.decision.targets:
@@ -311,7 +311,7 @@ def test_every_move_rests_on_evidence(world: World, history: list[list[Event]]) 
                 assert target.address in known[target.name], str(target)
                 assert old is None or old.wish is not target.wish or old.standing is Standing.STANDBY, str(target)
         for name, part in world.agent.decision.groups.items():
-            known[name].add(part.primary)
+            known[name].add(part.memory.primary)
 
     live(world, history, check)
 
@@ -360,13 +360,13 @@ def test_another_identifier_needs_all_or_patroni(world: World, history: list[lis
             before = {}
         live(world, [batch])
         for name, state in world.agent.decision.groups.items():
-            old, before[name] = before.get(name), state.system_id
-            if old in (None, state.system_id):
+            old, before[name] = before.get(name), state.memory.system_id
+            if old in (None, state.memory.system_id):
                 continue
             word = world.agent.patroni.get("wk1", PatroniWord()) if name.startswith("wk1") else PatroniWord()
             hosts = {"cn": CN, "wk1": WK1, "wk2": WK2}[name[:3].rstrip("-")]
             ids = {one.identity.system_id for host in hosts if (one := world.fresh(host)) and one.identity}
-            assert state.system_id == word.system_id or ids == {state.system_id}
+            assert state.memory.system_id == word.system_id or ids == {state.memory.system_id}
 
 
 ROLES = st.sampled_from([primary(), standby()])
