@@ -125,14 +125,17 @@ def choose_standby(view: GroupView, fallback: Fallback) -> Choice:
     target = view.target
     standing = target.standing if target is not None else None
     chosen = next(iter(view.fit), None)
+    current = next(
+        (node for node in view.fit if target is not None and view.fresh[node].address == target.address), None
+    )
     if target is not None and standing is Standing.STANDBY:
-        current = next((node for node in view.fit if view.fresh[node].address == target.address), None)
         if current is not None:
             chosen = next(node for node in view.fit if node in view.healthy or node == current)  # S2
         elif view.unasked(target.address):
             return hold(view, Role.STANDBY, view.words_at(target.address))  # S3
     elif standing is Standing.FALLBACK and fallback is not Fallback.NONE and view.primary.seen is not None:
-        chosen = next((node for node in view.fit if node in view.healthy), None)  # S4
+        # The primary that it fell back to may have become a standby since: then there is nothing to return from.
+        chosen = next((node for node in view.fit if node in view.healthy), current)  # S4
     if chosen is not None:
         address = view.fresh[chosen].address
         return Choice(address, Standing.STANDBY, Reason(Code.STANDBY, "standby"), Role.STANDBY)  # S1, S2, S4

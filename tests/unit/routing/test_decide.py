@@ -1238,3 +1238,12 @@ def test_recheck_at_when_time_alone_changes_something() -> None:
     assert agent.decide().decision.recheck_at == float("inf")
     agent.see({A: primary()}).wait(1).see({B: standby()}).decide()
     assert agent.decision.recheck_at == 100 + MAX_AGE_S
+
+
+def test_fallback_that_became_a_standby() -> None:
+    """A name that fell back stays on that server when it becomes a standby, instead of following the primary away."""
+    agent = beside_standby(remembered(C, FALLBACK), hosts=(A, B, C), fallback=Fallback.PRIMARY)
+    agent.see({A: primary(), C: standby()}).decide()
+    assert agent.leads() == f"wk1 → {C} (standby)"
+    agent.restart().see({A: barred(), B: barred(), C: barred()}).decide()
+    assert agent.address() == C
