@@ -5,10 +5,7 @@ from __future__ import annotations
 import ast
 import fnmatch
 import re
-import shutil
-import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,17 +156,3 @@ def test_the_core_is_pure(module: str) -> None:
     assert {name for name in found if name.partition(".")[0] in WORLD} == set()
     assert ours(found) <= PURE
     assert calls(module).isdisjoint({"open", "print"})
-
-
-def test_wheel(tmp_path: Path) -> None:
-    """The wheel has every module of the package and no other; a list of packages forgets new folders."""
-    checkout = tmp_path / "checkout"
-    shutil.copytree(PACKAGE, checkout / "resolver_agent", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("LICENSE", "README.md", "pyproject.toml"):
-        shutil.copy(TOP / name, checkout)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(checkout)]
-    subprocess.run(command, check=True, capture_output=True)
-    [wheel] = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        packed = {name.partition("/")[2] for name in archive.namelist() if name.startswith("resolver_agent/")}
-    assert packed == {*TREES, "py.typed"}
