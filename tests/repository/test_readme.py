@@ -1,4 +1,4 @@
-"""The README says what is so: keys and defaults, commands and options, messages, samples and files."""
+"""The READMEs say what is so: keys and defaults, commands and options, messages, samples, files and links."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import itertools
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
@@ -14,25 +15,47 @@ import yaml
 from resolver_agent import cli
 from resolver_agent.config.load import ConfigError, parse
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 TOP = Path(__file__).parents[2]
-TEXT = (TOP / "README.md").read_text(encoding="utf-8")
-PROSE = re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL)
-SAMPLES = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-CODE = [*re.findall(r"`([^`\n]+)`", PROSE), *re.findall(r"^ {4,}(\S.*)$", PROSE, re.MULTILINE)]
+FOLDERS = ("resolver_agent", "systemd", "tests", "vagrant")
+READMES = [
+    TOP / "README.md",
+    *sorted(path for folder in FOLDERS for path in (TOP / folder).rglob("README.md")),
+]
+TEXTS = {path.relative_to(TOP).as_posix(): path.read_text(encoding="utf-8") for path in READMES}
+MAIN, NODE = "README.md", "systemd/README.md"
+
+
+def prose(name: str) -> str:
+    """Return a README without its samples."""
+    return re.sub(r"^```.*?^```$", "", TEXTS[name], flags=re.MULTILINE | re.DOTALL)
+
+
+SAMPLES = [
+    one for text in TEXTS.values() for one in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+]
+CODE = [
+    code
+    for name in TEXTS
+    for pattern in (r"`([^`\n]+)`", r"^ {4,}(\S.*)$")
+    for code in re.findall(pattern, prose(name), re.MULTILINE)
+]
 MINIMAL = "{fallback: none, names: {wk1: {nodes: [10.0.0.1], patroni: {port: 8008}}}}"
 REQUIRED = "required"
 
 
-def section(title: str) -> str:
+def section(title: str, *, of: str = MAIN) -> str:
     """Return what stands under a heading."""
-    found = re.search(rf"^## {title}$(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^## {title}$(.*?)(?=^## |\Z)", TEXTS[of], re.MULTILINE | re.DOTALL)
     assert found is not None
     return found[1]
 
 
-def table(title: str) -> list[list[str]]:
+def table(title: str, *, of: str = MAIN) -> list[list[str]]:
     """Return the rows of a section's tables, without their heads."""
-    lines = section(title).splitlines()
+    lines = section(title, of=of).splitlines()
     return [
         [cell.strip() for cell in line.strip("|").split("|")]
         for before, line in itertools.pairwise(lines)
@@ -82,7 +105,7 @@ COMMANDS = re.findall(r"^    ([\w-]+)  ", usage(), re.MULTILINE)
 
 
 def invocations() -> list[list[str]]:
-    """Return the arguments of every call of the agent in the README."""
+    """Return the arguments of every call of the agent in the READMEs."""
     calls = [part.split() for code in CODE for part in code.split("&&") if "resolver-agent" in part]
     return [call[1:] for call in calls if Path(call[0]).name == "resolver-agent"]
 
@@ -125,6 +148,11 @@ def test_samples(sample: str) -> None:
     assert parse(sample, path="agent.yml", hostname="db7").groups
 
 
+def test_where_samples_are() -> None:
+    """There is one of a file of its own, and one of a section of Patroni's."""
+    assert ["resolver_agent:" in sample for sample in SAMPLES] == [False, True]
+
+
 def test_every_command() -> None:
     """The section on the command line names every command, and every option of every command."""
     text = section("Command line")
@@ -147,21 +175,63 @@ def test_no_other_command(call: list[str]) -> None:
 def test_symptoms() -> None:
     """Whoever looks up a message finds it in the words that the agent uses."""
     source = "".join(path.read_text(encoding="utf-8") for path in (TOP / "resolver_agent").rglob("*.py"))
-    symptoms = [words for row in table("Symptom, look, mend") for words in re.findall(r"`([^`]+)`", row[0])]
+    symptoms = [words for row in table("Symptom, look, fix", of=NODE) for words in re.findall(r"`([^`]+)`", row[0])]
     assert len(symptoms) > 10
     assert [words for words in symptoms if words not in source] == []
 
 
-def test_files() -> None:
-    """Every file of the checkout that the README names exists."""
-    named = re.findall(r"(?<![\w/.])(?:systemd|tests|resolver_agent)/[\w./-]*\w", TEXT)
-    assert {"systemd/role.sql", "tests/run", "tests/setup"} <= set(named)
-    assert [name for name in named if not (TOP / name).exists()] == []
+def test_rows() -> None:
+    """Each row of the decision tables has an id: a letter for its table, and its number there."""
+    rows = [row[0] for row in table("When things fail")]
+    numbered = {letter: itertools.count(1) for letter in "PSA"}
+    assert [(row[0], int(row[1:])) for row in rows] == [(row[0], next(numbered[row[0]])) for row in rows]
+    assert list(dict.fromkeys(row[0] for row in rows)) == list(numbered)
 
 
-def test_links() -> None:
-    """Every link within the README leads to a heading."""
-    headings = {
-        title.lower().replace(",", "").replace(" ", "-") for title in re.findall(r"^#+ (.*)$", PROSE, re.MULTILINE)
-    }
-    assert set(re.findall(r"\]\(#([^)]*)\)", TEXT)) <= headings
+def named_files(name: str) -> Iterator[Path]:
+    """Yield the files of the checkout that a README names: by their path, as a module, or as one of its folder."""
+    here = (TOP / name).parent
+    own = [path.name for path in here.iterdir() if path.is_dir() and here != TOP and path.name[0] not in "._"]
+    for folder, base in [*((folder, TOP) for folder in (".github", *FOLDERS)), *((folder, here) for folder in own)]:
+        yield from (base / path for path in re.findall(rf"(?<![\w/.-])(?:{folder})/[\w./-]*\w", TEXTS[name]))
+    yield from (TOP / f"{path.replace('.', '/')}.py" for path in re.findall(r"-m (tests[\w.]+)", TEXTS[name]))
+    for file in re.findall(r"`([\w.-]+\.(?:md|py|sh|sql|toml|yaml))`", TEXTS[name]):
+        places = [path for folder in (here, TOP) for path in (folder / file, *folder.glob(f"*/{file}"))]
+        yield next((path for path in places if path.exists()), here / file)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_files(name: str) -> None:
+    """Every file of the checkout that a README names exists."""
+    assert [path for path in named_files(name) if not path.exists()] == []
+
+
+def test_which_files() -> None:
+    """The names of files are found where they are."""
+    assert {TOP / "systemd/role.sql", TOP / "tests/run", TOP / "tests/setup"} <= set(named_files(MAIN))
+    assert {TOP / "tests/bench/failover.py", TOP / "pyproject.toml"} <= set(named_files("tests/README.md"))
+    assert TOP / "vagrant/provision/install.sh" in named_files("vagrant/README.md")
+
+
+def headings(name: str) -> set[str]:
+    """Return the anchors of a README's headings."""
+    titles = re.findall(r"^#+ (.*)$", prose(name), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links(name: str) -> None:
+    """Every link leads to a file of the checkout, and to a heading in it if it names one."""
+    for link in re.findall(r"\]\(([^)]*)\)", TEXTS[name]):
+        if not link.startswith("https://"):
+            file, _, heading = link.partition("#")
+            target = ((TOP / name).parent / file).resolve() if file else TOP / name
+            assert target.exists(), link
+            found = target.relative_to(TOP).as_posix()
+            assert not heading or heading in headings(found), link
+
+
+def test_every_readme_is_found() -> None:
+    """Whoever begins with the README finds all others by its links."""
+    linked = {link.partition("#")[0] for link in re.findall(r"\]\(([^)]*)\)", TEXTS[MAIN])} - {""}
+    assert linked == set(TEXTS) - {MAIN}
