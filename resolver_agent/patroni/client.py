@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from resolver_agent.config import values
 from resolver_agent.config.model import Node
 from resolver_agent.patroni.membership import Member
+from resolver_agent.system.clock import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +82,7 @@ def fetch(host: str, api: PatroniApi, path: str, timeout_s: float) -> Reply:
     Raises:
         ApiError: the answer was not there within ``timeout_s`` seconds, all in all, or is longer than 1 MiB.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = Deadline(timeout_s)
     secure = _tls(api, int(time.monotonic()) // _TLS_FILES_S) if api.cacert or api.cert else None
     name = f"[{host}]" if ":" in host else host
     request = f"GET {path} HTTP/1.0\r\nHost: {name}:{api.port}\r\nAccept: application/json\r\n\r\n"
@@ -89,9 +90,9 @@ def fetch(host: str, api: PatroniApi, path: str, timeout_s: float) -> Reply:
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(socket.create_connection((host, api.port), timeout_s))
             if secure is not None:
-                connection.settimeout(_left_s(deadline))
+                connection.settimeout(deadline.left_s())
                 connection = stack.enter_context(secure.wrap_socket(connection, server_hostname=host))
-            connection.settimeout(_left_s(deadline))
+            connection.settimeout(deadline.left_s())
             connection.sendall(request.encode())
             received = _receive(connection, deadline)
     except TimeoutError:
@@ -177,23 +178,16 @@ def _json(body: bytes) -> dict[str, Any]:
     return told
 
 
-def _receive(connection: socket.socket, deadline: float) -> bytes:
+def _receive(connection: socket.socket, deadline: Deadline) -> bytes:
     received = bytearray()
     while True:
-        connection.settimeout(_left_s(deadline))  # it holds for one call, however little that brings
+        connection.settimeout(deadline.left_s())  # it holds for one call, however little that brings
         some = connection.recv(65536)
         if not some:
             return bytes(received)
         received += some
         if len(received) > _LIMIT_BYTES:
             raise ApiError("the answer is longer than 1 MiB")
-
-
-def _left_s(deadline: float) -> float:
-    left_s = deadline - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError
-    return left_s
 
 
 @functools.lru_cache(maxsize=64)
