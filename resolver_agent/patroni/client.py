@@ -1,7 +1,7 @@
 """Asks one Patroni's REST API one thing, and reads the answer.
 
-Everything here blocks, for no longer than its time limit but for name lookups: it is run in threads. When to ask is
-patroni.py's to say, and what follows from the answers patroni_word.py's.
+Everything here blocks, for no longer than its time limit but for name lookups: it is run in threads. ``poller`` says
+when to ask, and ``membership`` what follows from the answers.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import http.client
+import io
 import json
-import re
 import socket
 import ssl
 import time
@@ -24,6 +25,8 @@ from resolver_agent.system.clock import Deadline
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from _typeshed import WriteableBuffer
+
     from resolver_agent.config.model import PatroniApi
 
     Fetch = Callable[[str, PatroniApi, str, float], "Reply"]
@@ -32,11 +35,13 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _LIMIT_BYTES = 2**20
+_HEAD_LIMIT_BYTES = 2**14
+"""So much is received before the headers are at an end: the time to parse them grows with the square of it."""
+
 _MOST_MEMBERS = 100
 _TLS_FILES_S = 60
 """How long TLS files once read are good for: certificates are renewed, and reading the system's own costs 20 ms."""
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 _HOLDS_LOCK, _DOES_NOT = 200, 503
 
 
@@ -77,37 +82,34 @@ def silence(timeout_s: float) -> ApiError:
 def fetch(host: str, api: PatroniApi, path: str, timeout_s: float) -> Reply:
     """Return the answer to one GET request, by HTTPS where ``api`` has a ``cacert`` or a ``cert``.
 
-    No redirect is followed and no proxy used. HTTP 1.0: the answer ends when the server closes the connection.
+    No redirect is followed and no proxy used.
 
     Raises:
         ApiError: the answer was not there within ``timeout_s`` seconds, all in all, or is longer than 1 MiB.
     """
     deadline = Deadline(timeout_s)
     secure = _tls(api, int(time.monotonic()) // _TLS_FILES_S) if api.cacert or api.cert else None
-    name = f"[{host}]" if ":" in host else host
-    request = f"GET {path} HTTP/1.0\r\nHost: {name}:{api.port}\r\nAccept: application/json\r\n\r\n"
     try:
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(socket.create_connection((host, api.port), timeout_s))
             if secure is not None:
                 connection.settimeout(deadline.left_s())
                 connection = stack.enter_context(secure.wrap_socket(connection, server_hostname=host))
-            connection.settimeout(deadline.left_s())
-            connection.sendall(request.encode())
-            received = _receive(connection, deadline)
+            return _get(host, api.port, path, _Stream(connection, deadline))
+    except ApiError:
+        raise
     except TimeoutError:
         raise silence(timeout_s) from None
     except ssl.SSLCertVerificationError as error:
         raise ApiError(f"its certificate is refused: {error.verify_message}") from None
     except ssl.SSLError as error:
         raise ApiError(f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}") from None
+    except http.client.RemoteDisconnected:
+        raise ApiError("it hung up without an answer") from None
     except (OSError, UnicodeError) as error:
         raise ApiError(getattr(error, "strerror", None) or str(error)) from None
-    head, _, body = received.partition(b"\r\n\r\n")
-    status = _STATUS_LINE.match(head + b"\r")
-    if status is None:
-        raise ApiError("what answers is no HTTP server" if received else "it hung up without an answer")
-    return Reply(int(status[1]), body)
+    except Exception:  # noqa: BLE001 -- http.client has email.parser read the headers, which raises even TypeError
+        raise ApiError("what answers is no HTTP server") from None
 
 
 def read_leadership(reply: Reply) -> Leadership:
@@ -178,16 +180,50 @@ def _json(body: bytes) -> dict[str, Any]:
     return told
 
 
-def _receive(connection: socket.socket, deadline: Deadline) -> bytes:
-    received = bytearray()
-    while True:
-        connection.settimeout(deadline.left_s())  # it holds for one call, however little that brings
-        some = connection.recv(65536)
-        if not some:
-            return bytes(received)
-        received += some
-        if len(received) > _LIMIT_BYTES:
+class _Stream(io.RawIOBase):
+    """An open connection, as http.client uses a socket; no wait outlasts the deadline, and what comes is limited."""
+
+    def __init__(self, connection: socket.socket, deadline: Deadline) -> None:
+        self.in_head = True
+        self._connection = connection
+        self._deadline = deadline
+        self._received_bytes = 0
+
+    def sendall(self, data: bytes) -> None:
+        """Send all of it."""
+        self._connection.settimeout(self._deadline.left_s())
+        self._connection.sendall(data)
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """Return what the answer is read from."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        """Tell the reader that it may read."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """Take what comes next, however little."""
+        self._connection.settimeout(self._deadline.left_s())
+        count = self._connection.recv_into(buffer)
+        self._received_bytes += count
+        if self.in_head and self._received_bytes > _HEAD_LIMIT_BYTES:
+            raise ApiError("its headers are longer than 16 KiB")
+        if self._received_bytes > _LIMIT_BYTES:
             raise ApiError("the answer is longer than 1 MiB")
+        return count
+
+    def close(self) -> None:
+        """Do nothing: http.client closes a socket before it has read the body, and ``fetch`` closes this one."""
+
+
+def _get(host: str, port: int, path: str, stream: _Stream) -> Reply:
+    connection = http.client.HTTPConnection(host, port)
+    connection.sock = stream
+    connection.request("GET", path, headers={"Accept": "application/json", "Connection": "close"})
+    response = connection.getresponse()
+    stream.in_head = False
+    return Reply(response.status, response.read(_LIMIT_BYTES))
 
 
 @functools.lru_cache(maxsize=64)

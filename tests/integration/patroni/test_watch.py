@@ -111,11 +111,15 @@ def drip(text: bytes, then: bytes) -> Callable[[socket.socket, threading.Event],
     return serve
 
 
-def flood(client: socket.socket, done: threading.Event) -> None:
-    """Send more than anybody wants."""
-    client.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
-    while not done.is_set():
-        client.sendall(b"x" * 65536)
+def flood(text: bytes, then: bytes) -> Callable[[socket.socket, threading.Event], None]:
+    """Return who sends a text, and then more than anybody wants."""
+
+    def serve(client: socket.socket, done: threading.Event) -> None:
+        client.sendall(text)
+        while not done.is_set():
+            client.sendall(then)
+
+    return serve
 
 
 def hang_up(client: socket.socket, _: threading.Event) -> None:
@@ -165,19 +169,50 @@ def test_no_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 HEAD = b"HTTP/1.0 200 OK\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 SILENT = f"no answer within {TIMEOUT_S:g} s"
+NO_HTTP = "what answers is no HTTP server"
+LONG_HEAD = "its headers are longer than 16 KiB"
+LONG = "the answer is longer than 1 MiB"
+
+
+def typed(content_type: bytes) -> bytes:
+    """Return an answer with a type of content that is hard to read."""
+    return HEAD + b"Content-Type: " + content_type + b"\r\n\r\n{}"
 
 
 @pytest.mark.parametrize(
     ("serve", "fault"),
     [
         pytest.param(drip(b"", b""), SILENT, id="accepts and never answers"),
+        pytest.param(drip(b"HTTP/1.0 2", b"0"), SILENT, id="trickling status line"),
         pytest.param(drip(HEAD, b"X: y\r\n"), SILENT, id="trickling headers"),
         pytest.param(drip(HEAD + b"\r\n", b" "), SILENT, id="trickling body"),
-        pytest.param(flood, "the answer is longer than 1 MiB", id="a huge body"),
+        pytest.param(drip(HEAD + b"Content-Length: 9999\r\n\r\n", b" "), SILENT, id="trickling body of a known length"),
+        pytest.param(drip(CHUNKED, b"1\r\nx\r\n"), SILENT, id="trickling chunks"),
+        pytest.param(drip(CHUNKED, b"0"), SILENT, id="trickling length of a chunk"),
+        pytest.param(drip(CHUNKED + b"0\r\n", b"X: y\r\n"), SILENT, id="trickling trailers"),
+        pytest.param(drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), SILENT, id="trickling 100 Continue"),
+        pytest.param(flood(HEAD + b"\r\n", b"x" * 65536), LONG, id="a huge body"),
+        pytest.param(flood(CHUNKED, b"FF\r\n%b\r\n" % (b"x" * 255)), LONG, id="very many chunks"),
+        pytest.param(flood(CHUNKED + b"0\r\n", b"X: y\r\n" * 9999), LONG, id="very many trailers"),
+        pytest.param(flood(CHUNKED + b"F" * 9 + b"\r\n", b"x" * 65536), LONG, id="a huge chunk"),
+        pytest.param(flood(HEAD, b"x" * 65536), LONG_HEAD, id="a huge header"),
+        pytest.param(flood(HEAD + b"X: y\r\n", b" z\r\n" * 9999), NO_HTTP, id="a header on very many lines"),
+        pytest.param(flood(b"", b"HTTP/1.1 100 \r\n\r\n" * 9999), LONG_HEAD, id="a flood of 100 Continue"),
         pytest.param(hang_up, "it hung up without an answer", id="hangs up"),
-        pytest.param(say(b"SSH-2.0-OpenSSH_9.2\r\n"), "what answers is no HTTP server", id="something else"),
-        pytest.param(say(b"\x15\x03\x03\x00\x02\x02\x50"), "what answers is no HTTP server", id="TLS"),
+        pytest.param(say(b"SSH-2.0-OpenSSH_9.2\r\n"), NO_HTTP, id="something else"),
+        pytest.param(say(b"\x15\x03\x03\x00\x02\x02\x50"), NO_HTTP, id="TLS"),
+        pytest.param(say(b'{"patroni": {"scope": "wk1"}}\r\n'), NO_HTTP, id="HTTP/0.9"),
+        pytest.param(say(b"HTTP/2 200\r\n\r\n"), NO_HTTP, id="HTTP/2"),
+        pytest.param(say(b"HTTP/1.0 twohundred OK\r\n\r\n"), NO_HTTP, id="a status in words"),
+        pytest.param(say(b"HTTP/1.0 99999 OK\r\n\r\n"), NO_HTTP, id="a status of five digits"),
+        pytest.param(say(CHUNKED + b"5\r\nx"), NO_HTTP, id="half a chunk"),
+        pytest.param(say(CHUNKED + b"-5\r\nx"), NO_HTTP, id="a chunk of a negative length"),
+        pytest.param(say(CHUNKED + b"F" * 60 + b"\r\nx"), NO_HTTP, id="a chunk of a length beyond all memory"),
+        pytest.param(say(typed(b"multipart/x; boundary*0=a; boundary*=b")), NO_HTTP, id="a type that cannot be sorted"),
+        pytest.param(say(typed(b"multipart/x; boundary*=\0'en'a")), NO_HTTP, id="a type in no encoding"),
+        pytest.param(say(typed(b'multipart/x; x="' + b";" * 65536)), LONG_HEAD, id="a type that takes very long"),
     ],
 )
 def test_an_api_that_is_unwell(serve: Callable[[socket.socket, threading.Event], object], fault: str) -> None:
@@ -188,6 +223,32 @@ def test_an_api_that_is_unwell(serve: Callable[[socket.socket, threading.Event],
             fetch(HOST, api, "/leader", TIMEOUT_S)
         assert time.monotonic() - begun < SOON_S
     assert str(raised.value) == fault
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(HEAD + b"\r\n" + BODY, id="no headers"),
+        pytest.param(b"HTTP/1.1 200\r\n\r\n" + BODY, id="no reason"),
+        pytest.param(HEAD + b"Content-Length: many\r\n\r\n" + BODY, id="a length in words"),
+        pytest.param(HEAD + b"Content-Length: -1\r\n\r\n" + BODY, id="a negative length"),
+        pytest.param(HEAD + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n" + BODY, id="a length beyond all memory"),
+        pytest.param(HEAD + b"Content-Length: 1\r\n 2\r\n\r\n" + BODY, id="a length on two lines"),
+        pytest.param(HEAD + b"\xff: \xff\r\nno colon\r\n: no name\r\n\r\n" + BODY, id="headers that are none"),
+        pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n" + HEAD + b"\r\n" + BODY, id="100 Continue before it"),
+        pytest.param(CHUNKED + b"%x;x=y\r\n%b\r\n0\r\nX: y\r\n\r\n" % (len(BODY), BODY), id="chunks"),
+        pytest.param(typed(b'multipart/x; x="' + b";" * 8000).removesuffix(b"{}") + BODY, id="a type that takes long"),
+        pytest.param(
+            HEAD + b"Content-Type: message/rfc822\r\r" * 200 + b"\r\n\r\n" + BODY, id="a message in a message in a ..."
+        ),
+    ],
+)
+def test_an_answer_that_is_odd(text: bytes) -> None:
+    """What is not needed of it does not matter, and takes no time."""
+    with listening(say(text)) as api:
+        begun = time.monotonic()
+        assert fetch(HOST, api, "/leader", 5.0) == Reply(200, BODY)
+        assert time.monotonic() - begun < SOON_S
 
 
 def test_nobody_listens() -> None:
