@@ -84,3 +84,8 @@ class Config:
     log_format: str
     log_level: str
     warnings: tuple[str, ...] = ()
+
+    @property
+    def max_age_s(self) -> float:
+        """How long an observation counts, in seconds."""
+        return self.interval_s + self.timeout_s

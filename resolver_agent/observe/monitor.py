@@ -248,7 +248,7 @@ class _Circle:
 
     def __init__(self, watchers: list[_Watcher], config: Config) -> None:
         self.watchers = watchers
-        self._max_age_s = config.interval_s + config.timeout_s
+        self._max_age_s = config.max_age_s
         self._unsettled_since: float | None = None
 
     def delay_s(self, interval_s: float) -> float:
