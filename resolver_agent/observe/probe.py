@@ -1,6 +1,7 @@
 """One server, one open connection, one cheap statement: what a probe sees of it.
 
-The only code that talks to PostgreSQL. When to probe is the monitor's to say.
+All nodes are only ever asked this one statement; ``citus.session`` gives the sessions on the local server in which
+more is asked, and done. When to probe is the monitor's to say.
 """
 
 from __future__ import annotations
