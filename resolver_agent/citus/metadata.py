@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Config
 
+COORDINATOR_GROUP = 0
+"""Citus' number for the coordinator's group."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -56,7 +59,6 @@ def _names_in_use(settings: Config, names: Collection[str]) -> Iterator[str]:
 
 
 _LOCK_TIMEOUT = "5s"
-_COORDINATOR_GROUP = 0
 
 _REACHABLE = """\
 -- An ERROR here: some node does not reach every other by what is to be written, and nothing has changed.
@@ -110,7 +112,7 @@ class Change:
     def call(self) -> str:
         """The statement that does it."""
         place = f"{_literal(self.host)}, {self.port}"
-        if self.group_id == _COORDINATOR_GROUP:
+        if self.group_id == COORDINATOR_GROUP:
             return f"SELECT citus_set_coordinator_host({place});"
         return f"SELECT citus_update_node({self.node_id}, {place});"
 

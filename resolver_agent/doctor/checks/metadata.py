@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resolver_agent.citus import metadata
+from resolver_agent.citus.metadata import COORDINATOR_GROUP
 from resolver_agent.config.model import Route
 from resolver_agent.doctor.facts import Facts, Server
 from resolver_agent.doctor.finding import Finding, Severity
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from resolver_agent.citus.metadata import Row
     from resolver_agent.config.model import Group
     from resolver_agent.doctor.facts import Database
-
-COORDINATOR = 0
-"""Citus' number for the coordinator's group."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FIRST_WITH_CHECK = 11
@@ -34,7 +32,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
     used = {group.name for row in rows if (group := _group_of(facts, row)) is not None}
     for group in facts.settings.groups if rows else ():
         if group.route is Route.FOLLOW and group.name not in used:
-            is_coordinator = group is facts.own and any(one.group_id == COORDINATOR for one in databases.values())
+            is_coordinator = group is facts.own and any(one.group_id == COORDINATOR_GROUP for one in databases.values())
             function = "citus_set_coordinator_host" if is_coordinator else "citus_add_node"
             yield Finding(
                 Severity.WARNING,
@@ -46,7 +44,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
 
 def coordinator(facts: Facts) -> Group | None:
     """Return the coordinator's group, as far as ``pg_dist_node`` tells."""
-    rows = (row for one in _databases(facts).values() for row in one.rows if row.group_id == COORDINATOR)
+    rows = (row for one in _databases(facts).values() for row in one.rows if row.group_id == COORDINATOR_GROUP)
     return next((group for row in rows if (group := _group_of(facts, row)) is not None), None)
 
 
@@ -99,7 +97,7 @@ def _databases(facts: Facts) -> dict[str, Database]:
 
 def _coordinated(facts: Facts) -> dict[str, Database]:
     """Return the databases whose metadata may be changed here: those that the local server coordinates."""
-    return {name: one for name, one in _databases(facts).items() if one.group_id == COORDINATOR}
+    return {name: one for name, one in _databases(facts).items() if one.group_id == COORDINATOR_GROUP}
 
 
 def _can_check(facts: Facts) -> bool:
@@ -117,7 +115,7 @@ def _named(facts: Facts, row: Row) -> Group | None:
 
 def _meant(facts: Facts, row: Row) -> Group | None:
     """Return the group one of whose nodes a row has the address of."""
-    if row.group_id == COORDINATOR and row.name in _LOOPBACK:
+    if row.group_id == COORDINATOR_GROUP and row.name in _LOOPBACK:
         return facts.own if _coordinated(facts) else None
     return facts.group_at(row.name)
 
@@ -153,7 +151,7 @@ def _addresses(facts: Facts, where: str, database: Database) -> Iterator[Finding
     addressed = _addressed(facts, database)
     if addressed:
         rows = ", ".join(f"{row.name} (of {group.name})" for row, group in addressed)
-        at_home = database.group_id == COORDINATOR
+        at_home = database.group_id == COORDINATOR_GROUP
         mend = "the first script below" if at_home else "resolver-agent doctor on the coordinator prints a script"
         if any(_named(facts, row) is not None for row in database.rows):
             text = f"{where} has names and also addresses, which follow no failover: {rows}"
