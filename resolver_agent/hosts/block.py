@@ -62,6 +62,16 @@ class Conflict:
     name: str
     text: str
 
+    @property
+    def fault(self) -> str:
+        """What is wrong."""
+        return f"line {self.line_no} also names {self.name}, and lookups return both addresses"
+
+    @property
+    def mend(self) -> str:
+        """What to do about it."""
+        return f"remove that name from «{self.text}»"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Parts:

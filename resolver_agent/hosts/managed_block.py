@@ -142,11 +142,7 @@ class HostsBlock:
         return [Alert("file:note", f"{self._path}: {outcome.detail}")] if outcome.detail else []
 
     def _conflict(self, found: block.Conflict) -> Alert:
-        return Alert(
-            f"file:{found.name}:{found.text}",
-            f"{self._path}: line {found.line_no} also names {found.name}, and lookups return both addresses: "
-            f"remove that name from «{found.text}»",
-        )
+        return Alert(f"file:{found.name}:{found.text}", f"{self._path}: {found.fault}: {found.mend}")
 
 
 def _backoff_s(times: int) -> float:

@@ -107,12 +107,7 @@ def _hosts(facts: Facts) -> Iterator[Finding]:
         yield Finding(Severity.ERROR, "hosts:block", f"{path}: {error}")
         return
     for conflict in conflicts:
-        yield Finding(
-            Severity.ERROR,
-            "hosts:conflict",
-            f"{path}: line {conflict.line_no} also names {conflict.name}, and lookups return both addresses",
-            f"remove that name from «{conflict.text}»",
-        )
+        yield Finding(Severity.ERROR, "hosts:conflict", f"{path}: {conflict.fault}", conflict.mend)
     missing = [name for name in names if name not in said]
     if missing:
         yield Finding(
