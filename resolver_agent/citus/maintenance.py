@@ -10,6 +10,7 @@ from resolver_agent.citus import preconditions, recovery
 from resolver_agent.routing.observation import Role
 from resolver_agent.routing.state import Alert
 from resolver_agent.system.clock import boottime
+from resolver_agent.system.pacing import backoff_s
 from resolver_agent.system.threads import start
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ _log = logging.getLogger(__name__)
 _KEEP_S = 60.0
 """How often the administrator's own value is looked at for changes."""
 
-_RETRY_MAX_S = 10.0
+_FIRST_RETRY_S, _RETRY_MAX_S = 1.0, 10.0
 _HUNG_S = 5.0
 
 
@@ -145,7 +146,7 @@ class Flusher:
                 _log.error("a flush ended as none should", exc_info=error)
             self._failures += 1
             if self._under_way == self._wanted:  # what has changed since is worth a try of its own
-                self._not_before = now + min(_RETRY_MAX_S, 0.5 * 2.0 ** min(self._failures, 10))
+                self._not_before = now + backoff_s(self._failures, first_s=_FIRST_RETRY_S, max_s=_RETRY_MAX_S)
             words = str(error) if isinstance(error, citus_flush.FlushError) else repr(error)
             self._fault = f"cached connections are not flushed: {words}"
             return

@@ -12,6 +12,7 @@ from resolver_agent.hosts import block
 from resolver_agent.hosts.atomic_file import HostsFileError, HostsFileWriter, Outcome, Snapshot, State
 from resolver_agent.routing.state import Alert
 from resolver_agent.system import threads
+from resolver_agent.system.pacing import backoff_s
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_RETRY_MAX_S = 30.0
-_FIRST_RETRY_S = 0.1
+_FIRST_RETRY_S, _RETRY_MAX_S = 0.2, 30.0
 _TOLERATED = 3
 """So often somebody else may change the block in a row before it is put back ever later."""
 
@@ -108,7 +108,7 @@ class HostsBlock:
         except (HostsFileError, ValueError) as error:
             self._fault = self._refused(error, "it stays as it is")
             self._failures += 1
-            self._not_before = now + _backoff_s(self._failures)
+            self._not_before = now + backoff_s(self._failures, first_s=_FIRST_RETRY_S, max_s=_RETRY_MAX_S)
             return False
         if not news and self._fault is None and outcome.state is not State.UNCHANGED:
             self._trample(now)
@@ -131,7 +131,7 @@ class HostsBlock:
         self._in_a_row += 1
         self._trampled_at = now
         if self._in_a_row > _TOLERATED:
-            self._not_before = now + _backoff_s(self._in_a_row - _TOLERATED)
+            self._not_before = now + backoff_s(self._in_a_row - _TOLERATED, first_s=_FIRST_RETRY_S, max_s=_RETRY_MAX_S)
         else:
             _log.warning("%s: somebody else changed resolver-agent's lines; they are put back", self._path)
 
@@ -143,7 +143,3 @@ class HostsBlock:
 
     def _conflict(self, found: block.Conflict) -> Alert:
         return Alert(f"file:{found.name}:{found.text}", f"{self._path}: {found.fault}: {found.mend}")
-
-
-def _backoff_s(times: int) -> float:
-    return min(_RETRY_MAX_S, _FIRST_RETRY_S * 2.0 ** min(times, 20))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,10 +18,14 @@ _HASTE_S = 60.0
 """How long an unsettled group is probed that often, before it backs off to the configured interval."""
 
 
+def backoff_s(failures: float, *, first_s: float, max_s: float) -> float:
+    """Return the seconds to wait after so many failures in a row: ``first_s`` after one, doubled with each more."""
+    return min(max_s, first_s * math.pow(2, min(failures - 1, 16)))
+
+
 def unsettled_delay_s(age_s: float, *, interval_s: float) -> float:
     """Return the seconds until the next probe of a group that has been unsettled for ``age_s`` seconds."""
-    doublings = max(0.0, age_s - _HASTE_S) / 10
-    return min(interval_s, UNSETTLED_S * 2 ** min(doublings, 16))
+    return backoff_s(1 + max(0.0, age_s - _HASTE_S) / 10, first_s=UNSETTLED_S, max_s=interval_s)
 
 
 class Bell:

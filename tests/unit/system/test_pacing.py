@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from resolver_agent.system.pacing import TokenBucket, Turnstile, unsettled_delay_s
+from resolver_agent.system.pacing import TokenBucket, Turnstile, backoff_s, unsettled_delay_s
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -53,6 +53,12 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
 def elapsed_s() -> float:
     """Return the seconds since the loop began."""
     return asyncio.get_running_loop().time() - Instant.now
+
+
+@pytest.mark.parametrize(("failures", "delay_s"), [(1, 0.2), (2, 0.4), (3, 0.8), (8, 25.6), (9, 30.0), (10**9, 30.0)])
+def test_each_failure_doubles_the_wait(failures: int, delay_s: float) -> None:
+    """Up to a limit, after however many failures."""
+    assert backoff_s(failures, first_s=0.2, max_s=30.0) == pytest.approx(delay_s)
 
 
 @pytest.mark.parametrize(
