@@ -90,6 +90,7 @@ class Outlook:
         """Take in new members. Raise what ended a watching task, if anything did."""
         self._monitor.check()
         self._patroni.check()
+        self._patroni.tick(boottime())
         extended = self._patroni.extended(self._given)
         if extended is not self.config:
             self.config = extended

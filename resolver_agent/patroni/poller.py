@@ -126,7 +126,7 @@ class Circle:
     """The nodes of a group, those that Patroni added included; ``run()`` asks one of them for the members in turns.
 
     ``on_news`` is called when an answer is to be reviewed, ``on_members`` when members are to be placed. ``word`` is
-    what Patroni says, until ``expires_at``; None where that is nothing.
+    what Patroni said at the last review, and is to be reviewed at ``expires_at``; None where that was nothing.
     """
 
     def __init__(
@@ -179,21 +179,21 @@ class Circle:
             await self._list()
             await self._scope_found.wait(self.calm_s)
 
-    def review(self) -> bool:
-        """Take in what was answered; report whether there is another word now, or the first."""
-        now = boottime()
+    def word_at(self, now: float) -> PatroniWord | None:
+        """Return what Patroni says now: the same object until it says something else."""
+        return self.word if now < self.expires_at else self._find_word(now)
+
+    def review(self, now: float) -> bool:
+        """Take in what was answered and what has expired; report whether there is another word now, or the first."""
         answers = self._answers
         scope = find_scope(self.scope, answers, asked_all=all(api.asked for api in self.apis.values()))
         if scope != self.scope:
             self.scope = scope
             self._scope_found.ring()
-        benched = self.placement.benched if now < self._counts_until else {}
-        word = find_word(answers, scope, benched, now=now)
         expiries = (*(answer.until for answer in answers.values() if answer.leads), self._counts_until)
         self.expires_at = min((at for at in expiries if at > now), default=float("inf"))
         before = (self.word, self._was_heard)
-        if word != (self.word or _NO_WORD):  # else the object stays, so that whoever compares those sees no change
-            self.word = word if word != _NO_WORD else None
+        self.word = self._find_word(now)
         self._was_heard = self.heard
         return before != (self.word, self._was_heard)
 
@@ -207,6 +207,13 @@ class Circle:
             text = f"{self.group.name}: Patroni does not say who the members are: {self._fault[1]}"
             alerts.append(Alert(f"{self.group.name}:members", text))
         return alerts
+
+    def _find_word(self, now: float) -> PatroniWord | None:
+        benched = self.placement.benched if now < self._counts_until else {}
+        word = find_word(self._answers, self.scope, benched, now=now)
+        if word == (self.word or _NO_WORD):
+            return self.word  # the object stays, so that whoever compares those sees no change
+        return word if word != _NO_WORD else None
 
     @property
     def _answers(self) -> dict[Node, Answer]:

@@ -1,7 +1,7 @@
 """Asks Patroni about the groups that have it: who holds the leader lock, who else is a member, who is no read target.
 
-SQL alone decides as long as Patroni says nothing, so nobody waits for anything here. One node's API is in
-patroni_node.py, one group in patroni_group.py, and what the answers come to in patroni_word.py.
+SQL alone decides as long as Patroni says nothing, so nobody waits for anything here. One node's API and one group are
+in ``poller``, and what the answers come to in ``membership``.
 """
 
 from __future__ import annotations
@@ -126,10 +126,14 @@ class PatroniWatch:
     def words(self) -> dict[str, PatroniWord]:
         """What Patroni says now, by name, of those groups that it says something of."""
         now = boottime()
+        words = {name: circle.word_at(now) for name, circle in self._circles.items()}
+        return {name: word for name, word in words.items() if word is not None}
+
+    def tick(self, now: float) -> None:
+        """Take in which words have expired; called once a round."""
         for circle in self._circles.values():
-            if now >= circle.expires_at:
-                self._review(circle)
-        return {name: circle.word for name, circle in self._circles.items() if circle.word is not None}
+            if now >= circle.expires_at and circle.review(now):
+                self._changed.set()
 
     def extended(self, config: Config) -> Config:
         """Return ``config`` with the members added that Patroni knows of: the same object until they change."""
@@ -260,5 +264,5 @@ class PatroniWatch:
 
     def _review(self, circle: Circle) -> None:
         """Find out what Patroni says of a group now."""
-        if circle.review():
+        if circle.review(boottime()):
             self._changed.set()

@@ -10,6 +10,7 @@ import functools
 import json
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -922,6 +923,26 @@ async def test_patroni_of_two_clusters_from_the_start() -> None:
         assert (A, "/cluster") not in rest.asked
         rest.scopes = {}
         await sight.until(lambda: sight.leader == A and sight.hosts == [A, B, C])
+
+
+@in_loop
+async def test_a_word_that_expires_between_two_turns() -> None:
+    """To ask for it changes nothing; that it has expired is told by the next tick, once."""
+    rest = Rest(A, B, leader=A)
+    rest.members[1]["state"] = "stopped"
+    async with watching(rest, calm_s=0.2) as sight:
+        await sight.until(lambda: sight.leader == A and sight.watch.words["wk1"].benched)
+        sight.changed.clear()
+        sight.watch.tick(boottime())
+        assert (sight.leader, sight.changed.is_set()) == (A, False)
+        time.sleep(0.2 + TIMEOUT_S + 0.01)  # noqa: ASYNC251 -- so that nobody is asked meanwhile
+        assert (sight.leader, sight.changed.is_set()) == (None, False)
+        sight.watch.tick(boottime())
+        assert (sight.leader, sight.changed.is_set()) == (None, True)
+        word = sight.watch.words.get("wk1")
+        sight.changed.clear()
+        sight.watch.tick(boottime())
+        assert (sight.watch.words.get("wk1") is word, sight.changed.is_set()) == (True, False)
 
 
 @in_loop
