@@ -18,7 +18,7 @@ from psycopg import pq
 
 from resolver_agent.observe.libpq_error import HUNG_UP, connect_failure
 from resolver_agent.routing.observation import Identity, Kind, Observation
-from resolver_agent.system import threads
+from resolver_agent.system import dns, threads
 from resolver_agent.system.clock import boottime
 
 if TYPE_CHECKING:
@@ -158,11 +158,15 @@ class Prober:
             return [{"hostaddr": str(ipaddress.ip_address(host))}]
         except ValueError:
             if self._lookup is None or self._lookup.done():
-                self._lookup = threads.start(_look_up, host, self._getaddrinfo)
+                self._lookup = threads.start(dns.look_up, host, self._getaddrinfo)
             found = await asyncio.shield(self._lookup)
         if isinstance(found, Exception):
             raise found
-        return [{"hostaddr": address} for address in found]
+        # Those with a zone (fe80::1%eth0) mean something on this host only, and a hosts file cannot hold them.
+        usable = [{"hostaddr": address} for address in found if "%" not in address]
+        if not usable:
+            raise OSError(0, "it has only link-local addresses")
+        return usable
 
     def _keep(self, connection: psycopg.AsyncConnection) -> None:
         self._connection = connection
@@ -230,19 +234,6 @@ class Prober:
 
     def _silence(self, begun: float) -> Observation:
         return Observation(kind=Kind.UNREACHABLE, at=begun, detail=f"no answer within {self._timeout_s:g} s")
-
-
-def _look_up(host: str, getaddrinfo: Resolver) -> list[str] | Exception:
-    """Return the addresses of a name, or what was raised instead: nobody may be waiting for it any more.
-
-    Those with a zone (``fe80::1%eth0``) mean something on this host only, and a hosts file cannot hold them.
-    """
-    try:
-        addresses = (str(at[0]) for *_, at in getaddrinfo(host, None, type=socket.SOCK_STREAM))
-        found = list(dict.fromkeys(address for address in addresses if "%" not in address))
-        return found or OSError(0, "it has only link-local addresses")
-    except Exception as error:  # noqa: BLE001 -- whoever waits for the answer raises it
-        return error
 
 
 def _seen(row: list[bytes | None], begun: float, address: str | None) -> Observation:

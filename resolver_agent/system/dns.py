@@ -47,21 +47,23 @@ class AddressBook:
         free = _SIDE_BY_SIDE - len(self._looking)  # a look-up that hangs keeps its place until the resolver gives up
         for name in [name for name in due if name not in self._looking][:free]:
             self._looking.add(name)
-            threads.start(_look_up, name, self._getaddrinfo).add_done_callback(partial(self._take, name))
+            threads.start(look_up, name, self._getaddrinfo).add_done_callback(partial(self._take, name))
 
-    def _take(self, name: str, lookup: asyncio.Future[frozenset[str]]) -> None:
+    def _take(self, name: str, lookup: asyncio.Future[list[str] | Exception]) -> None:
         self._looking.discard(name)
         self._looked_at[name] = boottime()
-        found = lookup.result() or self.known.get(name, frozenset())
+        answer = lookup.result()
+        found = frozenset(() if isinstance(answer, Exception) else answer) or self.known.get(name, frozenset())
         if found != self.known.get(name):
             self.known[name] = found
             self._on_change()
         self.go_on()
 
 
-def _look_up(name: str, getaddrinfo: Resolver) -> frozenset[str]:
+def look_up(name: str, getaddrinfo: Resolver) -> list[str] | Exception:
+    """Return the addresses of a name, each once, or why it has none: nobody may be waiting for it any more."""
     try:
         found = getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return frozenset()
-    return frozenset(str(at[0]) for *_, at in found)
+    except (OSError, UnicodeError) as error:
+        return error
+    return list(dict.fromkeys(str(at[0]) for *_, at in found))
