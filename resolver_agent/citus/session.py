@@ -13,15 +13,26 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from resolver_agent.config.model import Config
 
 _DATABASES = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname"
 _HAS_CITUS = "SELECT to_regclass('pg_catalog.pg_dist_node') IS NOT NULL"
 
-_OWNER_IS_SUPERUSER = """\
-SELECT (SELECT rolsuper FROM pg_proc JOIN pg_roles ON pg_roles.oid = proowner WHERE pg_proc.oid = to_regproc(%s))"""
+_FAULTS = """
+SELECT wanted || '() ' || fault
+  FROM (SELECT wanted, CASE WHEN f.oid IS NULL THEN 'does not exist'
+                            WHEN NOT owner.rolsuper THEN 'does not belong to a superuser'
+                            WHEN %(privileges)s AND NOT (has_schema_privilege(n.oid, 'USAGE')
+                                                         AND has_function_privilege(f.oid, 'EXECUTE'))
+                            THEN 'must not be called by role ' || current_user END AS fault
+          FROM unnest(%(functions)s::text[]) AS wanted
+          LEFT JOIN (pg_proc AS f JOIN pg_namespace AS n ON n.oid = pronamespace AND nspname = 'resolver_agent'
+                     JOIN pg_roles AS owner ON owner.oid = proowner)
+                 ON 'resolver_agent.' || proname = wanted AND pronargs = 0) AS functions
+ WHERE fault IS NOT NULL
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,17 +78,21 @@ def databases(settings: Config) -> Databases:
     )
 
 
-def fault_of(connection: psycopg.Connection, function: str) -> str | None:
-    """Return why a function of ``systemd/role.sql`` must not be called, with the mend; None if it may be.
+def faults_of(connection: psycopg.Connection, functions: Sequence[str], *, privileges: bool = False) -> list[str]:
+    """Return which functions of ``systemd/role.sql`` must not be called, each with the reason.
 
-    A login that is a superuser would run whatever somebody else has put in its place.
+    A login that is a superuser would run whatever somebody else has put in its place. Whether the login lacks
+    ``privileges`` is asked where it is not found out by calling them.
     """
-    found = connection.execute(_OWNER_IS_SUPERUSER, [function]).fetchone()
-    if found == (True,):
-        return None
-    what = "does not exist" if found == (None,) else "does not belong to a superuser"
-    database = connection.info.dbname
-    return f"{function}() {what} in database {database}: run systemd/role.sql there, on this group's primary"
+    found = connection.execute(_FAULTS, {"functions": [*functions], "privileges": privileges})
+    return [fault for (fault,) in found]
+
+
+def fault_of(connection: psycopg.Connection, function: str) -> str | None:
+    """Return why a function of ``systemd/role.sql`` must not be called, with the mend; None if it may be."""
+    faults = faults_of(connection, [function])
+    place = f"in database {connection.info.dbname}"
+    return f"{faults[0]} {place}: run systemd/role.sql there, on this group's primary" if faults else None
 
 
 def words(error: psycopg.Error) -> str:

@@ -56,18 +56,6 @@ SELECT nodeid AS node_id, groupid AS group_id, nodename AS name, nodeport AS por
        isactive AS is_active
   FROM pg_dist_node ORDER BY groupid, nodeid
 """
-_FAULTS = """
-SELECT format('%%s() %%s', wanted,
-              CASE WHEN f.oid IS NULL THEN 'does not exist'
-                   WHEN NOT owner.rolsuper THEN 'does not belong to a superuser'
-                   ELSE 'must not be called by role ' || current_user END)
-  FROM unnest(%s::text[]) AS wanted
-  LEFT JOIN (pg_proc AS f JOIN pg_namespace AS n ON n.oid = pronamespace AND nspname = 'resolver_agent'
-             JOIN pg_roles AS owner ON owner.oid = proowner)
-         ON 'resolver_agent.' || proname = wanted AND pronargs = 0
- WHERE f.oid IS NULL OR NOT owner.rolsuper
-       OR NOT (has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(f.oid, 'EXECUTE'))
-"""
 
 
 def ask(settings: Config) -> Server | Unknown:
@@ -106,7 +94,7 @@ def _database(settings: Config, name: str) -> Database | Unknown:
                 group_id=group_id,
                 rows=tuple(connection.cursor(row_factory=class_row(Row)).execute(_ROWS)),
                 settings=_settings(connection, _CITUS_SETTINGS),
-                faults=tuple(fault for (fault,) in connection.execute(_FAULTS, [_FUNCTIONS])),
+                faults=tuple(session.faults_of(connection, _FUNCTIONS, privileges=True)),
                 poolers=poolers,
             )
     except psycopg.Error as error:
