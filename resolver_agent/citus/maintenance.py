@@ -310,7 +310,7 @@ class Caretaker:
             evidence = preconditions.Evidence(
                 now=now,
                 since=since,
-                max_age_s=outlook.max_age_s,
+                max_age_s=outlook.config.max_age_s,
                 local=outlook.local,
                 claims=outlook.claims,
                 written=written,

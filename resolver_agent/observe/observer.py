@@ -87,7 +87,11 @@ class Outlook:
         self._monitor.watch(self.config)
 
     def check(self) -> None:
-        """Take in new members. Raise what ended a watching task, if anything did."""
+        """Take in what is due: new members, what has expired, the end of an announced promotion. Once a round.
+
+        Raises:
+            Exception: whatever ended a watching task, if anything did.
+        """
         self._monitor.check()
         self._patroni.check()
         self._patroni.tick(boottime())
@@ -95,31 +99,39 @@ class Outlook:
         if extended is not self.config:
             self.config = extended
             self._monitor.watch(extended)
+        self._review_announcement()
 
     def observations(self, assumed: Role | None = None) -> Observations:
         """Return what is known now; ``assumed`` takes the place of an announced promotion."""
-        nodes, local = self.nodes, self.local
-        claim = max((one for one in self.claims.values() if one is not None), key=lambda one: one.at, default=None)
-        if self.announced is not None:
-            self.announced = self.announced.after(local)
-            ended = local_server.how_it_ended(
-                self.announced, local=local, claim=claim, primary_at=self._primary_of_own_group_at(nodes)
-            )
-            if ended is not None:
-                _log.info("the announced promotion is over: %s", ended)
-                self.announced = None
         return Observations(
-            nodes=nodes,
-            local=local,
+            nodes=self.nodes,
+            local=self.local,
             assumed=assumed or (Role.PRIMARY if self.announced is not None else None),
-            holds_lock=local_server.holds_lock(claim, local=local, now=boottime(), max_age_s=self.max_age_s),
+            holds_lock=local_server.holds_lock(
+                self._latest_claim, local=self.local, now=boottime(), max_age_s=self.config.max_age_s
+            ),
             patroni=self._patroni.words,
         )
 
     @property
-    def max_age_s(self) -> float:
-        """For how many seconds an observation counts."""
-        return self._given.interval_s + self._given.timeout_s
+    def _latest_claim(self) -> Claim | None:
+        claims = (one for one in self.claims.values() if one is not None)
+        return max(claims, key=lambda one: one.at, default=None)
+
+    def _review_announcement(self) -> None:
+        """End an announced promotion that was seen, or called off."""
+        if self.announced is None:
+            return
+        self.announced = self.announced.after(self.local)
+        ended = local_server.how_it_ended(
+            self.announced,
+            local=self.local,
+            claim=self._latest_claim,
+            primary_at=self._primary_of_own_group_at(self.nodes),
+        )
+        if ended is not None:
+            _log.info("the announced promotion is over: %s", ended)
+            self.announced = None
 
     def _primary_of_own_group_at(self, nodes: Mapping[Node, NodeState]) -> float | None:
         """Return when another node of the local server's group was last seen as a primary that has not died since."""

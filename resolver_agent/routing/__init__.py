@@ -13,9 +13,9 @@ R2  **Never on a standby.** While the local server is a primary, or is about to 
     a name with ``route: primary`` always, never leads to a server that was seen in recovery: Citus' 2PC recovery would
     take that server's empty list of prepared transactions for the truth. A name with no better address is *fenced*: it
     leads to 255.255.255.255, where ``connect()`` fails in the kernel at once. Fencing needs evidence too.
-R3  **Own name, own address.** A name that follows the local role, and whose group the local server belongs to, always
-    leads to the local server's own address. Citus reads its own intermediate results from the local disk, and takes a
-    missing file for an empty one. A name with a fixed route keeps to its route.
+R3  **Own name, own address.** A name of the group that the local server belongs to always leads to the local server's
+    own address. Citus reads its own intermediate results from the local disk, and takes a missing file for an empty
+    one.
 R4  **Before, not after.** On a promotion the names move before the server takes writes (Patroni's ``pre_promote``).
     The hook never prevents a promotion, and never delays it by more than 3 s.
 R5  **No session left behind.** After every change of an address the connections that Citus has cached are flushed, and

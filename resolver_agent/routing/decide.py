@@ -54,7 +54,7 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
 
     ``now`` is in seconds of CLOCK_BOOTTIME, the clock of the observations.
     """
-    max_age_s = config.interval_s + config.timeout_s
+    max_age_s = config.max_age_s
     views = [
         assess(
             group,
