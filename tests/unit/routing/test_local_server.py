@@ -1,14 +1,36 @@
-"""How long an announced promotion of the local server counts, and when the leader lock makes a standby a primary."""
+"""What the local server is: its role, its own address, an announced promotion, and when the leader lock counts."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TYPE_CHECKING
+
 import pytest
 
+from resolver_agent.config.model import Node, Route
 from resolver_agent.routing.local_server import Announced, believable, holds_lock, how_it_ended
-from resolver_agent.routing.observation import Claim, Identity, Kind, NodeState, Observation
+from resolver_agent.routing.observation import Claim, Identity, Kind, NodeState, Observation, Role
+from resolver_agent.routing.state import Code, Standing, Target
+from tests.unit.builders import (
+    MAX_AGE_S,
+    Agent,
+    barred,
+    config,
+    dead,
+    group,
+    node,
+    primary,
+    remembered,
+    standby,
+    unreachable,
+)
+from tests.unit.routing.builders import CN1, CN2, FALLBACK, PRIMARY, SELF, STANDBY, A, B, D, E, code
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 
 ANNOUNCED = Announced(since=100.0, receiver=7)
-MAX_AGE_S = 3.0
 
 
 def local(kind: Kind, at: float, receiver: int | None = None) -> NodeState:
@@ -16,25 +38,149 @@ def local(kind: Kind, at: float, receiver: int | None = None) -> NodeState:
     return NodeState().after(Observation(kind=kind, at=at, receiver=receiver))
 
 
-STANDBY = local(Kind.STANDBY, 101.0)
+IN_RECOVERY = local(Kind.STANDBY, 101.0)
 KNOWN = NodeState().after(Observation(kind=Kind.STANDBY, at=101.0, identity=Identity(1, 5)))
-PRIMARY = "the local PostgreSQL was promoted"
+PROMOTED = "the local PostgreSQL was promoted"
 NO_LOCK = "the local Patroni does not hold the leader lock"
 STREAMS = "the local PostgreSQL streams from a primary"
+
+
+@pytest.mark.parametrize(
+    ("local", "assumed", "holds_lock", "block", "expected"),
+    [
+        pytest.param([standby()], None, False, STANDBY, A, id="standby"),
+        pytest.param([primary()], None, False, STANDBY, B, id="primary"),
+        pytest.param([standby(), dead()], None, False, PRIMARY, A, id="dead: the last known one stands"),
+        pytest.param([primary(), unreachable(), barred()], None, False, STANDBY, B, id="silent: the last one stands"),
+        pytest.param([standby()], Role.PRIMARY, False, STANDBY, B, id="a pre-promote is under way"),
+        pytest.param([standby()], None, True, STANDBY, B, id="the local Patroni holds the leader lock"),
+        pytest.param([primary()], Role.STANDBY, False, PRIMARY, A, id="--role standby"),
+        pytest.param([], None, False, STANDBY, A, id="never known: the block says standby"),
+        pytest.param([dead()], None, False, PRIMARY, B, id="never known: the block says primary"),
+        pytest.param([barred()], None, False, FALLBACK, A, id="never known: the block says fallback, so standby"),
+        pytest.param([], None, False, None, B, id="never known, no block: primary"),
+        pytest.param([], None, True, None, B, id="never known, but Patroni's word"),
+    ],
+)
+def test_local_role(
+    local: list[Observation],
+    assumed: Role | None,
+    holds_lock: bool,  # noqa: FBT001 - a table's column
+    block: Standing | None,
+    expected: str,
+) -> None:
+    """A name that follows wishes for what the local server is, is about to be, or was last known to be."""
+    agent = Agent(config(group("wk1", A, B)), [remembered(B if block is not STANDBY else A, block)] if block else [])
+    for seen in local:
+        agent.see_local(seen)
+    agent.assumed, agent.holds_lock = assumed, holds_lock
+    agent.see({A: standby(), B: primary()}).decide().wait(20).see({A: standby(), B: primary()}).decide()
+    assert agent.address() == expected
+
+
+def test_local_role_by_the_first_sight_of_a_promotion() -> None:
+    """The local server's promotion counts as soon as any probe sees it, over its socket or over the network."""
+    agent = Agent(config(group("cn", CN1, CN2), group("wk1", A, B)))
+    agent.see_local(standby(), address=CN1).see({CN1: standby(), CN2: primary(), A: standby(), B: primary()}).decide()
+    assert (agent.address("cn"), agent.address("wk1")) == (CN1, A)
+    agent.wait(0.1).see({CN1: primary()}).decide()
+    assert (agent.address("wk1"), agent.decision.role) == (B, Role.PRIMARY)
+    # A probe that began later may have been answered earlier. Without a restart nobody becomes a standby.
+    agent.wait(0.1).see_local(standby(), address=CN1).decide()
+    assert (agent.address("wk1"), agent.decision.role) == (B, Role.PRIMARY)
+    agent.wait(0.1).see_local(standby(started=2), address=CN1).decide()
+    assert (agent.address("wk1"), agent.decision.role) == (A, Role.STANDBY)
+
+
+def own_agent(*block: Target) -> Agent:
+    """Return an agent on the second coordinator, with a second name for the coordinators by another port's probes."""
+    cn_ro = group("cn-ro", CN1, CN2, route=Route.STANDBY, port=6432)
+    return Agent(config(group("cn", CN1, CN2), cn_ro, group("wk1", A, B)), block)
+
+
+@pytest.mark.parametrize("role", [primary(), standby()], ids=["primary", "standby"])
+def test_own_name_leads_to_the_own_address(role: Observation) -> None:
+    """The local server's own group leads to itself, whatever its role, and stays so while it is down or silent."""
+    agent = own_agent().see_local(role, address=CN2)
+    agent.see({CN2: role, CN1: primary()}).decide()
+    assert agent.leads("cn") == f"cn → {CN2} (this server)"
+    assert code(agent, "cn") is Code.SELF
+    agent.see_local(dead()).see({CN2: dead()}).decide()
+    assert agent.address("cn") == CN2
+    agent.wait(3600).see_local(unreachable()).see({CN2: barred(), CN1: primary()}).decide()
+    assert agent.address("cn") == CN2
+    agent.restart().see({CN1: primary(timeline=8), CN2: dead()}).decide()
+    assert agent.leads("cn") == f"cn → {CN2} (this server)"
+
+
+def test_own_name_through_the_local_servers_restart() -> None:
+    """A restarted local server is its own again, whichever of its two probes sees the new start first."""
+    new = standby(started=1)
+    for steps in ([new, None], [None, new]):
+        agent = own_agent().see_local(standby(), address=CN2).see({CN1: standby(), CN2: standby()}).decide()
+        for local in steps:
+            agent.wait(0.1)
+            if local is not None:
+                agent.see_local(local, address=CN2)
+            else:
+                agent.see({CN2: new})
+            assert agent.decide().address("cn") == CN2
+
+
+def test_own_address_under_two_names() -> None:
+    """Recognised under one name, the address of the other name is not given up while its node was not asked again."""
+    agent = own_agent().see_local(primary(), address=CN2)
+    agent.see({CN2: primary(), CN1: standby(), Node(CN2, 6432): primary(), Node(CN1, 6432): standby()}).decide()
+    assert (agent.address("cn"), agent.address("cn-ro")) == (CN2, CN2)
+    agent.wait(0.1).see_local(primary(started=1), address=CN2).see({CN2: primary(started=1)}).decide()
+    assert (agent.address("cn"), agent.address("cn-ro")) == (CN2, CN2)
+
+
+def test_recognised_by_identity_not_by_address() -> None:
+    """A local server whose node answers at another address than before is followed there."""
+    host = Node("cn2.example", 5432)
+    cn = dataclasses.replace(group("cn", CN1), nodes=(node(CN1), host))
+    agent = Agent(config(cn), [remembered(CN2, SELF, name="cn")]).see_local(primary(), address="cn2.example")
+    agent.see({host: dataclasses.replace(primary(), address="192.168.234.9")}).decide()
+    assert agent.leads("cn") == "cn → 192.168.234.9 (this server)"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "seen"),
+    [
+        pytest.param((CN1, CN2), {CN1: primary(), CN2: standby()}, id="another server answers there"),
+        pytest.param((CN1,), {CN1: primary()}, id="the address is no node's any more"),
+    ],
+)
+def test_own_name_is_given_up_on_evidence(nodes: tuple[str, ...], seen: Mapping[str | Node, Observation]) -> None:
+    """What the block calls this server's own is given up when the nodes and the local server are seen to differ."""
+    agent = Agent(config(group("cn", *nodes)), [remembered(CN2, SELF, name="cn", last=CN1)])
+    agent.see(seen).decide()
+    assert agent.address("cn") == CN2
+    agent.see_local(primary()).decide()
+    assert agent.leads("cn") == f"cn → {CN1} (primary, timeline 7)"
+
+
+def test_own_name_is_given_up_when_recognised_elsewhere() -> None:
+    """A server that was moved to another group leaves its old name to its old group."""
+    agent = Agent(config(group("wk1", A, B), group("wk2", D, E)), [remembered(A, SELF, last=B)])
+    agent.see({A: dead(), B: primary(), D: primary()}).see_local(primary(), address=D).decide()
+    assert agent.leads("wk1") == f"wk1 → {B} (primary, timeline 7)"
+    assert agent.leads("wk2") == f"wk2 → {D} (this server)"
 
 
 @pytest.mark.parametrize(
     ("state", "claim", "expected"),
     [
         pytest.param(NodeState(), None, None, id="nothing known"),
-        pytest.param(STANDBY, None, None, id="still in recovery, be it for minutes"),
+        pytest.param(IN_RECOVERY, None, None, id="still in recovery, be it for minutes"),
         pytest.param(local(Kind.STANDBY, 1e6), Claim(1e6, leads=True), None, id="no clock ends it"),
-        pytest.param(local(Kind.PRIMARY, 101.0), None, PRIMARY, id="promoted"),
-        pytest.param(local(Kind.PRIMARY, 101.0), Claim(101.0, leads=True), PRIMARY, id="promoted, with Patroni"),
+        pytest.param(local(Kind.PRIMARY, 101.0), None, PROMOTED, id="promoted"),
+        pytest.param(local(Kind.PRIMARY, 101.0), Claim(101.0, leads=True), PROMOTED, id="promoted, with Patroni"),
         pytest.param(local(Kind.PRIMARY, 99.0), None, None, id="primary before it was announced"),
-        pytest.param(STANDBY, Claim(101.0, leads=False), NO_LOCK, id="the lock is another's"),
-        pytest.param(STANDBY, Claim(99.0, leads=False), None, id="the lock was another's before"),
-        pytest.param(STANDBY, Claim(101.0, leads=True), None, id="holds the lock"),
+        pytest.param(IN_RECOVERY, Claim(101.0, leads=False), NO_LOCK, id="the lock is another's"),
+        pytest.param(IN_RECOVERY, Claim(99.0, leads=False), None, id="the lock was another's before"),
+        pytest.param(IN_RECOVERY, Claim(101.0, leads=True), None, id="holds the lock"),
         pytest.param(local(Kind.STANDBY, 101.0, 7), None, None, id="the WAL receiver is the one of before"),
         pytest.param(local(Kind.STANDBY, 101.0, 8), None, STREAMS, id="a new WAL receiver"),
         pytest.param(local(Kind.STANDBY, 99.0, 8), None, None, id="a WAL receiver of before"),
@@ -76,11 +222,11 @@ def test_the_receiver_of_before_is_the_first_one_seen() -> None:
 @pytest.mark.parametrize(
     ("state", "claim", "expected"),
     [
-        pytest.param(STANDBY, None, False, id="no Patroni"),
-        pytest.param(STANDBY, Claim(99.0, leads=False), False, id="not the leader"),
-        pytest.param(STANDBY, Claim(99.0, leads=True), True, id="the leader"),
+        pytest.param(IN_RECOVERY, None, False, id="no Patroni"),
+        pytest.param(IN_RECOVERY, Claim(99.0, leads=False), False, id="not the leader"),
+        pytest.param(IN_RECOVERY, Claim(99.0, leads=True), True, id="the leader"),
         pytest.param(local(Kind.STANDBY, 101.0, 8), Claim(99.0, leads=True), True, id="the leader a moment ago"),
-        pytest.param(STANDBY, Claim(10.0, leads=True), True, id="silent since, and not connected to a primary"),
+        pytest.param(IN_RECOVERY, Claim(10.0, leads=True), True, id="silent since, and not connected to a primary"),
         pytest.param(local(Kind.STANDBY, 101.0, 8), Claim(10.0, leads=True), False, id="silent since, and streams"),
         pytest.param(
             local(Kind.STANDBY, 100.5, 8).after(Observation(kind=Kind.DEAD, at=101.0)),

@@ -1,0 +1,323 @@
+"""Where a name leads that wishes for a primary: the design's table row by row, each with the reason in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent.routing.decide import resume
+from resolver_agent.routing.observation import PatroniWord, Role
+from resolver_agent.routing.state import FENCE, Code, Target
+from tests.unit.builders import (
+    MAX_AGE_S,
+    Agent,
+    barred,
+    config,
+    dead,
+    group,
+    node,
+    primary,
+    remembered,
+    standby,
+    unreachable,
+)
+from tests.unit.routing.builders import (
+    CN1,
+    FENCED,
+    NO_LOGIN,
+    PRIMARY,
+    REFUSED,
+    SELF,
+    SILENT,
+    STANDBY,
+    A,
+    B,
+    C,
+    D,
+    beside_primary,
+    code,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from resolver_agent.config.model import Node
+    from resolver_agent.routing.observation import Observation
+
+
+@pytest.mark.parametrize(
+    ("block", "seen", "expected", "why"),
+    [
+        # exactly one
+        pytest.param([], {A: primary(), B: standby()}, f"wk1 → {A} (primary, timeline 7)", Code.PRIMARY, id="one"),
+        pytest.param(
+            [remembered(A, STANDBY, last=B)],
+            {A: primary(timeline=8), B: dead()},
+            f"wk1 → {A} (primary, timeline 8)",
+            Code.PRIMARY,
+            id="one: the standby the name led to was promoted",
+        ),
+        pytest.param(
+            [remembered(A, PRIMARY)],
+            {A: dead(), B: primary(timeline=8)},
+            f"wk1 → {B} (primary, timeline 8)",
+            Code.PRIMARY,
+            id="one: failover",
+        ),
+        pytest.param(
+            [remembered(FENCE, FENCED, last=A, lost=True)],
+            {A: standby(), B: primary(timeline=8)},
+            f"wk1 → {B} (primary, timeline 8)",
+            Code.PRIMARY,
+            id="one: a fence ends at once",
+        ),
+        # none, and the last known primary has not been seen in recovery since
+        pytest.param(
+            [remembered(A, PRIMARY)],
+            {A: dead(), B: standby()},
+            f"wk1 → {A} (held; no primary; {A} {REFUSED}; {B} is in recovery)",
+            Code.HELD,
+            id="none: the last one is dead",
+        ),
+        pytest.param(
+            [remembered(A, PRIMARY)],
+            {A: unreachable(), B: standby()},
+            f"wk1 → {A} (held; no primary; {A} {SILENT}; {B} is in recovery)",
+            Code.HELD,
+            id="none: the last one does not answer",
+        ),
+        pytest.param(
+            [remembered(A, PRIMARY)],
+            {A: barred(), B: standby()},
+            f"wk1 → {A} (held; no primary; {A} {NO_LOGIN}; {B} is in recovery)",
+            Code.HELD,
+            id="none: failing to log in is not down",
+        ),
+        pytest.param(
+            [remembered(A, PRIMARY)],
+            {},
+            f"wk1 → {A} (held; no primary; {A} has not been asked yet; {B} has not been asked yet)",
+            Code.HELD,
+            id="none: nobody was asked yet",
+        ),
+        pytest.param(
+            [remembered(B, STANDBY, last=A)],
+            {A: barred(), B: standby()},
+            f"wk1 → {A} (held; no primary; {A} {NO_LOGIN}; {B} is in recovery)",
+            Code.HELD,
+            id="none: from a standby back to the last known primary",
+        ),
+        pytest.param(
+            [remembered(FENCE, FENCED, wish=Role.STANDBY, last=A)],
+            {A: barred(), B: barred()},
+            f"wk1 → {A} (held; no primary; {A} {NO_LOGIN}; {B} {NO_LOGIN})",
+            Code.HELD,
+            id="none: a fence for want of a standby does not bind one who wants the primary",
+        ),
+        # none otherwise
+        pytest.param(
+            [remembered(A, PRIMARY)],
+            {A: standby(), B: standby()},
+            f"wk1 → fenced (no primary; {A} is in recovery; {B} is in recovery)",
+            Code.FENCED,
+            id="none: the last one is in recovery now",
+        ),
+        pytest.param(
+            [remembered(A, PRIMARY)],
+            {A: standby(), B: barred()},
+            f"wk1 → fenced (no primary; {A} is in recovery; {B} {NO_LOGIN})",
+            Code.FENCED,
+            id="none: the last one is in recovery now, the other one bars us",
+        ),
+        pytest.param(
+            [remembered(B, STANDBY, last=A, lost=True)],
+            {A: unreachable(), B: standby()},
+            f"wk1 → fenced (no primary; {A} {SILENT}; {B} is in recovery)",
+            Code.FENCED,
+            id="none: the block remembers that the last one was seen in recovery",
+        ),
+        pytest.param(
+            [remembered(FENCE, FENCED, last=A, lost=True)],
+            {},
+            f"wk1 → fenced (no primary; {A} has not been asked yet; {B} has not been asked yet)",
+            Code.FENCED,
+            id="none: a fence outlives the agent",
+        ),
+        pytest.param(
+            [],
+            {A: standby(), B: barred()},
+            f"wk1 → fenced (no primary; {A} is in recovery; {B} {NO_LOGIN})",
+            Code.FENCED,
+            id="none: there never was one",
+        ),
+        # nothing was ever known
+        pytest.param(
+            [],
+            {A: barred(), B: unreachable()},
+            f"wk1 left out (no primary known; {A} {NO_LOGIN}; {B} {SILENT})",
+            Code.UNKNOWN,
+            id="unknown: left out",
+        ),
+        pytest.param(
+            [remembered(B, STANDBY)],
+            {A: barred(), B: barred()},
+            f"wk1 → fenced (no primary known; {B} was a standby)",
+            Code.FENCED,
+            id="unknown: the block says that the name leads to a standby",
+        ),
+        pytest.param(
+            [remembered(FENCE, FENCED)],
+            {A: barred(), B: barred()},
+            f"wk1 → fenced (held; no primary known; {A} {NO_LOGIN}; {B} {NO_LOGIN})",
+            Code.HELD,
+            id="unknown: a fence stays",
+        ),
+        # several otherwise
+        pytest.param(
+            [remembered(A, PRIMARY)],
+            {A: primary(), B: primary(timeline=8)},
+            f"wk1 → {A} (last known primary; several primaries: {A}, {B})",
+            Code.LAST_PRIMARY,
+            id="several: an accidental promotion takes nothing away from the real one",
+        ),
+        pytest.param(
+            [],
+            {A: primary(), B: primary(timeline=8)},
+            f"wk1 → fenced (several primaries: {A}, {B}, and nothing tells which is right)",
+            Code.FENCED,
+            id="several: none was known before",
+        ),
+    ],
+)
+def test_wish_for_a_primary(
+    block: list[Target], seen: Mapping[str | Node, Observation], expected: str, why: Code
+) -> None:
+    """With a local primary, every row of the design's table gives its target, its reason and its code."""
+    agent = beside_primary(*block).see(seen).decide()
+    assert agent.leads() == expected
+    assert code(agent) is why
+
+
+def test_fence_in_the_designs_words() -> None:
+    """The design's example of a fenced name, word by word."""
+    agent = Agent(config(group("wk2", D))).see_local(primary()).see({D: standby()}).decide()
+    assert agent.leads("wk2") == f"wk2 → fenced (no primary; {D} is in recovery)"
+
+
+@pytest.mark.parametrize(
+    ("last", "word", "expected", "why"),
+    [
+        pytest.param(
+            A,
+            PatroniWord(leader=node(B)),
+            f"wk1 → {B} (holds the leader lock; several primaries: {A}, {B})",
+            Code.LEADER,
+            id="Patroni knows the holder",
+        ),
+        pytest.param(
+            A,
+            PatroniWord(leader=node(C)),
+            f"wk1 → {A} (last known primary; several primaries: {A}, {B})",
+            Code.LAST_PRIMARY,
+            id="the holder is no primary",
+        ),
+        pytest.param(
+            A,
+            PatroniWord(),
+            f"wk1 → {A} (last known primary; several primaries: {A}, {B})",
+            Code.LAST_PRIMARY,
+            id="Patroni knows none, the last known one is among them",
+        ),
+        pytest.param(
+            C,
+            PatroniWord(),
+            f"wk1 → fenced (several primaries: {A}, {B}, and nothing tells which is right)",
+            Code.FENCED,
+            id="Patroni knows none, the last known one is not among them",
+        ),
+    ],
+)
+def test_several_primaries(last: str, word: PatroniWord, expected: str, why: Code) -> None:
+    """Of several primaries Patroni's leader is taken, else the last known one, else none; each with an alert."""
+    agent = beside_primary(remembered(last, PRIMARY), hosts=(A, B, C))
+    agent.patroni = {"wk1": word}
+    agent.see({A: primary(), B: primary(), C: standby()}).decide()
+    assert agent.leads() == expected
+    assert code(agent) is why
+    assert "wk1:primaries" in agent.alerts
+
+
+def test_one_primary_needs_no_word() -> None:
+    """Where one node is primary, Patroni's word on another one changes nothing."""
+    agent = beside_primary()
+    agent.patroni = {"wk1": PatroniWord(leader=node(B))}
+    assert agent.see({A: primary(), B: standby()}).decide().leads() == f"wk1 → {A} (primary, timeline 7)"
+
+
+@pytest.mark.parametrize("silence", [barred(), unreachable()], ids=["barred", "unreachable"])
+def test_primary_counts_until_it_expires(silence: Observation) -> None:
+    """A frozen old primary delays a failover until its observation is interval + timeout old, and no longer."""
+    agent = beside_primary().see({A: primary(), B: standby()}).decide()
+    agent.wait(1).see({A: silence, B: primary(timeline=8)}).decide()
+    assert code(agent) is Code.LAST_PRIMARY
+    assert agent.decision.recheck_at == 100 + MAX_AGE_S
+    agent.wait(MAX_AGE_S - 1.001).decide()
+    assert agent.address() == A
+    agent.wait(0.001).decide()
+    assert agent.leads() == f"wk1 → {B} (primary, timeline 8)"
+
+
+@pytest.mark.parametrize("end", [dead(), standby()], ids=["dead", "in recovery"])
+def test_primary_counts_until_seen_otherwise(end: Observation) -> None:
+    """A primary that is seen dead or in recovery gives way to the new one at once."""
+    agent = beside_primary().see({A: primary(), B: primary(timeline=8)})
+    agent.decision = resume(agent.config, [remembered(A, PRIMARY)])
+    agent.decide()
+    assert agent.address() == A
+    assert agent.see({A: end}).decide().leads() == f"wk1 → {B} (primary, timeline 8)"
+
+
+def test_dead_stays_dead_while_nothing_is_known() -> None:
+    """A server that was seen dead is not revived by a probe that could not ask (starting up, no answer)."""
+    agent = beside_primary().see({A: primary(), B: standby()}).decide()
+    agent.see({A: dead()}).see({A: barred()}).decide()
+    assert agent.leads() == (f"wk1 → {A} (held; no primary; {A} {NO_LOGIN}, last seen as primary; {B} is in recovery)")
+
+
+def test_switchover() -> None:
+    """Between the old primary's demotion and the new one's promotion the name is fenced, and never astray."""
+    agent = beside_primary().see({A: primary(), B: standby()}).decide()
+    assert agent.see({A: dead()}).decide().address() == A
+    assert agent.see({A: standby()}).decide().address() == FENCE
+    assert agent.see({B: primary(timeline=8)}).decide().address() == B
+
+
+def test_several_primaries_forget_no_recovery() -> None:
+    """A last primary seen in recovery is remembered as such over a restart, also when two others claimed its place."""
+    agent = beside_primary(remembered(A, PRIMARY), hosts=(A, B, C))
+    agent.see({A: standby(), B: primary(), C: primary()}).decide()
+    assert agent.address() == FENCE
+    agent.restart().see_local(standby()).decide()
+    assert agent.see_local(primary()).decide().address() == FENCE
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["the same run", "a restart"])
+def test_fence_is_left_for_what_is_seen(restarted: bool) -> None:  # noqa: FBT001 - a table's column
+    """Silence does not lead a fenced name back to a primary that nobody sees (R1)."""
+    agent = beside_primary(remembered(A, PRIMARY), hosts=(A, B, C))
+    agent.see({A: unreachable(), B: primary(), C: primary()}).decide()
+    assert agent.address() == FENCE
+    if restarted:
+        agent.restart().see_local(primary())
+    agent.see({A: unreachable(), B: unreachable(), C: unreachable()}).wait(MAX_AGE_S).decide()
+    assert agent.address() == FENCE
+    assert code(agent) is Code.HELD
+    assert agent.see({A: primary()}).decide().address() == A
+
+
+def test_held_address_seen_in_recovery() -> None:
+    """A name is not held with a local primary at a node that was seen in recovery, for whatever reason it led there."""
+    agent = Agent(config(group("cn", CN1), group("wk1", A, B)), [remembered(A, SELF)])
+    agent.see({A: standby()}).wait(60).see_local(primary(), address=CN1).see({CN1: primary(), A: barred()}).decide()
+    assert agent.leads("wk1") == f"wk1 → fenced (no primary known; {A} was a standby)"
