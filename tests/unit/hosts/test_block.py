@@ -6,7 +6,7 @@ import dataclasses
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resolver_agent.hosts import block as hosts_block
@@ -313,7 +313,6 @@ FOREIGN = (
 )
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(content=FOREIGN, first=BLOCKS, second=BLOCKS)
 def test_rendering_touches_nothing_else(content: bytes, first: list[Target], second: list[Target]) -> None:
     """Whatever a file holds: applying twice changes nothing, and removing what was added gives the original."""
@@ -324,7 +323,6 @@ def test_rendering_touches_nothing_else(content: bytes, first: list[Target], sec
     assert hosts_block.remove(once) == hosts_block.remove(changed) == content
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(head=FOREIGN, tail=FOREIGN, first=BLOCKS, second=BLOCKS)
 def test_block_in_the_middle_stays_there(head: bytes, tail: bytes, first: list[Target], second: list[Target]) -> None:
     """Lines that others put before and behind the block keep every byte when it changes and when it goes."""

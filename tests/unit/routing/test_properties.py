@@ -11,7 +11,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from resolver_agent.config.model import Fallback, Route
@@ -45,9 +45,6 @@ WK2 = ("10.0.2.1", "10.0.2.2")
 EVERYWHERE = CN + WK1 + WK2
 HERE = CN[0]
 OWN_NAMES = ("cn", "cn-rw")
-
-unhurried = settings(deadline=None)
-"""How long an example takes says nothing on a machine that others use too."""
 
 
 def variant(fallback: Fallback, *, lag: bool = False) -> Config:
@@ -205,7 +202,6 @@ def addresses(agent: Agent) -> dict[str, str]:
 
 
 @given(WORLDS, HISTORIES)
-@unhurried
 def test_never_astray(world: World, history: list[list[Event]]) -> None:
     """R2: names that wish for a primary never lead to a node that was last seen in recovery, by whichever run."""
 
@@ -222,7 +218,6 @@ def test_never_astray(world: World, history: list[list[Event]]) -> None:
 
 
 @given(WORLDS, HISTORIES)
-@unhurried
 def test_own_name_own_address(world: World, history: list[list[Event]]) -> None:
     """R3: from the first recognition on, the own group's names lead to the local server, through every restart."""
     world.see_local(standby())
@@ -237,7 +232,6 @@ def test_own_name_own_address(world: World, history: list[list[Event]]) -> None:
 
 
 @given(WORLDS, HISTORIES, st.lists(st.lists(SILENCE, max_size=4), max_size=6))
-@unhurried
 def test_silence_moves_nothing_but_to_what_is_seen(
     world: World, history: list[list[Event]], silence: list[list[Event]]
 ) -> None:
@@ -269,7 +263,6 @@ def test_silence_moves_nothing_but_to_what_is_seen(
 
 
 @given(WORLDS, HISTORIES)
-@unhurried
 def test_restart_moves_nothing(world: World, history: list[list[Event]]) -> None:
     """R1: an agent that starts with the block alone, and one that then asks in vain, hold all names where they are."""
     live(world, history)
@@ -285,7 +278,6 @@ def test_restart_moves_nothing(world: World, history: list[list[Event]]) -> None
 
 
 @given(WORLDS, HISTORIES)
-@unhurried
 def test_every_move_rests_on_evidence(world: World, history: list[list[Event]]) -> None:
     """R1: whatever a name leads to is seen in its role, remembered as the last primary, or where it led before."""
     before = {target.name: target for target in world.agent.decision.targets}
@@ -336,7 +328,6 @@ def members_or_strangers(strangers: set[str]) -> Callable[[Event], Event]:
 
 
 @given(WORLDS, HISTORIES, st.sets(st.sampled_from(WK1[1:] + WK2[1:]), min_size=1))
-@unhurried
 def test_foreign_node_is_never_a_target(world: World, history: list[list[Event]], strangers: set[str]) -> None:
     """A node that was foreign beside the group's own primary is never a target, however silent the others become."""
     change = members_or_strangers(strangers)
@@ -351,7 +342,6 @@ def test_foreign_node_is_never_a_target(world: World, history: list[list[Event]]
 
 
 @given(WORLDS, HISTORIES)
-@unhurried
 def test_another_identifier_needs_all_or_patroni(world: World, history: list[list[Event]]) -> None:
     """Within a run a group's identifier changes only when all that answer agree on the new one, or Patroni says so."""
     before: dict[str, int | None] = {}
@@ -384,7 +374,6 @@ def calms(draw: st.DrawFn) -> dict[str, Observation]:
 
 
 @given(WORLDS, WORLDS, st.tuples(HISTORIES, HISTORIES), calms(), ROLES)
-@unhurried
 def test_hosts_agree(
     one: World,
     other: World,
@@ -411,7 +400,6 @@ def test_hosts_agree(
 
 
 @given(WORLDS, HISTORIES)
-@unhurried
 def test_deciding_again_changes_nothing(world: World, history: list[list[Event]]) -> None:
     """The same observations a second time give the same targets, reasons and alerts of standing faults."""
     live(world, history)
@@ -432,7 +420,6 @@ class Forgetful(Agent):
 
 
 @given(WORLDS, HISTORIES)
-@unhurried
 def test_looking_only_where_something_happened_changes_nothing(world: World, history: list[list[Event]]) -> None:
     """An agent that takes views again decides as one that never does, with the same reasons and alerts."""
     other = copy.deepcopy(world)
@@ -456,7 +443,6 @@ def addresses_of(targets: Iterable[Target]) -> list[tuple[str, str]]:
 
 
 @given(WORLDS, HISTORIES)
-@unhurried
 def test_block_remembers_all_that_counts(world: World, history: list[list[Event]]) -> None:
     """Every decision can be written, and read back as the same targets."""
     live(world, history)
