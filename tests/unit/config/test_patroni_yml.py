@@ -1,0 +1,132 @@
+"""The agent's section in Patroni's own configuration, and what it takes over from there."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.config.builders import FALLBACK, MINIMAL, SOME_NAMES, errors, parse
+
+
+def patroni_file(*, server: str = "{}", section: str = "") -> str:
+    """Return Patroni's configuration with the agent's section in it."""
+    agent = "".join(f"  {line}\n" for line in (MINIMAL + section).splitlines())
+    return f"scope: demo\nscope: demo2\ntags: {{nofailover: false}}\npostgresql: {server}\nresolver_agent:\n{agent}"
+
+
+DEFAULT_LOGIN = {"user": "resolver_agent", "dbname": "postgres"}
+SUPERUSER = "authentication: {superuser: {username: pg, password: 0123, sslmode: prefer}}"
+SUPERUSER_LOGIN = {"user": "pg", "dbname": "postgres", "password": "0123", "sslmode": "prefer"}
+IN_PATRONIS_FILE: dict[str, tuple[str, str, dict[str, str], dict[str, str]]] = {
+    "says nothing": ("{}", "", DEFAULT_LOGIN, {"host": "/var/run/postgresql", "port": "5432"}),
+    "listens everywhere": ("{listen: '*:5433'}", "", DEFAULT_LOGIN, {"host": "localhost", "port": "5433"}),
+    "listens on all of IPv4": ("{listen: 0.0.0.0:5433}", "", DEFAULT_LOGIN, {"host": "localhost", "port": "5433"}),
+    "listens on two addresses": (
+        "{listen: '10.0.0.1,127.0.0.1:5433'}",
+        "",
+        DEFAULT_LOGIN,
+        {"host": "localhost", "port": "5433"},
+    ),
+    "listens on one address": ("{listen: 10.0.0.1:5433}", "", DEFAULT_LOGIN, {"host": "10.0.0.1", "port": "5433"}),
+    "listens on two addresses, not on localhost": (
+        "{listen: '10.0.0.1, 10.0.0.2:5433'}",
+        "",
+        DEFAULT_LOGIN,
+        {"host": "10.0.0.1", "port": "5433"},
+    ),
+    "listens on IPv6": ("{listen: '[2001:db8::1]:5433'}", "", DEFAULT_LOGIN, {"host": "2001:db8::1", "port": "5433"}),
+    "listens without a port": ("{listen: 10.0.0.1}", "", DEFAULT_LOGIN, {"host": "10.0.0.1", "port": "5432"}),
+    "connect address only": (
+        "{connect_address: 10.0.0.1:5433}",
+        "",
+        DEFAULT_LOGIN,
+        {"host": "10.0.0.1", "port": "5433"},
+    ),
+    "socket that Patroni does not use": (
+        "{listen: '*:5433', parameters: {unix_socket_directories: /run/pg}}",
+        "",
+        DEFAULT_LOGIN,
+        {"host": "localhost", "port": "5433"},
+    ),
+    "socket": (
+        "{listen: '*:5433', use_unix_socket: true, parameters: {unix_socket_directories: '., /run/pg, /tmp'}}",
+        "",
+        DEFAULT_LOGIN,
+        {"host": "/run/pg", "port": "5433"},
+    ),
+    "socket in the usual place": (
+        "{listen: '*:5433', use_unix_socket: yes}",
+        "",
+        DEFAULT_LOGIN,
+        {"host": "/var/run/postgresql", "port": "5433"},
+    ),
+    "socket that cannot be reached": (
+        "{listen: '*:5433', use_unix_socket: on, parameters: {unix_socket_directories: .}}",
+        "",
+        DEFAULT_LOGIN,
+        {"host": "localhost", "port": "5433"},
+    ),
+    "superuser": (f"{{{SUPERUSER}}}", "", SUPERUSER_LOGIN, {"host": "/var/run/postgresql", "port": "5432"}),
+    "superuser without a name": (
+        "{authentication: {superuser: {password: x}}}",
+        "",
+        DEFAULT_LOGIN,
+        {"host": "/var/run/postgresql", "port": "5432"},
+    ),
+    "section with a login of its own": (
+        f"{{listen: '*:5433', {SUPERUSER}}}",
+        "postgresql: {user: u}",
+        {"user": "u", "dbname": "postgres"},
+        {"host": "localhost", "port": "5433"},
+    ),
+    "section with a database of its own": (
+        f"{{{SUPERUSER}}}",
+        "postgresql: {dbname: d}",
+        {**SUPERUSER_LOGIN, "dbname": "d"},
+        {"host": "/var/run/postgresql", "port": "5432"},
+    ),
+    "section with an address of its own": (
+        "{listen: '*:5433'}",
+        "local: {host: /sockets}",
+        DEFAULT_LOGIN,
+        {"host": "/sockets", "port": "5433"},
+    ),
+    "section with a port of its own": (
+        "{listen: '*:5433'}",
+        "local: {port: 5434}",
+        DEFAULT_LOGIN,
+        {"host": "localhost", "port": "5434"},
+    ),
+    "nothing that can be read": (
+        "[1]",
+        "",
+        DEFAULT_LOGIN,
+        {"host": "/var/run/postgresql", "port": "5432"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("server", "section", "login", "address"), IN_PATRONIS_FILE.values(), ids=IN_PATRONIS_FILE)
+def test_patronis_file(server: str, section: str, login: dict[str, str], address: dict[str, str]) -> None:
+    """In Patroni's file the local server is reached as Patroni reaches it, unless the section says otherwise."""
+    read = parse(patroni_file(server=server, section=section))
+    assert read.postgresql == login
+    assert read.local == {**login, **address}
+    assert [group.name for group in read.groups] == ["wk1"]
+
+
+def test_errors_in_patronis_file_name_the_section() -> None:
+    """Keys are named from the top of the file, and faults outside the section are left to Patroni."""
+    text = patroni_file(section="interval: 0s\ninterval: 5\nlog: {form: text}\nlocal: {a: 1}\n")
+    assert [error.partition(":")[0] for error in errors(text.replace("10.0.0.2", "10.0.0.1"))] == [
+        "resolver_agent.interval",
+        "resolver_agent.interval",
+        "resolver_agent.log.form",
+        "resolver_agent.names.wk1.nodes[1]",
+        "resolver_agent.local.a",
+    ]
+
+
+def test_an_empty_section_in_patronis_file() -> None:
+    """A section that says nothing lacks what is required."""
+    expected = [f"resolver_agent.{FALLBACK}", f"resolver_agent.names: missing, {SOME_NAMES}"]
+    assert errors("scope: demo\nresolver_agent:\n") == expected

@@ -1,0 +1,91 @@
+"""Which keys there are, and that all errors are reported at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.config.builders import MINIMAL, errors
+
+TEXT = "found, expected text (put it in quotes if it is meant as such)"
+
+KEYS = {
+    "unknown key": ("intervall: 1s", "intervall: unknown key, did you mean `interval`?"),
+    "key unlike any other": (
+        "zzz: 1",
+        (
+            "zzz: unknown key, expected one of citus, failback_delay, fallback, hosts_file, interval, local, log, "
+            "max_lag_bytes, max_lag_seconds, names, port, postgresql, route, runtime_dir, timeout"
+        ),
+    ),
+    "key of a name at the top": ("nodes: [10.0.0.1]", "nodes: unknown key, it belongs under a name: names.NAME.nodes"),
+    "unknown nested key": ("log: {levle: info}", "log.levle: unknown key, did you mean `level`?"),
+    "map wanted": ("log: text", "log: 'text' found, expected a map of format, level"),
+    "unknown keyword": (
+        "postgresql: {sslmod: prefer}",
+        ("postgresql.sslmod: libpq has no such keyword, did you mean `sslmode`?"),
+    ),
+    "host of the nodes": (
+        "postgresql: {host: 10.0.0.9}",
+        "postgresql.host: not to be set here, the nodes are given under `names`: remove it",
+    ),
+    "hostaddr of the nodes": (
+        "postgresql: {hostaddr: 10.0.0.9}",
+        "postgresql.hostaddr: not to be set here, the nodes are given under `names`: remove it",
+    ),
+    "port of the nodes": (
+        "postgresql: {port: 5433}",
+        "postgresql.port: not to be set here, the nodes' port is `port` at the top level or at a name: remove it",
+    ),
+    "connect_timeout": (
+        "local: {connect_timeout: 5}",
+        "local.connect_timeout: not to be set here, `timeout` bounds every probe: remove it",
+    ),
+    "only writable servers": (
+        "postgresql: {target_session_attrs: read-write}",
+        "postgresql.target_session_attrs: not to be set here, servers of either role have to answer: remove it",
+    ),
+    "hostaddr of the local server": (
+        "local: {hostaddr: 10.0.0.9}",
+        "local.hostaddr: not to be set here, give the address as `host`",
+    ),
+    "replication session": (
+        "local: {replication: database}",
+        "local.replication: not to be set here, probes are ordinary sessions: remove it",
+    ),
+    "keyword with a list": ("local: {host: [a]}", f"local.host: a list {TEXT}"),
+    "keyword with a bool": ("postgresql: {password: true}", f"postgresql.password: true {TEXT}"),
+    "keyword with null": ("postgresql: {password: }", f"postgresql.password: null {TEXT}"),
+    "keyword with a zero byte": (
+        r'postgresql: {password: "a\0b"}',
+        "postgresql.password: a zero byte found, expected text without one",
+    ),
+    "local server by a managed name": (
+        "local: {host: WK1}",
+        "local.host: a managed name found, expected a socket's folder or an address",
+    ),
+}
+
+
+@pytest.mark.parametrize(("line", "expected"), KEYS.values(), ids=KEYS)
+def test_a_bad_key_or_value_is_refused(line: str, expected: str) -> None:
+    """One bad line in a good file gives one error, with the key, what was found and what was expected."""
+    assert errors(f"{MINIMAL}{line}\n") == [expected]
+
+
+def test_all_errors_are_reported_at_once() -> None:
+    """A file with many faults is told all of them, in the order of the keys."""
+    text = (
+        "names: {wk1: {nodes: [x:1, 7], port: 0}, localhost: {}}\nport: x\ninterval: 1\nlocl: {}\nlog: {format: xml}\n"
+    )
+    assert [error.partition(":")[0] for error in errors(text)] == [
+        "locl",
+        "fallback",
+        "port",
+        "interval",
+        "log.format",
+        "names.wk1.port",
+        "names.wk1.nodes[0]",
+        "names.wk1.nodes[1]",
+        "names.localhost",
+        "names.localhost.nodes",
+    ]

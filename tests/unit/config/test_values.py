@@ -1,0 +1,195 @@
+"""What a single value means, and what is answered to one that means nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from resolver_agent.config.model import Fallback, Node
+from tests.unit.config.builders import (
+    DURATION,
+    DURATION_UNIT,
+    HOST_NAME,
+    MINIMAL,
+    NAMES,
+    SIZE,
+    SIZE_UNIT,
+    errors,
+    names,
+    nodes,
+    parse,
+)
+
+PORT_OF_ITS_OWN = (
+    "found, expected an address without a port or brackets: all nodes behind a name need the same port, so put `port:` "
+    "at the name"
+)
+NO_SERVER = "is no server's address, expected one that can be connected to"
+OWN_NAME = "is this host's own name, expected a name for a group of nodes"
+LOOPBACK = "is a name of the loopback address, expected one that no other line gives"
+NUMBER = "reads as a number or an address, expected a host name"
+
+KEYS = {
+    "word wanted": ("log: {level: loud}", "log.level: 'loud' found, expected debug, info, warning or error"),
+    "route": ("route: sideways", "route: 'sideways' found, expected follow, primary or standby"),
+    "citus as a bool": ("citus: false", "citus: false found, expected auto or off"),
+    "port as text": ("port: '5432'", "port: '5432' found, expected a port: a whole number from 1 to 65535"),
+    "port in octal": ("port: 0123", "port: '0123' found, expected a port: a whole number from 1 to 65535"),
+    "port out of range": ("port: 65536", "port: 65536 found, expected a port: a whole number from 1 to 65535"),
+    "port as a bool": ("port: true", "port: true found, expected a port: a whole number from 1 to 65535"),
+    "relative path": ("hosts_file: hosts", "hosts_file: 'hosts' found, expected an absolute path"),
+    "path as a number": ("runtime_dir: 7", "runtime_dir: 7 found, expected an absolute path"),
+    "path with a zero byte": (r'hosts_file: "/etc\0"', r"hosts_file: '/etc\x00' found, expected an absolute path"),
+    "duration without unit": ("interval: 5", f"interval: 5 {DURATION_UNIT}"),
+    "duration with a fraction, without unit": ("interval: 0.5", f"interval: '0.5' {DURATION_UNIT}"),
+    "duration with a strange unit": ("timeout: 5 parsecs", f"timeout: '5 parsecs' {DURATION_UNIT}"),
+    "duration of zero in a strange unit": ("failback_delay: 0x", f"failback_delay: '0x' {DURATION_UNIT}"),
+    "duration of nonsense": ("timeout: soon", f"timeout: 'soon' found, expected {DURATION}"),
+    "duration of clock time": ("timeout: 10:30", f"timeout: '10:30' found, expected {DURATION}"),
+    "duration as a list": ("timeout: [1s]", f"timeout: a list found, expected {DURATION}"),
+    "duration as null": ("timeout: null", f"timeout: null found, expected {DURATION}"),
+    "no interval": ("interval: 0s", f"interval: '0s' found, expected more than 0: {DURATION}"),
+    "no timeout": ("timeout: 0", f"timeout: 0 found, expected more than 0: {DURATION}"),
+    "negative interval": ("interval: -1s", f"interval: '-1s' found, expected more than 0: {DURATION}"),
+    "negative delay": ("failback_delay: -1s", f"failback_delay: '-1s' found, expected 0 or more: {DURATION}"),
+    "lag in seconds without unit": ("max_lag_seconds: 30", f"max_lag_seconds: 30 {DURATION_UNIT}"),
+    "size without unit": ("max_lag_bytes: 64", f"max_lag_bytes: 64 {SIZE_UNIT}"),
+    "size in a unit that is not PostgreSQL's": ("max_lag_bytes: 64mb", f"max_lag_bytes: '64mb' {SIZE_UNIT}"),
+    "negative size": ("max_lag_bytes: -64MB", f"max_lag_bytes: '-64MB' found, expected more than 0: {SIZE}"),
+    "size of nothing": ("max_lag_bytes: 0", f"max_lag_bytes: 0 found, expected more than 0: {SIZE}"),
+    "size of nonsense": ("max_lag_bytes: much", f"max_lag_bytes: 'much' found, expected {SIZE}"),
+    "local port": ("local: {port: x}", "local.port: 'x' found, expected a port: a whole number from 1 to 65535"),
+}
+
+NAMES_AND_NODES = {
+    "space in a name": (names("'wk 1': {nodes: [10.0.0.1]}"), f"names.'wk 1': 'wk 1' {HOST_NAME}"),
+    "newline in a name": (names(r'"wk\n1": {nodes: [10.0.0.1]}'), rf"names.'wk\n1': 'wk\n1' {HOST_NAME}"),
+    "newline after a name": (names(r'"wk1\n": {nodes: [10.0.0.1]}'), rf"names.'wk1\n': 'wk1\n' {HOST_NAME}"),
+    "hash in a name": (names("'wk#1': {nodes: [10.0.0.1]}"), f"names.'wk#1': 'wk#1' {HOST_NAME}"),
+    "underscore in a name": (names("wk_1: {nodes: [10.0.0.1]}"), f"names.wk_1: 'wk_1' {HOST_NAME}"),
+    "hyphen first": (names("-wk: {nodes: [10.0.0.1]}"), f"names.-wk: '-wk' {HOST_NAME}"),
+    "empty name": (names("'': {nodes: [10.0.0.1]}"), f"names.'': '' {HOST_NAME}"),
+    "empty label": (names("a..b: {nodes: [10.0.0.1]}"), f"names.a..b: 'a..b' {HOST_NAME}"),
+    "not ASCII": (
+        names("\N{KELVIN SIGN}1: {nodes: [10.0.0.1]}"),
+        f"names.\N{KELVIN SIGN}1: '\N{KELVIN SIGN}1' {HOST_NAME}",
+    ),
+    "long label": (
+        names("a" * 64 + ": {nodes: [10.0.0.1]}"),
+        f"names.{'a' * 64}: '{'a' * 64}' has a label of more than 63 characters",
+    ),
+    "long name": (
+        names("a." * 126 + "bc: {nodes: [10.0.0.1]}"),
+        f"names.{'a.' * 126}bc: '{'a.' * 126}bc' is longer than the 253 characters of a host name",
+    ),
+    "trailing dot": (
+        names("wk1.: {nodes: [10.0.0.1]}"),
+        "names.wk1.: 'wk1.' ends in a dot, expected a host name without it",
+    ),
+    "localhost": (names("LocalHost: {nodes: [10.0.0.1]}"), f"names.LocalHost: 'LocalHost' {LOOPBACK}"),
+    "localhost with a domain": (
+        names("localhost4.localdomain4: {nodes: [10.0.0.1]}"),
+        f"names.localhost4.localdomain4: 'localhost4.localdomain4' {LOOPBACK}",
+    ),
+    "ip6-loopback": (names("ip6-loopback: {nodes: [10.0.0.1]}"), f"names.ip6-loopback: 'ip6-loopback' {LOOPBACK}"),
+    "address as a name": (names("10.0.0.1: {nodes: [10.0.0.2]}"), f"names.10.0.0.1: '10.0.0.1' {NUMBER}"),
+    "number as a name": (names("7: {nodes: [10.0.0.1]}"), f"names.7: '7' {NUMBER}"),
+    "this host's name": (names("DB7: {nodes: [10.0.0.1]}"), f"names.DB7: 'DB7' {OWN_NAME}"),
+    "node with a port": (nodes("10.0.0.1:5433"), f"names.wk1.nodes[0]: '10.0.0.1:5433' {PORT_OF_ITS_OWN}"),
+    "DNS name with a port": (nodes("db1.lan:5433"), f"names.wk1.nodes[0]: 'db1.lan:5433' {PORT_OF_ITS_OWN}"),
+    "IPv6 address with a port": (nodes("'[::1]:5433'"), f"names.wk1.nodes[0]: '[::1]:5433' {PORT_OF_ITS_OWN}"),
+    "node as a map": (nodes("{host: 10.0.0.1, port: 1}"), f"names.wk1.nodes[0]: a map {PORT_OF_ITS_OWN}"),
+    "node as a number": (nodes("1"), "names.wk1.nodes[0]: 1 found, expected an IP address or a DNS name"),
+    "no address": (nodes("10.0.0.256"), "names.wk1.nodes[0]: '10.0.0.256' found, which is not a valid IP address"),
+    "leading zero": (nodes("10.0.0.01"), "names.wk1.nodes[0]: '10.0.0.01' found, which is not a valid IP address"),
+    "no IPv6 address": (nodes("fe80:::1"), "names.wk1.nodes[0]: 'fe80:::1' found, which is not a valid IP address"),
+    "zone": (
+        nodes("fe80::1%eth0"),
+        "names.wk1.nodes[0]: 'fe80::1%eth0' has a zone, expected an address that means the same on every host",
+    ),
+    "fence as a node": (nodes("255.255.255.255"), f"names.wk1.nodes[0]: '255.255.255.255' {NO_SERVER}"),
+    "unspecified node": (nodes("0.0.0.0"), f"names.wk1.nodes[0]: '0.0.0.0' {NO_SERVER}"),
+    "multicast node": (nodes("ff02::1"), f"names.wk1.nodes[0]: 'ff02::1' {NO_SERVER}"),
+    "bad DNS name": (nodes("db_1"), f"names.wk1.nodes[0]: 'db_1' {HOST_NAME}"),
+}
+
+
+@pytest.mark.parametrize(("line", "expected"), KEYS.values(), ids=KEYS)
+def test_a_bad_key_or_value_is_refused(line: str, expected: str) -> None:
+    """One bad line in a good file gives one error, with the key, what was found and what was expected."""
+    assert errors(f"{MINIMAL}{line}\n") == [expected]
+
+
+@pytest.mark.parametrize(("text", "expected"), NAMES_AND_NODES.values(), ids=NAMES_AND_NODES)
+def test_bad_names_and_nodes_are_refused(text: str, expected: str) -> None:
+    """Names that cannot be managed and nodes that cannot be told apart are errors."""
+    assert errors(text) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("hostname", "name", "refused"),
+    [
+        ("wk1", "wk1", True),
+        ("wk1.lan", "wk1", True),
+        ("WK1.lan", "wk1.LAN", True),
+        ("wk1", "wk1.lan", False),
+        ("wk1.lan", "wk1.wan", False),
+        ("wk11", "wk1", False),
+    ],
+)
+def test_a_host_keeps_its_own_name(hostname: str, name: str, refused: bool) -> None:  # noqa: FBT001 - a column
+    """Neither the name a host gives itself nor its first label can be managed; other hosts' names can."""
+    text = names(f"{name}: {{nodes: [10.0.0.1]}}")
+    if refused:
+        assert errors(text, hostname=hostname) == [f"names.{name}: '{name}' {OWN_NAME}"]
+    else:
+        assert parse(text, hostname=hostname).groups[0].name == name
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "expected"),
+    [
+        ("fallback: primary", "fallback", Fallback.PRIMARY),
+        ("fallback: 'all'", "fallback", Fallback.ALL),
+        ("interval: 500ms", "interval_s", 0.5),
+        ("interval: 1.5 s", "interval_s", 1.5),
+        ("timeout: 2m", "timeout_s", 120.0),
+        ("timeout: 2min", "timeout_s", 120.0),
+        ("timeout: 1h", "timeout_s", 3600.0),
+        ("citus: off", "citus", False),
+        ("citus: auto", "citus", True),
+        ("hosts_file: /a/hosts", "hosts_file", "/a/hosts"),
+        ("runtime_dir: /a", "runtime_dir", "/a"),
+        ("log: {format: json}", "log_format", "json"),
+        ("log: {level: debug}", "log_level", "debug"),
+        ("log:", "log_level", "info"),
+    ],
+)
+def test_a_value_means_what_it_says(line: str, field: str, expected: object) -> None:
+    """Durations become seconds, words what they stand for; YAML 1.1's idea of ``off`` plays no part."""
+    base = "" if line.startswith("fallback") else "fallback: none\n"
+    assert getattr(parse(f"{base}{NAMES}{line}\n"), field) == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "host"),
+    [
+        ("192.168.234.203", "192.168.234.203"),
+        ("2001:DB8:0:0::0001", "2001:db8::1"),
+        ("'::1'", "::1"),
+        ("'::ffff:10.0.0.1'", "10.0.0.1"),
+        ("DB1.Example.com", "db1.example.com"),
+        ("db1", "db1"),
+    ],
+)
+def test_a_node_has_one_spelling(written: str, host: str) -> None:
+    """IPv4, IPv6 and DNS names are nodes; spellings of one address are one node."""
+    assert parse(nodes(written)).groups[0].nodes == (Node(host, 5432),)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["w", "wk-1", "a" * 63, "a." * 126 + "b", "wk1.3com", "10.0.0.1a", "0xwk", "localhosts", "none", "true"],
+)
+def test_any_valid_host_name_can_be_managed(name: str) -> None:
+    """Names at the limits of what is valid, and those that only look like a special one, are names."""
+    assert parse(names(f"{name}: {{nodes: [10.0.0.1]}}")).groups[0].name == name
