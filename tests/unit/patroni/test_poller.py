@@ -1,0 +1,164 @@
+"""Which node is asked what and when, and what silence, nonsense and another cluster's Patroni do to a group."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+from resolver_agent.system.clock import boottime
+from tests.unit.builders import node
+from tests.unit.patroni.builders import INTERVAL_S, LEISURE_S, TIMEOUT_S, A, B, C, Rest, in_loop, watching
+
+
+@in_loop
+async def test_nonsense_removes_nobody() -> None:
+    """Lists that are empty change nothing, however long that lasts, and are an alert."""
+    rest = Rest(A, B, C, leader=A)
+    async with watching(rest, gone_after_s=0.0, patience_s=0.0) as sight:
+        await sight.until(lambda: sight.hosts == [A, B, C])
+        rest.members = []
+        await rest.until_asked(A, "/cluster", times=3)
+        assert sight.hosts == [A, B, C]
+        assert [alert.key for alert in sight.watch.alerts] == ["wk1:members"]
+
+
+@in_loop
+async def test_another_node_is_asked_for_the_members() -> None:
+    """One whose list fails is not asked again at once, and is no reason to miss a new member."""
+    rest = Rest(A, B, C, leader=A)
+    rest.no_list = {A}
+    async with watching(rest) as sight:
+        await sight.until(lambda: sight.hosts == [A, B, C])
+        await rest.until_asked(B, "/cluster", times=3)
+        assert rest.asked.count((A, "/cluster")) == 1
+
+
+@in_loop
+async def test_silence() -> None:
+    """Without Patroni its words go away after a while, one by one. The nodes stay, and what fails is an alert each."""
+    rest = Rest(A, B, C, leader=A)
+    rest.members[1]["state"] = "stopped"
+    async with watching(rest, gone_after_s=0.0, patience_s=0.3) as sight:
+        await sight.until(lambda: sight.hosts == [A, B, C] and sight.leader == A)
+        assert sight.watch.words["wk1"].benched == {node(B): f"{B} is stopped, says Patroni"}
+        assert list(sight.watch.alerts) == []
+        rest.down = {A, B, C}
+        await sight.until(lambda: sight.leader is None)
+        await sight.until(lambda: not sight.watch.words)
+        while len(sight.watch.alerts) < 3:
+            await rest.until_asked_anybody()
+        assert sight.hosts == [A, B, C]
+        assert {alert.text for alert in sight.watch.alerts} == {
+            f"Patroni at {host} cannot be asked: Connection refused" for host in (A, B, C)
+        }
+        rest.down = set()
+        await sight.until(lambda: sight.leader == A)
+        for host in (B, C):
+            await rest.until_asked(host, "/leader", times=2)
+        assert list(sight.watch.alerts) == []
+
+
+@in_loop
+async def test_a_hung_api_costs_only_itself() -> None:
+    """It has one request at a time; its node's claim expires, and the others are asked as before."""
+    rest = Rest(A, B, leader=A)
+    async with watching(rest, patience_s=0.0) as sight:
+        await sight.until(lambda: sight.leader == A)
+        rest.hung[A] = threading.Event()
+        rest.leaders = {B}
+        while not rest.at_once[A]:
+            await rest.until_asked(B, "/leader")
+        await rest.until_asked(B, "/leader", times=10)
+        await sight.until(lambda: sight.leader == B)
+        await rest.until_asked(B, "/leader", times=5)
+        assert rest.at_once[A] == rest.most_at_once == 1
+        assert [alert.text for alert in sight.watch.alerts] == [
+            f"Patroni at {A} cannot be asked: no answer within {TIMEOUT_S:g} s"
+        ]
+        rest.hung.pop(A).set()
+        await rest.until_asked(A, "/leader", times=2)
+        assert list(sight.watch.alerts) == []
+
+
+@in_loop
+async def test_a_claim_counts_for_as_long_as_it_was_meant_to() -> None:
+    """Asked every interval, the claim of a node that falls silent is over when interval and timeout are."""
+    rest = Rest(A, B, leader=A)
+    async with watching(rest, calm_s=LEISURE_S) as sight:
+        sight.watch.hurry(["wk1"])
+        await sight.until(lambda: sight.leader == A)
+        await rest.until_asked(A, "/leader", times=2)
+        rest.down = {A}
+        down_at = boottime()
+        await sight.until(lambda: sight.leader is None)
+        assert TIMEOUT_S - 5 * INTERVAL_S <= boottime() - down_at <= 2 * (TIMEOUT_S + INTERVAL_S)
+
+
+@in_loop
+async def test_a_claim_that_was_made_at_leisure() -> None:
+    """A node that does not answer in a hurry has lost what it claimed when it was asked seldom."""
+    rest = Rest(A, B, leader=A)
+    async with watching(rest, calm_s=LEISURE_S) as sight:
+        await sight.until(lambda: sight.leader == A and sight.watch.heard_all)
+        rest.hung[A] = threading.Event()
+        rest.leaders = {B}
+        sight.watch.hurry(["wk1"])
+        await sight.until(lambda: sight.leader == B)
+
+
+@in_loop
+async def test_refreshing_the_own_node_while_it_is_being_asked() -> None:
+    """The answer under way may be older than the reason to ask, so that another follows at once."""
+    rest = Rest(A, B, leader=A)
+    async with watching(rest, calm_s=LEISURE_S, getaddrinfo=None) as sight:
+        await sight.until(lambda: sight.watch.heard_all)
+        sight.watch.watch(dataclasses.replace(sight.config, interval_s=LEISURE_S))
+        rest.hung[A] = threading.Event()
+        sight.watch.own([node(A)])
+        sight.watch.refresh_own()
+        await rest.until_asked(A, "/leader")
+        sight.watch.refresh_own()
+        rest.hung.pop(A).set()
+        await rest.until_asked(A, "/leader")
+
+
+@in_loop
+async def test_the_own_node_is_spared_the_list() -> None:
+    """Its API is asked for its claim all the time, so that the others say who the members are."""
+    rest = Rest(A, B, leader=A)
+    async with watching(rest) as sight:
+        sight.watch.own([node(A)])
+        await rest.until_asked(B, "/cluster", times=3)
+        assert rest.asked.count((A, "/cluster")) == 0
+        rest.down = {B}
+        await rest.until_asked(A, "/cluster")
+
+
+@in_loop
+async def test_a_foreign_patroni() -> None:
+    """The Patroni of another cluster at one of the addresses is an alert, whatever it claims; so is its claim."""
+    rest = Rest(A, B, leader=A)
+    async with watching(rest) as sight:
+        await sight.until(lambda: sight.leader == A)
+        rest.scopes, rest.leaders = {B: "other"}, {A, B}
+        await rest.until_asked(B, "/leader", times=2)
+        assert sight.leader == A
+        assert sight.watch.claim(node(B)) is None
+        rest.leaders = {B}
+        await sight.until(lambda: sight.leader is None)
+        assert [alert.key for alert in sight.watch.alerts] == [f"wk1:{B}:5432:scope"]
+
+
+@in_loop
+async def test_patroni_of_two_clusters_from_the_start() -> None:
+    """Nobody is believed for answering first: there is no word, no member joins, and that is an alert."""
+    rest = Rest(A, B, C, leader=A)
+    rest.scopes = {B: "other"}
+    async with watching(rest) as sight:
+        for host in (A, B):
+            await rest.until_asked(host, "/leader", times=3)
+        assert (sight.watch.words, sight.hosts, sight.watch.heard_all) == ({}, [A, B], True)
+        assert [alert.key for alert in sight.watch.alerts] == ["wk1:scopes"]
+        assert (A, "/cluster") not in rest.asked
+        rest.scopes = {}
+        await sight.until(lambda: sight.leader == A and sight.hosts == [A, B, C])

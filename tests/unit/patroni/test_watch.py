@@ -1,0 +1,341 @@
+"""What is known by Patroni's word at any time: leaders, members, and the local node's claim."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from resolver_agent.config.model import Route
+from resolver_agent.patroni.watch import PatroniWatch
+from resolver_agent.system.clock import boottime
+from tests.unit.builders import node
+from tests.unit.patroni.builders import (
+    INTERVAL_S,
+    LEISURE_S,
+    SYSTEM_ID,
+    TIMEOUT_S,
+    A,
+    B,
+    C,
+    D,
+    Rest,
+    config,
+    group,
+    in_loop,
+    row,
+    watching,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from resolver_agent.patroni.client import Reply
+
+
+@in_loop
+async def test_the_leader_and_a_change_of_it() -> None:
+    """The word follows the lock from one node to the other."""
+    rest = Rest(A, B, leader=A)
+    async with watching(rest) as sight:
+        await sight.until(lambda: sight.leader == A)
+        assert sight.watch.words["wk1"].system_id == SYSTEM_ID
+        rest.leaders = {B}
+        await sight.until(lambda: sight.leader == B)
+        rest.leaders = {A, B}
+        await sight.until(lambda: sight.leader is None)
+        rest.leaders = {A}
+        await sight.until(lambda: sight.leader == A)
+
+
+@in_loop
+async def test_nothing_new_is_no_news() -> None:
+    """What is merely said again sets no event, and the same objects are given out."""
+    rest = Rest(A, B, C, leader=A)
+    rest.members[1]["tags"] = {"noloadbalance": True}
+    async with watching(rest) as sight:
+        await sight.until(lambda: sight.hosts == [A, B, C] and sight.leader == A and sight.watch.words["wk1"].benched)
+        await rest.until_asked(C, "/leader", times=2)
+        sight.changed.clear()
+        word, extended = sight.watch.words["wk1"], sight.watch.extended(sight.config)
+        await rest.until_asked(C, "/leader", times=5)
+        assert not sight.changed.is_set()
+        assert sight.watch.words["wk1"] is word
+        assert sight.watch.extended(sight.config) is extended
+
+
+@in_loop
+async def test_without_new_members_the_configuration_is_the_same() -> None:
+    """Who has nothing to add gives back what was given."""
+    async with watching(Rest(A, B, leader=A)) as sight:
+        await sight.until(lambda: sight.watch.heard_all)
+        assert sight.watch.extended(sight.config) is sight.config
+
+
+@in_loop
+async def test_a_member_joins_and_leaves() -> None:
+    """A new replica becomes a node without an edit, is asked itself, and leaves when it is not listed any more."""
+    rest = Rest(A, B, leader=A)
+    async with watching(rest, gone_after_s=0.2) as sight:
+        await sight.until(lambda: sight.leader == A)
+        assert sight.hosts == [A, B]
+        rest.members.append(row(C))
+        await sight.until(lambda: sight.hosts == [A, B, C])
+        rest.leaders = {C}
+        await sight.until(lambda: sight.leader == C)
+        gone_at = boottime()
+        rest.members.pop()
+        await sight.until(lambda: sight.hosts == [A, B])
+        assert boottime() - gone_at >= 0.2
+        rest.asked.clear()
+        await rest.until_asked(A, "/leader", times=3)
+        assert (C, "/leader") not in rest.asked
+
+
+@in_loop
+async def test_a_group_in_a_hurry() -> None:
+    """All its nodes are asked now and every interval while it is named, and nobody else is."""
+    rest = Rest(A, B, leader=A)
+    async with watching(rest, group(), group("wk2", C), calm_s=LEISURE_S) as sight:
+        await sight.until(lambda: sight.leader == A and sight.watch.heard_all)
+        rest.asked.clear()
+        sight.watch.hurry(["wk1"])
+        await rest.until_asked(A, "/leader", times=3)
+        await rest.until_asked(B, "/leader", times=3)
+        assert {host for host, _ in rest.asked} == {A, B}
+        sight.watch.hurry([])
+        await sight.watch.ask_own(within_s=1)
+        await asyncio.sleep(3 * INTERVAL_S)
+        rest.asked.clear()
+        await asyncio.sleep(5 * INTERVAL_S)
+        assert rest.asked == []
+
+
+@in_loop
+async def test_the_own_node() -> None:
+    """It is asked every interval, and its claim is known with the time at which it was asked."""
+    rest = Rest(A, B, leader=A)
+    async with watching(rest, calm_s=LEISURE_S) as sight:
+        assert sight.watch.claim(node(B)) is None
+        sight.watch.own([node(B)])
+        await sight.until(lambda: sight.watch.claim(node(B)) is not None)
+        asked_at = boottime()
+        rest.leaders = {B}
+        await sight.until(lambda: sight.claims(B))
+        claim = sight.watch.claim(node(B))
+        assert claim is not None
+        assert asked_at - INTERVAL_S <= claim.at <= boottime()
+        assert sight.watch.claim(node(D)) is None
+
+
+@in_loop
+async def test_a_claim_of_the_own_node_is_news() -> None:
+    """Also where it makes no word, as here where nobody knows which cluster is the right one; another node's is not."""
+    rest = Rest(A, B)
+    rest.scopes = {A: "other"}
+    async with watching(rest) as sight:
+        sight.watch.own([node(B)])
+        await rest.until_asked(A, "/leader", times=2)
+        await sight.until(lambda: sight.claims(B) is False)
+        sight.changed.clear()
+        rest.leaders = {A}
+        await rest.until_asked(A, "/leader", times=2)
+        assert sight.claims(A)
+        assert not sight.changed.is_set()
+        rest.leaders = {B}
+        await sight.until(lambda: sight.claims(B))
+        assert sight.watch.words == {}
+
+
+@in_loop
+async def test_asking_the_own_node_now() -> None:
+    """Whoever needs the claim now gets it, or waits no longer than it wants to."""
+    rest = Rest(A, B, leader=A)
+    async with watching(rest, calm_s=LEISURE_S) as sight:
+        await sight.until(lambda: sight.watch.heard_all)
+        sight.watch.own([node(A)])
+        begun = boottime()
+        await sight.watch.ask_own(within_s=5)
+        claim = sight.watch.claim(node(A))
+        assert claim is not None
+        assert (claim.leads, claim.at >= begun) == (True, True)
+        rest.hung[A] = threading.Event()
+        begun = boottime()
+        await sight.watch.ask_own(within_s=0.05)
+        assert 0.05 <= boottime() - begun < TIMEOUT_S
+
+
+@in_loop
+async def test_groups_without_patroni_are_never_asked() -> None:
+    """Neither for leaders nor for members."""
+    rest = Rest(A, B, leader=A)
+    async with watching(rest, group(), group("wk2", C, patroni=False)) as sight:
+        sight.watch.own([node(C)])
+        sight.watch.hurry(["wk2"])
+        await sight.watch.ask_own(within_s=1)
+        await rest.until_asked(A, "/leader", times=5)
+        assert C not in {host for host, _ in rest.asked}
+        assert set(sight.watch.words) == {"wk1"}
+
+
+@in_loop
+async def test_one_node_behind_two_names() -> None:
+    """It is asked once for both, and both have the word."""
+    rest = Rest(A, B, C, leader=A)
+    async with watching(rest, group(), group("wk1-ro", A, B, route=Route.STANDBY)) as sight:
+        await sight.until(lambda: set(sight.watch.words) == {"wk1", "wk1-ro"} and sight.hosts == [A, B, C])
+        await sight.until(lambda: len(sight.watch.extended(sight.config).groups[1].nodes) == 3)
+        rest.asked.clear()
+        await rest.until_asked(A, "/leader", times=4)
+        assert rest.asked.count((B, "/leader")) <= 5
+
+
+@in_loop
+async def test_a_word_that_expires_between_two_turns() -> None:
+    """To ask for it changes nothing; that it has expired is told by the next tick, once."""
+    rest = Rest(A, B, leader=A)
+    rest.members[1]["state"] = "stopped"
+    async with watching(rest, calm_s=0.2) as sight:
+        await sight.until(lambda: sight.leader == A and sight.watch.words["wk1"].benched)
+        sight.changed.clear()
+        sight.watch.tick(boottime())
+        assert (sight.leader, sight.changed.is_set()) == (A, False)
+        time.sleep(0.2 + TIMEOUT_S + 0.01)  # noqa: ASYNC251 -- so that nobody is asked meanwhile
+        assert (sight.leader, sight.changed.is_set()) == (None, False)
+        sight.watch.tick(boottime())
+        assert (sight.leader, sight.changed.is_set()) == (None, True)
+        word = sight.watch.words.get("wk1")
+        sight.changed.clear()
+        sight.watch.tick(boottime())
+        assert (sight.watch.words.get("wk1") is word, sight.changed.is_set()) == (True, False)
+
+
+@in_loop
+async def test_a_reload() -> None:
+    """What is known of what stays is kept; who goes is not asked any more; who comes is."""
+    rest = Rest(A, B, C, leader=A)
+    async with watching(rest) as sight:
+        await sight.until(lambda: sight.hosts == [A, B, C] and sight.leader == A)
+        rest.down = {A, B, C}
+        sight.config = config(group("wk1", B, A), group("wk2", D))
+        word = sight.watch.words["wk1"]
+        sight.watch.watch(sight.config)
+        assert sight.hosts == [B, A, C]
+        assert sight.watch.words["wk1"] is word
+        await rest.until_asked(D, "/leader")
+        rest.members = [row(D)]
+        sight.config = config(group("wk2", D))
+        sight.watch.watch(sight.config)
+        assert sight.watch.words == {}
+        await rest.until_asked(D, "/cluster")
+        rest.asked.clear()
+        await rest.until_asked(D, "/leader", times=3)
+        assert {host for host, _ in rest.asked} == {D}
+
+
+@in_loop
+async def test_a_reload_in_the_middle_of_a_promotion() -> None:
+    """Whoever was said to hold the lock is so until asked again, also with another time limit."""
+    rest = Rest(A, B, leader=A)
+    async with watching(rest) as sight:
+        await sight.until(lambda: sight.leader == A)
+        sight.watch.own([node(A)])
+        rest.hung[A] = threading.Event()
+        rest.timeouts_s.append(2 * TIMEOUT_S)
+        sight.config = dataclasses.replace(sight.config, timeout_s=2 * TIMEOUT_S)
+        sight.watch.watch(sight.config)
+        assert (sight.claims(A), sight.leader) == (True, A)
+        rest.leaders = set()
+        rest.hung.pop(A).set()
+        await sight.until(lambda: sight.claims(A) is False)
+
+
+@in_loop
+async def test_a_name_that_gets_other_nodes() -> None:
+    """A name of which no node stays is a new group: neither members nor Patroni's cluster are those of the old."""
+    rest = Rest(A, B, C, leader=A)
+    async with watching(rest) as sight:
+        await sight.until(lambda: sight.hosts == [A, B, C])
+        rest.scopes, rest.leaders, rest.members = {D: "new"}, {D}, [row(D)]
+        sight.config = config(group("wk1", D))
+        sight.watch.watch(sight.config)
+        assert sight.hosts == [D]
+        await sight.until(lambda: sight.leader == D)
+        assert list(sight.watch.alerts) == []
+
+
+class Dns:
+    """Names and their addresses, with the interface of ``socket.getaddrinfo``."""
+
+    def __init__(self, addresses: Mapping[str, str]) -> None:
+        self.addresses = dict(addresses)
+        self.hung = threading.Event()
+
+    def __call__(self, host: str, _port: None, **_: object) -> list[Any]:
+        """Look up a name; one without an address never ends, or is not there."""
+        assert threading.current_thread() is not threading.main_thread()
+        if not self.addresses[host]:
+            self.hung.wait(10)
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (self.addresses[host], 0))]
+
+
+@in_loop
+async def test_members_and_nodes_by_name() -> None:
+    """Names are looked up off the loop before anybody joins, and one server is one node."""
+    rest = Rest("pg-1", "pg-2", "pg-3", leader="db-1")
+    dns = Dns({"db-1": A, "db-2": B, "pg-1": A, "pg-2": B, "pg-3": C})
+    async with watching(rest, group("wk1", "db-1", "db-2"), getaddrinfo=dns) as sight:
+        await sight.until(lambda: sight.hosts == ["db-1", "db-2", "pg-3"])
+
+
+@in_loop
+async def test_a_look_up_that_hangs() -> None:
+    """Nobody joins while it may be a node already; the words go on, and the failure is said when it comes."""
+    rest = Rest(A, B, C, leader=A)
+    dns = Dns({"db-2": ""})
+    async with watching(rest, group("wk1", A, "db-2"), getaddrinfo=dns) as sight:
+        await sight.until(lambda: sight.leader == A)
+        await rest.until_asked(A, "/cluster", times=3)
+        assert (sight.hosts, sight.watch.alerts) == ([A, "db-2"], ())
+        dns.hung.set()
+        while not sight.watch.alerts:
+            await rest.until_asked(A, "/leader")
+        assert {alert.key for alert in sight.watch.alerts} == {f"wk1:{B}:5432:member", f"wk1:{C}:5432:member"}
+
+
+@in_loop
+async def test_very_many_groups() -> None:
+    """Calm nodes are asked no more than a hundred times a second, and groups in a hurry likewise."""
+    groups = [group(f"wk{i}", f"10.1.{i}.1", f"10.1.{i}.2") for i in range(200)]
+    rest = Rest()
+    rest.down = {one.host for each in groups for one in each.nodes}
+    async with watching(rest, *groups, calm_s=0.01) as sight:
+        begun = boottime()
+        await rest.until_asked_anybody(times=60)
+        assert boottime() - begun >= 0.4
+        sight.watch.hurry([each.name for each in groups])
+        begun = boottime()
+        await rest.until_asked_anybody(times=120)  # of both kinds, and what a busy machine is behind with
+        assert boottime() - begun >= 0.35
+
+
+@in_loop
+async def test_a_defect_is_not_hidden() -> None:
+    """What ends a task is raised where the watch is checked, and whoever waits for news is woken to do so."""
+
+    def broken(*_: object) -> Reply:
+        raise ZeroDivisionError
+
+    changed = asyncio.Event()
+    watch = PatroniWatch(changed=changed, fetch=broken)
+    watch.watch(config())
+    await asyncio.wait_for(changed.wait(), 5)
+    with pytest.raises(ZeroDivisionError):
+        watch.check()
+    await watch.close()
