@@ -1,0 +1,136 @@
+"""What a client says of an agent that is not there, that does not answer well, or too late."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent.control import client as control_client
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def seconds_without_answer(path: Path, *, timeout_s: float) -> float:
+    """Return how long it takes until the agent is given up."""
+    begun = time.monotonic()
+    with pytest.raises(control_client.ControlError, match="the agent does not answer"):
+        control_client.ask(str(path), "status", timeout_s=timeout_s)
+    took_s = time.monotonic() - begun
+    assert took_s >= timeout_s
+    return took_s
+
+
+def test_no_socket(tmp_path: Path) -> None:
+    """Without a socket the agent may not run, or elsewhere."""
+    with pytest.raises(
+        control_client.ControlError, match=r"control\.sock: there is no such socket: is the agent running"
+    ):
+        control_client.ask(str(tmp_path / "control.sock"), "status")
+
+
+def test_a_stale_socket(tmp_path: Path) -> None:
+    """A socket without an agent is told from none."""
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "control.sock"))
+    with pytest.raises(
+        control_client.ControlError, match=r"nobody listens there any more: the agent has ended; start it"
+    ):
+        control_client.ask(str(tmp_path / "control.sock"), "status")
+
+
+def test_a_path_too_long_for_a_socket() -> None:
+    """What cannot be a socket at all has words too."""
+    with pytest.raises(control_client.ControlError, match="path too long"):
+        control_client.ask("/run/" + "x" * 200, "status")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        pytest.param(None, "the agent does not answer; see its log", id="silence"),
+        pytest.param(b"", "the agent ended before it answered", id="the end"),
+        pytest.param(b'{"na', "the agent ended before it answered", id="half an answer"),
+        pytest.param(b"what?\n", "what answers there is no agent", id="no JSON"),
+        pytest.param(b"[1]\n", r"the agent answered: \[1\]", id="no answer of ours"),
+    ],
+)
+def test_an_agent_that_does_not_answer_well(answer: bytes | None, said: str, tmp_path: Path) -> None:
+    """Each way of failing has words of its own, within the time that was given."""
+    path = tmp_path / "control.sock"
+    over = threading.Event()
+
+    def agent(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            if answer is None:
+                over.wait(5)
+            else:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=agent, args=[listener])
+        thread.start()
+        with pytest.raises(control_client.ControlError, match=said):
+            control_client.ask(str(path), "status", timeout_s=0.1 if answer is None else 5)
+        over.set()
+        thread.join()
+
+
+def test_a_trickle_does_not_stretch_the_time(tmp_path: Path) -> None:
+    """The time is for all of it: an agent that says something now and then does not get more."""
+    path = tmp_path / "control.sock"
+    over = threading.Event()
+
+    def trickle(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection, contextlib.suppress(OSError):
+            while not over.wait(0.02):
+                connection.sendall(b" ")
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=trickle, args=[listener])
+        thread.start()
+        assert seconds_without_answer(path, timeout_s=0.2) < 2
+        over.set()
+        thread.join()
+
+
+def test_a_full_queue_does_not_stretch_the_time(tmp_path: Path) -> None:
+    """Whoever cannot even get into the queue of an agent that hangs gives up in time."""
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(path))
+        listener.listen(0)
+        first.connect(str(path))
+        assert seconds_without_answer(path, timeout_s=0.2) < 2
+
+
+def test_a_place_in_a_full_queue_is_waited_for(tmp_path: Path) -> None:
+    """An agent that is slow to accept is asked as soon as it does."""
+    path = tmp_path / "control.sock"
+
+    def accept_both(listener: socket.socket) -> None:
+        for _ in range(2):
+            with listener.accept()[0] as connection:
+                if connection.recv(4096):
+                    connection.sendall(b'{"name": "wk1"}\n')
+
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(path))
+        listener.listen(0)
+        first.connect(str(path))
+        first.shutdown(socket.SHUT_WR)
+        busy = threading.Timer(0.1, accept_both, args=[listener])
+        busy.start()
+        assert control_client.ask(str(path), "status") == {"name": "wk1"}
+        busy.join()
