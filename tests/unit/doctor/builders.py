@@ -11,7 +11,9 @@ import yaml
 from resolver_agent.citus import flush
 from resolver_agent.citus.metadata import Row
 from resolver_agent.config.model import PatroniApi, Route
+from resolver_agent.doctor import report as doctor_report
 from resolver_agent.doctor.facts import Database, Facts, Host, Patroni, Server, Setting, TextFile, Unit, Unknown
+from resolver_agent.doctor.finding import Severity
 from resolver_agent.hosts import block
 from resolver_agent.routing.observation import NodeState, Role
 from resolver_agent.routing.state import Standing
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     Change = Callable[[Facts], Facts]
 
+ERROR, WARNING, NOTE = Severity
 CN1, CN2, CN3 = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 WK1, WK2 = "10.0.1.1", "10.0.1.2"
 GROUPS = (
@@ -213,3 +216,15 @@ def units(**states: Unit) -> Change:
         return host(units=fit.host.units | {f"resolver-agent.{name}": one for name, one in states.items()})(fit)
 
     return change
+
+
+def assert_alone(change: Change, severity: Severity, key: str, text: str, mend: str) -> None:
+    """Hold that this is found and nothing else, with what mends it; notes alone leave the node fit."""
+    report = doctor_report.report(change(fit()))
+    assert [(one.severity, one.key) for one in report.findings] == [(severity, key)]
+    [found] = report.findings
+    assert text in found.text
+    assert mend in found.mend
+    assert bool(mend) <= bool(found.mend)
+    assert report.fit is (severity is NOTE)
+    assert report.as_text().splitlines()[0] == str(found)

@@ -1,0 +1,102 @@
+"""What doctor says of this node's files and services."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent.doctor.facts import TextFile, Unit, Unknown
+from tests.unit.doctor.builders import BLOCK, ERROR, WARNING, WK1, WK2, assert_alone, host, hosts, nsswitch, units
+
+if TYPE_CHECKING:
+    from resolver_agent.doctor.finding import Severity
+    from tests.unit.doctor.builders import Change
+
+
+CASES = [
+    ("no agent", host(agent=None), ERROR, "agent", "no agent runs", "systemctl enable --now"),
+    ("alerts", host(agent={"names": [], "alerts": [1, 2]}), WARNING, "alerts", "2 alerts", "resolver-agent status"),
+    ("an agent that hangs", host(agent=Unknown("no answer")), WARNING, "unchecked", "the agent: no answer", ""),
+    ("an unread file", host(nsswitch=TextFile("/x", Unknown("denied"))), WARNING, "unchecked", "/x: denied", ""),
+    ("systemd is silent", host(units=Unknown("no bus")), WARNING, "unchecked", "systemd: no bus", ""),
+    ("no unit", units(service=Unit("not-found", "", "inactive")), ERROR, "systemd", "does not know", "install -m 0644"),
+    (
+        "disabled",
+        units(service=Unit("loaded", "disabled", "active")),
+        ERROR,
+        "systemd",
+        "is disabled",
+        "enable resolver",
+    ),
+    ("no socket", units(socket=Unit("loaded", "masked", "active")), ERROR, "systemd", "socket is masked", "enable res"),
+    (
+        "stopped",
+        units(socket=Unit("loaded", "enabled", "failed")),
+        ERROR,
+        "systemd",
+        "is failed",
+        "start resolver-agent.so",
+    ),
+    (
+        "no line for a name",
+        hosts(BLOCK.replace("\twk1\t", "\twk9\t")),
+        ERROR,
+        "hosts:missing",
+        "no line of ours for wk1:",
+        "resolver-agent status",
+    ),
+    ("no hosts file", host(hosts=TextFile("/etc/hosts", None)), ERROR, "hosts:missing", "cn, wk1, wk1-ro", ""),
+    ("half a block", hosts(BLOCK.replace("# END", "# end")), ERROR, "hosts:block", "has no '# END", ""),
+    (
+        "a foreign line",
+        hosts(f"{WK2} db wk1\n{BLOCK}"),
+        ERROR,
+        "hosts:conflict",
+        "line 1 also names wk1",
+        f"«{WK2} db wk1»",
+    ),
+    (
+        "not what the agent has",
+        host(agent={"names": [{"name": "wk1", "address": WK2}, {"name": "cn", "address": None}], "alerts": []}),
+        ERROR,
+        "hosts:stale",
+        f"wk1 leads to {WK1}, not {WK2}",
+        "status",
+    ),
+    ("dns first", nsswitch("hosts: dns files"), ERROR, "nsswitch", "dns is asked", "hosts: files dns"),
+    ("no files", nsswitch("hosts: dns # files"), ERROR, "nsswitch", "dns is asked", "hosts: files dns"),
+    (
+        "resolved first",
+        nsswitch("hosts: resolve [!UNAVAIL=return] files dns"),
+        WARNING,
+        "nsswitch",
+        "up to 2 s late",
+        "hosts: files resolve [!UNAVAIL=return] dns",
+    ),
+    ("no line for hosts", nsswitch("passwd: files"), WARNING, "nsswitch", "no line for hosts", "hosts: files dns"),
+    (
+        "nscd",
+        host(nscd=TextFile("/etc/nscd.conf", "\tenable-cache\thosts\tyes\n")),
+        ERROR,
+        "nscd",
+        "caches host names",
+        "enable-cache hosts no",
+    ),
+    (
+        "cloud-init",
+        host(cloud=(TextFile("/a.cfg", "manage_etc_hosts: True # x\n"),)),
+        WARNING,
+        "cloud-init",
+        "/a.cfg: manage_etc_hosts: True",
+        "manage_etc_hosts: false",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "severity", "key", "text", "mend"), [pytest.param(*case[1:], id=case[0]) for case in CASES]
+)
+def test_a_fault(change: Change, severity: Severity, key: str, text: str, mend: str) -> None:
+    """One thing is wrong, and that alone is said, with what mends it."""
+    assert_alone(change, severity, key, text, mend)

@@ -1,0 +1,92 @@
+"""What doctor says of the nodes as they were probed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent.config.model import Fallback
+from tests.unit.builders import barred, dead, group, node, primary, standby, unreachable
+from tests.unit.doctor.builders import (
+    CN1,
+    CN2,
+    CN3,
+    ERROR,
+    GROUPS,
+    NOTE,
+    WARNING,
+    WK2,
+    assert_alone,
+    probed,
+    server,
+    settings,
+    state,
+)
+
+if TYPE_CHECKING:
+    from resolver_agent.doctor.finding import Severity
+    from tests.unit.doctor.builders import Change
+
+
+CASES = [
+    ("a warning of the configuration", settings(warnings=("a: bad",)), WARNING, "config", "a: bad", ""),
+    ("barred", probed(wk2=barred()), ERROR, "node", f"{WK2}:5432 cannot be asked: password", "role.sql"),
+    ("dead", probed(wk2=dead()), WARNING, "node", f"{WK2}:5432 is down: Connection refused", "start"),
+    ("silent", probed(wk2=unreachable()), WARNING, "node", f"{WK2}:5432 does not answer: no", "network"),
+    (
+        "two primaries",
+        probed(wk2=primary(started=4, system_id=2)),
+        ERROR,
+        "primaries",
+        "wk1: several",
+        "stop the wrong",
+    ),
+    ("no primary", probed(wk1=standby(started=3, system_id=2)), WARNING, "primary", "wk1: no primary", "promote"),
+    (
+        "foreign",
+        probed(wk2=standby(started=4, system_id=9)),
+        ERROR,
+        "foreign",
+        f"{WK2}:5432 is of 9",
+        "names.wk1.nodes",
+    ),
+    ("lag", probed(wk2=standby(started=4, system_id=2, lsn=400)), WARNING, "lag", "lags 600 bytes", "wal_receiver"),
+    (
+        "not recognised",
+        lambda fit: dataclasses.replace(fit, local=state(CN1, primary(started=99))),
+        ERROR,
+        "own",
+        "none of the nodes",
+        "`nodes`",
+    ),
+    (
+        "not recognised, no Citus",
+        lambda fit: server(databases={})(dataclasses.replace(fit, local=state(CN1, primary(started=99)))),
+        WARNING,
+        "own",
+        "none of the nodes",
+        "`nodes`",
+    ),
+    (
+        "two standbys of the coordinator",
+        lambda fit: dataclasses.replace(
+            settings(groups=(dataclasses.replace(GROUPS[0], nodes=group("cn", CN1, CN2, CN3).nodes), *GROUPS[1:]))(fit),
+            nodes={**fit.nodes, node(CN3): state(CN3, standby(started=7))},
+        ),
+        WARNING,
+        "readers",
+        f"{CN2}:5432, {CN3}:5432",
+        "database role of their own",
+    ),
+    ("fallback: all", settings(fallback=Fallback.ALL), NOTE, "fallback", "fallback: all is safe only", ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "severity", "key", "text", "mend"), [pytest.param(*case[1:], id=case[0]) for case in CASES]
+)
+def test_a_fault(change: Change, severity: Severity, key: str, text: str, mend: str) -> None:
+    """One thing is wrong, and that alone is said, with what mends it."""
+    assert_alone(change, severity, key, text, mend)

@@ -1,0 +1,90 @@
+"""What doctor says of password files."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent.config.model import Node
+from resolver_agent.doctor import report as doctor_report
+from resolver_agent.doctor.facts import TextFile
+from tests.unit.builders import PORT, barred, node
+from tests.unit.doctor.builders import (
+    ERROR,
+    GROUPS,
+    WARNING,
+    WK1,
+    WK2,
+    assert_alone,
+    both,
+    file,
+    fit,
+    host,
+    probed,
+    settings,
+    state,
+)
+
+if TYPE_CHECKING:
+    from resolver_agent.doctor.finding import Severity
+    from tests.unit.doctor.builders import Change
+
+
+CASES = [
+    ("no password file", host(passfile=TextFile("/p", None)), WARNING, "passfile", "no such password file", ""),
+    (
+        "open to all",
+        host(passfile=file("*:*:*:*:x", 0o640)),
+        ERROR,
+        "passfile",
+        "mode 0640: libpq ignores",
+        "chmod 0600",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "severity", "key", "text", "mend"), [pytest.param(*case[1:], id=case[0]) for case in CASES]
+)
+def test_a_fault(change: Change, severity: Severity, key: str, text: str, mend: str) -> None:
+    """One thing is wrong, and that alone is said, with what mends it."""
+    assert_alone(change, severity, key, text, mend)
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        pytest.param(f"{WK2}:5432:postgres:resolver_agent:x", None, id="by address"),
+        pytest.param("*:*:*:*:x", None, id="stars"),
+        pytest.param("#*:*:*:*:x", f"{WK2}:5432:postgres:resolver_agent:PASSWORD", id="a comment"),
+        pytest.param(f"{WK2}:5433:*:*:x", f"{WK2}:5432:postgres:resolver_agent:PASSWORD", id="another port"),
+        pytest.param(f"{WK2}:*:app:*:x", f"{WK2}:5432:postgres:resolver_agent:PASSWORD", id="another database"),
+        pytest.param("wk1:*:*:*:x", f"{WK2}:5432:postgres:resolver_agent:PASSWORD", id="by managed name"),
+    ],
+)
+def test_password_file(text: str, missing: str | None) -> None:
+    """A node that refuses the login, and that the password file has no entry for, gets the line to write."""
+    report = doctor_report.report(both(host(passfile=file(text)), probed(wk2=barred()))(fit()))
+    mends = [one.mend for one in report.findings if one.key == "passfile"]
+    assert mends == ([f"write to it: {missing}"] if missing else [])
+    assert ("entries for wk1 do not help" in report.as_text()) == text.startswith("wk1")
+
+
+def test_password_file_of_citus() -> None:
+    """What the server's user has by address only, it needs by name as well."""
+    text = f"{WK1}:5432:app:a\\:b:x\n{WK2}:5432:app:a\\:b:x\n10.0.9.9:*:*:*:y\n"
+    report = doctor_report.report(host(citus_passfile=file(text))(fit()))
+    assert [(one.severity, one.mend) for one in report.findings] == [
+        (WARNING, r"write to it: wk1:5432:app:a\:b:PASSWORD")
+    ]
+
+
+def test_password_file_with_ipv6() -> None:
+    """Colons of an address are written as libpq reads them."""
+    six = Node("fd00::2", PORT)
+    facts = settings(groups=(*GROUPS[:1], dataclasses.replace(GROUPS[1], nodes=(node(WK1), six))))(fit())
+    facts = dataclasses.replace(facts, nodes={**facts.nodes, six: state("fd00::2", barred())})
+    report = doctor_report.report(both(host(passfile=file("x:*:*:*:x")))(facts))
+    assert r"write to it: fd00\:\:2:5432:postgres:resolver_agent:PASSWORD" in report.as_text()

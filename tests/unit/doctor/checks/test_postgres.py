@@ -1,0 +1,124 @@
+"""What doctor says of the local PostgreSQL, and of Citus' settings in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent.citus import flush
+from resolver_agent.doctor.facts import Unknown
+from tests.unit.doctor.builders import (
+    CN1,
+    ERROR,
+    WARNING,
+    assert_alone,
+    both,
+    citus,
+    database,
+    host,
+    parameter,
+    server,
+    settings,
+)
+
+if TYPE_CHECKING:
+    from resolver_agent.doctor.finding import Severity
+    from tests.unit.doctor.builders import Change
+
+
+CASES = [
+    ("down", lambda fit: dataclasses.replace(fit, server=Unknown("refused")), ERROR, "local", "refused", "start it"),
+    ("a closed database", server(databases={"b": Unknown("no entry")}), WARNING, "unchecked", "database b: no", "peer"),
+    ("citus: off", settings(citus=False), ERROR, "citus", "nobody flushes", "citus: auto"),
+    *[
+        (name, citus(name, value, "/x.conf line 7"), ERROR, name, f"{name} is {value} (/x.conf line 7)", right)
+        for name, value, right in (
+            ("citus.recover_2pc_interval", "1min", "edit-config: postgresql: parameters: citus.recover_2pc_interval"),
+            ("citus.defer_shard_delete_interval", "15s", "parameters: citus.defer_shard_delete_interval: '-1'"),
+            ("citus.use_secondary_nodes", "always", "parameters: citus.use_secondary_nodes: 'never'"),
+        )
+    ],
+    (
+        "recovery on, no Patroni",
+        both(host(patroni=()), citus("citus.recover_2pc_interval", "1min")),
+        ERROR,
+        "citus.recover_2pc_interval",
+        "standby's word for a primary's",
+        "ALTER SYSTEM SET citus.recover_2pc_interval = '-1'; SELECT pg_reload_conf();",
+    ),
+    (
+        "recovery on in a database",
+        citus("citus.recover_2pc_interval", "1min", "database"),
+        ERROR,
+        "citus.recover_2pc_interval",
+        "is 1min (database)",
+        "set for the database",
+    ),
+    ("another's name", citus("citus.local_hostname", "wk1"), ERROR, "citus.local_hostname", "elsewhere", ": 'cn'"),
+    ("not on localhost", parameter("listen_addresses", CN1), WARNING, "citus.local_hostname", "not listen", ": 'cn'"),
+    ("poolers", database(poolers=1), ERROR, "pg_dist_poolinfo", "database app", "DELETE FROM pg_dist_poolinfo"),
+    (
+        "host in node_conninfo",
+        server(conninfo=flush.Setting(loaded="", configured="host=x sslmode=require")),
+        ERROR,
+        "citus.node_conninfo",
+        "contains host",
+        "citus.node_conninfo: 'sslmode=require'",
+    ),
+    (
+        "node_conninfo lost",
+        server(conninfo=flush.Setting(altered=flush.Override("sslmode=prefer").stamped(1), boot="sslmode=require")),
+        WARNING,
+        "citus.node_conninfo",
+        "no configuration file",
+        "ALTER SYSTEM RESET citus.node_conninfo; SELECT pg_reload_conf();",
+    ),
+    ("a reload fails", server(conninfo=flush.Setting(faults="line 3")), ERROR, "reload", "refuses to load", "reload"),
+    (
+        "command line",
+        server(conninfo=flush.Setting(on_command_line=True)),
+        ERROR,
+        "citus.node_conninfo",
+        "command line",
+        "postgresql.conf",
+    ),
+    ("no function", server(conninfo=Unknown("does not exist: run x")), ERROR, "role.sql", "does not exist: run x", ""),
+    (
+        "no right to flush",
+        server(may_alter=False),
+        ERROR,
+        "role.sql",
+        "role resolver_agent may not",
+        "systemd/role.sql",
+    ),
+    (
+        "no right to reload",
+        server(may_reload=False, version=140000),
+        ERROR,
+        "role.sql",
+        "may not",
+        "-f systemd/role.sql",
+    ),
+    ("PostgreSQL 14", server(may_alter=False, version=140000), ERROR, "role.sql", "may not", "a superuser's login"),
+    ("no ALTER SYSTEM", parameter("allow_alter_system", "off"), ERROR, "allow_alter_system", "cannot be", "= on"),
+    ("functions", database(faults=("f() does not exist",)), ERROR, "role.sql", "app: f() does not", "psql -d app -f"),
+    (
+        "no prepared transactions",
+        parameter("max_prepared_transactions", "0"),
+        ERROR,
+        "max_prepared_transactions",
+        "cannot commit",
+        "restart",
+    ),
+    ("old ones", server(prepared={"citus_0_1 in database app": 999}), WARNING, "prepared", "for 999 s", "status"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "severity", "key", "text", "mend"), [pytest.param(*case[1:], id=case[0]) for case in CASES]
+)
+def test_a_fault(change: Change, severity: Severity, key: str, text: str, mend: str) -> None:
+    """One thing is wrong, and that alone is said, with what mends it."""
+    assert_alone(change, severity, key, text, mend)

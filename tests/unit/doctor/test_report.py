@@ -1,0 +1,101 @@
+"""What a report is: nothing of a node that is fit, the worst first, and the same as data."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent.citus import flush
+from resolver_agent.config.model import Fallback
+from resolver_agent.doctor import report as doctor_report
+from resolver_agent.doctor.facts import TextFile, Unknown
+from tests.unit.builders import dead, standby
+from tests.unit.doctor.builders import (
+    ERROR,
+    NOTE,
+    PATRONI,
+    WARNING,
+    WK1,
+    both,
+    citus,
+    database,
+    file,
+    fit,
+    hook,
+    host,
+    nsswitch,
+    patroni,
+    probed,
+    row,
+    server,
+    settings,
+)
+
+if TYPE_CHECKING:
+    from tests.unit.doctor.builders import Change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda fit: fit, id="all is well"),
+        pytest.param(
+            both(host(agent={"names": [], "alerts": []}, units=None, patroni=())), id="no systemd, no Patroni"
+        ),
+        pytest.param(server(databases={}, may_alter=False, conninfo=Unknown("no function")), id="no Citus"),
+        pytest.param(database(rows=(), group_id=1), id="a worker without metadata"),
+        pytest.param(database(rows=(row(1, "CN"), row(2, "wk1"))), id="names in capitals"),
+        pytest.param(
+            host(nscd=TextFile("/etc/nscd.conf", "enable-cache passwd yes\nenable-cache hosts no\n")), id="nscd"
+        ),
+        pytest.param(nsswitch("hosts: mymachines files resolve [!UNAVAIL=return] dns"), id="nsswitch.conf of Fedora"),
+        pytest.param(
+            host(cloud=(TextFile("a.cfg", "manage_etc_hosts: true\n"), TextFile("b.cfg", "manage_etc_hosts: false\n"))),
+            id="the last of cloud-init's files counts",
+        ),
+        pytest.param(host(passfile=file("*:5432:postgres:resolver_agent:x\n")), id="password file"),
+        pytest.param(
+            both(
+                host(passfile=file("*:5432:postgres:resolver_agent:x\n")), probed(wk2=standby(started=4, system_id=2))
+            ),
+            id="password file with stars",
+        ),
+        pytest.param(
+            host(citus_passfile=file(f"{WK1}:5432:app:app:x\nwk1:*:app:app:x\n")), id="password file of Citus, by name"
+        ),
+        pytest.param(citus("citus.local_hostname", "cn"), id="the own name for local connections"),
+        pytest.param(
+            hook("sh -c 'timeout 5 resolver-agent pre-promote --socket /x || true; exec other'"), id="other hook"
+        ),
+        pytest.param(patroni(dynamic=PATRONI), id="hook in the dynamic configuration"),
+        pytest.param(
+            server(conninfo=flush.Setting(loaded="sslmode=require", boot="sslmode=prefer")), id="never flushed"
+        ),
+    ],
+)
+def test_a_fit_node(change: Change) -> None:
+    """Nothing is found where nothing is wrong."""
+    found = doctor_report.report(change(fit()))
+    assert [str(one) for one in found.findings] == []
+    assert found.fit
+    assert found.as_text() == "nothing is wrong here"
+
+
+def test_worst_first() -> None:
+    """Errors come before warnings, and these before notes."""
+    report = doctor_report.report(both(settings(fallback=Fallback.ALL), probed(wk2=dead()), host(agent=None))(fit()))
+    assert [one.severity for one in report.findings] == [ERROR, WARNING, NOTE]
+
+
+def test_json() -> None:
+    """Programs get the same as data."""
+    report = doctor_report.report(host(agent=None)(fit()))
+    found = json.loads(json.dumps(report.as_json()))
+    assert found["fit"] is False
+    assert found["findings"] == [
+        {"severity": "error", "key": "agent", "text": report.findings[0].text, "mend": report.findings[0].mend}
+    ]
+    assert found["to_names"] is None
+    assert "citus_update_node" in found["to_addresses"]
