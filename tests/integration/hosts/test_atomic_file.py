@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-CHILD = Path(__file__).with_name("atomic_file_child.py")
+CHILD = Path(__file__).parents[1] / "support" / "atomic_file_child.py"
 OLD = b"127.0.0.1\tlocalhost\n10.9.9.9\tother\n"
 TARGETS = [Target(name="wk1", address="10.100.100.100", standing=Standing.STANDBY, wish=Role.STANDBY)]
 
@@ -56,7 +56,7 @@ def in_namespace(folder: Path, setup: str, command: str) -> dict[str, Any]:
     done = subprocess.run(
         ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", script],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(resolver_agent.__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(resolver_agent.__file__).parents[1])},
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,4 +1,4 @@
-"""Child processes of test_filewriter.py: what has to run in a mount namespace of its own, or has to die.
+"""Child processes of test_atomic_file.py: what has to run in a mount namespace of its own, or has to die.
 
 Each prints one JSON object. Started in the folder of the file, which is called ``hosts`` there.
 """
