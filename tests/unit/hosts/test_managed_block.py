@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from resolver_agent.hosts.atomic_file import HostsFileWriter
 from resolver_agent.hosts.managed_block import HostsBlock
 from resolver_agent.routing.state import FENCE, Standing
 from tests.unit.builders import remembered
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from resolver_agent.hosts.atomic_file import Outcome
     from resolver_agent.routing.state import Target
 
 A, B = "10.0.0.1", "10.0.0.2"
@@ -178,17 +180,23 @@ def test_backing_off_does_not_hold_up_a_decision(block: Block) -> None:
     assert block.leads() == B
 
 
-def test_a_failed_write_is_an_alert_and_tried_again_ever_later(block: Block) -> None:
+def test_a_failed_write_is_an_alert_and_tried_again_ever_later(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file stays as it is; a new decision is tried at once; success ends the alert and counts as no trampling."""
+    tries, update = 0, HostsFileWriter.update
+
+    def counted(writer: HostsFileWriter, transform: Callable[[bytes], bytes]) -> Outcome:
+        nonlocal tries
+        tries += 1
+        return update(writer, transform)
+
     block.put(TO_A)
     whole = block.path.read_text()
     damaged = whole.replace("# END resolver-agent\n", "")
     block.path.write_text(damaged)
-    now, tries = 0.0, 0
+    monkeypatch.setattr(HostsFileWriter, "update", counted)
+    now = 0.0
     for _ in range(600):
-        before = block.block._failures
         assert not block.put(TO_B, now)
-        tries += block.block._failures - before
         now += 0.1
     assert 5 <= tries <= 12
     assert block.alerts == {
