@@ -50,27 +50,27 @@ if TYPE_CHECKING:
     ("block", "seen", "expected", "why"),
     [
         # exactly one
-        pytest.param([], {A: primary(), B: standby()}, f"wk1 → {A} (primary, timeline 7)", Code.PRIMARY, id="one"),
+        pytest.param([], {A: primary(), B: standby()}, f"wk1 → {A} (primary, timeline 7)", Code.PRIMARY, id="P1 one"),
         pytest.param(
             [remembered(A, STANDBY, last=B)],
             {A: primary(timeline=8), B: dead()},
             f"wk1 → {A} (primary, timeline 8)",
             Code.PRIMARY,
-            id="one: the standby the name led to was promoted",
+            id="P1 one: the standby the name led to was promoted",
         ),
         pytest.param(
             [remembered(A, PRIMARY)],
             {A: dead(), B: primary(timeline=8)},
             f"wk1 → {B} (primary, timeline 8)",
             Code.PRIMARY,
-            id="one: failover",
+            id="P1 one: failover",
         ),
         pytest.param(
             [remembered(FENCE, FENCED, last=A, lost=True)],
             {A: standby(), B: primary(timeline=8)},
             f"wk1 → {B} (primary, timeline 8)",
             Code.PRIMARY,
-            id="one: a fence ends at once",
+            id="P1 one: a fence ends at once",
         ),
         # none, and the last known primary has not been seen in recovery since
         pytest.param(
@@ -78,42 +78,42 @@ if TYPE_CHECKING:
             {A: dead(), B: standby()},
             f"wk1 → {A} (held; no primary; {A} {REFUSED}; {B} is in recovery)",
             Code.HELD,
-            id="none: the last one is dead",
+            id="P5 none: the last one is dead",
         ),
         pytest.param(
             [remembered(A, PRIMARY)],
             {A: unreachable(), B: standby()},
             f"wk1 → {A} (held; no primary; {A} {SILENT}; {B} is in recovery)",
             Code.HELD,
-            id="none: the last one does not answer",
+            id="P5 none: the last one does not answer",
         ),
         pytest.param(
             [remembered(A, PRIMARY)],
             {A: barred(), B: standby()},
             f"wk1 → {A} (held; no primary; {A} {NO_LOGIN}; {B} is in recovery)",
             Code.HELD,
-            id="none: failing to log in is not down",
+            id="P5 none: failing to log in is not down",
         ),
         pytest.param(
             [remembered(A, PRIMARY)],
             {},
             f"wk1 → {A} (held; no primary; {A} has not been asked yet; {B} has not been asked yet)",
             Code.HELD,
-            id="none: nobody was asked yet",
+            id="P5 none: nobody was asked yet",
         ),
         pytest.param(
             [remembered(B, STANDBY, last=A)],
             {A: barred(), B: standby()},
             f"wk1 → {A} (held; no primary; {A} {NO_LOGIN}; {B} is in recovery)",
             Code.HELD,
-            id="none: from a standby back to the last known primary",
+            id="P5 none: from a standby back to the last known primary",
         ),
         pytest.param(
             [remembered(FENCE, FENCED, wish=Role.STANDBY, last=A)],
             {A: barred(), B: barred()},
             f"wk1 → {A} (held; no primary; {A} {NO_LOGIN}; {B} {NO_LOGIN})",
             Code.HELD,
-            id="none: a fence for want of a standby does not bind one who wants the primary",
+            id="P5 none: a fence for want of a standby does not bind one who wants the primary",
         ),
         # none otherwise
         pytest.param(
@@ -121,35 +121,35 @@ if TYPE_CHECKING:
             {A: standby(), B: standby()},
             f"wk1 → fenced (no primary; {A} is in recovery; {B} is in recovery)",
             Code.FENCED,
-            id="none: the last one is in recovery now",
+            id="P6 none: the last one is in recovery now",
         ),
         pytest.param(
             [remembered(A, PRIMARY)],
             {A: standby(), B: barred()},
             f"wk1 → fenced (no primary; {A} is in recovery; {B} {NO_LOGIN})",
             Code.FENCED,
-            id="none: the last one is in recovery now, the other one bars us",
+            id="P6 none: the last one is in recovery now, the other one bars us",
         ),
         pytest.param(
             [remembered(B, STANDBY, last=A, lost=True)],
             {A: unreachable(), B: standby()},
             f"wk1 → fenced (no primary; {A} {SILENT}; {B} is in recovery)",
             Code.FENCED,
-            id="none: the block remembers that the last one was seen in recovery",
+            id="P6 none: the block remembers that the last one was seen in recovery",
         ),
         pytest.param(
             [remembered(FENCE, FENCED, last=A, lost=True)],
             {},
             f"wk1 → fenced (no primary; {A} has not been asked yet; {B} has not been asked yet)",
             Code.FENCED,
-            id="none: a fence outlives the agent",
+            id="P6 none: a fence outlives the agent",
         ),
         pytest.param(
             [],
             {A: standby(), B: barred()},
             f"wk1 → fenced (no primary; {A} is in recovery; {B} {NO_LOGIN})",
             Code.FENCED,
-            id="none: there never was one",
+            id="P6 none: there never was one",
         ),
         # nothing was ever known
         pytest.param(
@@ -157,21 +157,21 @@ if TYPE_CHECKING:
             {A: barred(), B: unreachable()},
             f"wk1 left out (no primary known; {A} {NO_LOGIN}; {B} {SILENT})",
             Code.UNKNOWN,
-            id="unknown: left out",
+            id="P7 unknown: left out",
         ),
         pytest.param(
             [remembered(B, STANDBY)],
             {A: barred(), B: barred()},
             f"wk1 → fenced (no primary known; {B} was a standby)",
             Code.FENCED,
-            id="unknown: the block says that the name leads to a standby",
+            id="P8 unknown: the block says that the name leads to a standby",
         ),
         pytest.param(
             [remembered(FENCE, FENCED)],
             {A: barred(), B: barred()},
             f"wk1 → fenced (held; no primary known; {A} {NO_LOGIN}; {B} {NO_LOGIN})",
             Code.HELD,
-            id="unknown: a fence stays",
+            id="P7 unknown: a fence stays",
         ),
         # several otherwise
         pytest.param(
@@ -179,14 +179,14 @@ if TYPE_CHECKING:
             {A: primary(), B: primary(timeline=8)},
             f"wk1 → {A} (last known primary; several primaries: {A}, {B})",
             Code.LAST_PRIMARY,
-            id="several: an accidental promotion takes nothing away from the real one",
+            id="P3 several: an accidental promotion takes nothing away from the real one",
         ),
         pytest.param(
             [],
             {A: primary(), B: primary(timeline=8)},
             f"wk1 → fenced (several primaries: {A}, {B}, and nothing tells which is right)",
             Code.FENCED,
-            id="several: none was known before",
+            id="P4 several: none was known before",
         ),
     ],
 )
@@ -213,28 +213,28 @@ def test_fence_in_the_designs_words() -> None:
             PatroniWord(leader=node(B)),
             f"wk1 → {B} (holds the leader lock; several primaries: {A}, {B})",
             Code.LEADER,
-            id="Patroni knows the holder",
+            id="P2 Patroni knows the holder",
         ),
         pytest.param(
             A,
             PatroniWord(leader=node(C)),
             f"wk1 → {A} (last known primary; several primaries: {A}, {B})",
             Code.LAST_PRIMARY,
-            id="the holder is no primary",
+            id="P3 the holder is no primary",
         ),
         pytest.param(
             A,
             PatroniWord(),
             f"wk1 → {A} (last known primary; several primaries: {A}, {B})",
             Code.LAST_PRIMARY,
-            id="Patroni knows none, the last known one is among them",
+            id="P3 Patroni knows none, the last known one is among them",
         ),
         pytest.param(
             C,
             PatroniWord(),
             f"wk1 → fenced (several primaries: {A}, {B}, and nothing tells which is right)",
             Code.FENCED,
-            id="Patroni knows none, the last known one is not among them",
+            id="P4 Patroni knows none, the last known one is not among them",
         ),
     ],
 )
@@ -302,7 +302,7 @@ def test_several_primaries_forget_no_recovery() -> None:
     assert agent.see_local(primary()).decide().address() == FENCE
 
 
-@pytest.mark.parametrize("restarted", [False, True], ids=["the same run", "a restart"])
+@pytest.mark.parametrize("restarted", [False, True], ids=["P9 the same run", "P9 a restart"])
 def test_fence_is_left_for_what_is_seen(restarted: bool) -> None:  # noqa: FBT001 - a table's column
     """Silence does not lead a fenced name back to a primary that nobody sees (R1)."""
     agent = beside_primary(remembered(A, PRIMARY), hosts=(A, B, C))

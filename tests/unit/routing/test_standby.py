@@ -51,73 +51,73 @@ if TYPE_CHECKING:
     ("block", "seen", "expected", "why"),
     [
         pytest.param(
-            [], {A: standby(), B: primary(), C: dead()}, f"wk1 → {A} (standby)", Code.STANDBY, id="the standby"
+            [], {A: standby(), B: primary(), C: dead()}, f"wk1 → {A} (standby)", Code.STANDBY, id="S1 the standby"
         ),
         pytest.param(
-            [], {A: standby(), B: standby(), C: primary()}, f"wk1 → {A} (standby)", Code.STANDBY, id="the first of two"
+            [], {A: standby(), B: standby(), C: primary()}, f"wk1 → {A} (standby)", Code.STANDBY, id="S1 the first of two"
         ),
         pytest.param(
             [remembered(A, STANDBY)],
             {A: dead(), B: standby(), C: primary()},
             f"wk1 → {B} (standby)",
             Code.STANDBY,
-            id="the next one when it is dead",
+            id="S1 the next one when it is dead",
         ),
         pytest.param(
             [remembered(A, STANDBY)],
             {A: primary(), B: standby(), C: dead()},
             f"wk1 → {B} (standby)",
             Code.STANDBY,
-            id="the next one when it is promoted",
+            id="S1 the next one when it is promoted",
         ),
         pytest.param(
             [remembered(A, STANDBY, last=C)],
             {A: standby(system_id=FOREIGN), B: standby(), C: primary()},
             f"wk1 → {B} (standby)",
             Code.STANDBY,
-            id="the next one when it is foreign",
+            id="S1 the next one when it is foreign",
         ),
         pytest.param(
             [remembered(A, STANDBY)],
             {A: unreachable(), B: standby(), C: primary()},
             f"wk1 → {B} (standby)",
             Code.STANDBY,
-            id="the next one when it does not answer",
+            id="S1 the next one when it does not answer",
         ),
         pytest.param(
             [remembered(A, STANDBY)],
             {A: barred(), B: standby(), C: primary()},
             f"wk1 → {A} (held; {A} {NO_LOGIN})",
             Code.HELD,
-            id="held when it bars us",
+            id="S3 held when it bars us",
         ),
         pytest.param(
             [remembered(A, STANDBY)],
             {B: standby(), C: primary()},
             f"wk1 → {A} (held; {A} has not been asked yet)",
             Code.HELD,
-            id="held while it is yet to be asked",
+            id="S3 held while it is yet to be asked",
         ),
         pytest.param(
             [remembered(C, PRIMARY)],
             {A: standby(), B: standby(), C: primary()},
             f"wk1 → {A} (standby)",
             Code.STANDBY,
-            id="from a primary at once: the local server was demoted",
+            id="S1 from a primary at once: the local server was demoted",
         ),
         pytest.param(
             [remembered(FENCE, FENCED, wish=Role.STANDBY, last=C)],
             {A: dead(), B: standby(), C: primary()},
             f"wk1 → {B} (standby)",
             Code.STANDBY,
-            id="from a fence at once: nothing is served meanwhile",
+            id="S1 from a fence at once: nothing is served meanwhile",
         ),
         pytest.param(
             [],
             {A: barred(), B: unreachable(), C: unreachable()},
             f"wk1 left out (no fit standby: {A} {NO_LOGIN}; {B} {SILENT}; {C} {SILENT})",
             Code.UNKNOWN,
-            id="left out when nothing is known",
+            id="S5 left out when nothing is known",
         ),
     ],
 )
@@ -133,7 +133,7 @@ def test_wish_for_a_standby(
 B_LEADS = f"{B} is primary"
 
 
-@pytest.mark.parametrize("fallback", Fallback, ids=lambda one: one.value)
+@pytest.mark.parametrize("fallback", Fallback, ids=["S6 none", "S7 primary", "S7 all"])
 @pytest.mark.parametrize(
     ("seen", "benched", "words", "primary_at"),
     [
@@ -184,14 +184,14 @@ def test_no_fit_standby(
             {A: unreachable(), B: primary()},
             f"wk1 → {A} (held; no fit standby: {A} {SILENT}, last seen in recovery; {B} is primary)",
             Code.HELD,
-            id="none: silence fences nothing",
+            id="S5 none: silence fences nothing",
         ),
         pytest.param(
             Fallback.PRIMARY,
             {A: unreachable(), B: primary()},
             f"wk1 → {B} (no fit standby: {A} {SILENT}, last seen in recovery; {B} is primary; primary, timeline 7)",
             Code.FALLBACK,
-            id="primary: to the primary that is seen",
+            id="S7 primary: to the primary that is seen",
         ),
         pytest.param(
             Fallback.PRIMARY,
@@ -199,14 +199,14 @@ def test_no_fit_standby(
             f"wk1 → {A} (held; no fit standby: "
             f"{A} {SILENT}, last seen in recovery; {B} {SILENT}, last seen as primary)",
             Code.HELD,
-            id="primary: held where the primary is not seen either",
+            id="S5 primary: held where the primary is not seen either",
         ),
         pytest.param(
             Fallback.PRIMARY,
             {A: barred(), B: primary()},
             f"wk1 → {A} (held; {A} {NO_LOGIN}, last seen in recovery)",
             Code.HELD,
-            id="primary: failing to log in is not down",
+            id="S3 primary: failing to log in is not down",
         ),
         pytest.param(
             Fallback.PRIMARY,
@@ -214,7 +214,7 @@ def test_no_fit_standby(
             f"wk1 → {B} (no fit standby: {A} {REFUSED}, last seen in recovery; {B} {SILENT}, last seen as primary; "
             f"held; no primary; {A} {REFUSED}, last seen in recovery; {B} {SILENT}, last seen as primary)",
             Code.FALLBACK,
-            id="primary: from a dead standby to the last known primary",
+            id="S7 primary: from a dead standby to the last known primary",
         ),
         pytest.param(
             Fallback.PRIMARY,
@@ -222,7 +222,7 @@ def test_no_fit_standby(
             f"wk1 → {B} (no fit standby: {A} {REFUSED}, last seen in recovery; {B} {REFUSED}, last seen as primary; "
             f"held; no primary; {A} {REFUSED}, last seen in recovery; {B} {REFUSED}, last seen as primary)",
             Code.FALLBACK,
-            id="primary: all are dead",
+            id="S7 primary: all are dead",
         ),
     ],
 )
@@ -273,7 +273,7 @@ def test_unfit_until_everybody_was_asked() -> None:
 # -------------------------------------------------------------------------------------------- voluntary changes, lag
 
 
-def test_better_node_waits_for_failback_delay() -> None:
+def test_s2_better_node_waits_for_failback_delay() -> None:
     """An earlier node takes over after ``failback_delay`` of health, counted anew after each fault; not a later one."""
     agent = beside_standby(hosts=(A, B, C)).see({A: dead(), B: standby(), C: primary()}).decide()
     assert agent.address() == B
@@ -292,7 +292,7 @@ def test_better_node_waits_for_failback_delay() -> None:
 
 
 @pytest.mark.parametrize("fallback", [Fallback.PRIMARY, Fallback.ALL], ids=lambda one: one.value)
-def test_return_from_fallback_waits(fallback: Fallback) -> None:
+def test_s4_return_from_fallback_waits(fallback: Fallback) -> None:
     """A name that fell back to its primary returns to a standby after ``failback_delay`` of health."""
     agent = beside_standby(fallback=fallback).see({A: dead(), B: primary()}).decide()
     for _ in range(10):
@@ -444,7 +444,7 @@ def all_agent(*block: Target, route: Route = Route.FOLLOW) -> Agent:
     return Agent(config(*groups, fallback=Fallback.ALL), block).see_local(standby())
 
 
-def test_all_go_to_their_primaries_and_return_together() -> None:
+def test_s8_all_go_to_their_primaries_and_return_together() -> None:
     """While one name lacks a standby every name leads to its primary, and all return in one write."""
     agent = all_agent().see(BOTH).decide()
     assert (agent.leads("wk1"), agent.leads("wk2")) == (f"wk1 → {A} (standby)", f"wk2 → {D} (standby)")
@@ -465,7 +465,7 @@ def test_all_go_to_their_primaries_and_return_together() -> None:
         pytest.param({D: standby(), E: barred()}, f"wk2 → {D} (standby)", id="unseen: not from a working standby"),
         pytest.param({D: standby(), E: standby()}, f"wk2 → {D} (standby)", id="none: not into a fence"),
         pytest.param(
-            {D: barred(), E: primary()}, f"wk2 → {E} (wk1 has no fit standby; primary, timeline 7)", id="seen"
+            {D: barred(), E: primary()}, f"wk2 → {E} (wk1 has no fit standby; primary, timeline 7)", id="S8 seen"
         ),
     ],
 )
@@ -518,7 +518,7 @@ def test_all_does_not_concern_a_local_primary() -> None:
     assert agent.leads("wk2") == f"wk2 → {E} (primary, timeline 7)"
 
 
-def test_fallback_that_became_a_standby() -> None:
+def test_s4_fallback_that_became_a_standby() -> None:
     """A name that fell back stays on that server when it becomes a standby, instead of following the primary away."""
     agent = beside_standby(remembered(C, FALLBACK), hosts=(A, B, C), fallback=Fallback.PRIMARY)
     agent.see({A: primary(), C: standby()}).decide()
