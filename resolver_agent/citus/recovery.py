@@ -340,16 +340,18 @@ def _text(said: Diagnostic) -> str:
     return "\n".join([said.message_primary or "", *(said.context or "").splitlines()[:1]])
 
 
-def _told(error: Exception) -> dict[str, str]:
+def _told(error: psycopg.Error | _StoppedError) -> dict[str, str]:
     """Return why a pass ended early, as the field of ``Recovered`` that it belongs in."""
-    return {"withdrawn": str(error)} if isinstance(error, _WithdrawnError) else {"fault": _words(error)}
+    if isinstance(error, psycopg.Error):
+        return {"fault": _words(error)}
+    if isinstance(error, _WithdrawnError):
+        return {"withdrawn": str(error)}
+    return {"fault": " ".join(str(error).split())}
 
 
-def _words(error: Exception) -> str:
+def _words(error: psycopg.Error) -> str:
     """Return what went wrong, in one line, with the mend where our own functions refuse us."""
-    if not isinstance(error, psycopg.Error) or not error.diag.message_primary:
-        return " ".join(str(error).split())
-    if isinstance(error, psycopg.errors.InsufficientPrivilege) and not error.diag.context:
-        return f"{error.diag.message_primary}: run systemd/role.sql in this database, on this group's primary"
-    parts = (error.diag.message_primary, error.diag.context)
-    return ", ".join(part.splitlines()[0] for part in parts if part)  # what libpq says further is a guess
+    said, context = session.words(error), error.diag.context
+    if isinstance(error, psycopg.errors.InsufficientPrivilege) and not context:
+        return f"{said}: run systemd/role.sql in this database, on this group's primary"
+    return ", ".join(part.splitlines()[0] for part in (said, context) if part)  # what libpq says further is a guess

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from resolver_agent.observe.libpq_error import connect_failure
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -95,9 +97,10 @@ def fault_of(connection: psycopg.Connection, function: str) -> str | None:
     return f"{faults[0]} {place}: run systemd/role.sql there, on this group's primary" if faults else None
 
 
-def words(error: psycopg.Error) -> str:
-    """Return what an error says, in one line."""
-    return error.diag.message_primary or " ".join(str(error).split())
+def words(error: psycopg.Error, *, with_place: bool = True) -> str:
+    """Return what an error says, in one line; of a failed connection also where to, unless without ``with_place``."""
+    text = str(error)
+    return error.diag.message_primary or (" ".join(text.split()) if with_place else connect_failure(text)[1])
 
 
 def _has_citus(settings: Config, name: bytes) -> tuple[str, bool | str]:

@@ -14,7 +14,6 @@ from psycopg.rows import class_row
 from resolver_agent.citus import flush, recovery, session
 from resolver_agent.citus.metadata import Row
 from resolver_agent.doctor.facts import Database, Server, Setting, Unknown
-from resolver_agent.observe.libpq_error import connect_failure
 
 if TYPE_CHECKING:
     from resolver_agent.config.model import Config
@@ -81,7 +80,7 @@ def ask(settings: Config) -> Server | Unknown:
                 },
             )
     except psycopg.Error as error:
-        return Unknown(_words(error))
+        return Unknown(session.words(error, with_place=False))
 
 
 def _database(settings: Config, name: str) -> Database | Unknown:
@@ -98,7 +97,7 @@ def _database(settings: Config, name: str) -> Database | Unknown:
                 poolers=poolers,
             )
     except psycopg.Error as error:
-        return Unknown(_words(error))
+        return Unknown(session.words(error, with_place=False))
 
 
 def _settings(connection: psycopg.Connection, names: list[str]) -> dict[str, Setting]:
@@ -113,7 +112,7 @@ def _conninfo(connection: psycopg.Connection) -> flush.Setting | Unknown:
     try:
         return flush.read_setting(connection)
     except psycopg.Error as error:
-        return Unknown(_words(error))
+        return Unknown(session.words(error, with_place=False))
 
 
 def _os_user(connection: psycopg.Connection) -> str | None:
@@ -126,7 +125,3 @@ def _os_user(connection: psycopg.Connection) -> str | None:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return None
-
-
-def _words(error: psycopg.Error) -> str:
-    return error.diag.message_primary or connect_failure(str(error))[1]
