@@ -1,0 +1,373 @@
+"""What a probe sees of one server: its role and identity, or what is wrong with it; and how the server is found."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from resolver_agent.config.model import Config, Node
+from resolver_agent.demo.postgres import Postgres, Site
+from resolver_agent.routing.observation import Identity, Kind
+from resolver_agent.system.clock import boottime
+from tests.integration.conftest import ROLE
+from tests.integration.support.machine import CHECKOUT
+from tests.integration.support.sight import (
+    END_SESSIONS,
+    FAULTY,
+    READY,
+    ROW,
+    STARTING_UP,
+    TERMINATED,
+    FakePostgres,
+    Resolver,
+    Sight,
+    identity,
+    in_loop,
+    killed,
+    newest,
+    node_of,
+    off_loop,
+    paused,
+    role,
+    running_with,
+    stopped,
+    watching,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    Load = Callable[..., Config]
+    Fault = Callable[[Postgres], contextlib.AbstractContextManager[Mapping[str, Any]]]
+
+TRUTH = """
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn,
+       (SELECT system_identifier FROM pg_control_system()),
+       (EXTRACT(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint"""
+
+# In a network of its own, where nobody answers the question for the other address.
+NO_ROUTE = """
+ip link set lo up
+ip link add near type veth peer name far
+ip address add 192.0.2.1/24 dev near
+ip link set near up
+ip link set far up
+echo 1 >/proc/sys/net/ipv4/neigh/near/mcast_solicit
+echo 50 >/proc/sys/net/ipv4/neigh/near/retrans_time_ms
+exec "$@"
+"""
+PROBE = """
+import asyncio
+from resolver_agent.observe.probe import Prober
+
+seen = asyncio.run(Prober({"host": "192.0.2.2", "user": "nobody"}, timeout_s=5).connect())
+print(seen.kind.value, seen.detail, sep=": ")
+"""
+
+
+async def match(sight: Sight, server: Postgres, *, kind: Kind, timeline: int) -> None:
+    """Wait until the server's own word is seen of it: now and then an idle server moves its LSN, too."""
+
+    def lsn_seen() -> bool:
+        [(lsn, *_)] = server.run_sql(TRUTH)
+        return role(sight.state(node_of(server))).lsn == int(lsn)
+
+    await sight.until(lsn_seen)
+    seen = role(sight.state(node_of(server)))
+    [(_, system_id, started_us)] = server.run_sql(TRUTH)
+    assert seen.kind is kind
+    assert seen.address == server.address
+    assert (seen.timeline, seen.detail) == (timeline, "")
+    assert seen.identity == Identity(system_id, started_us)
+
+
+@pytest.mark.parametrize("postgres", ["system", "embedded"])
+@in_loop
+async def test_a_role_with_login_alone_sees_a_pair_before_and_after_a_promotion(postgres: str, load: Load) -> None:
+    """Address, LSN, timeline and identity are right, and the timeline is the new one from the first sight of it."""
+    with Site(postgres=postgres) as site:
+        primary, standby = (await off_loop(site.groups, {"wk1": ["127.0.9.1", "127.0.9.2"]}))["wk1"]
+        primary.run_sql(f"CREATE ROLE {ROLE} LOGIN")
+        standby.wait_for_replay(of=primary)
+        settings = load(primary, {"wk1": [primary.address, standby.address]}, port=site.port)
+        async with watching(settings) as sight:
+            await sight.until(lambda: sight.monitor.asked_all)
+            sight.monitor.refresh()
+            await sight.until_kind(node_of(primary), Kind.PRIMARY)
+            await match(sight, primary, kind=Kind.PRIMARY, timeline=1)
+            await match(sight, standby, kind=Kind.STANDBY, timeline=1)
+            assert identity(sight.monitor.local) == identity(sight.state(node_of(primary)))
+            assert role(sight.monitor.local).address is None
+            await off_loop(primary.kill)
+            await sight.until_kind(node_of(primary), Kind.DEAD)
+            await off_loop(standby.promote)
+            await sight.until_kind(node_of(standby), Kind.PRIMARY)
+            timelines = {seen.timeline for whose, seen, _ in sight.record if whose == node_of(standby)}
+            assert timelines == {1, 2}
+            assert [seen.timeline for _, seen, _ in sight.record if seen.kind is Kind.PRIMARY][-1] == 2
+            await match(sight, standby, kind=Kind.PRIMARY, timeline=2)
+
+
+@contextlib.contextmanager
+def without_slots(server: Postgres) -> Iterator[Mapping[str, Any]]:
+    """Use up a server's connection slots."""
+    with (
+        contextlib.ExitStack() as sessions,
+        running_with(server, max_connections="3", superuser_reserved_connections="0"),
+    ):
+        with contextlib.suppress(psycopg.OperationalError):
+            while True:
+                sessions.enter_context(psycopg.connect(server.conninfo))
+        yield {}
+
+
+@contextlib.contextmanager
+def starting_up(server: Postgres) -> Iterator[Mapping[str, Any]]:
+    """Keep a server from getting on with its recovery."""
+    with running_with(server, **STARTING_UP):
+        yield {}
+
+
+@contextlib.contextmanager
+def cold_standby(server: Postgres) -> Iterator[Mapping[str, Any]]:
+    """Run a server as a standby that takes no sessions."""
+    with running_with(server, until="consistent recovery state reached", hot_standby="off"):
+        yield {}
+
+
+def login(**keywords: str) -> Fault:
+    """Log in otherwise."""
+    return lambda _: contextlib.nullcontext({"postgresql": {"user": ROLE, "dbname": "postgres"} | keywords})
+
+
+def elsewhere(*hosts: str) -> Fault:
+    """Have the node somewhere else."""
+    return lambda _: contextlib.nullcontext({"hosts": list(hosts)})
+
+
+def listening(serve: Callable[[socket.socket], None] | None) -> Fault:
+    """Listen without being PostgreSQL, and do something with each connection; with None not even accept it."""
+
+    @contextlib.contextmanager
+    def listen(server: Postgres) -> Iterator[Mapping[str, Any]]:
+        with socket.create_server((FAULTY, server.port)) as listener:
+
+            def accept() -> None:
+                with contextlib.suppress(OSError):
+                    while serve is not None:
+                        with listener.accept()[0] as connection:
+                            serve(connection)
+
+            thread = threading.Thread(target=accept)
+            thread.start()
+            yield {"hosts": [FAULTY]}
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+    return listen
+
+
+def reset(connection: socket.socket) -> None:
+    """Make the end of a connection a reset."""
+    connection.recv(1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def talk_http(connection: socket.socket) -> None:
+    """Answer as a web server does."""
+    connection.recv(1)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+FAULTS: dict[str, tuple[Fault, Kind, str]] = {
+    "paused": (paused, Kind.UNREACHABLE, "no answer within 0.5 s"),
+    "killed": (killed, Kind.DEAD, "Connection refused"),
+    "stopped cleanly": (stopped, Kind.DEAD, "Connection refused"),
+    "nothing listens": (elsewhere(FAULTY), Kind.DEAD, "Connection refused"),
+    "no slot": (without_slots, Kind.BARRED, "sorry, too many clients already"),
+    "starting up": (starting_up, Kind.BARRED, "the database system is starting up"),
+    "takes no sessions": (
+        cold_standby,
+        Kind.BARRED,
+        "the database system is not accepting connections DETAIL: Hot standby mode is disabled.",
+    ),
+    "wrong password": (
+        login(user="locked", password="wrong"),  # noqa: S106 -- it is
+        Kind.BARRED,
+        'password authentication failed for user "locked"',
+    ),
+    "no password": (login(user="locked"), Kind.BARRED, "fe_sendauth: no password supplied"),
+    "no pg_hba line": (
+        login(user="alien"),
+        Kind.BARRED,
+        'no pg_hba.conf entry for host "127.0.0.1", user "alien", database "postgres", no encryption',
+    ),
+    "no such database": (login(dbname="nowhere"), Kind.BARRED, 'database "nowhere" does not exist'),
+    "no privilege": (login(dbname="barred"), Kind.BARRED, "permission denied for function pg_control_system"),
+    "no TLS": (login(sslmode="require"), Kind.BARRED, "server does not support SSL, but SSL was required"),
+    "accepts, says nothing": (listening(None), Kind.UNREACHABLE, "no answer within 0.5 s"),
+    "accepts and closes": (listening(lambda _: None), Kind.DEAD, "server closed the connection unexpectedly"),
+    "accepts and resets": (
+        listening(reset),
+        Kind.DEAD,
+        ".*Connection reset by peer|server closed the connection unexpectedly",
+    ),
+    "no PostgreSQL": (listening(talk_http), Kind.BARRED, "received invalid response to SSL negotiation: H"),
+}
+
+
+@pytest.mark.parametrize(("fault", "kind", "words"), FAULTS.values(), ids=FAULTS)
+@in_loop
+async def test_each_fault_has_its_kind_and_its_words(
+    fault: Fault, kind: Kind, words: str, lone: Postgres, load: Load
+) -> None:
+    """What is wrong with a server is told apart; only a server that is gone is called dead."""
+    with fault(lone) as settings:
+        names = {"wk1": settings.get("hosts", [lone.address])}
+        rest = {key: value for key, value in settings.items() if key != "hosts"}
+        watched = load(lone, names, timeout="500ms" if kind is Kind.UNREACHABLE else "5s", **rest)
+        async with watching(watched) as sight:
+            [node] = sight.monitor.nodes
+            await sight.until(lambda: sight.state(node).latest)
+            state = sight.state(node)
+    assert state.latest is not None
+    assert (newest(state).kind, bool(re.fullmatch(words, newest(state).detail))) == (kind, True), state.latest
+    assert state.role_seen is None
+
+
+@pytest.mark.parametrize("last_words", [b"", TERMINATED, ROW], ids=["nothing", "FATAL", "half an answer"])
+@in_loop
+async def test_a_server_that_hangs_up_on_a_probe_is_dead_at_once(last_words: bytes, lone: Postgres, load: Load) -> None:
+    """A connection that ends while a probe is in flight is noticed at once, with or without a farewell."""
+    settings = load(lone, {"wk1": [FAULTY]}, interval="5s", timeout="5s")
+    fake = FakePostgres(lone.port, lambda session: [ROW + READY, last_words] if session == 1 else [])
+    async with fake.serving(), watching(settings) as sight:
+        node = Node(FAULTY, lone.port)
+        await sight.until_kind(node, Kind.PRIMARY)
+        began = boottime()
+        sight.monitor.refresh()
+        await sight.until_kind(node, Kind.DEAD, Kind.BARRED)
+        assert sight.kinds(node) == [Kind.PRIMARY, Kind.DEAD]
+        assert boottime() - began < 2
+        assert sight.state(node).over
+
+
+@in_loop
+async def test_a_server_that_hangs_up_once_and_lets_us_in_again_is_not_dead(lone: Postgres, load: Load) -> None:
+    """One lost session says nothing of the server, also where a probe was in flight."""
+    settings = load(lone, {"wk1": [FAULTY]}, interval="5s", timeout="5s")
+    again = ROW.replace(b"00000007", b"00000008") + READY
+    fake = FakePostgres(lone.port, lambda session: [ROW + READY, TERMINATED] if session == 1 else [again, None])
+    async with fake.serving(), watching(settings) as sight:
+        node = Node(FAULTY, lone.port)
+        await sight.until_kind(node, Kind.PRIMARY)
+        sight.monitor.refresh()
+        await sight.until(lambda: role(sight.state(node)).timeline == 8)
+        assert sight.kinds(node) == [Kind.PRIMARY]
+
+
+@in_loop
+async def test_a_node_by_dns_name_is_resolved_at_each_connect(lone: Postgres, load: Load) -> None:
+    """The target is the address that was connected to, the first of the name's that answers."""
+    resolver = Resolver(one=f"{FAULTY} {lone.address}")
+    settings = load(lone, {"wk1": ["one"]}, interval="5s")
+    node = Node("one", lone.port)
+    async with watching(settings, getaddrinfo=resolver) as sight:
+        await sight.until_kind(node, Kind.PRIMARY)
+        assert role(sight.state(node)).address == lone.address
+        resolver.known["one"] = FAULTY
+        lone.run_sql(END_SESSIONS, [ROLE])
+        await sight.until(lambda: newest(sight.state(node)).detail == "Connection refused")
+        assert newest(sight.state(node)).kind is Kind.DEAD
+        del resolver.known["one"]
+        await sight.until_kind(node, Kind.UNREACHABLE)
+        assert newest(sight.state(node)).detail == "one cannot be resolved: Name or service not known"
+
+
+@in_loop
+async def test_a_password_is_looked_up_by_the_name_as_configured(lone: Postgres, load: Load, tmp_path: Path) -> None:
+    """A node that is given by a DNS name has its line in the passfile under that name, not under its address."""
+    passfile = tmp_path / "passfile"
+    passfile.write_text(f"db.example:{lone.port}:postgres:locked:right\n")
+    passfile.chmod(0o600)
+    login = {"user": "locked", "dbname": "postgres", "passfile": str(passfile)}
+    settings = load(lone, {"wk1": ["db.example", lone.address]}, postgresql=login)
+    async with watching(settings, getaddrinfo=Resolver(**{"db.example": lone.address})) as sight:
+        await sight.until(lambda: sight.monitor.asked_all)
+        by_name, by_address = (newest(sight.state(node)) for node in sight.monitor.nodes)
+        assert (by_name.kind, by_name.detail) == (Kind.PRIMARY, "")
+        assert (by_address.kind, by_address.detail) == (Kind.BARRED, "fe_sendauth: no password supplied")
+
+
+def certify(server: Postgres, name: str) -> tuple[str, str]:
+    """Make a key for a server and a certificate signed with it, and return their paths."""
+    key, certificate = str(server.folder / "tls.key"), str(server.folder / "tls.crt")
+    options = ["-nodes", "-newkey", "rsa:2048", "-subj", f"/CN={name}", "-keyout", key, "-out", certificate]
+    making = ["openssl", "req", "-x509", *options]
+    subprocess.run(making, check=True, capture_output=True, **server.binaries.credentials)
+    return key, certificate
+
+
+@in_loop
+async def test_a_certificate_is_held_against_the_name_as_configured(lone: Postgres, load: Load) -> None:
+    """With verify-full a node's certificate has to be for the DNS name that the node is given by."""
+    key, certificate = certify(lone, "db.example")
+    login = {"user": ROLE, "dbname": "postgres", "sslmode": "verify-full", "sslrootcert": certificate}
+    settings = load(lone, {"wk1": ["db.example", "other.example"]}, postgresql=login)
+    resolver = Resolver(**{"db.example": lone.address, "other.example": lone.address})
+    with running_with(lone, ssl="on", ssl_cert_file=certificate, ssl_key_file=key):
+        async with watching(settings, getaddrinfo=resolver) as sight:
+            await sight.until(lambda: sight.monitor.asked_all)
+            named, other = (newest(sight.state(node)) for node in sight.monitor.nodes)
+    assert (named.kind, named.detail) == (Kind.PRIMARY, "")
+    assert other.kind is Kind.BARRED
+    assert other.detail == 'server certificate for "db.example" does not match host name "other.example"'
+
+
+@in_loop
+async def test_localhost_is_resolved_by_the_system(site: Site, load: Load) -> None:
+    """A real look-up leads to the server too."""
+    server = await off_loop(site.primary, "local", "127.0.0.1")
+    server.run_sql(f"CREATE ROLE {ROLE} LOGIN")
+    async with watching(load(server, {"wk1": ["localhost"]})) as sight:
+        state = await sight.until_kind(Node("localhost", server.port), Kind.PRIMARY)
+        assert role(state).address == "127.0.0.1"
+    await off_loop(server.kill)
+
+
+@in_loop
+async def test_ipv6(lone: Postgres, load: Load) -> None:
+    """An IPv6 address is a node like any other, however it is written."""
+    with running_with(lone, listen_addresses="::1"):
+        async with watching(load(lone, {"wk1": ["0:0::1"]})) as sight:
+            [node] = sight.monitor.nodes
+            state = await sight.until_kind(node, Kind.PRIMARY)
+            assert role(state).address == "::1"
+
+
+@in_loop
+async def test_a_missing_socket_is_a_dead_local_server(lone: Postgres, load: Load, tmp_path: Path) -> None:
+    """The local server is asked over its socket; without one there is no server."""
+    settings = load(lone, {"wk1": [lone.address]})
+    async with watching(dataclasses.replace(settings, local={**settings.local, "host": str(tmp_path)})) as sight:
+        await sight.until(lambda: sight.monitor.local.latest)
+        assert newest(sight.monitor.local).kind is Kind.DEAD
+        assert newest(sight.monitor.local).detail == "No such file or directory"
+
+
+def test_no_route_is_no_evidence_of_death() -> None:
+    """Of a host that cannot be reached libpq says what it says of a server that died."""
+    command = ["unshare", "--net", "sh", "-ec", NO_ROUTE, "sh", sys.executable, "-c", PROBE]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=CHECKOUT)
+    assert done.stdout == "unreachable: No route to host\n"
