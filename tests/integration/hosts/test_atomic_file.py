@@ -1,4 +1,4 @@
-"""One write over many file systems, sound and broken, and against other writers, readers and death."""
+"""One write over many file systems, sound and broken, and against readers and death."""
 
 from __future__ import annotations
 
@@ -8,43 +8,21 @@ import os
 import struct
 import subprocess
 import sys
-import time
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import resolver_agent
 from resolver_agent.hosts import block
-from resolver_agent.hosts.atomic_file import HostsFileWriter, State, System, WriteError
-from resolver_agent.routing.observation import Role
-from resolver_agent.routing.state import Standing, Target
+from resolver_agent.hosts.atomic_file import HostsFileWriter, State, WriteError
+from tests.integration.support.hosts_file import OLD, Faulty, Stingy, Watched, with_block
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
 CHILD = Path(__file__).parents[1] / "support" / "atomic_file_child.py"
-OLD = b"127.0.0.1\tlocalhost\n10.9.9.9\tother\n"
-TARGETS = [Target(name="wk1", address="10.100.100.100", standing=Standing.STANDBY, wish=Role.STANDBY)]
-
-
-def with_block(content: bytes) -> bytes:
-    """Return the content with the block that the tests write."""
-    return block.render(content, TARGETS)
-
-
-@pytest.fixture
-def hosts(tmp_path: Path) -> Path:
-    """Give a hosts file in a folder of its own."""
-    path = tmp_path / "etc" / "hosts"
-    path.parent.mkdir()
-    path.write_bytes(OLD)
-    path.chmod(0o644)
-    return path
 
 
 def in_namespace(folder: Path, setup: str, command: str) -> dict[str, Any]:
@@ -269,22 +247,6 @@ def test_reader_sees_every_name_during_1000_changes(tmp_path: Path) -> None:
     assert seen["last 10.9.9.2"] > 500
 
 
-class Faulty(System):
-    """Fails system calls: the n-th call of a function (or every one, n = 0) with an error."""
-
-    def __init__(self, faults: dict[tuple[Callable[..., object], int], int]) -> None:
-        self.faults = faults
-        self.made: Counter[object] = Counter()
-
-    def call(self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Make the call, or fail it."""
-        self.made[function] += 1
-        fault = self.faults.get((function, 0)) or self.faults.get((function, self.made[function]))
-        if fault:
-            raise OSError(fault, os.strerror(fault))
-        return super().call(function, *args, **kwargs)
-
-
 FAULTS = [
     pytest.param({(os.rename, 1): errno.EXDEV}, State.IN_PLACE, "it cannot be replaced: Invalid cross", id="EXDEV"),
     pytest.param({(os.rename, 1): errno.ENOENT}, State.REPLACED, "", id="temporary file swept away by another agent"),
@@ -345,183 +307,10 @@ def test_failing_call(
     assert [path.name for path in hosts.parent.iterdir()] == ["hosts"]
 
 
-class Stingy(System):
-    """Takes no more than seven bytes at a time."""
-
-    def call(self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Make the call, a write with a part of its bytes."""
-        if function is os.pwrite:
-            fd, content, offset = args
-            args = (fd, content[:7], offset)  # type: ignore[assignment,index]
-        return super().call(function, *args, **kwargs)
-
-
 def test_short_writes_are_gone_on_with(hosts: Path) -> None:
     """A kernel that takes only a part of the bytes gets the rest, and the file is whole."""
     HostsFileWriter(str(hosts), settle_s=0, system=Stingy()).update(with_block)
     assert hosts.read_bytes() == with_block(OLD)
-
-
-class Watched(System):
-    """Lets something happen right before a system call, and does not really sleep."""
-
-    def __init__(self, before: Callable[[object], None]) -> None:
-        self.before = before
-
-    def call(self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Let it happen, then make the call."""
-        self.before(function)
-        if function is time.sleep:
-            args = (0,)  # type: ignore[assignment]
-        return super().call(function, *args, **kwargs)
-
-
-def test_an_edit_right_after_the_rename_is_not_taken_for_ours(hosts: Path) -> None:
-    """What is remembered of a file that was written is what we wrote, so that an edit within the same moment shows."""
-    renamed: list[bool] = []
-
-    def edit_after_rename(function: object) -> None:
-        if renamed == [True]:
-            renamed.append(False)
-            append(hosts)
-        if function is os.rename:
-            renamed.append(True)
-
-    writer = HostsFileWriter(str(hosts), settle_s=0, system=Watched(edit_after_rename))
-    outcome = writer.update(with_block)
-    assert renamed == [True, False]
-    assert outcome.snapshot.signature != writer.signature()
-
-
-def append(path: Path) -> None:
-    """Edit as ``echo … >>`` does."""
-    with path.open("ab") as file:
-        file.write(b"10.7.7.7\tmine\n")
-
-
-def substitute(path: Path) -> None:
-    """Edit as ``sed -i`` does: a new file in the old one's place."""
-    new = path.with_name("sed")
-    new.write_bytes(path.read_bytes().replace(b"other", b"mine"))
-    new.rename(path)
-
-
-def poke(path: Path) -> None:
-    """Edit in place without a change of size, a second later: not every file system tells shorter times apart."""
-    with path.open("r+b") as file:
-        file.seek(OLD.index(b"other"))
-        file.write(b"mines")
-    os.utime(path, (0, time.time() + 1))
-
-
-def empty_and_write(path: Path) -> None:
-    """Edit as ``cat new >`` does."""
-    path.write_bytes(path.read_bytes().replace(b"other", b"mine"))
-
-
-def retarget(path: Path) -> None:
-    """Make the file a symbolic link to another."""
-    elsewhere = path.with_name("elsewhere")
-    elsewhere.write_bytes(path.read_bytes() + b"10.7.7.7\tmine\n")
-    path.unlink()
-    path.symlink_to(elsewhere)
-
-
-def steps_of_a_write(hosts: Path) -> list[object]:
-    """Return the system calls that a write makes, and leave the file as it was."""
-    calls: list[object] = []
-    HostsFileWriter(str(hosts), settle_s=0, system=Watched(calls.append)).update(with_block)
-    hosts.write_bytes(OLD)
-    return calls
-
-
-@pytest.mark.parametrize("edit", [append, substitute, poke, empty_and_write, retarget])
-def test_edits_of_others_are_kept(hosts: Path, edit: Callable[[Path], None]) -> None:
-    """An edit that comes at any step of a write is in the file afterwards, and so is the block.
-
-    One step is left out: between the last look at the file and the rename nobody can see an edit.
-    """
-    steps = steps_of_a_write(hosts)
-    for step in range(len(steps)):
-        if steps[step] is os.rename:
-            continue
-        for path in hosts.parent.iterdir():
-            path.unlink()
-        hosts.write_bytes(OLD)
-        passed: list[object] = []
-
-        def before(function: object, *, passed: list[object] = passed, step: int = step) -> None:
-            passed.append(function)
-            if len(passed) == step + 1:
-                edit(hosts)
-
-        HostsFileWriter(str(hosts), settle_s=0, system=Watched(before)).update(with_block)
-        content = hosts.read_bytes()
-        outside = block.remove(content)
-        assert b"mine" in outside, f"lost at step {step}, {steps[step]}"
-        assert outside.startswith(OLD[:20])
-        assert content != outside
-        assert block.render(content, TARGETS) == content
-
-
-@pytest.mark.parametrize("step", [os.open, os.fsync])
-def test_edit_during_a_write_in_place_is_kept(hosts: Path, step: object) -> None:
-    """What another writes before the file is opened to be written in place, or before it is read back, stays."""
-    edits = [append]
-    refused = []
-
-    def before(function: object) -> None:
-        if function is os.rename:
-            refused.append(function)
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-        if function is step and refused and edits:
-            edits.pop()(hosts)
-
-    writer = HostsFileWriter(str(hosts), settle_s=0, system=Watched(before))
-    outcome = writer.update(with_block)
-    assert outcome.snapshot == writer.read()
-    assert b"mine" in outcome.snapshot.content
-    assert with_block(outcome.snapshot.content) == outcome.snapshot.content
-
-
-def test_file_that_never_rests(hosts: Path) -> None:
-    """A file that somebody changes during every write is left to them, with all they wrote, and the error says so."""
-    edits: list[object] = []
-
-    def before(function: object) -> None:
-        if function is os.fsync:
-            append(hosts)
-            edits.append(function)
-
-    with pytest.raises(WriteError, match="was changed by somebody else during each of 20 writes"):
-        HostsFileWriter(str(hosts), settle_s=0, system=Watched(before)).update(with_block)
-    assert hosts.read_bytes() == OLD + b"10.7.7.7\tmine\n" * 20
-
-
-@pytest.mark.parametrize("begun", [lambda path: path.write_bytes(b""), Path.unlink], ids=["emptied", "moved away"])
-def test_half_written_file_is_waited_for(hosts: Path, begun: Callable[[Path], object]) -> None:
-    """A file that was emptied or taken away a moment ago is given time until its writer has filled it."""
-
-    def before(function: object) -> None:
-        if function is time.sleep:
-            hosts.write_bytes(with_block(OLD))
-
-    writer = HostsFileWriter(str(hosts), settle_s=3600, system=Watched(before))
-    writer.update(with_block)
-    begun(hosts)
-    assert writer.update(with_block).state is State.UNCHANGED
-    assert hosts.read_bytes() == with_block(OLD)
-
-
-def test_own_writes_are_not_waited_for(hosts: Path) -> None:
-    """Changes that follow each other wait for nobody while nobody else has touched the file."""
-    slept: list[object] = []
-    writer = HostsFileWriter(str(hosts), settle_s=3600, system=Watched(slept.append))
-    writer.update(with_block)
-    slept.clear()
-    for _ in range(3):
-        writer.update(lambda content: content + b"10.7.7.7\tmine\n")
-    assert time.sleep not in slept
 
 
 def test_new_file_is_closed_until_it_has_its_rights(hosts: Path) -> None:
@@ -560,16 +349,6 @@ def test_nothing_to_do_writes_nothing(hosts: Path) -> None:
     missing = hosts.with_name("missing")
     assert HostsFileWriter(str(missing)).update(lambda content: content).snapshot.signature is None
     assert not missing.exists()
-
-
-@pytest.mark.parametrize("edit", [append, substitute, poke, empty_and_write, retarget, Path.unlink])
-def test_signature_tells_a_trampled_file(hosts: Path, edit: Callable[[Path], None]) -> None:
-    """The signature is that of the last update until somebody changes the file, however they do it."""
-    writer = HostsFileWriter(str(hosts))
-    written = writer.update(with_block).snapshot
-    assert writer.signature() == written.signature
-    edit(hosts)
-    assert writer.signature() != written.signature
 
 
 def test_sweep_takes_our_leftovers_only(hosts: Path) -> None:
