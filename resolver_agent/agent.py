@@ -24,7 +24,7 @@ from resolver_agent.observe.observer import Outlook
 from resolver_agent.routing.decide import decide, resume
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.observation import Role
-from resolver_agent.routing.state import Alert
+from resolver_agent.routing.state import Alert, AlertCode
 from resolver_agent.system import lock
 from resolver_agent.system.clock import boottime
 
@@ -220,8 +220,8 @@ class Agent:
         try:
             new = load_again(self._config)
         except ConfigError as error:
-            text = "; ".join(error.errors)
-            self._reload_fault = Alert(f"config:{text}", f"the configuration stays as it was: {text}")
+            text = f"the configuration stays as it was: {'; '.join(error.errors)}"
+            self._reload_fault = Alert(AlertCode.CONFIG, text, of=tuple(error.errors))  # other errors are other news
         else:
             if (new.log_format, new.log_level) != (self._config.log_format, self._config.log_level):
                 log.configure(new.log_format, new.log_level)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from resolver_agent.citus import flush as citus_flush
 from resolver_agent.citus import preconditions, recovery
 from resolver_agent.routing.observation import Role
-from resolver_agent.routing.state import Alert
+from resolver_agent.routing.state import Alert, AlertCode
 from resolver_agent.system.clock import boottime
 from resolver_agent.system.pacing import backoff_s
 from resolver_agent.system.threads import start
@@ -97,8 +97,8 @@ class Flusher:
     @property
     def alerts(self) -> tuple[Alert, ...]:
         """What stands in the way of a flush, and what is wrong with the value that it is done by."""
-        said = {"flush": self._fault, "conninfo": self._warning}
-        return tuple(Alert(key, text) for key, text in said.items() if text is not None)
+        said = {AlertCode.FLUSH: self._fault, AlertCode.CONNINFO: self._warning}
+        return tuple(Alert(code, text) for code, text in said.items() if text is not None)
 
     def report(self) -> dict[str, Any]:
         """Return how it stands, for ``status``."""
@@ -195,15 +195,17 @@ class Recoverer:
     def alerts(self) -> list[Alert]:
         """What is overdue, refused or old."""
         alerts = [
-            Alert(f"recovery:{one.database}", f"2PC recovery in database {one.database}: {one.fault}")
+            Alert(AlertCode.RECOVERY, f"2PC recovery in database {one.database}: {one.fault}", of=(one.database,))
             for one in self._results
             if one.fault is not None
         ]
-        alerts += [Alert(f"prepared:{one.database}", one.old_words) for one in self._results if one.old_words]
+        alerts += [
+            Alert(AlertCode.PREPARED, one.old_words, of=(one.database,)) for one in self._results if one.old_words
+        ]
         if self._overdue:
             withdrawn = next((one.withdrawn for one in self._results if one.withdrawn), None)
             why = self._hindered or withdrawn or "it failed, or is still under way"
-            alerts.append(Alert("recovery", f"2PC recovery is overdue by more than {_OVERDUE_S:g} s: {why}"))
+            alerts.append(Alert(AlertCode.RECOVERY, f"2PC recovery is overdue by more than {_OVERDUE_S:g} s: {why}"))
         return alerts
 
     def report(self, now: float) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from resolver_agent.routing.local_server import ANNOUNCED
 from resolver_agent.routing.observation import Kind, Role
-from resolver_agent.routing.state import FENCE, Code, GroupState, Reason, Standing, Target
+from resolver_agent.routing.state import FENCE, AlertCode, Code, GroupState, Reason, Standing, Target
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -56,10 +55,9 @@ def plan(decision: Decision, nodes: Mapping[Node, NodeState], local: NodeState) 
 
     ``unasked`` are the servers that could not be asked, each with the reason in words; ``alerts`` are all others.
     """
-    barred = {f"{node}:barred" for node in nodes}
     return {
         "targets": [target_to_json(target) for target in decision.targets],
-        "alerts": [alert.text for alert in decision.alerts if alert.key not in barred],
+        "alerts": [alert.text for alert in decision.alerts if alert.code is not AlertCode.REJECTING],
         "unasked": [
             f"{server}: {state.latest.detail if state.latest else 'not asked yet'}"
             for server, state in [*nodes.items(), ("the local PostgreSQL", local)]
@@ -75,7 +73,7 @@ def promotion(decision: Decision, *, written: bool, care: Mapping[str, Any], ale
     promotion was announced is no news to it.
     """
     made_for = decision.made_for[0] if decision.made_for is not None else None
-    told = [one.text for one in alerts if one.key != ANNOUNCED]
+    told = [one.text for one in alerts if one.code is not AlertCode.ANNOUNCED]
     # Of a primary's names only those wish for a standby that always do (`route: standby`).
     astray = [] if made_for is Role.PRIMARY else [one for one in decision.targets if one.wish is Role.STANDBY]
     waited_for = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.hosts import block
 from resolver_agent.hosts.atomic_file import HostsFileError, HostsFileWriter, Outcome, Snapshot, State
-from resolver_agent.routing.state import Alert
+from resolver_agent.routing.state import Alert, AlertCode
 from resolver_agent.system import threads
 from resolver_agent.system.pacing import backoff_s
 
@@ -58,7 +58,7 @@ class HostsBlock:
         )
         return (
             *([self._fault] if self._fault is not None else []),
-            *([Alert("file:trampled", often)] if self._in_a_row > _TOLERATED else []),
+            *([Alert(AlertCode.TRAMPLED, often, of=("file",))] if self._in_a_row > _TOLERATED else []),
             *self._found,
         )
 
@@ -124,7 +124,7 @@ class HostsBlock:
 
     def _refused(self, error: Exception, consequence: str) -> Alert:
         where = "" if isinstance(error, HostsFileError) else f"{self._path}: "
-        return Alert("file", f"{where}{error}; {consequence}")
+        return Alert(AlertCode.FILE, f"{where}{error}; {consequence}")
 
     def _trample(self, now: float) -> None:
         self.trampled += 1
@@ -138,8 +138,10 @@ class HostsBlock:
     def _notes(self, outcome: Outcome) -> list[Alert]:
         """Return what an operator should know of how the file was written."""
         if outcome.state is State.UNCHANGED:
-            return [alert for alert in self._found if alert.key == "file:note"]
-        return [Alert("file:note", f"{self._path}: {outcome.detail}")] if outcome.detail else []
+            return [alert for alert in self._found if alert.code is AlertCode.NOTE]
+        if not outcome.detail:
+            return []
+        return [Alert(AlertCode.NOTE, f"{self._path}: {outcome.detail}", of=("file",))]
 
     def _conflict(self, found: block.Conflict) -> Alert:
-        return Alert(f"file:{found.name}:{found.text}", f"{self._path}: {found.fault}: {found.mend}")
+        return Alert(AlertCode.CONFLICT, f"{self._path}: {found.fault}: {found.mend}", of=(found.name, found.text))

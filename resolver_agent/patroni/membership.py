@@ -11,7 +11,7 @@ import ipaddress
 from typing import TYPE_CHECKING
 
 from resolver_agent.routing.observation import PatroniWord
-from resolver_agent.routing.state import Alert
+from resolver_agent.routing.state import Alert, AlertCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -102,12 +102,13 @@ def scope_alerts(name: str, scope: str | None, answers: Mapping[Node, Answer]) -
             return []
         heard = ", ".join(f"{answer.scope!r} at {node.host}" for node, answer in answers.items())
         text = f"{name}: its nodes are of several Patroni clusters ({heard}): what Patroni says does not count"
-        return [Alert(f"{name}:scopes", text)]
+        return [Alert(AlertCode.SCOPES, text, of=(name,))]
     return [
         Alert(
-            f"{name}:{node}:scope",
+            AlertCode.SCOPE,
             f"{name}: Patroni at {node.host} is of cluster {answer.scope!r}, not {scope!r}: it does not count "
             "(where it is the right one, restart the agent)",
+            of=(name, str(node)),
         )
         for node, answer in answers.items()
         if answer.scope != scope
@@ -184,7 +185,7 @@ class _Places:
                 node = self._find(group, member) or self._join(group, member.node, before)
             except _MisfitError as why:
                 text = f"{group.name}: Patroni's member {member.node} is ignored: {why}"
-                alerts.append(Alert(f"{group.name}:{member.node}:member", text))
+                alerts.append(Alert(AlertCode.MEMBER, text, of=(group.name, str(member.node))))
                 continue
             if node is not None and node not in group.nodes:
                 joined[node] = None

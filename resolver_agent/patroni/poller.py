@@ -11,7 +11,7 @@ from resolver_agent.patroni import client
 from resolver_agent.patroni.client import ApiError, read_members
 from resolver_agent.patroni.membership import Answer, Member, Placement, find_scope, find_word, remember, scope_alerts
 from resolver_agent.routing.observation import PatroniWord
-from resolver_agent.routing.state import Alert
+from resolver_agent.routing.state import Alert, AlertCode
 from resolver_agent.system import threads
 from resolver_agent.system.clock import boottime
 from resolver_agent.system.pacing import Bell
@@ -202,10 +202,11 @@ class Circle:
         alerts = [*scope_alerts(self.group.name, self.scope, self._answers), *self.placement.alerts]
         for node, api in self.apis.items():
             if api.fault is not None and api.fault[0] <= failing_since:
-                alerts.append(Alert(f"{node}:patroni", f"Patroni at {node.host} cannot be asked: {api.fault[1]}"))
+                text = f"Patroni at {node.host} cannot be asked: {api.fault[1]}"
+                alerts.append(Alert(AlertCode.PATRONI, text, of=(str(node),)))
         if self._fault is not None and self._fault[0] <= failing_since:
             text = f"{self.group.name}: Patroni does not say who the members are: {self._fault[1]}"
-            alerts.append(Alert(f"{self.group.name}:members", text))
+            alerts.append(Alert(AlertCode.MEMBERS, text, of=(self.group.name,)))
         return alerts
 
     def _find_word(self, now: float) -> PatroniWord | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from resolver_agent.routing.observation import Kind, NodeState, Observation, Observations, PatroniWord
 from resolver_agent.routing.primary import find_primary
 from resolver_agent.routing.standby import assess_fitness, extend_history
-from resolver_agent.routing.state import Alert, GroupState, Memory
+from resolver_agent.routing.state import Alert, AlertCode, GroupState, Memory
 from resolver_agent.routing.system_id import find_system_id, outsider_words
 from resolver_agent.routing.view import GroupView
 
@@ -134,7 +134,7 @@ def _believe(group: Group, word: PatroniWord, fresh: Mapping[Node, Observation])
         f"{group.name}: Patroni at {word.leader.host if word.leader else 'its nodes'} is of another database cluster "
         f"(system identifier {word.system_id}) than all servers that answer: it does not count; correct `patroni.port`"
     )
-    return _NO_WORD, [Alert(f"{group.name}:patroni", text)]
+    return _NO_WORD, [Alert(AlertCode.PATRONI, text, of=(group.name,))]
 
 
 def _find_own(states: Mapping[Node, NodeState], observations: Observations) -> Observation | None:
@@ -147,8 +147,12 @@ def _find_own(states: Mapping[Node, NodeState], observations: Observations) -> O
 
 
 def _node_alerts(group: Group, states: Mapping[Node, NodeState], foreign: Mapping[Node, str]) -> list[Alert]:
-    alerts = [Alert(f"{group.name}:{node}:foreign", f"{group.name}: {words}") for node, words in foreign.items()]
+    alerts = [
+        Alert(AlertCode.FOREIGN, f"{group.name}: {words}", of=(group.name, str(node)))
+        for node, words in foreign.items()
+    ]
     for node, state in states.items():
         if state.latest is not None and state.latest.kind is Kind.BARRED:
-            alerts.append(Alert(f"{node}:barred", f"{node} cannot be asked: {state.latest.detail}"))
+            text = f"{node} cannot be asked: {state.latest.detail}"
+            alerts.append(Alert(AlertCode.REJECTING, text, of=(str(node),)))
     return alerts

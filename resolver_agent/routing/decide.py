@@ -16,7 +16,7 @@ from resolver_agent.routing.local_server import local_role, own_addresses
 from resolver_agent.routing.observation import Kind, NodeState, Observations, Role
 from resolver_agent.routing.primary import choose_primary
 from resolver_agent.routing.standby import choose_standby, fall_back_together
-from resolver_agent.routing.state import Alert, Code, GroupState, Memory, Reason, Standing, Target
+from resolver_agent.routing.state import Alert, AlertCode, Code, GroupState, Memory, Reason, Standing, Target
 from resolver_agent.routing.view import Choice, GroupView
 
 if TYPE_CHECKING:
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Config
 
 _NOTHING = GroupState()
+
+_ALERTED = {
+    Code.HELD: AlertCode.HELD,
+    Code.FENCED: AlertCode.FENCED,
+    Code.FALLBACK: AlertCode.FALLBACK,
+    Code.UNKNOWN: AlertCode.UNKNOWN,
+}
 
 
 def resume(config: Config, remembered: Iterable[Target]) -> Decision:
@@ -160,10 +167,11 @@ def _settle(view: GroupView, own: str | None, choice: Choice | None, now: float)
 
 def _name_alerts(state: GroupState, name: str) -> list[Alert]:
     """R8: everything held, fenced, fallen back or left out is said."""
-    if state.reason.code not in (Code.HELD, Code.FENCED, Code.FALLBACK, Code.UNKNOWN):
+    code = _ALERTED.get(state.reason.code)
+    if code is None:
         return []
     text = str(state.target) if state.target is not None else f"{name} is left out ({state.reason.text})"
-    return [Alert(f"{name}:{state.reason.code.value}", text)]
+    return [Alert(code, text, of=(name,))]
 
 
 def _local_alerts(local: NodeState, role: Role | None) -> list[Alert]:
@@ -171,4 +179,4 @@ def _local_alerts(local: NodeState, role: Role | None) -> list[Alert]:
     if latest is None or latest.kind in (Kind.PRIMARY, Kind.STANDBY):
         return []
     stands = f"its last known role ({role.value}) stands" if role else "its role was never known: taken for a primary"
-    return [Alert("local", f"the local PostgreSQL is {latest.kind.value} ({latest.detail}); {stands}")]
+    return [Alert(AlertCode.LOCAL, f"the local PostgreSQL is {latest.kind.value} ({latest.detail}); {stands}")]

@@ -9,7 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from resolver_agent.routing.observation import Kind, Role, nodes_at
-from resolver_agent.routing.state import Alert
+from resolver_agent.routing.state import Alert, AlertCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,10 +69,6 @@ def _is_another(view: GroupView, own: str, local: NodeState, fresh: Observation 
     )
 
 
-ANNOUNCED = "announced"
-"""The key of the alert that a promotion was announced."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Announced:
     """A promotion that was announced at ``since`` (seconds of CLOCK_BOOTTIME).
@@ -98,7 +94,7 @@ class Announced:
             "a promotion of the local PostgreSQL was announced (pre-promote) and has not happened yet: names lead to "
             "primaries; if none is under way, `systemctl restart resolver-agent` takes it back"
         )
-        return Alert(ANNOUNCED, text)
+        return Alert(AlertCode.ANNOUNCED, text)
 
 
 def how_it_ended(

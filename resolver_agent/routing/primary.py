@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resolver_agent.routing.observation import Kind, NodeState, Observation, PatroniWord, Role, describe, nodes_at
-from resolver_agent.routing.state import FENCE, Alert, Code, GroupState, Reason, Standing
+from resolver_agent.routing.state import FENCE, Alert, AlertCode, Code, GroupState, Reason, Standing
 from resolver_agent.routing.view import Choice, GroupView, Primary, hold
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def find_primary(
         before.memory.primary_lost or all(states[node].last_role is Role.STANDBY for node in last_at or group.nodes)
     )
     if primaries:
-        alert = Alert(f"{group.name}:primaries", f"{group.name}: several primaries: {_claims(primaries)}")
+        alert = Alert(AlertCode.PRIMARIES, f"{group.name}: several primaries: {_claims(primaries)}", of=(group.name,))
         leader = members.get(word.leader) if word.leader else None
         return _one_of(primaries, before, leader, lost=lost), [alert]  # P2, P3, P4
     words = "; ".join(outsiders.get(node) or describe(node, state, members.get(node)) for node, state in states.items())

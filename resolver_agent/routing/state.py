@@ -71,12 +71,50 @@ class Target:
         return f"{self.name} → {shown} ({self.reason.text})"
 
 
+class AlertCode(enum.Enum):
+    """What is wrong; the machine's half of an alert, and the last word of its key. These words stay as they are."""
+
+    HELD = "held"  # a name: as ``Code`` says, which these four share
+    FENCED = "fenced"
+    FALLBACK = "fallback"
+    UNKNOWN = "unknown"
+    REJECTING = "rejecting"  # a node: it answers, but cannot be asked
+    FOREIGN = "foreign"  # a name and a node: the node is of another database cluster
+    PRIMARIES = "primaries"  # a name: its group has several primaries
+    REPLACED = "replaced"  # a name: another database cluster took its group's place
+    LOCAL = "local"  # the local PostgreSQL cannot be asked
+    ANNOUNCED = "announced"  # a promotion was announced and has not happened yet
+    PATRONI = "patroni"  # a node: its Patroni cannot be asked; a name: Patroni is of another database cluster
+    SCOPES = "scopes"  # a name: its nodes are of several Patroni clusters
+    SCOPE = "scope"  # a name and a node: the node's Patroni is of another cluster
+    MEMBER = "member"  # a name and a node: Patroni's member is ignored
+    MEMBERS = "members"  # a name: Patroni does not say who the members are
+    FILE = "file"  # the hosts file cannot be read or written
+    NOTE = "note"  # "file": how it was written
+    TRAMPLED = "trampled"  # "file": somebody else keeps changing the block
+    CONFLICT = "conflict"  # a name and a line of the hosts file that also has it
+    CONFIG = "config"  # the errors: the configuration was not read again
+    FLUSH = "flush"  # cached connections are not flushed
+    CONNINFO = "conninfo"  # something is wrong with citus.node_conninfo
+    RECOVERY = "recovery"  # a database: 2PC recovery failed; without one: it is overdue
+    PREPARED = "prepared"  # a database: it has old prepared transactions
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Alert:
-    """Something held, fenced, refused or overdue (rule R8). ``key`` names the fault, ``text`` says it whole."""
+    """Something held, fenced, refused or overdue (rule R8): its code, and the same in words.
 
-    key: str
+    ``of`` is what it concerns: the name, node or database. Two alerts with the same code and ``of`` are one fault.
+    """
+
+    code: AlertCode
     text: str
+    of: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+
+    @property
+    def key(self) -> str:
+        """What programs know the fault by: ``wk1:held``, ``10.0.0.1:5432:rejecting``."""
+        return ":".join((*self.of, self.code.value))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

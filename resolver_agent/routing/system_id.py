@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resolver_agent.routing.observation import Kind, NodeState, Observation, PatroniWord, asked_all
-from resolver_agent.routing.state import Alert, GroupState
+from resolver_agent.routing.state import Alert, AlertCode, GroupState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +40,7 @@ def find_system_id(
     if known is None or found == known:
         return found, []
     text = f"{group.name}: system identifier {found} in place of {known}: another database cluster took its place"
-    return found, [Alert(f"{group.name}:replaced", text)]
+    return found, [Alert(AlertCode.REPLACED, text, of=(group.name,))]
 
 
 def _presumed_system_id(

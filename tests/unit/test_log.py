@@ -10,7 +10,7 @@ import pytest
 from resolver_agent.log import Journal
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.observation import Role
-from resolver_agent.routing.state import Alert, Code, GroupState, Reason, Standing, Target
+from resolver_agent.routing.state import Alert, AlertCode, Code, GroupState, Reason, Standing, Target
 from tests.unit.builders import Agent, config, dead, group, node, primary, remembered, standby, unreachable
 
 if TYPE_CHECKING:
@@ -96,9 +96,9 @@ def test_a_name_that_is_held_is_said_by_its_alert_alone(log: Log) -> None:
 def test_a_new_address_under_a_lasting_alert_is_said(log: Log) -> None:
     """A fallback that moves with its primary is a change, though the alert goes on."""
     first, second = (leading(address, Code.FALLBACK, text="no fit standby") for address in (A, B))
-    alert = Alert("wk1:fallback", "wk1 → 10.0.0.1 (no fit standby)")
+    alert = Alert(AlertCode.FALLBACK, "wk1 → 10.0.0.1 (no fit standby)", of=("wk1",))
     assert log.decision(first, [alert]) == ["E alert: wk1 → 10.0.0.1 (no fit standby)"]
-    moved = Alert("wk1:fallback", "wk1 → 10.0.0.2 (no fit standby)")
+    moved = Alert(AlertCode.FALLBACK, "wk1 → 10.0.0.2 (no fit standby)", of=("wk1",))
     assert log.decision(second, [moved]) == ["I wk1 → 10.0.0.2 (no fit standby)"]
     assert log.decision(leading(B, Code.PRIMARY)) == [
         "E over: wk1 → 10.0.0.2 (no fit standby)",
@@ -115,14 +115,14 @@ def test_a_reason_in_other_words_is_no_change(log: Log) -> None:
 def test_alerts_begin_and_end_once_in_their_order(log: Log) -> None:
     """A fault whose words change goes on since it began; two of one key are one."""
     nothing = Decision(groups={})
-    faults = [Alert(key, f"fault {key}") for key in "cab"]
+    faults = [Alert(AlertCode.HELD, f"fault {name}", of=(name,)) for name in "cab"]
     assert log.decision(nothing, faults, now=5) == ["E alert: fault c", "E alert: fault a", "E alert: fault b"]
-    worse = [Alert("a", "worse"), *faults[:1], Alert("a", "still worse")]
-    assert log.decision(nothing, worse, now=6) == ["E over: fault b"]
-    assert log.journal.alerts == {"a": (Alert("a", "still worse"), 5), "c": (faults[0], 5)}
+    worse, still_worse = (Alert(AlertCode.HELD, text, of=("a",)) for text in ("worse", "still worse"))
+    assert log.decision(nothing, [worse, faults[0], still_worse], now=6) == ["E over: fault b"]
+    assert log.journal.alerts == {"a:held": (still_worse, 5), "c:held": (faults[0], 5)}
     assert log.decision(nothing, now=7) == ["E over: still worse", "E over: fault c"]
     assert log.decision(nothing, faults[:1], now=8) == ["E alert: fault c"]
-    assert log.journal.alerts == {"c": (faults[0], 8)}
+    assert log.journal.alerts == {"c:held": (faults[0], 8)}
 
 
 def test_what_a_reload_removed_and_brought_back_is_said_again(log: Log) -> None:
@@ -139,15 +139,15 @@ def test_what_a_reload_removed_and_brought_back_is_said_again(log: Log) -> None:
 def test_a_name_is_said_to_lead_where_the_file_says_so(log: Log) -> None:
     """What could not be written has not happened; it is said when it has."""
     moved = leading(A, Code.PRIMARY, text="timeline 7")
-    assert log.decision(moved, [Alert("file", "disk full")], written=False) == ["E alert: disk full"]
+    assert log.decision(moved, [Alert(AlertCode.FILE, "disk full")], written=False) == ["E alert: disk full"]
     assert log.decision(moved) == ["E over: disk full", "I wk1 → 10.0.0.1 (timeline 7)"]
 
 
 def test_fields_for_a_json_log(log: Log, caplog: pytest.LogCaptureFixture) -> None:
     """A record carries what it is about besides its text."""
-    log.journal.decision(leading(A, Code.PRIMARY), [Alert("k", "fault")], 1, written=True)
+    log.journal.decision(leading(A, Code.PRIMARY), [Alert(AlertCode.FLUSH, "fault")], 1, written=True)
     alert, name = caplog.records
-    assert vars(alert)["alert"] == "k"
+    assert vars(alert)["alert"] == "flush"
     assert {key: vars(name)[key] for key in ("name_", "address", "code")} == {
         "name_": "wk1",
         "address": A,

@@ -17,7 +17,7 @@ from resolver_agent.control import report as control_report
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.local_server import Announced
 from resolver_agent.routing.observation import NodeState, Role
-from resolver_agent.routing.state import FENCE, Alert, Code, Reason, Standing, Target
+from resolver_agent.routing.state import FENCE, Alert, AlertCode, Code, Reason, Standing, Target
 from tests.unit.builders import (
     Agent,
     barred,
@@ -225,7 +225,10 @@ def test_a_plan_names_who_could_not_be_asked() -> None:
 def test_a_plan_keeps_the_other_alerts() -> None:
     """What is wrong beside that is passed on as it is."""
     nodes = {node(A): NodeState()}
-    faults = (Alert("wk1:held", "wk1 is held"), Alert(f"{node(A)}:barred", "cannot be asked"))
+    faults = (
+        Alert(AlertCode.HELD, "wk1 is held", of=("wk1",)),
+        Alert(AlertCode.REJECTING, "cannot be asked", of=(str(node(A)),)),
+    )
     assert control_report.plan(Decision(groups={}, alerts=faults), nodes, NodeState())["alerts"] == ["wk1 is held"]
 
 

@@ -54,7 +54,11 @@ if TYPE_CHECKING:
             [], {A: standby(), B: primary(), C: dead()}, f"wk1 → {A} (standby)", Code.STANDBY, id="S1 the standby"
         ),
         pytest.param(
-            [], {A: standby(), B: standby(), C: primary()}, f"wk1 → {A} (standby)", Code.STANDBY, id="S1 the first of two"
+            [],
+            {A: standby(), B: standby(), C: primary()},
+            f"wk1 → {A} (standby)",
+            Code.STANDBY,
+            id="S1 the first of two",
         ),
         pytest.param(
             [remembered(A, STANDBY)],

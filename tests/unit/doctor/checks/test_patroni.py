@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resolver_agent.doctor.facts import Unknown
-from resolver_agent.routing.state import Alert
+from resolver_agent.routing.state import Alert, AlertCode
 from tests.unit.builders import group
 from tests.unit.doctor.builders import (
     CN1,
@@ -60,7 +60,9 @@ CASES = [
     ),
     (
         "members",
-        lambda fit: dataclasses.replace(fit, alerts=(Alert("wk1:x", "wk1: a member is foreign"),)),
+        lambda fit: dataclasses.replace(
+            fit, alerts=(Alert(AlertCode.MEMBER, "wk1: a member is foreign", of=("wk1",)),)
+        ),
         WARNING,
         "patroni:word",
         "a member is foreign",
