@@ -11,7 +11,6 @@ import gc
 import logging
 import os
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent import __version__, log
@@ -83,7 +82,7 @@ class Agent:
             "refresh": self._refresh,
             "pre-promote": self._pre_promote,
         }
-        path = str(Path(self._config.runtime_dir) / client.SOCKET_NAME)
+        path = client.socket_path(self._config.runtime_dir)
         with lock.exclusive(self._config.runtime_dir):
             self._handle_signals()
             async with server.serve(handlers, path=path, passed=self._passed):

@@ -1,6 +1,6 @@
-"""The command line: arguments, output and exit codes. The only place that prints or exits.
+"""The command line: arguments, output and exit codes. Only it exits, and only it and the demonstration print.
 
-Everything else is imported late: ``status`` and ``pre-promote`` need the standard library only.
+Each command imports what it needs: ``pre-promote`` and ``status`` must start quickly, with the standard library alone.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -142,6 +141,7 @@ def _say_warnings(settings: Config) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     import asyncio
+    import logging
 
     from resolver_agent.agent import Agent
     from resolver_agent.control import client
@@ -204,11 +204,8 @@ def _status(options: argparse.Namespace) -> int:
     if hasattr(options, "config") or (not lock.is_held(_DEFAULT_RUNTIME_DIR) and os.access(_DEFAULT_CONFIG, os.R_OK)):
         settings = _load(options)
     runtime_dir = settings.runtime_dir if settings else _DEFAULT_RUNTIME_DIR
-    path = str(Path(runtime_dir) / client.SOCKET_NAME)
     try:
-        if not lock.is_held(runtime_dir):  # else asking might start a stopped agent
-            raise client.ControlError(f"no agent runs in {runtime_dir}")  # noqa: TRY301
-        found = client.ask(path, "status")
+        found = client.ask_running(runtime_dir, "status")
     except client.ControlError as error:
         return _status_of_file(str(error), settings.hosts_file if settings else _DEFAULT_HOSTS_FILE, options)
     print(json.dumps(found, ensure_ascii=False, indent=2) if options.json else report.as_text(found))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent.citus import flush
@@ -68,11 +67,10 @@ def write(settings: Config, found: Pass) -> None:
 
 
 def _ask_agent(settings: Config, role: Role | None) -> dict[str, Any] | None:
-    if not lock.is_held(settings.runtime_dir):  # else asking might start a stopped agent
-        return None
-    path = str(Path(settings.runtime_dir) / client.SOCKET_NAME)
     try:
-        answer = client.ask(path, "plan", role=role and role.value, config=fingerprint(settings))
+        answer = client.ask_running(
+            settings.runtime_dir, "plan", role=role and role.value, config=fingerprint(settings)
+        )
     except client.ControlError:
         return None
     return answer if "targets" in answer else None

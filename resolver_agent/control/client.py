@@ -1,4 +1,7 @@
-"""Asks the agent over its control socket: one line of JSON asks, one line answers."""
+"""Asks the agent over its control socket: one line of JSON asks, one line answers.
+
+The promotion hook comes this way, so only what it needs is imported: a few modules of the standard library.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import socket
 import time
 from typing import Any
 
-SOCKET_NAME = "control.sock"
+from resolver_agent.system.clock import Deadline
 
 _BACKLOG_PAUSE_S = 0.02
 ENDED = "the agent ended before it answered"
@@ -18,17 +21,40 @@ class ControlError(Exception):
     """The agent could not be asked, or cannot be made to listen; the message names the socket and the mend."""
 
 
+class NoAgentError(ControlError):
+    """No agent runs; the message names the runtime folder."""
+
+
+def socket_path(runtime_dir: str) -> str:
+    """Return where an agent with this runtime folder listens."""
+    return f"{runtime_dir}/control.sock"
+
+
+def ask_running(runtime_dir: str, command: str, *, timeout_s: float = 5.0, **arguments: Any) -> dict[str, Any]:
+    """Return what ``ask`` does, of an agent that holds its lock: to ask a stopped one may start it.
+
+    Raises:
+        NoAgentError: no agent runs.
+        ControlError: as for ``ask``.
+    """
+    from resolver_agent.system import lock  # noqa: PLC0415 -- the hook, which must start quickly, has no use for it
+
+    if not lock.is_held(runtime_dir):
+        raise NoAgentError(f"no agent runs in {runtime_dir}")
+    return ask(socket_path(runtime_dir), command, timeout_s=timeout_s, **arguments)
+
+
 def ask(path: str, command: str, *, timeout_s: float = 5.0, **arguments: Any) -> dict[str, Any]:
     """Return the agent's answer to ``command``; all in all within ``timeout_s``.
 
     Raises:
         ControlError: there is no agent, or it did not answer in time, or not what was asked.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = Deadline(timeout_s)
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             _connect(connection, path, deadline)
-            connection.settimeout(_left_s(deadline))
+            connection.settimeout(deadline.left_s())
             connection.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
             line = _read_line(connection, deadline)
         answer = json.loads(line)
@@ -42,9 +68,9 @@ def ask(path: str, command: str, *, timeout_s: float = 5.0, **arguments: Any) ->
     return answer
 
 
-def _connect(connection: socket.socket, path: str, deadline: float) -> None:
+def _connect(connection: socket.socket, path: str, deadline: Deadline) -> None:
     while True:
-        connection.settimeout(_left_s(deadline))
+        connection.settimeout(deadline.left_s())
         try:
             connection.connect(path)
         except BlockingIOError:  # the queue of a listener that does not accept is full
@@ -53,23 +79,15 @@ def _connect(connection: socket.socket, path: str, deadline: float) -> None:
             return
 
 
-def _read_line(connection: socket.socket, deadline: float) -> bytes:
+def _read_line(connection: socket.socket, deadline: Deadline) -> bytes:
     line = bytearray()
     while not line.endswith(b"\n"):
-        connection.settimeout(_left_s(deadline))
+        connection.settimeout(deadline.left_s())
         received = connection.recv(65536)
         if not received:
             raise ConnectionResetError(errno.ECONNRESET, ENDED)
         line += received
     return bytes(line)
-
-
-def _left_s(deadline: float) -> float:
-    """Return the seconds left; to ``settimeout`` 0 would mean not to wait, and less is refused."""
-    left_s = deadline - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError
-    return left_s
 
 
 def _words(path: str, error: OSError) -> str:

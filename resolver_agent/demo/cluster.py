@@ -102,7 +102,7 @@ class Coordinator:
     def alerts(self) -> list[str]:
         """Return the agent's alerts; none from one that does not answer yet."""
         with contextlib.suppress(client.ControlError):
-            status = client.ask(str(self._folder / client.SOCKET_NAME), "status")
+            status = client.ask(client.socket_path(str(self._folder)), "status")
             return [alert["text"] for alert in status["alerts"]]
         return []
 

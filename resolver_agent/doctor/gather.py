@@ -23,7 +23,7 @@ from resolver_agent.doctor import gather_postgres
 from resolver_agent.doctor.facts import Facts, Host, Patroni, Server, TextFile, Unit, Unknown
 from resolver_agent.observe.observer import Outlook
 from resolver_agent.patroni.client import ApiError, fetch, read_leadership
-from resolver_agent.system import lock, threads
+from resolver_agent.system import threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -79,7 +79,7 @@ async def gather(settings: Config, *, root: Path = Path("/")) -> Facts:
         agent=agent,
         units=units,
         patroni=(patroni,) if isinstance(patroni, Unknown) else patroni,
-        hook_fault=_hook_fault(Path(settings.runtime_dir) / client.SOCKET_NAME, os_user),
+        hook_fault=_hook_fault(Path(client.socket_path(settings.runtime_dir)), os_user),
         patroni_faults=faults,
     )
     return Facts(**seen, server=server, host=host)
@@ -167,11 +167,10 @@ def _units(root: Path) -> dict[str, Unit] | Unknown | None:
 
 def _agent(settings: Config) -> dict[str, Any] | Unknown | None:
     """Return what a running agent says of itself; None where none runs."""
-    if not lock.is_held(settings.runtime_dir):  # else asking might start a stopped agent
-        return None
-    path = str(Path(settings.runtime_dir) / client.SOCKET_NAME)
     try:
-        return client.ask(path, "status", timeout_s=settings.timeout_s)
+        return client.ask_running(settings.runtime_dir, "status", timeout_s=settings.timeout_s)
+    except client.NoAgentError:
+        return None
     except client.ControlError as error:
         return Unknown(str(error))
 

@@ -391,7 +391,9 @@ sys.exit(code)'
     ran = subprocess.run(["unshare", "-m", "sh", "-ec", script], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert f"process {running.process.pid}" in ran.stdout
-    assert set(ran.stderr.split()) - sys.stdlib_module_names == {"resolver_agent"}
+    imported = set(ran.stderr.split())
+    assert imported - sys.stdlib_module_names == {"resolver_agent"}
+    assert "asyncio" not in imported
 
 
 def test_status_finds_the_agent_where_the_configuration_puts_it(running: Agent, config: Path) -> None:

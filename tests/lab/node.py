@@ -68,7 +68,7 @@ class Node:
     @property
     def status(self) -> dict[str, Any]:
         """What its agent says of itself."""
-        return client.ask(str(self.host.root / "run/resolver-agent" / client.SOCKET_NAME), "status")
+        return client.ask(client.socket_path(str(self.host.root / "run/resolver-agent")), "status")
 
     @property
     def role_changes(self) -> list[tuple[float, bool]]:

@@ -209,6 +209,18 @@ def test_wrong_command_lines(arguments: list[str], said: str, path: Path) -> Non
     assert said in ran.said
 
 
+def test_the_hook_starts_quickly(path: Path) -> None:
+    """Nothing that takes long to import is, be it from the standard library."""
+    command = [sys.executable, "-X", "importtime", "-m", "resolver_agent.cli", "pre-promote", "--socket", str(path)]
+    with agent(path, WELL):
+        said = run(command).said
+    assert "ready for the promotion" in said
+    imported = set(re.findall(r"\| +([\w.]+)$", said, re.MULTILINE))
+    assert "resolver_agent.control.client" in imported
+    assert imported.isdisjoint({"asyncio", "dataclasses", "inspect", "logging"})
+    assert imported.isdisjoint({"psycopg", "python_hosts", "tenacity", "yaml"})
+
+
 # --- agents that fail
 
 

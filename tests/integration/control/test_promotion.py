@@ -148,7 +148,7 @@ def test_a_restart_knows_the_members_that_only_patroni_knows(patroni: PatroniClu
 
 def socket_of(agent_config: Path) -> str:
     """Return the control socket of an agent."""
-    return str(agent_config.parent / "run" / client.SOCKET_NAME)
+    return client.socket_path(str(agent_config.parent / "run"))
 
 
 @pytest.fixture

@@ -165,7 +165,7 @@ class Cluster:
 
     def control_path(self, machine: Machine) -> Path:
         """Return the path of a machine's control socket, which the servers' user may connect to."""
-        return machine.folder / "run" / client.SOCKET_NAME
+        return Path(client.socket_path(str(machine.folder / "run")))
 
     def ask_agent(self, machine: Machine, command: str, **arguments: Any) -> dict[str, Any]:
         """Return the answer of a machine's agent over its control socket."""
