@@ -79,7 +79,6 @@ class Agent:
         handlers: server.Handlers = {
             "status": self._status,
             "plan": self._plan,
-            "refresh": self._refresh,
             "pre-promote": self._pre_promote,
         }
         path = client.socket_path(self._config.runtime_dir)
@@ -261,10 +260,6 @@ class Agent:
         assumed = next((role for role in Role if role.value == request.get("role")), None)
         decision = decide(self._outlook.config, self._outlook.observations(assumed), self._decision, boottime())
         return report.plan(decision, self._outlook.nodes, self._outlook.local)
-
-    def _refresh(self, _request: dict[str, Any]) -> dict[str, Any]:
-        self._outlook.refresh()
-        return {"refreshed": True}
 
     async def _pre_promote(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take the local server for a primary from now on, and answer when the names are right, or time is up (R4)."""
