@@ -95,7 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--json", action="store_true", help="for programs")
     checked = command("doctor", _doctor, "say what is wrong here and what mends it: exit 0 fit, 1 findings, 2 trouble")
     checked.add_argument("--json", action="store_true", help="for programs")
-    checked.add_argument("--way-back", action="store_true", help="only the script that puts back addresses")
+    checked.add_argument("--to-addresses", action="store_true", help="only the script that puts back addresses")
+    checked.add_argument("--way-back", dest="to_addresses", action="store_true", help=argparse.SUPPRESS)  # as it was
     hook = "move the names before a promotion, as Patroni's pre_promote; reads no configuration"
     pre_promote.add_options(command(pre_promote.NAME, None, hook))
     removal = command("remove", _remove, "take the names out of the hosts file, unless pg_dist_node uses them")
@@ -280,7 +281,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from resolver_agent.doctor import report as doctor_report
 
     report = doctor_report.examine(_load(options))
-    if options.way_back:
+    if options.to_addresses:
         if report.to_addresses is None:
             raise _TroubleError("the local PostgreSQL has no pg_dist_node of a coordinator, or cannot be asked")
         print(report.to_addresses, end="")

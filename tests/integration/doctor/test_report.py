@@ -180,9 +180,10 @@ def test_for_somebody_else(config: Path, start_agent: StartAgent) -> None:
     assert "Permission denied" in texts["unchecked"].partition("hosts: ")[2]
 
 
-def test_no_way_back_without_citus(config: Path) -> None:
-    """Where there is no metadata of a coordinator there is nothing to give back."""
-    ran = run(config, "--way-back")
+@pytest.mark.parametrize("option", ["--to-addresses", "--way-back"])
+def test_no_way_back_without_citus(option: str, config: Path) -> None:
+    """Where there is no metadata of a coordinator there is nothing to give back, by whichever name one asks for it."""
+    ran = run(config, option)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert "no pg_dist_node of a coordinator" in ran.stderr
 
@@ -411,7 +412,7 @@ def test_from_addresses_to_names_and_back(citus: CitusCluster) -> None:
         one.execute("PREPARE p AS SELECT count(*) FROM accounts")
         assert one.execute("EXECUTE p").fetchone() == (400,)
 
-    back = doctor_on(cn, citus, "--way-back")
+    back = doctor_on(cn, citus, "--to-addresses")
     assert back.returncode == 0
     ran = psql(citus, cn, back.stdout)
     assert (ran.returncode, ran.stderr) == (0, "")
