@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Node
     from resolver_agent.routing.decision import Decision
-    from resolver_agent.routing.observation import Kind, NodeState, Role
+    from resolver_agent.routing.observation import NodeState, ProbeFailure, Role
     from resolver_agent.routing.state import Alert
 
 _FIELDS = ("node", "name_", "address", "code", "alert")
@@ -56,13 +56,13 @@ class Journal:
 
     def __init__(self) -> None:
         self.alerts: dict[str, tuple[Alert, float]] = {}
-        self._nodes: dict[Node, Kind] = {}
+        self._nodes: dict[Node, Role | ProbeFailure] = {}
         self._said: dict[str, tuple[str, str]] = {}
         self._role: Role | None = None
 
     def nodes(self, states: Mapping[Node, NodeState]) -> None:
         """Log every node that is not as it was."""
-        before, self._nodes = self._nodes, {node: state.latest.kind for node, state in states.items() if state.latest}
+        before, self._nodes = self._nodes, {node: state.latest.result for node, state in states.items() if state.latest}
         for node, kind in self._nodes.items():
             latest = states[node].latest
             if latest is None or before.get(node) is kind:

@@ -11,7 +11,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Route
-from resolver_agent.routing.observation import Kind, nodes_at
+from resolver_agent.routing.observation import Role, nodes_at
 from resolver_agent.routing.state import Code, GroupState, Standing
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def hindrance(config: Config, decision: Decision, evidence: Evidence) -> str | N
     fenced, and the last change is flushed.
     """
     local = evidence.local.role_seen
-    if local is None or evidence.local.over or local.kind is not Kind.PRIMARY or not evidence.counts(local.at):
+    if local is None or evidence.local.over or local.role is not Role.PRIMARY or not evidence.counts(local.at):
         return "the local PostgreSQL has not just been seen as a primary"
     own = [group for group in config.groups if _state(decision, group).own is not None]
     if not own:

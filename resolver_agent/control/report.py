@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from resolver_agent.routing.observation import Kind, Role
+from resolver_agent.routing.observation import ProbeFailure, Role
 from resolver_agent.routing.state import FENCE, AlertCode, Code, GroupState, Reason, Standing, Target
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from resolver_agent.routing.state import Alert
 
 _NOTHING = GroupState()  # a name that a reload has just brought
-_UNASKED = (Kind.BARRED, Kind.UNREACHABLE)
+_UNASKED = (ProbeFailure.REJECTING, ProbeFailure.UNREACHABLE)
 
 
 def target_to_json(target: Target) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def plan(decision: Decision, nodes: Mapping[Node, NodeState], local: NodeState) 
         "unasked": [
             f"{server}: {state.latest.detail if state.latest else 'not asked yet'}"
             for server, state in [*nodes.items(), ("the local PostgreSQL", local)]
-            if state.latest is None or state.latest.kind in _UNASKED
+            if state.latest is None or state.latest.result in _UNASKED
         ],
     }
 
@@ -177,7 +177,7 @@ def _citus_lines(status: Mapping[str, Any]) -> list[str]:
 def _node(state: NodeState, *, now: float) -> dict[str, Any]:
     latest, seen = state.latest, state.role_seen
     return {
-        "kind": latest.kind.value if latest else "unknown",
+        "kind": latest.result.value if latest else "unknown",
         "detail": latest.detail if latest else "not asked yet",
         "address": seen.address if seen else None,
         "role": state.last_role and state.last_role.value,

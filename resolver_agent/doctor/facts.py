@@ -9,7 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent.config.model import Route
-from resolver_agent.routing.observation import Kind
+from resolver_agent.routing.observation import Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -153,7 +153,7 @@ class Facts:
 
     def primary(self, group: Group) -> str | None:
         """Return the address of a group's primary, if just one is seen."""
-        primaries = [seen.address for seen in self.seen(group).values() if seen.kind is Kind.PRIMARY]
+        primaries = [seen.address for seen in self.seen(group).values() if seen.role is Role.PRIMARY]
         return primaries[0] if len(primaries) == 1 else None
 
     def addresses(self, group: Group) -> set[str]:

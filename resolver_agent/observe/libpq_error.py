@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from resolver_agent.routing.observation import Kind
+from resolver_agent.routing.observation import ProbeFailure
 
 NOT_SERVING = "the database system is "
 """What a server that starts up or shuts down says in English (SQLSTATE 57P03) begins like this."""
@@ -29,7 +29,7 @@ _NO_SOCKET = "No such file or directory"
 _SILENT = ("No route to host", "Network is unreachable", "Host is down", "timed out", "timeout expired")
 
 
-def connect_failure(text: str) -> tuple[Kind, str]:
+def connect_failure(text: str) -> tuple[ProbeFailure, str]:
     """Tell a server that is gone from one that does not answer, and both from one that answers but bars us (R1).
 
     libpq has no SQLSTATE for a failed connection, so its words are read. They are English here: only the server's part
@@ -38,11 +38,11 @@ def connect_failure(text: str) -> tuple[Kind, str]:
     text = text.strip()
     said = _FROM_SERVER.search(text)
     if said is not None:
-        return Kind.BARRED, " ".join(said["message"].split())
+        return ProbeFailure.REJECTING, " ".join(said["message"].split())
     reason = _last_clause(text)
     if _any_in(_SILENT, reason):
-        return Kind.UNREACHABLE, reason
-    return Kind.DEAD if reason == _NO_SOCKET or _any_in(_DEAD, reason) else Kind.BARRED, reason
+        return ProbeFailure.UNREACHABLE, reason
+    return ProbeFailure.DEAD if reason == _NO_SOCKET or _any_in(_DEAD, reason) else ProbeFailure.REJECTING, reason
 
 
 def _any_in(words: tuple[str, ...], text: str) -> bool:

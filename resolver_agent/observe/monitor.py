@@ -15,7 +15,7 @@ import tenacity
 
 from resolver_agent.observe.libpq_error import NOT_SERVING
 from resolver_agent.observe.probe import Prober
-from resolver_agent.routing.observation import Kind, NodeState, Observation, Role
+from resolver_agent.routing.observation import NodeState, Observation, ProbeFailure, Role
 from resolver_agent.system.clock import boottime
 from resolver_agent.system.pacing import UNSETTLED_S, Bell, TokenBucket, Turnstile, unsettled_delay_s
 
@@ -32,8 +32,6 @@ _LOSS_GRACE_S = 0.25
 
 A server that is gone shows it at once, by refusing; over TLS and a wide area a new connection takes its time.
 """
-
-_ROLES = (Kind.PRIMARY, Kind.STANDBY)
 
 _RECONNECT_COST = 10
 
@@ -180,7 +178,7 @@ class _Watcher:
 
     async def _run(self) -> None:
         coming_back = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_result(lambda seen: seen is None or seen.kind not in _ROLES),
+            retry=tenacity.retry_if_result(lambda seen: seen is None or seen.role is None),
             wait=tenacity.wait_random_exponential(multiplier=UNSETTLED_S, max=self._interval_s),
             before_sleep=self._take_failure,
             sleep=self._bell.wait,
@@ -218,7 +216,7 @@ class _Watcher:
         """The connection died. Whether the server did too shows at once, by connecting again."""
         if self._lost is not None:
             return
-        closed = Observation(kind=Kind.DEAD, at=boottime(), detail="connection closed")
+        closed = Observation(result=ProbeFailure.DEAD, at=boottime(), detail="connection closed")
         self._lost = asyncio.get_running_loop().call_later(_LOSS_GRACE_S, self._take, closed)
         self.wake()
         for circle in self.circles:
@@ -233,8 +231,10 @@ class _Watcher:
             self._lost.cancel()
             self._lost = None
             # Whoever refuses only us lives (R1). Silence and "starting up" do not speak against the closed connection.
-            if seen.kind is Kind.UNREACHABLE or (seen.kind is Kind.BARRED and seen.detail.startswith(NOT_SERVING)):
-                seen = dataclasses.replace(seen, kind=Kind.DEAD, detail=f"connection closed; {seen.detail}")
+            if seen.result is ProbeFailure.UNREACHABLE or (
+                seen.result is ProbeFailure.REJECTING and seen.detail.startswith(NOT_SERVING)
+            ):
+                seen = dataclasses.replace(seen, result=ProbeFailure.DEAD, detail=f"connection closed; {seen.detail}")
         before, self.state = self.state, self.state.after(seen)
         for circle in self.circles:
             circle.review(role_changed=before.last_role is not self.state.last_role or before.over != self.state.over)

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import pq
 
 from resolver_agent.observe.libpq_error import HUNG_UP, connect_failure
-from resolver_agent.routing.observation import Identity, Kind, Observation
+from resolver_agent.routing.observation import Identity, Observation, ProbeFailure, Role
 from resolver_agent.system import dns, threads
 from resolver_agent.system.clock import boottime
 
@@ -48,7 +48,7 @@ SELECT r.standby,
     + _AGAIN
 )
 
-_CAUTIOUS_FIRST = (Kind.BARRED, Kind.UNREACHABLE, Kind.DEAD)
+_CAUTIOUS_FIRST = (ProbeFailure.REJECTING, ProbeFailure.UNREACHABLE, ProbeFailure.DEAD)
 
 
 class Prober:
@@ -121,7 +121,7 @@ class Prober:
         except (OSError, UnicodeError) as error:
             words = error.strerror if isinstance(error, OSError) else str(error)
             detail = f"{self._conninfo['host']} cannot be resolved: {words}"
-            return Observation(kind=Kind.UNREACHABLE, at=begun, detail=detail)
+            return Observation(result=ProbeFailure.UNREACHABLE, at=begun, detail=detail)
         failures = []
         for address in addresses:
             keywords: dict[str, Any] = {**self._conninfo, **address}
@@ -130,13 +130,13 @@ class Prober:
             except psycopg.Error as error:
                 kind, reason = connect_failure(str(error))
                 if HUNG_UP in reason and address and (silence := await self._silence_of(address["hostaddr"])):
-                    kind, reason = Kind.UNREACHABLE, silence
+                    kind, reason = ProbeFailure.UNREACHABLE, silence
                 failures.append((kind, reason))
             else:
                 self._keep(connection)
                 return None
         kind = min((kind for kind, _ in failures), key=_CAUTIOUS_FIRST.index)
-        return Observation(kind=kind, at=begun, detail="; ".join(dict.fromkeys(detail for _, detail in failures)))
+        return Observation(result=kind, at=begun, detail="; ".join(dict.fromkeys(detail for _, detail in failures)))
 
     async def _silence_of(self, address: str) -> str | None:
         """Return why a host does not answer at all; None if it does, be it that it refuses."""
@@ -210,14 +210,14 @@ class Prober:
         else:
             self.close()
             words = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode(errors="replace")
-            self._end(Observation(kind=Kind.BARRED, at=self._begun, detail=" ".join(words.split())))
+            self._end(Observation(result=ProbeFailure.REJECTING, at=self._begun, detail=" ".join(words.split())))
 
     def _lose(self, text: str) -> None:
         """Take in that the connection ended, at once: libpq closed the socket, and its number is soon another's."""
         self.close()
         kind, reason = connect_failure(text)
-        if self._waits and kind is Kind.UNREACHABLE:
-            self._end(Observation(kind=kind, at=self._begun, detail=reason))
+        if self._waits and kind is ProbeFailure.UNREACHABLE:
+            self._end(Observation(result=kind, at=self._begun, detail=reason))
             return
         self.on_loss()
         if self._waits:
@@ -233,13 +233,13 @@ class Prober:
             self._reply.set_result(seen)
 
     def _silence(self, begun: float) -> Observation:
-        return Observation(kind=Kind.UNREACHABLE, at=begun, detail=f"no answer within {self._timeout_s:g} s")
+        return Observation(result=ProbeFailure.UNREACHABLE, at=begun, detail=f"no answer within {self._timeout_s:g} s")
 
 
 def _seen(row: list[bytes | None], begun: float, address: str | None) -> Observation:
     standby, lsn, timeline, system_id, started_us, receiver = row
     return Observation(
-        kind=Kind.STANDBY if standby == b"t" else Kind.PRIMARY,
+        result=Role.STANDBY if standby == b"t" else Role.PRIMARY,
         at=begun,
         address=address,
         lsn=int(lsn) if lsn is not None else None,

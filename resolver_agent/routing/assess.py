@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resolver_agent.routing.observation import Kind, NodeState, Observation, Observations, PatroniWord
+from resolver_agent.routing.observation import NodeState, Observation, Observations, PatroniWord, ProbeFailure
 from resolver_agent.routing.primary import find_primary
 from resolver_agent.routing.standby import assess_fitness, extend_history
 from resolver_agent.routing.state import Alert, AlertCode, GroupState, Memory
@@ -152,7 +152,7 @@ def _node_alerts(group: Group, states: Mapping[Node, NodeState], foreign: Mappin
         for node, words in foreign.items()
     ]
     for node, state in states.items():
-        if state.latest is not None and state.latest.kind is Kind.BARRED:
+        if state.latest is not None and state.latest.result is ProbeFailure.REJECTING:
             text = f"{node} cannot be asked: {state.latest.detail}"
             alerts.append(Alert(AlertCode.REJECTING, text, of=(str(node),)))
     return alerts

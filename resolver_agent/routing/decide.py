@@ -13,7 +13,7 @@ from resolver_agent.config.model import Fallback, Route
 from resolver_agent.routing.assess import assess
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.local_server import local_role, own_addresses
-from resolver_agent.routing.observation import Kind, NodeState, Observations, Role
+from resolver_agent.routing.observation import NodeState, Observations, Role
 from resolver_agent.routing.primary import choose_primary
 from resolver_agent.routing.standby import choose_standby, fall_back_together
 from resolver_agent.routing.state import Alert, AlertCode, Code, GroupState, Memory, Reason, Standing, Target
@@ -176,7 +176,7 @@ def _name_alerts(state: GroupState, name: str) -> list[Alert]:
 
 def _local_alerts(local: NodeState, role: Role | None) -> list[Alert]:
     latest = local.latest
-    if latest is None or latest.kind in (Kind.PRIMARY, Kind.STANDBY):
+    if latest is None or latest.role is not None:
         return []
     stands = f"its last known role ({role.value}) stands" if role else "its role was never known: taken for a primary"
-    return [Alert(AlertCode.LOCAL, f"the local PostgreSQL is {latest.kind.value} ({latest.detail}); {stands}")]
+    return [Alert(AlertCode.LOCAL, f"the local PostgreSQL is {latest.result.value} ({latest.detail}); {stands}")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from resolver_agent.routing.observation import Kind, Role, nodes_at
+from resolver_agent.routing.observation import Role, nodes_at
 from resolver_agent.routing.state import Alert, AlertCode
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def local_role(views: list[GroupView], observations: Observations, previous: Dec
         seen.append(observations.local.role_seen)
     if not seen:
         return previous.role
-    return Role.PRIMARY if any(one.kind is Kind.PRIMARY for one in seen) else Role.STANDBY
+    return Role.PRIMARY if any(one.role is Role.PRIMARY for one in seen) else Role.STANDBY
 
 
 def own_addresses(views: list[GroupView], local: NodeState, fresh: Observation | None) -> dict[str, str]:
@@ -109,7 +109,7 @@ def how_it_ended(
     seen = local.role_seen
     if seen is not None and seen.at < announced.since:
         seen = None
-    if seen is not None and seen.kind is Kind.PRIMARY:
+    if seen is not None and seen.role is Role.PRIMARY:
         return "the local PostgreSQL was promoted"
     if claim is not None and claim.at >= announced.since:
         return None if claim.leads else "the local Patroni does not hold the leader lock"

@@ -22,14 +22,12 @@ class Role(enum.Enum):
     STANDBY = "standby"
 
 
-class Kind(enum.Enum):
-    """What one probe found. Only PRIMARY, STANDBY and DEAD are evidence; the others say that nothing is known."""
+class ProbeFailure(enum.Enum):
+    """Why a probe learned no role. Only DEAD is evidence (R1); the others say that nothing is known."""
 
-    PRIMARY = "primary"
-    STANDBY = "standby"
     DEAD = "dead"
     UNREACHABLE = "unreachable"
-    BARRED = "barred"
+    REJECTING = "rejecting"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,14 +43,14 @@ class Identity:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What one probe of one node saw.
+    """What one probe of one node saw: ``result`` is the role that the server told, or why it told none.
 
     ``at`` is when the probe was begun, so that an answer is never taken for fresher than it is. ``address`` is the
     one connected to. ``lsn`` is the current LSN of a primary, the replayed one of a standby. ``receiver`` is the
     process number of a standby's WAL receiver while it is connected. ``detail`` is the fault in words if there is one.
     """
 
-    kind: Kind
+    result: Role | ProbeFailure
     at: float
     address: str | None = None
     lsn: int | None = None
@@ -61,12 +59,17 @@ class Observation:
     receiver: int | None = None
     detail: str = ""
 
+    @property
+    def role(self) -> Role | None:
+        """The role that the server told."""
+        return self.result if isinstance(self.result, Role) else None
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NodeState:
     """What is known of one node: the latest probe, and the last one that saw a role.
 
-    A probe that could not ask (unreachable, barred) says nothing of the role, so it must not hide the last one that
+    A probe that could not ask (unreachable, rejecting) says nothing of the role, so it must not hide the last one that
     did. ``over`` reports that the server which had this role was seen dead since: the role is then history, kept
     because "was last seen in recovery" outlives the server (rule R2). ``same_since`` is when this very server was
     first seen.
@@ -79,11 +82,11 @@ class NodeState:
 
     def after(self, observation: Observation) -> NodeState:
         """Return the state with one more observation taken in."""
-        if observation.kind in (Kind.PRIMARY, Kind.STANDBY):
+        if observation.role is not None:
             same = self.role_seen is not None and self.role_seen.identity == observation.identity
             since = self.same_since if same else observation.at
             return NodeState(latest=observation, role_seen=observation, same_since=since)
-        over = self.over or observation.kind is Kind.DEAD
+        over = self.over or observation.result is ProbeFailure.DEAD
         return dataclasses.replace(self, latest=observation, over=over)
 
     def fresh(self, *, now: float, max_age_s: float) -> Observation | None:
@@ -97,15 +100,15 @@ class NodeState:
         """What is worth a new decision at once when it changes: all but LSNs and times."""
         latest, seen = self.latest, self.role_seen
         return (
-            latest and (latest.kind, latest.detail),
-            seen and (seen.kind, seen.address, seen.timeline, seen.identity),
+            latest and (latest.result, latest.detail),
+            seen and (seen.result, seen.address, seen.timeline, seen.identity),
             self.over,
         )
 
     @property
     def last_role(self) -> Role | None:
         """The role it was last seen in, however long ago."""
-        return Role(self.role_seen.kind.value) if self.role_seen else None
+        return self.role_seen.role if self.role_seen else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,20 +146,20 @@ class Observations:
 
 def describe(node: Node, state: NodeState, seen: Observation | None) -> str:
     """Say in words what is known of a node; ``seen`` is the observation of its role that still counts, if any."""
-    label = (seen or state.role_seen or Observation(kind=Kind.UNREACHABLE, at=0.0)).address or node.host
+    label = (seen or state.role_seen or Observation(result=ProbeFailure.UNREACHABLE, at=0.0)).address or node.host
     if seen is not None:
-        return f"{label} is {'primary' if seen.kind is Kind.PRIMARY else 'in recovery'}"
+        return f"{label} is {'primary' if seen.role is Role.PRIMARY else 'in recovery'}"
     last = {Role.PRIMARY: ", last seen as primary", Role.STANDBY: ", last seen in recovery", None: ""}[state.last_role]
     if state.latest is None:
         return f"{label} has not been asked yet"
-    match state.latest.kind:
-        case Kind.DEAD:
+    match state.latest.result:
+        case ProbeFailure.DEAD:
             return f"{label} is dead: {state.latest.detail}{last}"
-        case Kind.BARRED:
+        case ProbeFailure.REJECTING:
             return f"{label} cannot be asked: {state.latest.detail}{last}"
-        case Kind.UNREACHABLE:
+        case ProbeFailure.UNREACHABLE:
             return f"{label} does not answer: {state.latest.detail}{last}"
-        case Kind.PRIMARY | Kind.STANDBY:
+        case Role():
             return f"{label} is yet to be asked again{last}"
 
 

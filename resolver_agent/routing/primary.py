@@ -21,7 +21,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resolver_agent.routing.observation import Kind, NodeState, Observation, PatroniWord, Role, describe, nodes_at
+from resolver_agent.routing.observation import (
+    NodeState,
+    Observation,
+    PatroniWord,
+    Role,
+    describe,
+    nodes_at,
+)
 from resolver_agent.routing.state import FENCE, Alert, AlertCode, Code, GroupState, Reason, Standing
 from resolver_agent.routing.view import Choice, GroupView, Primary, hold
 
@@ -42,7 +49,7 @@ def find_primary(
     outsiders: Mapping[Node, str],
 ) -> tuple[Primary, list[Alert]]:
     """Return the group's primary by rows P1 to P7, and the alert that there are several."""
-    primaries = [seen for seen in members.values() if seen.kind is Kind.PRIMARY]
+    primaries = [seen for seen in members.values() if seen.role is Role.PRIMARY]
     if len(primaries) == 1:
         return _accepted(primaries[0], Code.PRIMARY, f"primary, timeline {primaries[0].timeline}"), []  # P1
     last_at = nodes_at(before.memory.primary, group, states)
@@ -68,7 +75,7 @@ def find_primary(
 def _one_of(primaries: list[Observation], before: GroupState, leader: Observation | None, *, lost: bool) -> Primary:
     """Several primaries: the one with Patroni's leader lock, else the last known one, else none."""
     claims = _claims(primaries)
-    if leader is not None and leader.kind is Kind.PRIMARY:
+    if leader is not None and leader.role is Role.PRIMARY:
         return _accepted(leader, Code.LEADER, f"holds the leader lock; several primaries: {claims}")  # P2
     last = next((seen for seen in primaries if seen.address == before.memory.primary), None)
     if last is not None:

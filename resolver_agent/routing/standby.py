@@ -25,7 +25,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Fallback, Node, Route
-from resolver_agent.routing.observation import Kind, NodeState, Observation, Role, describe
+from resolver_agent.routing.observation import NodeState, Observation, Role, describe
 from resolver_agent.routing.primary import primary_address
 from resolver_agent.routing.state import FENCE, Code, Fitness, Reason, Standing
 from resolver_agent.routing.view import Choice, GroupView, hold
@@ -82,7 +82,7 @@ def assess_fitness(
         lagging, why_lagging = _lagging(group, lag_bytes=lag_bytes, lag_s=lag_s, before=before)
         if node in refused:
             why = refused[node]
-        elif seen is None or seen.kind is not Kind.STANDBY:
+        elif seen is None or seen.role is not Role.STANDBY:
             why = describe(node, states[node], seen)
         else:
             why = why_lagging and f"{seen.address} {why_lagging}"
@@ -94,7 +94,7 @@ def assess_fitness(
 def _lag(
     group: Group, seen: Observation | None, *, head: int | None, lsns: tuple[tuple[float, int], ...]
 ) -> tuple[int | None, float | None]:
-    if seen is None or seen.lsn is None or head is None or seen.kind is not Kind.STANDBY:
+    if seen is None or seen.lsn is None or head is None or seen.role is not Role.STANDBY:
         return None, None
     replayed, lag_bytes = seen.lsn, max(0, head - seen.lsn)
     if group.max_lag_s is None or not lsns:  # then there is no history to tell it from

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resolver_agent.routing.observation import Kind, NodeState, Observation, PatroniWord, asked_all
+from resolver_agent.routing.observation import NodeState, Observation, PatroniWord, Role, asked_all
 from resolver_agent.routing.state import Alert, AlertCode, GroupState
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _presumed_system_id(
         [node for node in ids if fresh[node].address == one] for one in (before.memory.primary, target)
     )
     everyone = list(ids) if asked_all(states) else []
-    primaries = [node for node in everyone if fresh[node].kind is Kind.PRIMARY]
+    primaries = [node for node in everyone if fresh[node].role is Role.PRIMARY]
     circles = (at_last if before.memory.primary is not None else primaries, at_target, everyone)
     return next((agreed.pop() for circle in circles if len(agreed := {ids[node] for node in circle}) == 1), None)
 

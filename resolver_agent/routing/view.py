@@ -9,10 +9,10 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from resolver_agent.routing.observation import (
-    Kind,
     NodeState,
     Observation,
     PatroniWord,
+    ProbeFailure,
     Role,
     asked_all,
     describe,
@@ -99,7 +99,7 @@ class GroupView:
         return any(
             node not in self.fresh
             and not self.states[node].over
-            and (latest is None or latest.kind is not Kind.UNREACHABLE)
+            and (latest is None or latest.result is not ProbeFailure.UNREACHABLE)
             for node in self._at(address)
             for latest in [self.states[node].latest]
         )

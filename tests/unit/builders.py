@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 from resolver_agent.config.model import Config, Fallback, Group, Node, Route
 from resolver_agent.hosts import block as hosts_block
 from resolver_agent.routing.decide import decide, resume
-from resolver_agent.routing.observation import Identity, Kind, NodeState, Observation, Observations, PatroniWord, Role
+from resolver_agent.routing.observation import (
+    Identity,
+    NodeState,
+    Observation,
+    Observations,
+    PatroniWord,
+    ProbeFailure,
+    Role,
+)
 from resolver_agent.routing.state import Standing, Target
 
 if TYPE_CHECKING:
@@ -68,27 +76,27 @@ def config(*groups: Group, fallback: Fallback = Fallback.NONE) -> Config:
 
 def primary(*, lsn: int | None = 1000, timeline: int = 7, system_id: int = OURS, started: int = 0) -> Observation:
     """Return a probe's sight of a primary; ``started`` tells servers at one address from each other."""
-    return Observation(kind=Kind.PRIMARY, at=0, lsn=lsn, timeline=timeline, identity=Identity(system_id, started))
+    return Observation(result=Role.PRIMARY, at=0, lsn=lsn, timeline=timeline, identity=Identity(system_id, started))
 
 
 def standby(*, lsn: int | None = 1000, system_id: int = OURS, started: int = 0) -> Observation:
     """Return a probe's sight of a server in recovery."""
-    return Observation(kind=Kind.STANDBY, at=0, lsn=lsn, timeline=7, identity=Identity(system_id, started))
+    return Observation(result=Role.STANDBY, at=0, lsn=lsn, timeline=7, identity=Identity(system_id, started))
 
 
 def dead() -> Observation:
     """Return a refused connection."""
-    return Observation(kind=Kind.DEAD, at=0, detail="Connection refused")
+    return Observation(result=ProbeFailure.DEAD, at=0, detail="Connection refused")
 
 
 def barred() -> Observation:
     """Return a refused login."""
-    return Observation(kind=Kind.BARRED, at=0, detail="password authentication failed")
+    return Observation(result=ProbeFailure.REJECTING, at=0, detail="password authentication failed")
 
 
 def unreachable() -> Observation:
     """Return a probe that ran out of time."""
-    return Observation(kind=Kind.UNREACHABLE, at=0, detail="no answer within 2 s")
+    return Observation(result=ProbeFailure.UNREACHABLE, at=0, detail="no answer within 2 s")
 
 
 def remembered(

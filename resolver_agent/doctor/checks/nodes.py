@@ -8,7 +8,7 @@ from resolver_agent.config.model import Fallback, Route
 from resolver_agent.doctor.checks.metadata import coordinator
 from resolver_agent.doctor.facts import Server
 from resolver_agent.doctor.finding import Finding, Severity
-from resolver_agent.routing.observation import Kind
+from resolver_agent.routing.observation import ProbeFailure, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,13 +33,13 @@ def _states(facts: Facts) -> Iterator[Finding]:
     """Yield the nodes that told no role."""
     for node, state in facts.nodes.items():
         latest = state.latest
-        if latest is None or latest.kind in (Kind.PRIMARY, Kind.STANDBY):
+        if latest is None or latest.role is not None:
             continue
-        if latest.kind is Kind.BARRED:
+        if latest.result is ProbeFailure.REJECTING:
             mend = "as the comments in systemd/role.sql say: pg_hba.conf and password there, password file here"
             yield Finding(Severity.ERROR, "node", f"{node} cannot be asked: {latest.detail}", mend)
         else:
-            word = "is down" if latest.kind is Kind.DEAD else "does not answer"
+            word = "is down" if latest.result is ProbeFailure.DEAD else "does not answer"
             yield Finding(Severity.WARNING, "node", f"{node} {word}: {latest.detail}", "start it, or mend the network")
 
 
@@ -51,7 +51,7 @@ def _group(facts: Facts, group: Group) -> Iterator[Finding]:
         words = ", ".join(f"{node} is of {system_id}" for node, system_id in ids.items())
         text = f"{group.name}: nodes of different database clusters (system identifiers): {words}"
         yield Finding(Severity.ERROR, "foreign", text, f"correct names.{group.name}.nodes, or build the node anew")
-    primaries = {str(node): one for node, one in seen.items() if one.kind is Kind.PRIMARY}
+    primaries = {str(node): one for node, one in seen.items() if one.role is Role.PRIMARY}
     if len(primaries) > 1:
         text = f"{group.name}: several primaries: {', '.join(primaries)}"
         yield Finding(Severity.ERROR, "primaries", text, "stop the wrong one before anything else")
@@ -59,7 +59,7 @@ def _group(facts: Facts, group: Group) -> Iterator[Finding]:
         yield Finding(Severity.WARNING, "primary", f"{group.name}: no primary is seen", "promote one, or start it")
     head = max((one.lsn or 0 for one in primaries.values()), default=0)
     for node, one in seen.items():
-        lag_bytes = head - (one.lsn or 0) if one.kind is Kind.STANDBY else 0
+        lag_bytes = head - (one.lsn or 0) if one.role is Role.STANDBY else 0
         if group.max_lag_bytes is not None and lag_bytes > group.max_lag_bytes:
             text = (
                 f"{group.name}: {node} lags {lag_bytes} bytes behind its primary (max_lag_bytes: {group.max_lag_bytes})"
@@ -83,7 +83,7 @@ def _own(facts: Facts) -> Iterator[Finding]:
 def _readers(facts: Facts) -> Iterator[Finding]:
     """Yield who may overwrite whose intermediate results on a worker: two coordinators with one database role."""
     group = coordinator(facts)
-    standbys = [str(node) for node, one in facts.seen(group).items() if one.kind is Kind.STANDBY] if group else []
+    standbys = [str(node) for node, one in facts.seen(group).items() if one.role is Role.STANDBY] if group else []
     if len(standbys) > 1:
         yield Finding(
             Severity.WARNING,

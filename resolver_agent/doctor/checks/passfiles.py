@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from resolver_agent.config.model import Route
 from resolver_agent.doctor.facts import Server, TextFile, Unknown, text_of
 from resolver_agent.doctor.finding import Finding, Severity
-from resolver_agent.routing.observation import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 _GROUP_AND_OTHERS = 0o077
 _FIELDS = 4
 """Of a line of a password file, before the password."""
-
-_ANSWERS = (Kind.PRIMARY, Kind.STANDBY)
 
 
 def findings(facts: Facts) -> Iterator[Finding]:
@@ -57,7 +54,7 @@ def _agents_passfile(facts: Facts) -> Iterator[Finding]:
         node
         for node, state in facts.nodes.items()
         if state.latest is not None
-        and state.latest.kind not in _ANSWERS
+        and state.latest.role is None
         and not _matches(entries, [node.host, str(node.port), dbname, user])
     ]
     names = {group.name for group in facts.settings.groups}

@@ -18,7 +18,7 @@ import pytest
 from resolver_agent.config.model import Config, Node
 from resolver_agent.demo.postgres import Postgres
 from resolver_agent.observe.monitor import Monitor
-from resolver_agent.routing.observation import Kind
+from resolver_agent.routing.observation import ProbeFailure, Role
 from resolver_agent.system.clock import boottime
 from tests.integration.conftest import GONE, ROLE, Group
 from tests.integration.support.sight import (
@@ -70,13 +70,13 @@ async def test_a_node_that_hangs_delays_no_other(
     async with fake.serving(), watching(settings, getaddrinfo=resolver) as sight:
         hanging = [Node(host, sound.port) for host in (paused_later.address, frozen.address, FAULTY)]
         for node in (node_of(sound), *hanging[:2]):
-            await sight.until_kind(node, Kind.PRIMARY, Kind.STANDBY)
+            await sight.until_result(node, Role.PRIMARY, Role.STANDBY)
         frozen.freeze()
         await off_loop(paused_later.pause)
         begun = await sight.probes(node_of(sound), for_s=2.5)
         assert max(later - earlier for earlier, later in itertools.pairwise(begun)) < 1
         for node in (*hanging, Node("hanging0.example", sound.port)):
-            await sight.until_kind(node, Kind.UNREACHABLE)
+            await sight.until_result(node, ProbeFailure.UNREACHABLE)
             assert newest(sight.state(node)).detail == "no answer within 2 s"
             assert not sight.state(node).over
         await asyncio.wait_for(off_loop(boottime), 5)  # the threads that files are written in are free
@@ -90,7 +90,7 @@ async def test_half_an_answer_blocks_nothing(lone: Postgres, load: Load) -> None
     async with FakePostgres(lone.port, lambda _: [ROW, None]).serving(), watching(settings) as sight:
         begun = await sight.probes(node_of(lone), for_s=1.8)
         assert max(later - earlier for earlier, later in itertools.pairwise(begun)) < 1
-        state = await sight.until_kind(Node(FAULTY, lone.port), Kind.UNREACHABLE)
+        state = await sight.until_result(Node(FAULTY, lone.port), ProbeFailure.UNREACHABLE)
         assert state.role_seen is None
 
 
@@ -111,7 +111,7 @@ async def test_the_local_server_is_asked_every_tenth_of_a_second(lone: Postgres,
 async def test_an_ended_session_is_no_dead_server(lone: Postgres, load: Load) -> None:
     """Somebody ended the agent's session: it is back at once, and nobody was dead in between."""
     async with watching(load(lone, {"wk1": [lone.address]}, interval="10s")) as sight:
-        first = await sight.until_kind(node_of(lone), Kind.PRIMARY)
+        first = await sight.until_result(node_of(lone), Role.PRIMARY)
         for _ in range(5):
             before = await off_loop(ours, lone)
             ended = boottime()
@@ -119,7 +119,7 @@ async def test_an_ended_session_is_no_dead_server(lone: Postgres, load: Load) ->
             await sight.until(lambda: newest(sight.state(node_of(lone))).at > ended)  # noqa: B023 -- it waits here
             assert boottime() - ended < 1
             await off_loop(lone.wait_until, GONE, [before])
-        assert sight.kinds(node_of(lone)) == [Kind.PRIMARY]
+        assert sight.results(node_of(lone)) == [Role.PRIMARY]
         assert sight.state(node_of(lone)).same_since == first.same_since
 
 
@@ -141,17 +141,17 @@ async def test_a_server_that_ends_the_session_and_then_bars_us_lives(
 ) -> None:
     """Failing to log in is not down (R1), also right after a lost session: whoever says no is there."""
     async with watching(load(lone, {"wk1": [lone.address]})) as sight:
-        await sight.until_kind(node_of(lone), Kind.PRIMARY)
+        await sight.until_result(node_of(lone), Role.PRIMARY)
         lone.run_sql(bar)
         lone.run_sql(END_SESSIONS, [ROLE])
-        await sight.until_kind(node_of(lone), Kind.BARRED, Kind.DEAD)
+        await sight.until_result(node_of(lone), ProbeFailure.REJECTING, ProbeFailure.DEAD)
         await sight.probes(node_of(lone), for_s=0.2)
         state = sight.state(node_of(lone))
         lone.run_sql(unbar)
-        assert (newest(state).kind, newest(state).detail) == (Kind.BARRED, words)
+        assert (newest(state).result, newest(state).detail) == (ProbeFailure.REJECTING, words)
         assert not state.over
-        assert sight.kinds(node_of(lone)) == [Kind.PRIMARY, Kind.BARRED]
-        await sight.until_kind(node_of(lone), Kind.PRIMARY)
+        assert sight.results(node_of(lone)) == [Role.PRIMARY, ProbeFailure.REJECTING]
+        await sight.until_result(node_of(lone), Role.PRIMARY)
 
 
 @pytest.mark.parametrize(
@@ -167,25 +167,27 @@ async def test_a_lost_standby_is_dead_within_tens_of_milliseconds(
     standby = cluster["wk1"].standby
     names = {"wk1": [node.address for node in cluster["wk1"].nodes]}
     async with watching(load(standby, names, interval="10s")) as sight:
-        await sight.until_kind(node_of(standby), Kind.STANDBY)
+        await sight.until_result(node_of(standby), Role.STANDBY)
         await off_loop(lose, standby)
         gone = boottime()
-        await sight.until_kind(node_of(standby), Kind.DEAD)
-        [known, *_] = [at for node, seen, at in sight.record if (node, seen.kind) == (node_of(standby), Kind.DEAD)]
+        await sight.until_result(node_of(standby), ProbeFailure.DEAD)
+        [known, *_] = [
+            at for node, seen, at in sight.record if (node, seen.result) == (node_of(standby), ProbeFailure.DEAD)
+        ]
         assert known - gone < 0.1
-        assert sight.kinds(node_of(standby))[:2] == [Kind.STANDBY, Kind.DEAD]
+        assert sight.results(node_of(standby))[:2] == [Role.STANDBY, ProbeFailure.DEAD]
         assert sight.state(node_of(standby)).over
 
 
 @in_loop
 async def test_a_server_that_is_shutting_down_is_dead(lone: Postgres, load: Load) -> None:
-    """It closed its sessions and takes no more, though it still answers: that is a closed server, not a barred one."""
+    """It closed its sessions and takes no more, though it still answers: that is a closed server, not one that rejects us."""
     async with watching(load(lone, {"wk1": [lone.address]}, interval="10s")) as sight:
-        await sight.until_kind(node_of(lone), Kind.PRIMARY)
+        await sight.until_result(node_of(lone), Role.PRIMARY)
         with running_with(lone, **STARTING_UP):
-            state = await sight.until_kind(node_of(lone), Kind.DEAD)
+            state = await sight.until_result(node_of(lone), ProbeFailure.DEAD)
             assert state.over
-        await sight.until_kind(node_of(lone), Kind.PRIMARY)
+        await sight.until_result(node_of(lone), Role.PRIMARY)
 
 
 @in_loop
@@ -197,18 +199,18 @@ async def test_a_paused_server_counts_until_it_expires_and_again_when_it_goes_on
     async with watching(
         load(cluster["cn"].primary, {"wk1": [server.address]}, interval="200ms", timeout="1s")
     ) as sight:
-        first = await sight.until_kind(node_of(server), Kind.PRIMARY)
+        first = await sight.until_result(node_of(server), Role.PRIMARY)
         await sight.until(lambda: role(sight.state(node_of(server))).at - role(first).at >= 0.2)  # so no probe is on
         await off_loop(server.pause)
-        state = await sight.until_kind(node_of(server), Kind.UNREACHABLE)
-        assert role(state).kind is Kind.PRIMARY
+        state = await sight.until_result(node_of(server), ProbeFailure.UNREACHABLE)
+        assert role(state).role is Role.PRIMARY
         assert state.fresh(now=role(state).at + 1.199, max_age_s=1.2) is state.role_seen
         assert state.fresh(now=boottime(), max_age_s=1.2) is None
         await off_loop(server.resume)
-        state = await sight.until_kind(node_of(server), Kind.PRIMARY)
+        state = await sight.until_result(node_of(server), Role.PRIMARY)
         assert state.fresh(now=boottime(), max_age_s=1.2) is state.latest
         assert state.same_since == first.same_since
-        assert Kind.DEAD not in sight.kinds(node_of(server))
+        assert ProbeFailure.DEAD not in sight.results(node_of(server))
 
 
 @in_loop
@@ -222,30 +224,30 @@ async def test_cut_connections_are_reopened_and_a_frozen_network_is_no_death(
     async with watching(
         load(cluster["cn"].primary, {"wk1": [proxy.address]}, interval="10s", timeout="500ms")
     ) as sight:
-        await sight.until_kind(node, Kind.PRIMARY)
+        await sight.until_result(node, Role.PRIMARY)
         sessions = await off_loop(ours, server)
         proxy.cut()
         while (now := await off_loop(ours, server)) == sessions or not now:
             await sight.probes(node, for_s=0.01)
-        assert sight.kinds(node) == [Kind.PRIMARY]
+        assert sight.results(node) == [Role.PRIMARY]
         proxy.freeze()
         sight.monitor.refresh()
-        await sight.until_kind(node, Kind.UNREACHABLE)
+        await sight.until_result(node, ProbeFailure.UNREACHABLE)
         proxy.thaw()
-        await sight.until_kind(node, Kind.PRIMARY)
+        await sight.until_result(node, Role.PRIMARY)
         proxy.stop()
-        await sight.until_kind(node, Kind.DEAD)
+        await sight.until_result(node, ProbeFailure.DEAD)
 
 
 @in_loop
 async def test_a_restart_is_another_server_with_the_same_data(lone: Postgres, load: Load) -> None:
     """The start time tells runs of one server apart, the system identifier tells servers apart."""
     async with watching(load(lone, {"wk1": [lone.address]}, interval="5s")) as sight:
-        before = await sight.until_kind(node_of(lone), Kind.PRIMARY)
+        before = await sight.until_result(node_of(lone), Role.PRIMARY)
         await off_loop(lone.stop)
-        await sight.until_kind(node_of(lone), Kind.DEAD)
+        await sight.until_result(node_of(lone), ProbeFailure.DEAD)
         await off_loop(lone.start)
-        after = await sight.until_kind(node_of(lone), Kind.PRIMARY)
+        after = await sight.until_result(node_of(lone), Role.PRIMARY)
         assert identity(after).system_id == identity(before).system_id
         assert identity(after).started_us > identity(before).started_us
         assert after.same_since > before.same_since
@@ -267,10 +269,10 @@ async def test_a_loss_and_a_role_change_make_the_whole_group_be_asked(cluster: d
         assert newest(sight.state(node_of(cluster["wk2"].primary))).at == other
         await sight.probes(node_of(standby), for_s=0.4)  # settled again
         await off_loop(standby.promote)
-        assert newest(sight.state(node_of(standby))).kind is Kind.STANDBY
+        assert newest(sight.state(node_of(standby))).role is Role.STANDBY
         asked = asyncio.ensure_future(sight.probes(node_of(primary), for_s=2))
         sight.monitor.refresh()
-        await sight.until_kind(node_of(standby), Kind.PRIMARY)
+        await sight.until_result(node_of(standby), Role.PRIMARY)
         assert len(await asked) >= 3  # the last one before, the refresh, and the role change
         assert newest(sight.state(node_of(cluster["wk2"].primary))).at > other
 
@@ -284,7 +286,7 @@ async def test_a_group_without_its_primary_is_asked_fifty_times_a_second(cluster
     async with watching(load(calm, names, interval="10s")) as sight:
         await sight.until(lambda: sight.monitor.asked_all)
         await off_loop(primary.kill)
-        await sight.until_kind(node_of(primary), Kind.DEAD)
+        await sight.until_result(node_of(primary), ProbeFailure.DEAD)
         asked, calmly = await asyncio.gather(
             sight.probes(node_of(standby), for_s=1), sight.probes(node_of(calm), for_s=1)
         )
@@ -293,22 +295,22 @@ async def test_a_group_without_its_primary_is_asked_fifty_times_a_second(cluster
         assert len(calmly) == 1
         await off_loop(standby.promote)
         promoted = boottime()
-        await sight.until_kind(node_of(standby), Kind.PRIMARY)
+        await sight.until_result(node_of(standby), Role.PRIMARY)
         assert boottime() - promoted < 1
 
 
 @in_loop
 async def test_what_bars_probes_is_not_asked_in_a_frenzy(lone: Postgres, load: Load) -> None:
-    """A privilege taken away is barred, is known for what it was before, and its reconnects back off."""
+    """A server that took a privilege away rejects us, is known for what it was before, and its reconnects back off."""
     count = "SELECT sessions FROM pg_stat_database WHERE datname = 'template1'"
     grant = "{} EXECUTE ON FUNCTION pg_control_system() {} PUBLIC"
     settings = load(lone, {"wk1": [lone.address]}, postgresql={"user": ROLE, "dbname": "template1"})
     async with watching(settings) as sight:
-        await sight.until_kind(node_of(lone), Kind.PRIMARY)
+        await sight.until_result(node_of(lone), Role.PRIMARY)
         lone.run_sql(grant.format("REVOKE", "FROM"), dbname="template1")
-        state = await sight.until_kind(node_of(lone), Kind.BARRED)
+        state = await sight.until_result(node_of(lone), ProbeFailure.REJECTING)
         assert newest(state).detail == "permission denied for function pg_control_system"
-        assert role(state).kind is Kind.PRIMARY
+        assert role(state).role is Role.PRIMARY
         assert not state.over
         [(before,)] = lone.run_sql(count)
         asked = await sight.probes(node_of(lone), for_s=2)
@@ -316,7 +318,7 @@ async def test_what_bars_probes_is_not_asked_in_a_frenzy(lone: Postgres, load: L
         assert len(asked) < 25
         assert after - before < 60  # the local server's included, which is asked ten times a second
         lone.run_sql(grant.format("GRANT", "TO"), dbname="template1")
-        await sight.until_kind(node_of(lone), Kind.PRIMARY)
+        await sight.until_result(node_of(lone), Role.PRIMARY)
 
 
 @in_loop
@@ -350,7 +352,7 @@ async def test_close_leaves_no_connection_and_no_task(cluster: dict[str, Group],
     with socket.create_server((FAULTY, server.port)):
         settings = load(server, {"wk1": [server.address], "wk2": [FAULTY]})
         async with watching(settings) as sight:
-            await sight.until_kind(node_of(server), Kind.PRIMARY)
+            await sight.until_result(node_of(server), Role.PRIMARY)
             await sight.until(lambda: sight.monitor.local.latest)
             assert len(await off_loop(ours, server)) == 2
     await off_loop(server.wait_until, "SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = %s", [ROLE])

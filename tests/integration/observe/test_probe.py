@@ -17,7 +17,7 @@ import pytest
 
 from resolver_agent.config.model import Config, Node
 from resolver_agent.demo.postgres import Postgres, Site
-from resolver_agent.routing.observation import Identity, Kind
+from resolver_agent.routing.observation import Identity, ProbeFailure, Role
 from resolver_agent.system.clock import boottime
 from tests.integration.conftest import ROLE
 from tests.integration.support.machine import CHECKOUT
@@ -72,11 +72,11 @@ import asyncio
 from resolver_agent.observe.probe import Prober
 
 seen = asyncio.run(Prober({"host": "192.0.2.2", "user": "nobody"}, timeout_s=5).connect())
-print(seen.kind.value, seen.detail, sep=": ")
+print(seen.result.value, seen.detail, sep=": ")
 """
 
 
-async def match(sight: Sight, server: Postgres, *, kind: Kind, timeline: int) -> None:
+async def match(sight: Sight, server: Postgres, *, result: Role, timeline: int) -> None:
     """Wait until the server's own word is seen of it: now and then an idle server moves its LSN, too."""
 
     def lsn_seen() -> bool:
@@ -86,7 +86,7 @@ async def match(sight: Sight, server: Postgres, *, kind: Kind, timeline: int) ->
     await sight.until(lsn_seen)
     seen = role(sight.state(node_of(server)))
     [(_, system_id, started_us)] = server.run_sql(TRUTH)
-    assert seen.kind is kind
+    assert seen.result is result
     assert seen.address == server.address
     assert (seen.timeline, seen.detail) == (timeline, "")
     assert seen.identity == Identity(system_id, started_us)
@@ -104,19 +104,19 @@ async def test_a_role_with_login_alone_sees_a_pair_before_and_after_a_promotion(
         async with watching(settings) as sight:
             await sight.until(lambda: sight.monitor.asked_all)
             sight.monitor.refresh()
-            await sight.until_kind(node_of(primary), Kind.PRIMARY)
-            await match(sight, primary, kind=Kind.PRIMARY, timeline=1)
-            await match(sight, standby, kind=Kind.STANDBY, timeline=1)
+            await sight.until_result(node_of(primary), Role.PRIMARY)
+            await match(sight, primary, result=Role.PRIMARY, timeline=1)
+            await match(sight, standby, result=Role.STANDBY, timeline=1)
             assert identity(sight.monitor.local) == identity(sight.state(node_of(primary)))
             assert role(sight.monitor.local).address is None
             await off_loop(primary.kill)
-            await sight.until_kind(node_of(primary), Kind.DEAD)
+            await sight.until_result(node_of(primary), ProbeFailure.DEAD)
             await off_loop(standby.promote)
-            await sight.until_kind(node_of(standby), Kind.PRIMARY)
+            await sight.until_result(node_of(standby), Role.PRIMARY)
             timelines = {seen.timeline for whose, seen, _ in sight.record if whose == node_of(standby)}
             assert timelines == {1, 2}
-            assert [seen.timeline for _, seen, _ in sight.record if seen.kind is Kind.PRIMARY][-1] == 2
-            await match(sight, standby, kind=Kind.PRIMARY, timeline=2)
+            assert [seen.timeline for _, seen, _ in sight.record if seen.role is Role.PRIMARY][-1] == 2
+            await match(sight, standby, result=Role.PRIMARY, timeline=2)
 
 
 @contextlib.contextmanager
@@ -190,59 +190,63 @@ def talk_http(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
 
-FAULTS: dict[str, tuple[Fault, Kind, str]] = {
-    "paused": (paused, Kind.UNREACHABLE, "no answer within 0.5 s"),
-    "killed": (killed, Kind.DEAD, "Connection refused"),
-    "stopped cleanly": (stopped, Kind.DEAD, "Connection refused"),
-    "nothing listens": (elsewhere(FAULTY), Kind.DEAD, "Connection refused"),
-    "no slot": (without_slots, Kind.BARRED, "sorry, too many clients already"),
-    "starting up": (starting_up, Kind.BARRED, "the database system is starting up"),
+FAULTS: dict[str, tuple[Fault, ProbeFailure, str]] = {
+    "paused": (paused, ProbeFailure.UNREACHABLE, "no answer within 0.5 s"),
+    "killed": (killed, ProbeFailure.DEAD, "Connection refused"),
+    "stopped cleanly": (stopped, ProbeFailure.DEAD, "Connection refused"),
+    "nothing listens": (elsewhere(FAULTY), ProbeFailure.DEAD, "Connection refused"),
+    "no slot": (without_slots, ProbeFailure.REJECTING, "sorry, too many clients already"),
+    "starting up": (starting_up, ProbeFailure.REJECTING, "the database system is starting up"),
     "takes no sessions": (
         cold_standby,
-        Kind.BARRED,
+        ProbeFailure.REJECTING,
         "the database system is not accepting connections DETAIL: Hot standby mode is disabled.",
     ),
     "wrong password": (
         login(user="locked", password="wrong"),  # noqa: S106 -- it is
-        Kind.BARRED,
+        ProbeFailure.REJECTING,
         'password authentication failed for user "locked"',
     ),
-    "no password": (login(user="locked"), Kind.BARRED, "fe_sendauth: no password supplied"),
+    "no password": (login(user="locked"), ProbeFailure.REJECTING, "fe_sendauth: no password supplied"),
     "no pg_hba line": (
         login(user="alien"),
-        Kind.BARRED,
+        ProbeFailure.REJECTING,
         'no pg_hba.conf entry for host "127.0.0.1", user "alien", database "postgres", no encryption',
     ),
-    "no such database": (login(dbname="nowhere"), Kind.BARRED, 'database "nowhere" does not exist'),
-    "no privilege": (login(dbname="barred"), Kind.BARRED, "permission denied for function pg_control_system"),
-    "no TLS": (login(sslmode="require"), Kind.BARRED, "server does not support SSL, but SSL was required"),
-    "accepts, says nothing": (listening(None), Kind.UNREACHABLE, "no answer within 0.5 s"),
-    "accepts and closes": (listening(lambda _: None), Kind.DEAD, "server closed the connection unexpectedly"),
+    "no such database": (login(dbname="nowhere"), ProbeFailure.REJECTING, 'database "nowhere" does not exist'),
+    "no privilege": (
+        login(dbname="barred"),
+        ProbeFailure.REJECTING,
+        "permission denied for function pg_control_system",
+    ),
+    "no TLS": (login(sslmode="require"), ProbeFailure.REJECTING, "server does not support SSL, but SSL was required"),
+    "accepts, says nothing": (listening(None), ProbeFailure.UNREACHABLE, "no answer within 0.5 s"),
+    "accepts and closes": (listening(lambda _: None), ProbeFailure.DEAD, "server closed the connection unexpectedly"),
     "accepts and resets": (
         listening(reset),
-        Kind.DEAD,
+        ProbeFailure.DEAD,
         ".*Connection reset by peer|server closed the connection unexpectedly",
     ),
-    "no PostgreSQL": (listening(talk_http), Kind.BARRED, "received invalid response to SSL negotiation: H"),
+    "no PostgreSQL": (listening(talk_http), ProbeFailure.REJECTING, "received invalid response to SSL negotiation: H"),
 }
 
 
 @pytest.mark.parametrize(("fault", "kind", "words"), FAULTS.values(), ids=FAULTS)
 @in_loop
 async def test_each_fault_has_its_kind_and_its_words(
-    fault: Fault, kind: Kind, words: str, lone: Postgres, load: Load
+    fault: Fault, kind: ProbeFailure, words: str, lone: Postgres, load: Load
 ) -> None:
     """What is wrong with a server is told apart; only a server that is gone is called dead."""
     with fault(lone) as settings:
         names = {"wk1": settings.get("hosts", [lone.address])}
         rest = {key: value for key, value in settings.items() if key != "hosts"}
-        watched = load(lone, names, timeout="500ms" if kind is Kind.UNREACHABLE else "5s", **rest)
+        watched = load(lone, names, timeout="500ms" if kind is ProbeFailure.UNREACHABLE else "5s", **rest)
         async with watching(watched) as sight:
             [node] = sight.monitor.nodes
             await sight.until(lambda: sight.state(node).latest)
             state = sight.state(node)
     assert state.latest is not None
-    assert (newest(state).kind, bool(re.fullmatch(words, newest(state).detail))) == (kind, True), state.latest
+    assert (newest(state).result, bool(re.fullmatch(words, newest(state).detail))) == (kind, True), state.latest
     assert state.role_seen is None
 
 
@@ -254,11 +258,11 @@ async def test_a_server_that_hangs_up_on_a_probe_is_dead_at_once(last_words: byt
     fake = FakePostgres(lone.port, lambda session: [ROW + READY, last_words] if session == 1 else [])
     async with fake.serving(), watching(settings) as sight:
         node = Node(FAULTY, lone.port)
-        await sight.until_kind(node, Kind.PRIMARY)
+        await sight.until_result(node, Role.PRIMARY)
         began = boottime()
         sight.monitor.refresh()
-        await sight.until_kind(node, Kind.DEAD, Kind.BARRED)
-        assert sight.kinds(node) == [Kind.PRIMARY, Kind.DEAD]
+        await sight.until_result(node, ProbeFailure.DEAD, ProbeFailure.REJECTING)
+        assert sight.results(node) == [Role.PRIMARY, ProbeFailure.DEAD]
         assert boottime() - began < 2
         assert sight.state(node).over
 
@@ -271,10 +275,10 @@ async def test_a_server_that_hangs_up_once_and_lets_us_in_again_is_not_dead(lone
     fake = FakePostgres(lone.port, lambda session: [ROW + READY, TERMINATED] if session == 1 else [again, None])
     async with fake.serving(), watching(settings) as sight:
         node = Node(FAULTY, lone.port)
-        await sight.until_kind(node, Kind.PRIMARY)
+        await sight.until_result(node, Role.PRIMARY)
         sight.monitor.refresh()
         await sight.until(lambda: role(sight.state(node)).timeline == 8)
-        assert sight.kinds(node) == [Kind.PRIMARY]
+        assert sight.results(node) == [Role.PRIMARY]
 
 
 @in_loop
@@ -284,14 +288,14 @@ async def test_a_node_by_dns_name_is_resolved_at_each_connect(lone: Postgres, lo
     settings = load(lone, {"wk1": ["one"]}, interval="5s")
     node = Node("one", lone.port)
     async with watching(settings, getaddrinfo=resolver) as sight:
-        await sight.until_kind(node, Kind.PRIMARY)
+        await sight.until_result(node, Role.PRIMARY)
         assert role(sight.state(node)).address == lone.address
         resolver.known["one"] = FAULTY
         lone.run_sql(END_SESSIONS, [ROLE])
         await sight.until(lambda: newest(sight.state(node)).detail == "Connection refused")
-        assert newest(sight.state(node)).kind is Kind.DEAD
+        assert newest(sight.state(node)).result is ProbeFailure.DEAD
         del resolver.known["one"]
-        await sight.until_kind(node, Kind.UNREACHABLE)
+        await sight.until_result(node, ProbeFailure.UNREACHABLE)
         assert newest(sight.state(node)).detail == "one cannot be resolved: Name or service not known"
 
 
@@ -306,8 +310,8 @@ async def test_a_password_is_looked_up_by_the_name_as_configured(lone: Postgres,
     async with watching(settings, getaddrinfo=Resolver(**{"db.example": lone.address})) as sight:
         await sight.until(lambda: sight.monitor.asked_all)
         by_name, by_address = (newest(sight.state(node)) for node in sight.monitor.nodes)
-        assert (by_name.kind, by_name.detail) == (Kind.PRIMARY, "")
-        assert (by_address.kind, by_address.detail) == (Kind.BARRED, "fe_sendauth: no password supplied")
+        assert (by_name.result, by_name.detail) == (Role.PRIMARY, "")
+        assert (by_address.result, by_address.detail) == (ProbeFailure.REJECTING, "fe_sendauth: no password supplied")
 
 
 def certify(server: Postgres, name: str) -> tuple[str, str]:
@@ -330,8 +334,8 @@ async def test_a_certificate_is_held_against_the_name_as_configured(lone: Postgr
         async with watching(settings, getaddrinfo=resolver) as sight:
             await sight.until(lambda: sight.monitor.asked_all)
             named, other = (newest(sight.state(node)) for node in sight.monitor.nodes)
-    assert (named.kind, named.detail) == (Kind.PRIMARY, "")
-    assert other.kind is Kind.BARRED
+    assert (named.result, named.detail) == (Role.PRIMARY, "")
+    assert other.result is ProbeFailure.REJECTING
     assert other.detail == 'server certificate for "db.example" does not match host name "other.example"'
 
 
@@ -341,7 +345,7 @@ async def test_localhost_is_resolved_by_the_system(site: Site, load: Load) -> No
     server = await off_loop(site.primary, "local", "127.0.0.1")
     server.run_sql(f"CREATE ROLE {ROLE} LOGIN")
     async with watching(load(server, {"wk1": ["localhost"]})) as sight:
-        state = await sight.until_kind(Node("localhost", server.port), Kind.PRIMARY)
+        state = await sight.until_result(Node("localhost", server.port), Role.PRIMARY)
         assert role(state).address == "127.0.0.1"
     await off_loop(server.kill)
 
@@ -352,7 +356,7 @@ async def test_ipv6(lone: Postgres, load: Load) -> None:
     with running_with(lone, listen_addresses="::1"):
         async with watching(load(lone, {"wk1": ["0:0::1"]})) as sight:
             [node] = sight.monitor.nodes
-            state = await sight.until_kind(node, Kind.PRIMARY)
+            state = await sight.until_result(node, Role.PRIMARY)
             assert role(state).address == "::1"
 
 
@@ -362,7 +366,7 @@ async def test_a_missing_socket_is_a_dead_local_server(lone: Postgres, load: Loa
     settings = load(lone, {"wk1": [lone.address]})
     async with watching(dataclasses.replace(settings, local={**settings.local, "host": str(tmp_path)})) as sight:
         await sight.until(lambda: sight.monitor.local.latest)
-        assert newest(sight.monitor.local).kind is Kind.DEAD
+        assert newest(sight.monitor.local).result is ProbeFailure.DEAD
         assert newest(sight.monitor.local).detail == "No such file or directory"
 
 

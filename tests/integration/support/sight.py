@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from resolver_agent.demo.postgres import Postgres
-    from resolver_agent.routing.observation import Identity, Kind, NodeState, Observation
+    from resolver_agent.routing.observation import Identity, NodeState, Observation, ProbeFailure, Role
 
 FAULTY = "127.0.4.9"
 """Where listeners of the tests' own stand, on the servers' port."""
@@ -61,9 +61,11 @@ class Sight:
         """Return what is known of a node now."""
         return self.monitor.nodes[node]
 
-    def kinds(self, node: Node) -> list[Kind]:
-        """Return what kinds of observation there were of a node, in order."""
-        return [kind for kind, _ in itertools.groupby(seen.kind for whose, seen, _ in self.record if whose == node)]
+    def results(self, node: Node) -> list[Role | ProbeFailure]:
+        """Return what the probes of a node came to, in order."""
+        return [
+            result for result, _ in itertools.groupby(seen.result for whose, seen, _ in self.record if whose == node)
+        ]
 
     async def until(self, condition: Callable[[], object], *, timeout_s: float = 10.0) -> None:
         """Wait until a condition holds. What it asks for may be no news, so there is nothing to wait for but time."""
@@ -73,12 +75,12 @@ class Sight:
             await asyncio.sleep(0.001)
         self.note()
 
-    async def until_kind(self, node: Node, *kinds: Kind) -> NodeState:
-        """Wait until the newest observation of a node is of one of these kinds, and return what is known of it."""
+    async def until_result(self, node: Node, *results: Role | ProbeFailure) -> NodeState:
+        """Wait until the newest observation of a node has one of these results, and return what is known of it."""
 
         def seen() -> bool:
             latest = self.state(node).latest
-            return latest is not None and latest.kind in kinds
+            return latest is not None and latest.result in results
 
         await self.until(seen)
         return self.state(node)
@@ -106,7 +108,7 @@ class Sight:
         self.monitor.check()
         for node, state in self.monitor.nodes.items():
             latest, known = state.latest, self._known.get(node)
-            if latest is not None and (known is None or (latest.kind, latest.detail) != (known.kind, known.detail)):
+            if latest is not None and (known is None or (latest.result, latest.detail) != (known.result, known.detail)):
                 self.record.append((node, latest, boottime()))
             if latest is not None:
                 self._known[node] = latest

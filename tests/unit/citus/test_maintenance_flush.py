@@ -11,7 +11,7 @@ import pytest
 
 from resolver_agent.citus.flush import Flushed, FlushError
 from resolver_agent.citus.maintenance import Flusher
-from resolver_agent.routing.observation import Identity, Kind, NodeState, Observation
+from resolver_agent.routing.observation import Identity, NodeState, Observation, ProbeFailure, Role
 from tests.unit.builders import config, group
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Config
 
 SETTINGS = config(group("wk1", "10.0.0.3"))
-UP = NodeState().after(Observation(kind=Kind.STANDBY, at=0.0, identity=Identity(1, 1)))
-RESTARTED = NodeState().after(Observation(kind=Kind.STANDBY, at=0.0, identity=Identity(1, 2)))
-DOWN = UP.after(Observation(kind=Kind.DEAD, at=0.0))
+UP = NodeState().after(Observation(result=Role.STANDBY, at=0.0, identity=Identity(1, 1)))
+RESTARTED = NodeState().after(Observation(result=Role.STANDBY, at=0.0, identity=Identity(1, 2)))
+DOWN = UP.after(Observation(result=ProbeFailure.DEAD, at=0.0))
 
 
 class Server:

@@ -219,7 +219,7 @@ def test_a_plan_names_who_could_not_be_asked() -> None:
         "the local PostgreSQL: password authentication failed",
     ]
     assert not any("10.0.0.1:5432" in text for text in plan["alerts"]), "said twice"
-    assert any("local PostgreSQL is barred" in text for text in plan["alerts"])
+    assert any("local PostgreSQL is rejecting" in text for text in plan["alerts"])
 
 
 def test_a_plan_keeps_the_other_alerts() -> None:

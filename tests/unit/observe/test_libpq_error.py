@@ -9,7 +9,7 @@ import pytest
 
 from resolver_agent.observe.libpq_error import connect_failure
 from resolver_agent.observe.probe import Prober
-from resolver_agent.routing.observation import Kind
+from resolver_agent.routing.observation import ProbeFailure
 
 TCP = 'connection failed: connection to server at "10.0.0.1", port 5432 failed: '
 SOCKET = 'connection failed: connection to server on socket "/run/postgresql/.s.PGSQL.5432" failed: '
@@ -19,65 +19,65 @@ HINT = "\n\tIs the server running on that host and accepting TCP/IP connections?
 @pytest.mark.parametrize(
     ("text", "kind", "detail"),
     [
-        (f"{TCP}Connection refused{HINT}", Kind.DEAD, "Connection refused"),
-        (f"{SOCKET}Connection refused{HINT}", Kind.DEAD, "Connection refused"),
-        (f"{SOCKET}No such file or directory{HINT}", Kind.DEAD, "No such file or directory"),
+        (f"{TCP}Connection refused{HINT}", ProbeFailure.DEAD, "Connection refused"),
+        (f"{SOCKET}Connection refused{HINT}", ProbeFailure.DEAD, "Connection refused"),
+        (f"{SOCKET}No such file or directory{HINT}", ProbeFailure.DEAD, "No such file or directory"),
         (
             f"{TCP}server closed the connection unexpectedly{HINT}",
-            Kind.DEAD,
+            ProbeFailure.DEAD,
             "server closed the connection unexpectedly",
         ),
         (
             f"{TCP}could not receive data from server: Connection reset by peer",
-            Kind.DEAD,
+            ProbeFailure.DEAD,
             "could not receive data from server: Connection reset by peer",
         ),
-        (f"{TCP}SSL SYSCALL error: EOF detected", Kind.DEAD, "SSL SYSCALL error: EOF detected"),
-        (f"{TCP}SSL error: unexpected eof while reading", Kind.DEAD, "SSL error: unexpected eof while reading"),
+        (f"{TCP}SSL SYSCALL error: EOF detected", ProbeFailure.DEAD, "SSL SYSCALL error: EOF detected"),
+        (f"{TCP}SSL error: unexpected eof while reading", ProbeFailure.DEAD, "SSL error: unexpected eof while reading"),
         (
             f"{TCP}SSL connection has been closed unexpectedly",
-            Kind.DEAD,
+            ProbeFailure.DEAD,
             "SSL connection has been closed unexpectedly",
         ),
-        (f"{TCP}No route to host{HINT}", Kind.UNREACHABLE, "No route to host"),
-        (f"{TCP}Network is unreachable{HINT}", Kind.UNREACHABLE, "Network is unreachable"),
-        (f"{TCP}Host is down{HINT}", Kind.UNREACHABLE, "Host is down"),
-        (f"{TCP}Connection timed out{HINT}", Kind.UNREACHABLE, "Connection timed out"),
-        ("connection timeout expired", Kind.UNREACHABLE, "connection timeout expired"),
-        (f"{TCP}FATAL:  sorry, too many clients already", Kind.BARRED, "sorry, too many clients already"),
+        (f"{TCP}No route to host{HINT}", ProbeFailure.UNREACHABLE, "No route to host"),
+        (f"{TCP}Network is unreachable{HINT}", ProbeFailure.UNREACHABLE, "Network is unreachable"),
+        (f"{TCP}Host is down{HINT}", ProbeFailure.UNREACHABLE, "Host is down"),
+        (f"{TCP}Connection timed out{HINT}", ProbeFailure.UNREACHABLE, "Connection timed out"),
+        ("connection timeout expired", ProbeFailure.UNREACHABLE, "connection timeout expired"),
+        (f"{TCP}FATAL:  sorry, too many clients already", ProbeFailure.REJECTING, "sorry, too many clients already"),
         (
             f"{TCP}FATAL:  the database system is not accepting connections\nDETAIL:  Hot standby mode is disabled.",
-            Kind.BARRED,
+            ProbeFailure.REJECTING,
             "the database system is not accepting connections DETAIL: Hot standby mode is disabled.",
         ),
-        (f"{TCP}致命错误:  用户 Password 认证失败", Kind.BARRED, "用户 Password 认证失败"),
+        (f"{TCP}致命错误:  用户 Password 认证失败", ProbeFailure.REJECTING, "用户 Password 认证失败"),
         (
             f'{TCP}FATAL:  database "Connection refused" does not exist',
-            Kind.BARRED,
+            ProbeFailure.REJECTING,
             'database "Connection refused" does not exist',
         ),
         (
             f'{TCP}could not open certificate file "/etc/me.pem": No such file or directory',
-            Kind.BARRED,
+            ProbeFailure.REJECTING,
             'could not open certificate file "/etc/me.pem": No such file or directory',
         ),
         (
             'connection failed: root certificate file "/etc/ca.pem" does not exist\nEither provide the file or …',
-            Kind.BARRED,
+            ProbeFailure.REJECTING,
             'root certificate file "/etc/ca.pem" does not exist',
         ),
         (
             f'{TCP}server certificate for "*.example" does not match host name "wk1"',
-            Kind.BARRED,
+            ProbeFailure.REJECTING,
             'server certificate for "*.example" does not match host name "wk1"',
         ),
-        (f"{TCP}fe_sendauth: no password supplied", Kind.BARRED, "fe_sendauth: no password supplied"),
-        ("connection is bad: Too many open files", Kind.BARRED, "connection is bad: Too many open files"),
-        ("", Kind.BARRED, "no reason given"),
+        (f"{TCP}fe_sendauth: no password supplied", ProbeFailure.REJECTING, "fe_sendauth: no password supplied"),
+        ("connection is bad: Too many open files", ProbeFailure.REJECTING, "connection is bad: Too many open files"),
+        ("", ProbeFailure.REJECTING, "no reason given"),
     ],
     ids=lambda value: value if isinstance(value, str) and value != "" and ": " not in value else "",
 )
-def test_only_a_server_that_is_gone_is_dead(text: str, kind: Kind, detail: str) -> None:
+def test_only_a_server_that_is_gone_is_dead(text: str, kind: ProbeFailure, detail: str) -> None:
     """Whatever is not known to mean that nobody is there is not taken for it (R1)."""
     assert connect_failure(text) == (kind, detail)
 
@@ -102,5 +102,8 @@ def test_a_name_that_cannot_be_resolved(answer: Exception | list[tuple[str, int]
     prober = Prober({"host": "db1.example.org"}, timeout_s=5, getaddrinfo=getaddrinfo)
     seen = asyncio.run(prober.connect())
     assert seen is not None
-    assert (seen.kind, seen.detail.partition(": ")[0]) == (Kind.UNREACHABLE, "db1.example.org cannot be resolved")
+    assert (seen.result, seen.detail.partition(": ")[0]) == (
+        ProbeFailure.UNREACHABLE,
+        "db1.example.org cannot be resolved",
+    )
     assert detail in seen.detail

@@ -154,7 +154,7 @@ def test_targets_are_in_the_order_of_the_configuration() -> None:
     ],
 )
 def test_alerts(seen: Mapping[str | Node, Observation], local: Observation, expected: set[str]) -> None:
-    """Everything held, fenced, fallen back or barred is an alert while it lasts, and only then (R8)."""
+    """Everything held, fenced, fallen back or rejecting is an alert while it lasts, and only then (R8)."""
     agent = Agent(config(group("wk1", A, B), fallback=Fallback.PRIMARY)).see_local(primary())
     agent.see({A: primary(), B: standby()}).decide()
     assert agent.alerts == set()

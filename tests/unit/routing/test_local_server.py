@@ -9,7 +9,7 @@ import pytest
 
 from resolver_agent.config.model import Node, Route
 from resolver_agent.routing.local_server import Announced, believable, holds_lock, how_it_ended
-from resolver_agent.routing.observation import Claim, Identity, Kind, NodeState, Observation, Role
+from resolver_agent.routing.observation import Claim, Identity, NodeState, Observation, ProbeFailure, Role
 from resolver_agent.routing.state import Code, Standing, Target
 from tests.unit.builders import (
     MAX_AGE_S,
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 ANNOUNCED = Announced(since=100.0, receiver=7)
 
 
-def local(kind: Kind, at: float, receiver: int | None = None) -> NodeState:
+def local(result: Role | ProbeFailure, at: float, receiver: int | None = None) -> NodeState:
     """Return what is known of the local server after one probe."""
-    return NodeState().after(Observation(kind=kind, at=at, receiver=receiver))
+    return NodeState().after(Observation(result=result, at=at, receiver=receiver))
 
 
-IN_RECOVERY = local(Kind.STANDBY, 101.0)
-KNOWN = NodeState().after(Observation(kind=Kind.STANDBY, at=101.0, identity=Identity(1, 5)))
+IN_RECOVERY = local(Role.STANDBY, 101.0)
+KNOWN = NodeState().after(Observation(result=Role.STANDBY, at=101.0, identity=Identity(1, 5)))
 PROMOTED = "the local PostgreSQL was promoted"
 NO_LOCK = "the local Patroni does not hold the leader lock"
 STREAMS = "the local PostgreSQL streams from a primary"
@@ -174,18 +174,18 @@ def test_own_name_is_given_up_when_recognised_elsewhere() -> None:
     [
         pytest.param(NodeState(), None, None, id="nothing known"),
         pytest.param(IN_RECOVERY, None, None, id="still in recovery, be it for minutes"),
-        pytest.param(local(Kind.STANDBY, 1e6), Claim(1e6, leads=True), None, id="no clock ends it"),
-        pytest.param(local(Kind.PRIMARY, 101.0), None, PROMOTED, id="promoted"),
-        pytest.param(local(Kind.PRIMARY, 101.0), Claim(101.0, leads=True), PROMOTED, id="promoted, with Patroni"),
-        pytest.param(local(Kind.PRIMARY, 99.0), None, None, id="primary before it was announced"),
+        pytest.param(local(Role.STANDBY, 1e6), Claim(1e6, leads=True), None, id="no clock ends it"),
+        pytest.param(local(Role.PRIMARY, 101.0), None, PROMOTED, id="promoted"),
+        pytest.param(local(Role.PRIMARY, 101.0), Claim(101.0, leads=True), PROMOTED, id="promoted, with Patroni"),
+        pytest.param(local(Role.PRIMARY, 99.0), None, None, id="primary before it was announced"),
         pytest.param(IN_RECOVERY, Claim(101.0, leads=False), NO_LOCK, id="the lock is another's"),
         pytest.param(IN_RECOVERY, Claim(99.0, leads=False), None, id="the lock was another's before"),
         pytest.param(IN_RECOVERY, Claim(101.0, leads=True), None, id="holds the lock"),
-        pytest.param(local(Kind.STANDBY, 101.0, 7), None, None, id="the WAL receiver is the one of before"),
-        pytest.param(local(Kind.STANDBY, 101.0, 8), None, STREAMS, id="a new WAL receiver"),
-        pytest.param(local(Kind.STANDBY, 99.0, 8), None, None, id="a WAL receiver of before"),
-        pytest.param(local(Kind.STANDBY, 101.0, 8), Claim(99.0, leads=False), None, id="Patroni's word is awaited"),
-        pytest.param(local(Kind.DEAD, 101.0), None, None, id="the server is down"),
+        pytest.param(local(Role.STANDBY, 101.0, 7), None, None, id="the WAL receiver is the one of before"),
+        pytest.param(local(Role.STANDBY, 101.0, 8), None, STREAMS, id="a new WAL receiver"),
+        pytest.param(local(Role.STANDBY, 99.0, 8), None, None, id="a WAL receiver of before"),
+        pytest.param(local(Role.STANDBY, 101.0, 8), Claim(99.0, leads=False), None, id="Patroni's word is awaited"),
+        pytest.param(local(ProbeFailure.DEAD, 101.0), None, None, id="the server is down"),
     ],
 )
 def test_how_it_ended(state: NodeState, claim: Claim | None, expected: str | None) -> None:
@@ -206,7 +206,7 @@ def test_a_receiver_is_new_by_what_is_known_of_before(
     announced: Announced, primary_at: float | None, expected: str | None
 ) -> None:
     """A server that had lost its primary and streams again from one that is seen is not about to be promoted."""
-    state = local(Kind.STANDBY, 101.0, 1)
+    state = local(Role.STANDBY, 101.0, 1)
     assert how_it_ended(announced, local=state, claim=None, primary_at=primary_at) == expected
 
 
@@ -214,9 +214,9 @@ def test_the_receiver_of_before_is_the_first_one_seen() -> None:
     """An agent that was started by the announcement learns only then what it was."""
     announced = Announced(since=100.0, receiver_known=False).after(NodeState())
     assert not announced.receiver_known
-    announced = announced.after(local(Kind.STANDBY, 100.5, 3))
+    announced = announced.after(local(Role.STANDBY, 100.5, 3))
     assert announced == Announced(since=100.0, receiver=3)
-    assert announced.after(local(Kind.STANDBY, 100.6, 4)) == announced
+    assert announced.after(local(Role.STANDBY, 100.6, 4)) == announced
 
 
 @pytest.mark.parametrize(
@@ -225,11 +225,11 @@ def test_the_receiver_of_before_is_the_first_one_seen() -> None:
         pytest.param(IN_RECOVERY, None, False, id="no Patroni"),
         pytest.param(IN_RECOVERY, Claim(99.0, leads=False), False, id="not the leader"),
         pytest.param(IN_RECOVERY, Claim(99.0, leads=True), True, id="the leader"),
-        pytest.param(local(Kind.STANDBY, 101.0, 8), Claim(99.0, leads=True), True, id="the leader a moment ago"),
+        pytest.param(local(Role.STANDBY, 101.0, 8), Claim(99.0, leads=True), True, id="the leader a moment ago"),
         pytest.param(IN_RECOVERY, Claim(10.0, leads=True), True, id="silent since, and not connected to a primary"),
-        pytest.param(local(Kind.STANDBY, 101.0, 8), Claim(10.0, leads=True), False, id="silent since, and streams"),
+        pytest.param(local(Role.STANDBY, 101.0, 8), Claim(10.0, leads=True), False, id="silent since, and streams"),
         pytest.param(
-            local(Kind.STANDBY, 100.5, 8).after(Observation(kind=Kind.DEAD, at=101.0)),
+            local(Role.STANDBY, 100.5, 8).after(Observation(result=ProbeFailure.DEAD, at=101.0)),
             Claim(10.0, leads=True),
             True,
             id="silent since, and streamed before it died",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from resolver_agent.config.model import Fallback, Route
 from resolver_agent.hosts import block
-from resolver_agent.routing.observation import Identity, Kind, Observation, PatroniWord, Role
+from resolver_agent.routing.observation import Identity, Observation, PatroniWord, Role
 from resolver_agent.routing.state import FENCE, Standing, Target
 from tests.unit.builders import (
     FAILBACK_S,
@@ -84,12 +84,12 @@ class World:
         """One probe of the local server, which the ledger takes for a sight of its node too."""
         if seen.identity is not None:
             seen = dataclasses.replace(seen, identity=Identity(OURS, self.started))
-            self.local_role = Role(seen.kind.value)
+            self.local_role = seen.role
         self.agent.see_local(seen, address=HERE)
 
     def _note(self, host: str, seen: Observation) -> None:
-        if seen.kind in (Kind.PRIMARY, Kind.STANDBY):
-            self.last_role[host] = Role(seen.kind.value)
+        if seen.role is not None:
+            self.last_role[host] = seen.role
 
     def fresh(self, host: str) -> Observation | None:
         """Return the sight of a role that still counts."""
@@ -255,7 +255,7 @@ def test_silence_moves_nothing_but_to_what_is_seen(
                 continue
             seen = world.fresh(target.address)
             assert seen is not None, str(target)
-            assert (target.standing is Standing.STANDBY) is (seen.kind is Kind.STANDBY), str(target)
+            assert (target.standing is Standing.STANDBY) is (seen.role is Role.STANDBY), str(target)
         assert before.keys() <= after.keys()
         before = after
 
@@ -297,8 +297,8 @@ def test_every_move_rests_on_evidence(world: World, history: list[list[Event]]) 
                 assert sights or (old is not None and old.standing is Standing.STANDBY), str(target)
             elif target.standing is Standing.STANDBY:
                 assert seen is not None
-                assert seen.kind is Kind.STANDBY, str(target)
-            elif seen is None or seen.kind is not Kind.PRIMARY:
+                assert seen.role is Role.STANDBY, str(target)
+            elif seen is None or seen.role is not Role.PRIMARY:
                 # The last known primary, for a name that could not stay: it changed its wish, or its standby went.
                 assert target.address in known[target.name], str(target)
                 assert old is None or old.wish is not target.wish or old.standing is Standing.STANDBY, str(target)
@@ -394,8 +394,8 @@ def test_hosts_agree(
                 world.see(host, seen)
             world.agent.wait(1).decide()
     assert addresses(one.agent) == addresses(other.agent)
-    first = next((host for host in WK1 if calm[host].kind is Kind.STANDBY), None)
-    if role.kind is Kind.STANDBY and first is not None and one.agent.config.fallback is not Fallback.ALL:
+    first = next((host for host in WK1 if calm[host].role is Role.STANDBY), None)
+    if role.role is Role.STANDBY and first is not None and one.agent.config.fallback is not Fallback.ALL:
         assert one.agent.address("wk1") == first
 
 
