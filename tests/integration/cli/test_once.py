@@ -1,0 +1,170 @@
+"""``once`` and ``--dry-run`` as a shell runs them: output, exit codes, and what they leave alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from tests.integration.support.agent_state import written
+from tests.integration.support.command_line import AS_NOBODY, PROGRAM, no_new_logins, on_a_terminal, run, targets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.integration.conftest import Agent, Group
+
+    StartAgent = Callable[..., Agent]
+
+
+@pytest.mark.parametrize("form", [["--dry-run"], ["once", "--dry-run"], ["--dry-run", "once"]], ids=" ".join)
+def test_dry_run_shows_the_difference_and_writes_nothing(
+    form: list[str], config: Path, hosts_file: Path, primaries: dict[str, str]
+) -> None:
+    """The diff comes with the reasons and exit code 1; the file and its folder stay as they are."""
+    before, beside = written(hosts_file), sorted(hosts_file.parent.iterdir())
+    ran = run(*form, "-c", config)
+    assert (ran.returncode, ran.stderr) == (1, "")
+    assert targets(ran.stdout) == primaries
+    assert f"--- {hosts_file}\n+++ {hosts_file} (new)\n@@ -1 +1,6 @@\n 127.0.0.1\tlocalhost\n" in ran.stdout
+    assert f"+{primaries['wk1']}\twk1\t# primary\n" in ran.stdout
+    assert "\033" not in ran.stdout
+    assert (written(hosts_file), sorted(hosts_file.parent.iterdir())) == (before, beside)
+
+
+def test_once_puts_the_names_right(config: Path, hosts_file: Path, primaries: dict[str, str]) -> None:
+    """It writes, says so with exit code 0, and has nothing left to do; --dry-run agrees with exit code 0."""
+    ran = run("once", "-c", config)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert targets(ran.stdout) == primaries
+    assert f"{primaries['wk1']}\twk1\t# primary\n" in hosts_file.read_text()
+    after = written(hosts_file)
+    assert run("once", "-c", config).returncode == 0
+    again = run("--dry-run", "-c", config)
+    assert (again.returncode, targets(again.stdout), "@@" in again.stdout) == (0, primaries, False)
+    assert written(hosts_file) == after
+
+
+@pytest.mark.parametrize("role", ["primary", "standby", "auto"])
+@pytest.mark.parametrize("agent", ["alone", "beside an agent"])
+def test_a_role_may_be_assumed(
+    role: str, agent: str, config: Path, cluster: dict[str, Group], request: pytest.FixtureRequest
+) -> None:
+    """The names are those of that role, but for the own one, whether an agent is asked or not."""
+    if agent != "alone":
+        request.getfixturevalue("running")
+    ran = run("once", "--dry-run", "--role", role, "-c", config)
+    wanted = "standby" if role == "standby" else "primary"
+    assert targets(ran.stdout) == {
+        "cn": cluster["cn"].primary.address,
+        **{name: getattr(cluster[name], wanted).address for name in ("wk1", "wk2")},
+    }
+    assert ran.returncode == (1 if agent == "alone" or role == "standby" else 0)
+
+
+@pytest.mark.usefixtures("running")
+def test_dry_run_asks_a_running_agent(config: Path, cluster: dict[str, Group]) -> None:
+    """An agent with the same configuration is asked what it sees; with any other the nodes are asked anew."""
+    other = config.with_name("other.yml")
+    shutil.copy(config, other)
+    with no_new_logins(cluster["wk1"]):  # the agent's open connections go on
+        for path in (config, other):
+            ran = run("--dry-run", "-c", path)
+            assert (ran.returncode, ran.stderr) == (0, "")
+        other.write_text(config.read_text().replace("fallback: none", "fallback: all"))
+        ran = run("--dry-run", "-c", other)
+        assert ran.returncode == 2
+        assert len(re.findall("^could not be asked: .*is not permitted to log in$", ran.stderr, re.MULTILINE)) == 2
+
+
+def test_an_agent_that_has_not_seen_every_node_is_not_asked(
+    config: Path, cluster: dict[str, Group], start_agent: StartAgent
+) -> None:
+    """Half the evidence is no plan: the nodes are asked once more."""
+    cluster["wk1"].standby.pause()
+    config.write_text(config.read_text() + "timeout: 3s\n")
+    agent = start_agent(config)
+    agent.wait_for_line("keeps")
+    ran = run("--dry-run", "-c", config)
+    assert ran.returncode == 2
+    address = f"{cluster['wk1'].standby.address}:{cluster['wk1'].standby.port}"
+    assert f"could not be asked: {address}: no answer within 3 s\n" in ran.stderr
+
+
+def test_once_beside_an_agent(running: Agent, config: Path) -> None:
+    """With nothing to change it is fine; what would change the agent's file is refused, and the agent named."""
+    before = written(running.hosts_file)
+    assert run("once", "-c", config).returncode == 0
+    ran = run("once", "--role", "standby", "-c", config)
+    assert ran.returncode == 2
+    assert f"held by another agent, process {running.process.pid}" in ran.stderr
+    assert written(running.hosts_file) == before
+
+
+def test_dry_run_works_as_any_user(public: Path, primaries: dict[str, str]) -> None:
+    """Whoever may read the files may look; a write is refused."""
+    hosts_file = public.with_name("hosts")
+    before = written(hosts_file)
+    ran = run("--dry-run", "-c", public, program=AS_NOBODY)
+    assert (ran.returncode, ran.stderr) == (1, "")
+    assert targets(ran.stdout) == primaries
+    refused = run("once", "-c", public, program=AS_NOBODY)
+    assert refused.returncode == 2
+    assert "Permission denied" in refused.stderr
+    assert written(hosts_file) == before
+
+
+def test_nodes_that_could_not_be_asked_are_named(config: Path, hosts_file: Path, cluster: dict[str, Group]) -> None:
+    """A login that is refused is no evidence: nothing would change, each server is named, and the exit code is 2."""
+    settings = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump(settings | {"postgresql": {"user": "nobody"}}, sort_keys=False))
+    before = written(hosts_file)
+    for form in (["--dry-run"], ["once"]):
+        ran = run(*form, "-c", config)
+        assert (ran.returncode, ran.stdout) == (2, "")
+        for node in (node for group in cluster.values() for node in group.nodes):
+            assert f'could not be asked: {node.address}:{node.port}: role "nobody" does not exist\n' in ran.stderr
+            assert ran.stderr.count(f"{node.address}:{node.port}") == 1
+        assert "could not be asked: the local PostgreSQL: " in ran.stderr
+    assert written(hosts_file) == before
+
+
+def test_a_hung_node_is_waited_for_once(config: Path, hosts_file: Path, cluster: dict[str, Group]) -> None:
+    """The others' names are right, the silent node is named, and the exit code says that this is not all."""
+    cluster["wk1"].standby.pause()
+    ran = run("--dry-run", "-c", config)
+    assert ran.returncode == 2
+    assert targets(ran.stdout)["wk1"] == cluster["wk1"].primary.address
+    assert f"could not be asked: {cluster['wk1'].standby.address}:" in ran.stderr
+    assert ran.stderr.count("could not be asked") == 1
+    assert hosts_file.read_text() == "127.0.0.1\tlocalhost\n"
+
+
+def test_colour_is_for_terminals(config: Path) -> None:
+    """On a terminal what goes is red and what comes is green."""
+    shown = on_a_terminal([*PROGRAM, "--dry-run", "-c", str(config)])
+    assert re.search(rb"\033\[32m\+127\.0\.2\.\d\twk1\t# primary\033\[0m", shown)
+
+
+def test_names_are_said_in_any_locale(config: Path) -> None:
+    """An encoding without arrows is no reason to fail."""
+    ran = run("--dry-run", "-c", config, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (ran.returncode, ran.stderr) == (1, "")
+    assert r"wk1 \u2192 127.0.2." in ran.stdout
+
+
+@pytest.mark.parametrize("lines", [["# BEGIN resolver-agent"], ["# END resolver-agent"]], ids=["BEGIN", "END"])
+def test_damaged_markers_are_named(lines: list[str], config: Path, hosts_file: Path) -> None:
+    """Every command that would write names the line and changes nothing."""
+    hosts_file.write_text("127.0.0.1\tlocalhost\n" + "\n".join(lines) + "\n")
+    before = written(hosts_file)
+    for form in (["--dry-run"], ["once"], ["remove"]):
+        ran = run(*form, "-c", config)
+        assert ran.returncode == 2
+        assert f"{hosts_file}: line 2: " in ran.stderr
+    assert written(hosts_file) == before

@@ -1,0 +1,173 @@
+"""``status`` as a shell runs it, with an agent and without."""
+
+from __future__ import annotations
+
+import json
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent import __version__
+from tests.integration.support.agent_state import SETTLED
+from tests.integration.support.command_line import AS_NOBODY, PROGRAM, run, targets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.integration.conftest import Agent, Group
+
+    StartAgent = Callable[..., Agent]
+
+
+def test_status_of_a_healthy_agent(running: Agent, config: Path, cluster: dict[str, Group]) -> None:
+    """Names with target, time and reason, nodes with state, timeline, lag and age; exit code 0."""
+    ran = run("status", "-c", config)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert (
+        f"resolver-agent {__version__}, process {running.process.pid}, {config}; {running.hosts_file}\n" in ran.stdout
+    )
+    assert "local PostgreSQL: primary\n" in ran.stdout
+    worker, moment = cluster["wk1"], r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}"
+    assert re.search(rf"^cn +{cluster['cn'].primary.address} +{moment} +this server$", ran.stdout, re.MULTILINE)
+    assert re.search(rf"^wk1 +{worker.primary.address} +{moment} +primary, timeline \d+$", ran.stdout, re.MULTILINE)
+    address = f"{worker.standby.address}:{worker.standby.port}"
+    assert re.search(rf"^wk1 +{address} +standby +\d+ +\d+ B +\d\.\d s ago$", ran.stdout, re.MULTILINE)
+    assert "alert" not in ran.stdout
+
+
+def test_status_as_json(running: Agent, config: Path, cluster: dict[str, Group]) -> None:
+    """The same for programs."""
+    ran = run("status", "--json", "-c", config)
+    assert ran.returncode == 0
+    found = json.loads(ran.stdout)
+    assert (found["pid"], found["role"], found["alerts"], found["trampled"]) == (running.process.pid, "primary", [], 0)
+    assert [(name["name"], name["address"], name["code"]) for name in found["names"]] == [
+        ("cn", cluster["cn"].primary.address, "self"),
+        ("wk1", cluster["wk1"].primary.address, "primary"),
+        ("wk2", cluster["wk2"].primary.address, "primary"),
+    ]
+    assert all(name["since"] and name["reason"] for name in found["names"])
+    roles = {node["node"]: (node["role"], node["fit"]) for node in found["nodes"]}
+    assert roles == {
+        f"{node.address}:{node.port}": ("primary", False) if node is group.primary else ("standby", True)
+        for group in cluster.values()
+        for node in group.nodes
+    }
+    assert all(node["timeline"] >= 1 and 0 <= node["age_s"] < 3 and "/" in node["lsn"] for node in found["nodes"])
+    assert {node["lag_bytes"] is None for node in found["nodes"] if node["role"] == "standby"} == {False}
+
+
+def test_status_with_alerts(running: Agent, config: Path, cluster: dict[str, Group]) -> None:
+    """Exit code 1, with a word in the table and the whole text below, clause by clause."""
+    cluster["wk1"].primary.kill()
+    running.wait_for_line("alert: wk1 → ")
+    ran = run("status", "-c", config)
+    assert ran.returncode == 1
+    address = cluster["wk1"].primary.address
+    assert re.search(rf"^wk1 +{address} +\S+ +held, see below$", ran.stdout, re.MULTILINE)
+    assert re.search(rf"^alert since \S+:\n  wk1 → {address} \(held;\n    no primary;\n    ", ran.stdout, re.MULTILINE)
+    assert run("status", "--json", "-c", config).returncode == 1
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        pytest.param("never", id="no agent was ever there"),
+        pytest.param("stopped", id="the agent was stopped"),
+        pytest.param("killed", id="a killed agent left its socket behind"),
+    ],
+)
+def test_status_without_an_agent(state: str, config: Path, start_agent: StartAgent, primaries: dict[str, str]) -> None:
+    """It says that there is none, and what the file says; exit code 2."""
+    assert run("once", "-c", config).returncode == 0
+    if state != "never":
+        agent = start_agent(config)
+        agent.wait_for_line(SETTLED)
+        agent.process.send_signal(signal.SIGTERM if state == "stopped" else signal.SIGKILL)
+        agent.wait()
+    assert config.with_name("run").joinpath("control.sock").exists() == (state == "killed")
+    ran = run("status", "-c", config)
+    assert (ran.returncode, targets(ran.stdout)) == (2, primaries)
+    assert ran.stderr == (
+        f"resolver-agent: no agent runs in {config.with_name('run')}; the names are those in "
+        f"{config.with_name('hosts')}\n"
+    )
+    found = json.loads(run("status", "--json", "-c", config).stdout)
+    assert {name["name"]: name["address"] for name in found["names"]} == primaries
+    assert "no agent runs" in found["error"]
+
+
+def test_status_of_an_agent_that_hangs(running: Agent, config: Path) -> None:
+    """A socket that answers nobody gets its own message, and exit code 2."""
+    running.process.send_signal(signal.SIGSTOP)
+    ran = run("status", "-c", config)
+    assert ran.returncode == 2
+    assert "control.sock: the agent does not answer; see its log" in ran.stderr
+
+
+def test_status_for_those_who_may_not_ask(public: Path, start_agent: StartAgent, primaries: dict[str, str]) -> None:
+    """A refused socket gets the mend; the file says the rest."""
+    start_agent(public).wait_for_line(SETTLED)
+    ran = run("status", "-c", public, program=AS_NOBODY)
+    assert ran.returncode == 2
+    assert "control.sock: you may not ask the agent: do it as root, or as a member of the socket's group" in ran.stderr
+    assert targets(ran.stdout) == primaries
+
+
+@pytest.mark.parametrize("program", ["PROGRAM", "AS_NOBODY"])
+def test_looking_does_not_start_a_stopped_agent(program: str, public: Path) -> None:
+    """A socket that systemd holds for a stopped agent is left alone, whoever asks and whatever the umask."""
+    agent = subprocess.Popen([*PROGRAM, "run", "-c", public], umask=0o077, stderr=subprocess.PIPE, text=True)
+    assert agent.stderr is not None
+    assert "keeps" in agent.stderr.readline()
+    agent.terminate()
+    agent.communicate(timeout=10)
+    runtime_dir = public.with_name("run")
+    runtime_dir.chmod(0o755)
+    with socket.socket(socket.AF_UNIX) as systemd:
+        systemd.bind(str(runtime_dir / "control.sock"))
+        (runtime_dir / "control.sock").chmod(0o666)
+        systemd.listen()
+        ran = run("status", "-c", public, program=globals()[program])
+        assert ran.returncode == 2
+        assert "no agent runs" in ran.stderr
+        assert run("--dry-run", "-c", public, program=globals()[program]).returncode in (0, 1)
+        assert not select.select([systemd], [], [], 0)[0]
+
+
+def test_status_needs_the_standard_library_only(running: Agent, tmp_path: Path) -> None:
+    """Where the agent is in its usual place it is asked without any package, and so within a blink."""
+    script = f"""
+        mount -t tmpfs tmpfs /run && mkdir /run/resolver-agent && mount --bind {tmp_path}/run /run/resolver-agent
+        exec {sys.executable} -c '
+import sys
+before = set(sys.modules)
+from resolver_agent.cli import main
+code = main(["status"])
+print(*{{name.partition(".")[0] for name in sys.modules.keys() - before}}, file=sys.stderr)
+sys.exit(code)'
+    """
+    ran = subprocess.run(["unshare", "-m", "sh", "-ec", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert f"process {running.process.pid}" in ran.stdout
+    imported = set(ran.stderr.split())
+    assert imported - sys.stdlib_module_names == {"resolver_agent"}
+    assert "asyncio" not in imported
+
+
+def test_status_finds_the_agent_where_the_configuration_puts_it(running: Agent, config: Path) -> None:
+    """Without -c, and without an agent in the usual place, the usual configuration says where to look."""
+    script = f"""
+        mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /etc && cp {config} /etc/resolver-agent.yml
+        exec {sys.executable} -m resolver_agent.cli status
+    """
+    ran = subprocess.run(["unshare", "-m", "sh", "-ec", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert f"process {running.process.pid}" in ran.stdout
