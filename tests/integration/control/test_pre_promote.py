@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import dataclasses
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,17 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
 
-from resolver_agent.control import client, server
+from resolver_agent.control import client
+from tests.integration.support.command_line import PROGRAM
+from tests.integration.support.hook import ASTRAY, WELL, Ran, agent, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-SNIPPET = Path(__file__).parents[3] / "systemd/patroni-pre-promote.yml"
-PROGRAM = [sys.executable, "-m", "resolver_agent.cli"]
-WELL = {"took_ms": 42, "written": True, "flushed": True, "astray": [], "why": ""}
-ASTRAY = WELL | {"astray": ["wk1 → 10.0.0.4 (standby)"]}
 NOBODY = NOGROUP = 65534
 GROUP = 54321
 
@@ -62,23 +55,6 @@ asyncio.run(serve(*sys.argv[1:]))
 """
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ran:
-    """What a hook that has ended left behind."""
-
-    code: int
-    said: str
-    took_s: float
-
-
-def run(command: Sequence[str], **settings: Any) -> Ran:
-    """Run a command to its end, as Patroni does."""
-    begun = time.monotonic()
-    defaults = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    ran = subprocess.run(command, check=False, **(defaults | settings))
-    return Ran(ran.returncode, ran.stderr or "", time.monotonic() - begun)
-
-
 def hook(socket_path: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settings: Any) -> Ran:
     """Run the hook; whatever comes of it takes 3 s at most, and is said in one line."""
     ran = run([*program, "pre-promote", "--socket", str(socket_path), *arguments], **settings)
@@ -88,48 +64,11 @@ def hook(socket_path: Path, *arguments: str, program: Sequence[str] = PROGRAM, *
 
 
 @pytest.fixture
-def path() -> Iterator[Path]:
-    """Return where the socket is to be: in a folder where every user may look."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder) / "control.sock"
-
-
-@pytest.fixture
 def listener(path: Path) -> Iterator[socket.socket]:
     """Return a socket there that nobody listens to yet."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         yield listener
-
-
-@contextlib.contextmanager
-def agent(path: Path, answer: dict[str, Any] | None) -> Iterator[threading.Event]:
-    """Serve the socket; without an ``answer`` a hook waits. Yields an event that is set when a hook has asked."""
-    asked, ready, over = threading.Event(), threading.Event(), asyncio.Event()
-    loops = []
-
-    async def pre_promote(_request: dict[str, Any]) -> dict[str, Any]:
-        asked.set()
-        if answer is None:
-            await over.wait()
-        return answer or {}
-
-    async def serve() -> None:
-        handlers: server.Handlers = {"pre-promote": pre_promote, "status": lambda _request: {"alerts": []}}
-        async with server.serve(handlers, path=str(path), passed=None):
-            loops.append(asyncio.get_running_loop())
-            ready.set()
-            await over.wait()
-
-    thread = threading.Thread(target=asyncio.run, args=[serve()])
-    thread.start()
-    assert ready.wait(5)
-    try:
-        yield asked
-    finally:
-        loops[0].call_soon_threadsafe(over.set)
-        thread.join()
 
 
 @contextlib.contextmanager
@@ -435,86 +374,3 @@ def test_nobody_listens(redirections: str, path: Path) -> None:
             os.close(number)
     assert ran.code == 0
     assert ran.took_s < 3
-
-
-# --- the line for patroni.yml
-
-
-def snippet(program: str, *, options: str = "") -> list[str]:
-    """Return what Patroni makes of the line for patroni.yml, for another program than the installed one."""
-    command = yaml.safe_load(SNIPPET.read_text(encoding="utf-8"))["postgresql"]["pre_promote"]
-    installed = "/usr/local/bin/resolver-agent pre-promote"
-    assert command.count(installed) == 1
-    return shlex.split(command.replace(installed, f"{program} pre-promote {options}"))
-
-
-def test_the_line_for_patroni(path: Path) -> None:
-    """It asks the agent, and what came of it is in Patroni's log."""
-    with agent(path, ASTRAY):
-        ran = run(snippet(shlex.join(PROGRAM), options=f"--socket {path}"))
-    assert ran.code == 0
-    assert re.fullmatch("resolver-agent pre-promote: not ready for the promotion .* wk1 → 10.0.0.4 .*\n", ran.said)
-
-
-BROKEN = {
-    "cannot be executed": "",
-    "has no interpreter": "#!/nowhere/python\n",
-    "lacks its package": f"#!{sys.executable}\nimport a_package_that_nobody_has\n",
-    "fails": "#!/bin/sh\nexit 7\n",
-    "crashes": "#!/bin/sh\nkill -SEGV $$\n",
-    "hangs": "#!/bin/sh\nexec sleep 60\n",
-    "hangs and hears no signal": "#!/bin/sh\ntrap '' TERM\nexec sleep 60\n",
-    "is stopped": "#!/bin/sh\nkill -STOP $$\nexec sleep 60\n",
-    "floods the log and never ends": "#!/bin/sh\nexec yes >&2\n",
-}
-
-
-def test_broken_installations(tmp_path: Path) -> None:
-    """Whatever has become of the program, Patroni goes on: at once, or after 6 s where the program hangs."""
-    for name, script in BROKEN.items():
-        program = tmp_path / name.replace(" ", "-")
-        program.write_text(script)
-        program.chmod(0o755 if script else 0o644)
-
-    def patroni(name: str) -> Ran:
-        return run(snippet(str(tmp_path / name.replace(" ", "-"))), stderr=subprocess.DEVNULL)
-
-    with ThreadPoolExecutor(len(BROKEN) + 1) as threads:
-        ran = dict(zip([*BROKEN, "is missing"], threads.map(patroni, [*BROKEN, "is missing"]), strict=True))
-    assert {name: each.code for name, each in ran.items()} == dict.fromkeys(ran, 0)
-    assert {name: each.took_s for name, each in ran.items() if each.took_s > 10} == {}
-
-
-def test_no_timeout_program(tmp_path: Path) -> None:
-    """A PATH without timeout(1) is no obstacle either."""
-    assert run(snippet("resolver-agent"), env={"PATH": str(tmp_path)}).code == 0
-
-
-def grandchildren(pid: int) -> list[int]:
-    """Return the processes begun by those that a process has begun."""
-
-    def children(parent: int) -> list[int]:
-        with contextlib.suppress(OSError):
-            return [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-        return []
-
-    return [grandchild for child in children(pid) for grandchild in children(child)]
-
-
-def test_signals_at_any_moment(path: Path) -> None:
-    """Before Python can take a signal, and after it has said its line, the line for patroni.yml succeeds."""
-    command = snippet(shlex.join(PROGRAM), options=f"--socket {path}")
-    codes, done = set(), set()
-    with agent(path, WELL):
-        for delay_ms in range(0, 100, 4):
-            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as shell:
-                while not (hooks := grandchildren(shell.pid)) and shell.poll() is None:
-                    time.sleep(0.001)
-                time.sleep(delay_ms / 1000)
-                for pid in hooks:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGTERM)
-                done.add("ready for the promotion (after" in shell.communicate(timeout=10)[1])
-            codes.add(shell.returncode)
-    assert codes == {0}
-    assert False in done

@@ -1,0 +1,66 @@
+"""The promotion hook run to its end, and agents that it may meet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import subprocess
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from resolver_agent.control import server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+WELL = {"took_ms": 42, "written": True, "flushed": True, "astray": [], "why": ""}
+ASTRAY = WELL | {"astray": ["wk1 → 10.0.0.4 (standby)"]}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ran:
+    """What a hook that has ended left behind."""
+
+    code: int
+    said: str
+    took_s: float
+
+
+def run(command: Sequence[str], **settings: Any) -> Ran:
+    """Run a command to its end, as Patroni does."""
+    begun = time.monotonic()
+    defaults = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    ran = subprocess.run(command, check=False, **(defaults | settings))
+    return Ran(ran.returncode, ran.stderr or "", time.monotonic() - begun)
+
+
+@contextlib.contextmanager
+def agent(path: Path, answer: dict[str, Any] | None) -> Iterator[threading.Event]:
+    """Serve the socket; without an ``answer`` a hook waits. Yields an event that is set when a hook has asked."""
+    asked, ready, over = threading.Event(), threading.Event(), asyncio.Event()
+    loops = []
+
+    async def pre_promote(_request: dict[str, Any]) -> dict[str, Any]:
+        asked.set()
+        if answer is None:
+            await over.wait()
+        return answer or {}
+
+    async def serve() -> None:
+        handlers: server.Handlers = {"pre-promote": pre_promote, "status": lambda _request: {"alerts": []}}
+        async with server.serve(handlers, path=str(path), passed=None):
+            loops.append(asyncio.get_running_loop())
+            ready.set()
+            await over.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=[serve()])
+    thread.start()
+    assert ready.wait(5)
+    try:
+        yield asked
+    finally:
+        loops[0].call_soon_threadsafe(over.set)
+        thread.join()
