@@ -220,7 +220,7 @@ class Recoverer:
     def tend(self, settings: Config, *, role: Role | None, hindrance: _Hindrance, now: float) -> None:
         """Begin what is due, and keep the consent of what is under way as true as the evidence.
 
-        ``role`` is that of the local server; ``hindrance(since)`` is ``consent.hindrance()`` on what was asked since.
+        ``role`` is that of the local server; ``hindrance(since)`` is that of ``preconditions`` on what was asked since.
         """
         self._take_in(settings, now)
         if role is not self._role or not settings.citus:

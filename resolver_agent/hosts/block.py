@@ -9,7 +9,7 @@ is the group's last known primary; it is left out where the standing implies it:
 to the primary, ``self`` and ``standby`` lines know of none. Comments depend on nothing else, so that an unchanged
 decision leaves an unchanged file.
 
-Not here: reading and writing files (``filewriter``), and other people's lines, which python-hosts would reformat and
+Not here: reading and writing files (``atomic_file``), and other people's lines, which python-hosts would reformat and
 whose names it does not always see as glibc does.
 """
 

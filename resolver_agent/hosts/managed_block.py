@@ -1,6 +1,6 @@
 """Keeps the block of the real hosts file as decided: writes it, sees when somebody else did, and says what is wrong.
 
-Between the pure ``hostsfile`` and the ``filewriter`` that knows file systems. Nothing here decides where names lead.
+Between the pure ``block`` and the ``atomic_file`` that knows file systems. Nothing here decides where names lead.
 """
 
 from __future__ import annotations

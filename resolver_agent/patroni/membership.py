@@ -1,6 +1,6 @@
 """What Patroni's answers come to: who holds a group's leader lock, who belongs to it, who is no read target.
 
-Values in, values out. When and how Patroni is asked is patroni.py's and patroni_rest.py's.
+Values in, values out. ``poller`` says when Patroni is asked, and ``client`` how.
 """
 
 from __future__ import annotations
