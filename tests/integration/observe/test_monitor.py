@@ -181,7 +181,7 @@ async def test_a_lost_standby_is_dead_within_tens_of_milliseconds(
 
 @in_loop
 async def test_a_server_that_is_shutting_down_is_dead(lone: Postgres, load: Load) -> None:
-    """It closed its sessions and takes no more, though it still answers: that is a closed server, not one that rejects us."""
+    """It closed its sessions and takes no more, though it still answers: it is closed, it does not merely reject us."""
     async with watching(load(lone, {"wk1": [lone.address]}, interval="10s")) as sight:
         await sight.until_result(node_of(lone), Role.PRIMARY)
         with running_with(lone, **STARTING_UP):
