@@ -1,28 +1,27 @@
-"""The daemon: observe, decide, write, report; round after round.
+"""The daemon: observe, decide, write, flush; round after round.
 
-Everything that decides is elsewhere (routing), as is everything that knows servers (monitor) or files (hostsblock).
+What is observed is in ``observe``, what is decided in ``routing``, the file in ``hosts``, Citus in ``citus``; whoever
+asks over the control socket is answered by ``requests``. Here are the loop, signals and reloads.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
-import os
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resolver_agent import __version__, log
 from resolver_agent.citus.maintenance import Caretaker
-from resolver_agent.config.load import ConfigError, fingerprint, load_again
-from resolver_agent.control import client, report, server
+from resolver_agent.config.load import ConfigError, load_again
+from resolver_agent.control import client, server
 from resolver_agent.hosts.managed_block import HostsBlock
 from resolver_agent.log import Journal
 from resolver_agent.observe.observer import Outlook
+from resolver_agent.requests import AgentState, Requests
 from resolver_agent.routing.decide import decide, resume
 from resolver_agent.routing.decision import Decision
-from resolver_agent.routing.observation import Role
 from resolver_agent.routing.state import Alert, AlertCode
 from resolver_agent.system import lock
 from resolver_agent.system.clock import boottime
@@ -47,9 +46,6 @@ _SHORT_LOOK_S = 0.5
 _EVIDENCE_S = 0.1
 """How soon after asking everybody again it is looked at what they said."""
 
-_ANNOUNCED_S = 1.5
-"""After so long whoever announced a promotion is told how far we are: the hook may take 3 s, our start included."""
-
 
 class Agent:
     """One agent, for one hosts file, from ``run()`` until it is told to stop."""
@@ -60,9 +56,9 @@ class Agent:
         self._passed = passed
         self._outlook = Outlook(on_local=self._look_at_file)
         self._caretaker = Caretaker(changed=self._outlook.changed, ask_again=self._ask_again)
-        self._round_over = asyncio.Condition()
         self._block = HostsBlock(settings.hosts_file)
         self._journal = Journal()
+        self._requests = Requests(self._state, outlook=self._outlook, block=self._block, caretaker=self._caretaker)
         self._decision = Decision(groups={})
         self._reload_fault: Alert | None = None
         self._work: asyncio.Task[None] | None = None
@@ -76,15 +72,10 @@ class Agent:
             lock.LockedError: another agent keeps this file.
             lock.LockUnavailableError, control.ControlError: the runtime folder cannot be used.
         """
-        handlers: server.Handlers = {
-            "status": self._status,
-            "plan": self._plan,
-            "pre-promote": self._pre_promote,
-        }
         path = client.socket_path(self._config.runtime_dir)
         with lock.exclusive(self._config.runtime_dir):
             self._handle_signals()
-            async with server.serve(handlers, path=path, passed=self._passed):
+            async with server.serve(self._requests.handlers, path=path, passed=self._passed):
                 _log.info("resolver-agent %s keeps %s, by %s", __version__, self._config.hosts_file, self._config.path)
                 self._notifier.ready()
                 self._work = asyncio.get_running_loop().create_task(self._keep())
@@ -157,8 +148,7 @@ class Agent:
         self._journal.decision(decision, self._alerts(), begun, written=written)
         self._notifier.status(f"{len(self._config.groups)} names, {len(self._journal.alerts)} alerts")
         self._notifier.watchdog()
-        async with self._round_over:
-            self._round_over.notify_all()
+        await self._requests.round_over()
         # With many names deciding takes its time: half of it is for the probes.
         await asyncio.sleep(took_s)
 
@@ -180,9 +170,13 @@ class Agent:
         """Return ``seconds``, or less where the watchdog wants to hear sooner."""
         return min(seconds, self._notifier.watchdog_s / 2) if self._notifier.watchdog_s else seconds
 
-    @property
-    def _written(self) -> bool:
-        return self._block.says(self._decision.targets)
+    def _state(self) -> AgentState:
+        return AgentState(
+            config=self._config,
+            decision=self._decision,
+            alerts=tuple(self._alerts()),
+            lasting=tuple(self._journal.alerts.values()),
+        )
 
     def _alerts(self) -> list[Alert]:
         return [
@@ -229,58 +223,6 @@ class Agent:
             for warning in new.warnings:
                 _log.warning("%s", warning)
         self._notifier.ready()
-
-    def _status(self, _request: dict[str, Any]) -> dict[str, Any]:
-        now = boottime()
-        seen = self._outlook.observations()
-        shown = decide(self._outlook.decidable(self._decision, seen), seen, self._decision.afresh(), now)
-        found = report.report(
-            self._outlook.config.groups,
-            shown,
-            seen.nodes,
-            local=seen.local,
-            alerts=self._journal.alerts.values(),
-            now=now,
-        )
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "config": self._config.path,
-            "hosts_file": self._config.hosts_file,
-            "written": self._block.says(shown.targets),
-            "trampled": self._block.trampled,
-            **found,
-            **self._caretaker.report(now),
-        }
-
-    def _plan(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer what would be decided now, for an assumed role where one is given."""
-        if request.get("config") != fingerprint(self._config) or not self._outlook.asked_all:
-            return {"look_yourself": True}
-        assumed = next((role for role in Role if role.value == request.get("role")), None)
-        decision = decide(self._outlook.config, self._outlook.observations(assumed), self._decision, boottime())
-        return report.plan(decision, self._outlook.nodes, self._outlook.local)
-
-    async def _pre_promote(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Take the local server for a primary from now on, and answer when the names are right, or time is up (R4)."""
-        begun = boottime()
-        _log.info("a promotion is announced by %s", request["peer"])
-        self._outlook.announce()
-        async with self._round_over:
-            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self._round_over.wait_for(self._ready_for_writes), _ANNOUNCED_S)
-        answer = report.promotion(
-            self._decision, written=self._written, care=self._caretaker.report(begun), alerts=self._alerts()
-        )
-        took_ms = round((boottime() - begun) * 1000)
-        _log.info("answered after %d ms: %s", took_ms, answer)
-        return {"took_ms": took_ms, **answer}
-
-    def _ready_for_writes(self) -> bool:
-        """Report whether a local primary's names are on disk and flushed, or the promotion is called off."""
-        made_for = self._decision.made_for[0] if self._decision.made_for is not None else None
-        called_off = self._outlook.announced is None and made_for is Role.STANDBY
-        return called_off or (made_for is Role.PRIMARY and self._written and self._caretaker.flushed)
 
 
 def _spare_the_collector() -> None:

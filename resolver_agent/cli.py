@@ -206,11 +206,12 @@ def _status(options: argparse.Namespace) -> int:
         settings = _load(options)
     runtime_dir = settings.runtime_dir if settings else _DEFAULT_RUNTIME_DIR
     try:
-        found = client.ask_running(runtime_dir, "status")
+        answer = client.ask_running(runtime_dir, "status")
+        found = report.from_json(report.Status, answer)
     except client.ControlError as error:
         return _status_of_file(str(error), settings.hosts_file if settings else _DEFAULT_HOSTS_FILE, options)
-    print(json.dumps(found, ensure_ascii=False, indent=2) if options.json else report.as_text(found))
-    return DIFFERENT if found["alerts"] else OK
+    print(json.dumps(answer, ensure_ascii=False, indent=2) if options.json else report.as_text(found))
+    return DIFFERENT if found.alerts else OK
 
 
 def _status_of_file(why: str, hosts_file: str, options: argparse.Namespace) -> int:

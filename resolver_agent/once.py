@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resolver_agent.citus import flush
 from resolver_agent.config.load import fingerprint
@@ -47,8 +47,7 @@ def look(settings: Config, *, role: Role | None) -> Pass:
     """
     old = HostsFileWriter(settings.hosts_file).read().content
     plan = _ask_agent(settings, role) or asyncio.run(_look_alone(settings, role, old))
-    targets = tuple(report.target_from_json(target) for target in plan["targets"])
-    return Pass(targets, old, block.render(old, targets), tuple(plan["alerts"]), tuple(plan["unasked"]))
+    return Pass(plan.targets, old, block.render(old, plan.targets), plan.alerts, plan.unasked)
 
 
 def write(settings: Config, found: Pass) -> None:
@@ -66,17 +65,18 @@ def write(settings: Config, found: Pass) -> None:
             flush.flush(settings)
 
 
-def _ask_agent(settings: Config, role: Role | None) -> dict[str, Any] | None:
+def _ask_agent(settings: Config, role: Role | None) -> report.Plan | None:
+    """Return what a running agent would decide; None if none runs, or it has another configuration or no answer yet."""
     try:
         answer = client.ask_running(
             settings.runtime_dir, "plan", role=role and role.value, config=fingerprint(settings)
         )
+        return report.from_json(report.Plan, answer)
     except client.ControlError:
         return None
-    return answer if "targets" in answer else None
 
 
-async def _look_alone(settings: Config, role: Role | None, content: bytes) -> dict[str, Any]:
+async def _look_alone(settings: Config, role: Role | None, content: bytes) -> report.Plan:
     outlook = Outlook()
     outlook.watch(settings)
     try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from resolver_agent.citus import flush as citus_flush
 from resolver_agent.citus import preconditions, recovery
+from resolver_agent.control.report import FlushStatus, RecoveryStatus
 from resolver_agent.routing.observation import Role
 from resolver_agent.routing.state import Alert, AlertCode
 from resolver_agent.system.clock import boottime
@@ -100,9 +101,10 @@ class Flusher:
         said = {AlertCode.FLUSH: self._fault, AlertCode.CONNINFO: self._warning}
         return tuple(Alert(code, text) for code, text in said.items() if text is not None)
 
-    def report(self) -> dict[str, Any]:
-        """Return how it stands, for ``status``."""
-        return {"citus": self.citus, "flushed": self.flushed, "fault": self._fault}
+    @property
+    def status(self) -> FlushStatus:
+        """How it stands."""
+        return FlushStatus(citus=self.citus, flushed=self.flushed, fault=self._fault)
 
     def tend(self, settings: Config, *, said: Hashable, local: NodeState, now: float) -> None:
         """Begin what is due. ``said`` tells one state of the hosts file from every other; it was written just now."""
@@ -208,14 +210,14 @@ class Recoverer:
             alerts.append(Alert(AlertCode.RECOVERY, f"2PC recovery is overdue by more than {_OVERDUE_S:g} s: {why}"))
         return alerts
 
-    def report(self, now: float) -> dict[str, Any]:
-        """Return how it stands, for ``status``."""
-        return {
-            "under_way": self._errand.under_way,
-            "hindered": self._hindered,
-            "age_s": round(now - self._ended_at, 1) if self._ended_at else None,
-            "databases": [one.as_json() for one in self._results],
-        }
+    def status(self, now: float) -> RecoveryStatus:
+        """Return how it stands."""
+        return RecoveryStatus(
+            under_way=self._errand.under_way,
+            hindered=self._hindered,
+            age_s=round(now - self._ended_at, 1) if self._ended_at else None,
+            databases=tuple(one.status for one in self._results),
+        )
 
     def tend(self, settings: Config, *, role: Role | None, hindrance: _Hindrance, now: float) -> None:
         """Begin what is due, and keep the consent of what is under way as true as the evidence.
@@ -298,9 +300,14 @@ class Caretaker:
         """What is wrong with either."""
         return [*self._flusher.alerts, *self._recoverer.alerts]
 
-    def report(self, now: float) -> dict[str, Any]:
-        """Return how it stands, for ``status``."""
-        return {"flush": self._flusher.report(), "recovery": self._recoverer.report(now)}
+    @property
+    def flush_status(self) -> FlushStatus:
+        """How the flushing of cached connections stands."""
+        return self._flusher.status
+
+    def recovery_status(self, now: float) -> RecoveryStatus:
+        """Return how recovery stands."""
+        return self._recoverer.status(now)
 
     def tend(self, outlook: Outlook, decision: Decision, *, written: bool, puts: int, now: float) -> None:
         """Begin what is due after a round. ``puts`` counts how often somebody else's change was put back."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from resolver_agent.citus import session
+from resolver_agent.control.report import PreparedTransaction, RecoveredDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -194,9 +195,21 @@ class Recovered:
             "its locks until the node that it came from recovers it: look at the alerts of the agent there"
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """Return it for ``status --json``."""
-        return dataclasses.asdict(self)
+    @property
+    def status(self) -> RecoveredDatabase:
+        """The same as ``status`` tells it."""
+        oldest = self.oldest
+        return RecoveredDatabase(
+            database=self.database,
+            fault=self.fault,
+            withdrawn=self.withdrawn,
+            recovered=self.recovered,
+            cleaned=self.cleaned,
+            not_cleaned=self.not_cleaned,
+            not_reached=self.not_reached,
+            records=self.records,
+            oldest=None if oldest is None else PreparedTransaction(gid=oldest.gid, age_s=oldest.age_s),
+        )
 
 
 def recover_all(settings: Config, still: Still) -> list[Recovered]:

@@ -1,26 +1,232 @@
-"""What the agent says of itself: a report as plain data for ``--json``, and the same as text.
+"""What the agent says of itself: as values, as plain data for the socket and ``--json``, and as text.
 
 Standard library only, so that ``resolver-agent status`` starts quickly.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import os
 import time
-from typing import TYPE_CHECKING, Any
+import types
+import typing
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from resolver_agent import __version__
+from resolver_agent.control.client import ControlError
 from resolver_agent.routing.observation import ProbeFailure, Role
 from resolver_agent.routing.state import FENCE, AlertCode, Code, GroupState, Reason, Standing, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping
 
-    from resolver_agent.config.model import Group, Node
+    from resolver_agent.config.model import Config, Group, Node
     from resolver_agent.routing.decision import Decision
     from resolver_agent.routing.observation import NodeState
     from resolver_agent.routing.state import Alert
 
+_T = TypeVar("_T")
+
 _NOTHING = GroupState()  # a name that a reload has just brought
 _UNASKED = (ProbeFailure.REJECTING, ProbeFailure.UNREACHABLE)
+
+# --- values; their fields are the keys that programs read
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStatus:
+    """What is known of a server. ``kind`` and ``detail`` are of the last probe, ``age_s`` seconds ago."""
+
+    kind: str
+    detail: str
+    address: str | None
+    role: str | None
+    timeline: int | None
+    lsn: str | None
+    age_s: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStatus(ServerStatus):
+    """What is known of a name's node, and whether it may serve reads; None while that is not known."""
+
+    name: str
+    node: str
+    fit: bool | None
+    lag_bytes: int | None
+    lag_s: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NameStatus:
+    """Where a name leads and why. ``address`` and all that belongs to it are None where the name is left out."""
+
+    name: str
+    address: str | None
+    standing: str | None = None
+    wish: str | None = None
+    primary: str | None = None
+    primary_lost: bool | None = None
+    code: str
+    reason: str
+    since: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AlertStatus:
+    """An alert and when it began, by the clock on the wall."""
+
+    key: str
+    text: str
+    since: str | None
+
+    @property
+    def subject_and_code(self) -> tuple[str, str]:
+        """The name, node or database that it concerns, and what is wrong."""
+        subject, _, code = self.key.rpartition(":")
+        return subject, code
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FlushStatus:
+    """Whether cached connections are flushed. ``citus`` is None while it is not known whether there is Citus."""
+
+    citus: bool | None
+    flushed: bool
+    fault: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedTransaction:
+    """A transaction that is prepared on the local server, and for how many seconds it has been so."""
+
+    gid: str
+    age_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveredDatabase:
+    """What the last pass of 2PC recovery and clean-up did in one database."""
+
+    database: str
+    fault: str | None
+    withdrawn: str | None
+    recovered: int
+    cleaned: int
+    not_cleaned: int
+    not_reached: tuple[str, ...]
+    records: int | None
+    oldest: PreparedTransaction | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryStatus:
+    """What hinders 2PC recovery, and what the last pass did, which ended ``age_s`` seconds ago."""
+
+    under_way: bool
+    hindered: str | None
+    age_s: float | None
+    databases: tuple[RecoveredDatabase, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """What ``status`` answers. ``written`` reports that the hosts file says all that the names say."""
+
+    version: str
+    pid: int
+    config: str
+    hosts_file: str
+    written: bool
+    trampled: int
+    role: str | None
+    local: ServerStatus
+    names: tuple[NameStatus, ...]
+    nodes: tuple[NodeStatus, ...]
+    alerts: tuple[AlertStatus, ...]
+    flush: FlushStatus
+    recovery: RecoveryStatus
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Where names would lead now, and what stood in the way.
+
+    ``unasked`` are the servers that could not be asked, each with the reason in words; ``alerts`` are all others.
+    """
+
+    targets: tuple[Target, ...]
+    alerts: tuple[str, ...]
+    unasked: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PromotionAnswer:
+    """What whoever announced a promotion has to know.
+
+    ``astray`` are the names that do not lead as a primary's must; ``flushed`` is None where there is no Citus.
+    """
+
+    took_ms: int
+    written: bool
+    flushed: bool | None
+    astray: tuple[str, ...]
+    why: str
+
+
+# --- plain data
+
+
+def as_json(value: object) -> Any:
+    """Return a value of this module as plain data: its fields by name."""
+    if isinstance(value, Target):
+        return target_to_json(value)
+    if isinstance(value, tuple):
+        return [as_json(one) for one in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    shown = [field.name for field in dataclasses.fields(value)]
+    if isinstance(value, NameStatus) and value.address is None:
+        shown = ["name", "address", "code", "reason"]
+    return {name: as_json(getattr(value, name)) for name in shown}
+
+
+def from_json(kind: type[_T], data: object) -> _T:
+    """Return the value of this kind that ``as_json`` made the data of.
+
+    The agent may be of another version: keys that are not known here are ignored, and what may be None may be missing.
+
+    Raises:
+        ControlError: it is something else; the message says where.
+    """
+    found: _T = _read(kind, data, "")
+    return found
+
+
+def _read(kind: Any, data: Any, where: str) -> Any:
+    """Return plain data as a value of a type that a field of this module has."""
+    if isinstance(kind, types.UnionType):  # with None, of which there are no others here
+        return None if data is None else _read(typing.get_args(kind)[0], data, where)
+    if typing.get_origin(kind) is tuple and isinstance(data, list):
+        one = typing.get_args(kind)[0]
+        return tuple(_read(one, found, f"{where}[{index}]") for index, found in enumerate(data))
+    if isinstance(data, dict) and kind is Target:
+        try:
+            return target_from_json(data)
+        except (KeyError, ValueError) as error:
+            raise ControlError(f"the agent did not answer what was asked: {where}: {error!r}") from error
+    if isinstance(data, dict) and isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        fields = _fields(kind).items()
+        return kind(**{name: _read(of, data.get(name), f"{where}.{name}".lstrip(".")) for name, of in fields})
+    if type(data) is kind or (kind is float and type(data) is int):
+        return data
+    raise ControlError(f"the agent did not answer what was asked: {where or 'all'}: {data!r} found")
+
+
+@functools.cache
+def _fields(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def target_to_json(target: Target) -> dict[str, Any]:
@@ -50,28 +256,26 @@ def target_from_json(data: Mapping[str, Any]) -> Target:
     )
 
 
-def plan(decision: Decision, nodes: Mapping[Node, NodeState], local: NodeState) -> dict[str, Any]:
-    """Return where the names of a decision lead, and what stood in its way, as plain data.
+# --- made from a decision
 
-    ``unasked`` are the servers that could not be asked, each with the reason in words; ``alerts`` are all others.
-    """
-    return {
-        "targets": [target_to_json(target) for target in decision.targets],
-        "alerts": [alert.text for alert in decision.alerts if alert.code is not AlertCode.REJECTING],
-        "unasked": [
+
+def plan(decision: Decision, nodes: Mapping[Node, NodeState], local: NodeState) -> Plan:
+    """Return where the names of a decision lead, and what stood in its way."""
+    return Plan(
+        targets=decision.targets,
+        alerts=tuple(alert.text for alert in decision.alerts if alert.code is not AlertCode.REJECTING),
+        unasked=tuple(
             f"{server}: {state.latest.detail if state.latest else 'not asked yet'}"
             for server, state in [*nodes.items(), ("the local PostgreSQL", local)]
             if state.latest is None or state.latest.result in _UNASKED
-        ],
-    }
+        ),
+    )
 
 
-def promotion(decision: Decision, *, written: bool, care: Mapping[str, Any], alerts: Iterable[Alert]) -> dict[str, Any]:
-    """Return what whoever announced a promotion has to know, as plain data.
-
-    ``astray`` are the names that do not lead as a primary's must; ``flushed`` is None where there is no Citus. That the
-    promotion was announced is no news to it.
-    """
+def promotion(
+    decision: Decision, *, written: bool, flush: FlushStatus, alerts: Iterable[Alert], took_s: float
+) -> PromotionAnswer:
+    """Return the answer to an announced promotion. That it was announced is no news to it."""
     made_for = decision.made_for[0] if decision.made_for is not None else None
     told = [one.text for one in alerts if one.code is not AlertCode.ANNOUNCED]
     # Of a primary's names only those wish for a standby that always do (`route: standby`).
@@ -79,102 +283,73 @@ def promotion(decision: Decision, *, written: bool, care: Mapping[str, Any], ale
     waited_for = {
         "the names are still a standby's": made_for is not Role.PRIMARY,
         "the hosts file could not be written yet": not written,
-        "cached connections are not flushed yet": not care["flush"]["flushed"],
+        "cached connections are not flushed yet": not flush.flushed,
     }
-    return {
-        "written": written,
-        "flushed": None if care["flush"]["citus"] is False else care["flush"]["flushed"],
-        "astray": [str(one) for one in astray],
-        "why": "; ".join([words for words, waits in waited_for.items() if waits] + told),
-    }
+    return PromotionAnswer(
+        took_ms=round(took_s * 1000),
+        written=written,
+        flushed=None if flush.citus is False else flush.flushed,
+        astray=tuple(map(str, astray)),
+        why="; ".join([words for words, waits in waited_for.items() if waits] + told),
+    )
 
 
-def report(
-    groups: Sequence[Group],
+def status(
+    config: Config,
     decision: Decision,
     nodes: Mapping[Node, NodeState],
     *,
     local: NodeState,
     alerts: Iterable[tuple[Alert, float]],
+    written: bool,
+    trampled: int,
+    flush: FlushStatus,
+    recovery: RecoveryStatus,
     now: float,
-) -> dict[str, Any]:
-    """Return names, nodes and alerts as plain data; ``now`` in seconds of CLOCK_BOOTTIME."""
+) -> Status:
+    """Return how this process and its names, nodes and alerts are; ``now`` in seconds of CLOCK_BOOTTIME."""
 
     def wall(at: float) -> str | None:
         """Return a moment of CLOCK_BOOTTIME by the clock on the wall; None if it was before this run."""
         return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - (now - at))) if at else None
 
-    def name(group: Group) -> dict[str, Any]:
+    def name(group: Group) -> NameStatus:
         state = decision.groups.get(group.name, _NOTHING)
-        if state.target is None:
-            return {"name": group.name, "address": None, "code": state.reason.code.value, "reason": state.reason.text}
-        return {**target_to_json(state.target), "since": wall(state.target.since)}
+        target = state.target
+        if target is None:
+            return NameStatus(name=group.name, address=None, code=state.reason.code.value, reason=state.reason.text)
+        return NameStatus(**target_to_json(target), since=wall(target.since))
 
-    return {
-        "role": decision.role and decision.role.value,
-        "local": _node(local, now=now),
-        "names": [name(group) for group in groups],
-        "nodes": [
-            {"name": group.name, "node": str(node), **_node(nodes[node], now=now), **_fitness(decision, group, node)}
-            for group in groups
-            for node in group.nodes
-        ],
-        "alerts": [{"key": alert.key, "text": alert.text, "since": wall(since)} for alert, since in alerts],
-    }
+    def node(group: Group, node: Node) -> NodeStatus:
+        fitness = decision.groups.get(group.name, _NOTHING).memory.fitness.get(node)
+        return NodeStatus(
+            name=group.name,
+            node=str(node),
+            **_server(nodes[node], now=now),
+            fit=None if fitness is None else fitness.fit_since is not None,
+            lag_bytes=None if fitness is None else fitness.lag_bytes,
+            lag_s=None if fitness is None else fitness.lag_s,
+        )
 
-
-def as_text(status: Mapping[str, Any]) -> str:
-    """Return a report as an operator reads it: what an alert says at length, the tables say in a word."""
-    alerted = {alert["key"] for alert in status["alerts"]}
-    names = [
-        [
-            one["name"],
-            "fenced" if one["address"] == FENCE else one["address"] or "-",
-            one.get("since") or "-",
-            _why(one, alerted),
-        ]
-        for one in status["names"]
-    ]
-    nodes = [
-        [one["name"], one["node"], one["kind"], str(one["timeline"] or "-"), _lag(one), _age(one), one["detail"]]
-        for one in status["nodes"]
-    ]
-    local, role, trampled = status["local"], status["role"], status["trampled"]
-    lines = [
-        f"resolver-agent {status['version']}, process {status['pid']}, {status['config']}; {status['hosts_file']}"
-        + (f", put back {trampled} times" if trampled else ""),
-        f"local PostgreSQL: {local['kind']}"
-        + (f" ({local['detail']})" if local["detail"] else "")
-        + (f", known as {role}" if role and role != local["kind"] else ""),
-        *_citus_lines(status),
-        "",
-        *_table(["name", "leads to", "since", "reason"], names),
-        *([] if status["written"] else ["", "THE HOSTS FILE DOES NOT SAY THIS YET."]),
-        "",
-        *_table(["name", "node", "state", "timeline", "lag", "asked", ""], nodes),
-    ]
-    for alert in status["alerts"]:
-        clauses = alert["text"].replace("; ", ";\n    ")
-        lines += ["", f"alert since {alert['since']}:", f"  {clauses}"]
-    return "\n".join(lines)
+    return Status(
+        version=__version__,
+        pid=os.getpid(),
+        config=config.path,
+        hosts_file=config.hosts_file,
+        written=written,
+        trampled=trampled,
+        role=decision.role and decision.role.value,
+        local=ServerStatus(**_server(local, now=now)),
+        names=tuple(name(group) for group in config.groups),
+        nodes=tuple(node(group, one) for group in config.groups for one in group.nodes),
+        alerts=tuple(AlertStatus(key=alert.key, text=alert.text, since=wall(since)) for alert, since in alerts),
+        flush=flush,
+        recovery=recovery,
+    )
 
 
-def _citus_lines(status: Mapping[str, Any]) -> list[str]:
-    """Say how Citus is looked after, where there is Citus."""
-    flush, recovery = status["flush"], status["recovery"]
-    if not flush["citus"]:
-        return []
-    told = "flushed" if flush["flushed"] else "not flushed yet"
-    if recovery["age_s"] is not None:
-        withdrawn = next((one["withdrawn"] for one in recovery["databases"] if one["withdrawn"]), None)
-        recovered = f"last recovery {recovery['age_s']:.0f} s ago"
-        recovered += f", not to its end: {withdrawn}" if withdrawn else ""
-    else:
-        recovered = f"no recovery: {recovery['hindered'] or 'not due yet'}"
-    return [f"Citus: cached connections are {told}; {recovered}"]
-
-
-def _node(state: NodeState, *, now: float) -> dict[str, Any]:
+def _server(state: NodeState, *, now: float) -> dict[str, Any]:
+    """Return the fields of ``ServerStatus``."""
     latest, seen = state.latest, state.role_seen
     return {
         "kind": latest.result.value if latest else "unknown",
@@ -187,25 +362,72 @@ def _node(state: NodeState, *, now: float) -> dict[str, Any]:
     }
 
 
-def _fitness(decision: Decision, group: Group, node: Node) -> dict[str, Any]:
-    fitness = decision.groups.get(group.name, _NOTHING).memory.fitness.get(node)
-    if fitness is None:
-        return {"fit": None, "lag_bytes": None, "lag_s": None}
-    return {"fit": fitness.fit_since is not None, "lag_bytes": fitness.lag_bytes, "lag_s": fitness.lag_s}
+# --- text
 
 
-def _why(name: Mapping[str, Any], alerted: Collection[str]) -> str:
-    return f"{name['code']}, see below" if f"{name['name']}:{name['code']}" in alerted else str(name["reason"])
+def as_text(status: Status) -> str:
+    """Return a status as an operator reads it: what an alert says at length, the tables say in a word."""
+    alerted = {alert.subject_and_code for alert in status.alerts}
+    names = [
+        [
+            one.name,
+            "fenced" if one.address == FENCE else one.address or "-",
+            one.since or "-",
+            _why(one, alerted),
+        ]
+        for one in status.names
+    ]
+    nodes = [
+        [one.name, one.node, one.kind, str(one.timeline or "-"), _lag(one), _age(one), one.detail]
+        for one in status.nodes
+    ]
+    local, role, trampled = status.local, status.role, status.trampled
+    lines = [
+        f"resolver-agent {status.version}, process {status.pid}, {status.config}; {status.hosts_file}"
+        + (f", put back {trampled} times" if trampled else ""),
+        f"local PostgreSQL: {local.kind}"
+        + (f" ({local.detail})" if local.detail else "")
+        + (f", known as {role}" if role and role != local.kind else ""),
+        *_citus_lines(status),
+        "",
+        *_table(["name", "leads to", "since", "reason"], names),
+        *([] if status.written else ["", "THE HOSTS FILE DOES NOT SAY THIS YET."]),
+        "",
+        *_table(["name", "node", "state", "timeline", "lag", "asked", ""], nodes),
+    ]
+    for alert in status.alerts:
+        clauses = alert.text.replace("; ", ";\n    ")
+        lines += ["", f"alert since {alert.since}:", f"  {clauses}"]
+    return "\n".join(lines)
 
 
-def _age(node: Mapping[str, Any]) -> str:
-    return "never" if node["age_s"] is None else f"{node['age_s']:.1f} s ago"
+def _citus_lines(status: Status) -> list[str]:
+    """Say how Citus is looked after, where there is Citus."""
+    flush, recovery = status.flush, status.recovery
+    if not flush.citus:
+        return []
+    told = "flushed" if flush.flushed else "not flushed yet"
+    if recovery.age_s is not None:
+        withdrawn = next((one.withdrawn for one in recovery.databases if one.withdrawn), None)
+        recovered = f"last recovery {recovery.age_s:.0f} s ago"
+        recovered += f", not to its end: {withdrawn}" if withdrawn else ""
+    else:
+        recovered = f"no recovery: {recovery.hindered or 'not due yet'}"
+    return [f"Citus: cached connections are {told}; {recovered}"]
 
 
-def _lag(node: Mapping[str, Any]) -> str:
-    if node["lag_bytes"] is None:
+def _why(name: NameStatus, alerted: Collection[tuple[str, str]]) -> str:
+    return f"{name.code}, see below" if (name.name, name.code) in alerted else name.reason
+
+
+def _age(node: NodeStatus) -> str:
+    return "never" if node.age_s is None else f"{node.age_s:.1f} s ago"
+
+
+def _lag(node: NodeStatus) -> str:
+    if node.lag_bytes is None:
         return "-"
-    return f"{node['lag_bytes']} B" + (f", {node['lag_s']:.1f} s" if node["lag_s"] is not None else "")
+    return f"{node.lag_bytes} B" + (f", {node.lag_s:.1f} s" if node.lag_s is not None else "")
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from resolver_agent.control import client
+from resolver_agent.control.report import Status, from_json
 from resolver_agent.routing.state import FENCE
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ class Coordinator:
     def alerts(self) -> list[str]:
         """Return the agent's alerts; none from one that does not answer yet."""
         with contextlib.suppress(client.ControlError):
-            status = client.ask(client.socket_path(str(self._folder)), "status")
-            return [alert["text"] for alert in status["alerts"]]
+            answer = client.ask(client.socket_path(str(self._folder)), "status")
+            return [alert.text for alert in from_json(Status, answer).alerts]
         return []
 
     def describe(self) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from resolver_agent.citus import flush
     from resolver_agent.citus.metadata import Row
     from resolver_agent.config.model import Config, Group, Node
+    from resolver_agent.control.report import Status
     from resolver_agent.routing.observation import NodeState, Observation
     from resolver_agent.routing.state import Alert
 
@@ -124,7 +125,7 @@ class Host:
     cloud: tuple[TextFile, ...]
     passfile: TextFile | None
     citus_passfile: TextFile | None
-    agent: Mapping[str, Any] | Unknown | None
+    agent: Status | Unknown | None
     units: Mapping[str, Unit] | Unknown | None
     patroni: tuple[Patroni | Unknown, ...]
     patroni_faults: Mapping[str, str]

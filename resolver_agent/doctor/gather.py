@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from resolver_agent.config import yaml12
 from resolver_agent.config.model import PatroniApi
 from resolver_agent.control import client
+from resolver_agent.control.report import Status, from_json
 from resolver_agent.doctor import gather_postgres
 from resolver_agent.doctor.facts import Facts, Host, Patroni, Server, TextFile, Unit, Unknown
 from resolver_agent.observe.observer import Outlook
@@ -165,10 +166,10 @@ def _units(root: Path) -> dict[str, Unit] | Unknown | None:
     }
 
 
-def _agent(settings: Config) -> dict[str, Any] | Unknown | None:
+def _agent(settings: Config) -> Status | Unknown | None:
     """Return what a running agent says of itself; None where none runs."""
     try:
-        return client.ask_running(settings.runtime_dir, "status", timeout_s=settings.timeout_s)
+        return from_json(Status, client.ask_running(settings.runtime_dir, "status", timeout_s=settings.timeout_s))
     except client.NoAgentError:
         return None
     except client.ControlError as error:

@@ -120,9 +120,9 @@ def _hosts(facts: Facts) -> Iterator[Finding]:
     if agent is None or isinstance(agent, Unknown):
         return
     stale = [
-        f"{one['name']} leads to {said[one['name']]}, not {one['address']}"
-        for one in agent["names"]
-        if one["address"] and said.get(one["name"], one["address"]) != one["address"]
+        f"{one.name} leads to {said[one.name]}, not {one.address}"
+        for one in agent.names
+        if one.address and said.get(one.name, one.address) != one.address
     ]
     if stale:
         yield Finding(
@@ -141,7 +141,7 @@ def _agent(host: Host) -> Iterator[Finding]:
             "no agent runs here: names stay as they are, whatever happens",
             "systemctl enable --now resolver-agent.socket resolver-agent.service",
         )
-    elif not isinstance(host.agent, Unknown) and (alerts := len(host.agent["alerts"])):
+    elif not isinstance(host.agent, Unknown) and (alerts := len(host.agent.alerts)):
         plural = "s" if alerts > 1 else ""
         yield Finding(Severity.WARNING, "alerts", f"the agent has {alerts} alert{plural}", "resolver-agent status")
 

@@ -11,6 +11,7 @@ import pytest
 
 from resolver_agent.citus.flush import Flushed, FlushError
 from resolver_agent.citus.maintenance import Flusher
+from resolver_agent.control.report import FlushStatus
 from resolver_agent.routing.observation import Identity, NodeState, Observation, ProbeFailure, Role
 from tests.unit.builders import config, group
 
@@ -215,7 +216,7 @@ def test_turned_off_and_on_again() -> None:
     async def scenario(bed: Bed) -> None:
         await bed.settle()
         bed.tend(settings=dataclasses.replace(SETTINGS, citus=False))
-        assert bed.flusher.report() == {"citus": None, "flushed": True, "fault": None}
+        assert bed.flusher.status == FlushStatus(citus=None, flushed=True, fault=None)
         assert not bed.tend().flusher.flushed
         await bed.settle()
         assert bed.server.done == ["flush", "flush"]
@@ -276,7 +277,7 @@ def test_without_citus_there_is_nothing_to_flush() -> None:
         bed.server.citus = False
         await bed.settle()
         assert bed.flusher.flushed
-        assert bed.flusher.report() == {"citus": False, "flushed": True, "fault": None}
+        assert bed.flusher.status == FlushStatus(citus=False, flushed=True, fault=None)
         bed.now += 60
         bed.server.citus = True
         assert await bed.settle() == ["flush", "flush"]

@@ -313,8 +313,8 @@ def test_report() -> None:
     async def scenario(bed: Bed) -> None:
         bed.citus.result = Recovered(database="app", recovered=2)
         await bed.settle()
-        report = bed.recoverer.report(bed.now + 5)
-        assert (report["age_s"], report["hindered"], report["under_way"]) == (5.0, None, False)
-        assert report["databases"][0]["recovered"] == 2
+        status = bed.recoverer.status(bed.now + 5)
+        assert (status.age_s, status.hindered, status.under_way) == (5.0, None, False)
+        assert status.databases[0].recovered == 2
 
     run(scenario)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from resolver_agent.citus.recovery import OLD_S, Prepared, Recovered, objection, refusal
+from resolver_agent.control.report import as_json
 
 Look = Mapping[str, str | None]
 
@@ -126,7 +127,7 @@ def test_no_prepared_transaction_is_not_old() -> None:
 def test_for_programs() -> None:
     """Everything is in what status --json says."""
     found = Recovered(database="app", not_reached=(WK1,), records=1, oldest=Prepared(gid="citus_0_1_2_3", age_s=1.5))
-    assert json.loads(json.dumps(found.as_json())) == {
+    assert json.loads(json.dumps(as_json(found.status))) == {
         "database": "app",
         "fault": None,
         "withdrawn": None,

@@ -5,15 +5,27 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
+import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import pytest
 
 from resolver_agent import __version__
-from resolver_agent.citus.recovery import Recovered
+from resolver_agent.citus.recovery import Prepared, Recovered
 from resolver_agent.config.model import Fallback, Route
 from resolver_agent.control import report as control_report
+from resolver_agent.control.client import ControlError
+from resolver_agent.control.report import (
+    FlushStatus,
+    Plan,
+    RecoveryStatus,
+    Status,
+    as_json,
+    as_text,
+    from_json,
+    promotion,
+)
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.local_server import Announced
 from resolver_agent.routing.observation import NodeState, Role
@@ -40,6 +52,13 @@ if TYPE_CHECKING:
 A, B = "10.0.0.1", "10.0.0.2"
 
 
+class Care(TypedDict):
+    """What is reported of Citus, as arguments."""
+
+    flush: FlushStatus
+    recovery: RecoveryStatus
+
+
 def seen() -> Agent:
     """Return an agent beside a standby that sees its group."""
     one = Agent(config(group("wk1", A, B, max_lag_s=30)))
@@ -54,27 +73,34 @@ def care(
     hindered: str | None = None,
     age_s: float | None = None,
     databases: Sequence[Recovered] = (),
-) -> dict[str, Any]:
+) -> Care:
     """Return what the caretaker of Citus reports."""
-    found = [one.as_json() for one in databases]
     return {
-        "flush": {"citus": citus, "flushed": flushed, "fault": None},
-        "recovery": {"under_way": False, "hindered": hindered, "age_s": age_s, "databases": found},
+        "flush": FlushStatus(citus=citus, flushed=flushed, fault=None),
+        "recovery": RecoveryStatus(
+            under_way=False, hindered=hindered, age_s=age_s, databases=tuple(one.status for one in databases)
+        ),
     }
 
 
-def report(agent: Agent) -> dict[str, Any]:
-    """Return an agent's report, with what the agent itself adds to it, as a client gets it."""
-    found = control_report.report(
-        agent.config.groups,
+def status(agent: Agent) -> Status:
+    """Return an agent's status."""
+    return control_report.status(
+        dataclasses.replace(agent.config, path="c.yml", hosts_file="hosts"),
         agent.decision,
         {one: agent.states.get(one, NodeState()) for one in agent.config.groups[0].nodes},
         local=agent.local,
         alerts=[(alert, agent.now - 60) for alert in agent.decision.alerts],
+        written=True,
+        trampled=0,
         now=agent.now,
+        **care(),
     )
-    here = {"version": __version__, "pid": 42, "config": "c.yml", "hosts_file": "hosts", "trampled": 0, "written": True}
-    sent: dict[str, Any] = json.loads(json.dumps(here | found | care()))
+
+
+def report(agent: Agent) -> dict[str, Any]:
+    """Return an agent's status as a client gets it."""
+    sent: dict[str, Any] = json.loads(json.dumps(as_json(status(agent))))
     return sent
 
 
@@ -128,7 +154,7 @@ def test_a_report_before_anything_is_known() -> None:
     assert found["names"] == [{"name": "wk1", "address": None, "code": "unknown", "reason": "never seen"}]
     [one] = found["nodes"]
     assert (one["kind"], one["role"], one["age_s"], one["fit"]) == ("unknown", None, None, None)
-    text = control_report.as_text(found)
+    text = as_text(status(agent))
     assert re.search(r"^wk1 +- +- +never seen$", text, re.MULTILINE)
     assert re.search(rf"^wk1 +{A}:5432 +unknown +- +- +never +not asked yet$", text, re.MULTILINE)
 
@@ -152,12 +178,71 @@ def test_a_node_that_is_gone_keeps_its_last_role() -> None:
     )
 
 
+@pytest.mark.parametrize("agent", [Agent(config(group("wk1", A))), seen(), seen().see({B: dead()}).decide()])
+def test_a_status_survives_the_socket(agent: Agent) -> None:
+    """A client has what the agent has, be it much or nothing, and with all there is to say of Citus."""
+    recovered = Recovered(database="app", not_reached=("wk1:5432",), oldest=Prepared(gid="citus_0_1_2_3", age_s=1.5))
+    found = dataclasses.replace(status(agent), **care(citus=True, age_s=3, databases=[recovered]))
+    assert from_json(Status, json.loads(json.dumps(as_json(found)))) == found
+
+
+def test_a_plan_survives_the_socket() -> None:
+    """So does what ``once`` is answered."""
+    agent = seen()
+    plan = control_report.plan(agent.decision, agent.states, agent.local)
+    assert plan.targets
+    assert from_json(Plan, json.loads(json.dumps(as_json(plan)))) == plan
+
+
+def test_a_status_of_another_version() -> None:
+    """What is new there is ignored, and what may be None may be missing."""
+    sent = report(seen())
+    del sent["role"], sent["names"][0]["since"], sent["flush"]["fault"]
+    sent["pace"] = sent["names"][0]["weight"] = 7
+    found = from_json(Status, sent)
+    assert (found.role, found.names[0].since, found.flush.fault) == (None, None, None)
+    assert as_text(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        pytest.param({"pid": "1"}, "pid: '1' found", id="another type"),
+        pytest.param({"written": 1}, "written: 1 found", id="a number is no truth value"),
+        pytest.param({"pid": True}, "pid: True found", id="a truth value is no number"),
+        pytest.param({"flush": None}, "flush: None found", id="missing"),
+        pytest.param({"alerts": {}}, "alerts: {} found", id="no list"),
+        pytest.param({"names": ["wk1"]}, r"names\[0\]: 'wk1' found", id="no object in a list"),
+        pytest.param({"nodes": [{"kind": 1}]}, r"nodes\[0\].kind: 1 found", id="deep inside"),
+    ],
+)
+def test_a_status_that_is_none(change: dict[str, Any], where: str) -> None:
+    """Where something else is answered, or what must be there is missing, one error says where."""
+    with pytest.raises(ControlError, match=f"^the agent did not answer what was asked: {where}$"):
+        from_json(Status, report(seen()) | change)
+
+
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [
+        pytest.param([], r"all: \[\] found", id="no object"),
+        pytest.param({"look_yourself": True}, "targets: None found", id="no plan yet"),
+        pytest.param({"targets": [{"name": "wk1"}]}, r"targets\[0\]: KeyError\('address'\)", id="half a target"),
+        pytest.param({"targets": [[]]}, r"targets\[0\]: \[\] found", id="no target"),
+    ],
+)
+def test_a_plan_that_is_none(data: object, where: str) -> None:
+    """Nothing that an agent answers ends in a traceback."""
+    with pytest.raises(ControlError, match=f"^the agent did not answer what was asked: {where}$"):
+        from_json(Plan, data)
+
+
 def test_text_of_what_is_well() -> None:
     """Two tables, and no word of alerts."""
-    text = control_report.as_text(report(seen()))
+    text = as_text(status(seen()))
     moment = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}"
     assert re.fullmatch(
-        rf"""resolver-agent {__version__}, process 42, c.yml; hosts
+        rf"""resolver-agent {__version__}, process {os.getpid()}, c.yml; hosts
 local PostgreSQL: standby
 
 name  leads to  since                     reason
@@ -172,7 +257,7 @@ wk1   {B}:5432  standby  7         4096 B, 0\.0 s  0\.0 s ago""",
 
 def test_text_of_what_is_not() -> None:
     """A long reason is told once, below the tables, a clause a line."""
-    text = control_report.as_text(report(seen().see({B: dead()}).decide()))
+    text = as_text(status(seen().see({B: dead()}).decide()))
     assert re.search(r"^wk1 +fenced +\S+ +fenced, see below$", text, re.MULTILINE)
     assert re.search(
         r"\n\nalert since \S+:\n  wk1 → fenced \(no fit standby: 10\.0\.0\.1 is primary;\n"
@@ -185,19 +270,20 @@ def test_text_of_what_is_not() -> None:
 
 def test_text_of_a_local_server_that_is_gone() -> None:
     """The fault and the role that stands are both said."""
-    text = control_report.as_text(report(seen().see_local(dead()).decide()))
+    text = as_text(status(seen().see_local(dead()).decide()))
     assert "local PostgreSQL: dead (Connection refused), known as standby\n" in text
 
 
 def test_text_of_what_is_not_in_the_file() -> None:
     """Where names should lead is not where they do."""
-    assert "DOES NOT SAY THIS" not in control_report.as_text(report(seen()))
-    assert "\nTHE HOSTS FILE DOES NOT SAY THIS YET.\n" in control_report.as_text(report(seen()) | {"written": False})
+    found = status(seen())
+    assert "DOES NOT SAY THIS" not in as_text(found)
+    assert "\nTHE HOSTS FILE DOES NOT SAY THIS YET.\n" in as_text(dataclasses.replace(found, written=False))
 
 
 def test_text_of_a_trampled_file() -> None:
     """How often our lines were put back is said when it was."""
-    assert "; hosts, put back 3 times\n" in control_report.as_text(report(seen()) | {"trampled": 3})
+    assert "; hosts, put back 3 times\n" in as_text(dataclasses.replace(status(seen()), trampled=3))
 
 
 def test_a_plan_names_who_could_not_be_asked() -> None:
@@ -212,14 +298,14 @@ def test_a_plan_names_who_could_not_be_asked() -> None:
     agent.see_local(primary()).see_local(barred()).decide()
     nodes = {one: agent.states.get(one, NodeState()) for one in agent.config.groups[0].nodes}
     plan = control_report.plan(agent.decision, nodes, agent.local)
-    assert plan["unasked"] == [
+    assert list(plan.unasked) == [
         "10.0.0.1:5432: password authentication failed",
         "10.0.0.2:5432: no answer within 2 s",
         "10.0.0.5:5432: not asked yet",
         "the local PostgreSQL: password authentication failed",
     ]
-    assert not any("10.0.0.1:5432" in text for text in plan["alerts"]), "said twice"
-    assert any("local PostgreSQL is rejecting" in text for text in plan["alerts"])
+    assert not any("10.0.0.1:5432" in text for text in plan.alerts), "said twice"
+    assert any("local PostgreSQL is rejecting" in text for text in plan.alerts)
 
 
 def test_a_plan_keeps_the_other_alerts() -> None:
@@ -229,7 +315,7 @@ def test_a_plan_keeps_the_other_alerts() -> None:
         Alert(AlertCode.HELD, "wk1 is held", of=("wk1",)),
         Alert(AlertCode.REJECTING, "cannot be asked", of=(str(node(A)),)),
     )
-    assert control_report.plan(Decision(groups={}, alerts=faults), nodes, NodeState())["alerts"] == ["wk1 is held"]
+    assert control_report.plan(Decision(groups={}, alerts=faults), nodes, NodeState()).alerts == ("wk1 is held",)
 
 
 def test_reasons_of_every_code_can_be_sent() -> None:
@@ -263,9 +349,9 @@ def test_reasons_of_every_code_can_be_sent() -> None:
         ),
     ],
 )
-def test_text_of_citus(told: dict[str, Any], line: str | None) -> None:
+def test_text_of_citus(told: Care, line: str | None) -> None:
     """Where there is Citus, one line says whether it is looked after."""
-    lines = control_report.as_text(report(seen()) | told).splitlines()
+    lines = as_text(dataclasses.replace(status(seen()), **told)).splitlines()
     assert [found for found in lines if found.startswith("Citus:")] == ([line] if line else [])
 
 
@@ -298,7 +384,7 @@ def test_what_a_promotion_is_told(  # noqa: PLR0917 -- a table's columns
     block: list[Target],
     role: Role | None,
     written: bool,  # noqa: FBT001 -- a table's column
-    told: dict[str, Any],
+    told: Care,
     flushed: bool | None,  # noqa: FBT001 -- a table's column
     astray: int,
     why: str | None,
@@ -306,9 +392,10 @@ def test_what_a_promotion_is_told(  # noqa: PLR0917 -- a table's columns
     """The hook learns whether names lead to standbys still, whether that is on disk and flushed, and if not, why."""
     agent = Agent(config(group("wk1", A, B)), block)
     made = dataclasses.replace(agent.decision, made_for=(role, Fallback.NONE) if role else None)
-    answer = control_report.promotion(made, written=written, care=told, alerts=[Announced(since=0.0).alert])
-    assert (answer["written"], answer["flushed"], len(answer["astray"])) == (written, flushed, astray)
-    assert why is None or answer["why"] == why
+    announced = Announced(since=0.0).alert
+    answer = promotion(made, written=written, flush=told["flush"], alerts=[announced], took_s=0.0421)
+    assert (answer.written, answer.flushed, len(answer.astray), answer.took_ms) == (written, flushed, astray, 42)
+    assert why is None or answer.why == why
 
 
 def test_a_name_that_is_to_lead_to_a_standby_is_not_astray() -> None:
@@ -317,6 +404,6 @@ def test_a_name_that_is_to_lead_to_a_standby_is_not_astray() -> None:
     agent.assumed = Role.PRIMARY
     agent.see({A: primary(), B: standby()}).see_local(standby()).decide()
     assert (agent.address("wk1"), agent.address("wk1-ro")) == (A, B)
-    told = {"flush": {"citus": True, "flushed": True}}
-    answer = control_report.promotion(agent.decision, written=True, care=told, alerts=[])
-    assert answer == {"written": True, "flushed": True, "astray": [], "why": ""}
+    flush = FlushStatus(citus=True, flushed=True, fault=None)
+    answer = promotion(agent.decision, written=True, flush=flush, alerts=[], took_s=0.0421)
+    assert as_json(answer) == {"took_ms": 42, "written": True, "flushed": True, "astray": [], "why": ""}

@@ -11,6 +11,7 @@ import yaml
 from resolver_agent.citus import flush
 from resolver_agent.citus.metadata import Row
 from resolver_agent.config.model import PatroniApi, Route
+from resolver_agent.control.report import AlertStatus, FlushStatus, NameStatus, RecoveryStatus, ServerStatus, Status
 from resolver_agent.doctor import report as doctor_report
 from resolver_agent.doctor.facts import Database, Facts, Host, Patroni, Server, Setting, TextFile, Unit, Unknown
 from resolver_agent.doctor.finding import Severity
@@ -96,7 +97,7 @@ def fit() -> Facts:
         cloud=(TextFile("/etc/cloud/cloud.cfg", "manage_etc_hosts: localhost\n"),),
         passfile=None,
         citus_passfile=TextFile("/var/lib/postgresql/.pgpass", None),
-        agent={"names": [{"name": "wk1", "address": WK1}], "alerts": []},
+        agent=agent(wk1=WK1),
         units={name: Unit("loaded", "enabled", "active") for name in UNITS},
         patroni=(Patroni(path="/etc/patroni.yml", local=PATRONI, dynamic={}),),
         patroni_faults={},
@@ -106,6 +107,25 @@ def fit() -> Facts:
     nodes = {node(host): state(host, observation) for host, observation in seen.items()}
     nodes[node(WK2)] = state(WK2, standby(started=4, system_id=2, lsn=900))
     return Facts(settings=settings, nodes=nodes, local=nodes[node(CN1)], server=server, host=host)
+
+
+def agent(*, alerts: int = 0, **addresses: str | None) -> Status:
+    """Return what an agent says that has the names lead there."""
+    return Status(
+        version="1",
+        pid=42,
+        config="/etc/resolver-agent.yml",
+        hosts_file="/etc/hosts",
+        written=True,
+        trampled=0,
+        role=None,
+        local=ServerStatus(kind="standby", detail="", address=None, role=None, timeline=None, lsn=None, age_s=None),
+        names=tuple(NameStatus(name=name, address=one, code="", reason="") for name, one in addresses.items()),
+        nodes=(),
+        alerts=tuple(AlertStatus(key=f"wk{number}:held", text="", since=None) for number in range(alerts)),
+        flush=FlushStatus(citus=True, flushed=True, fault=None),
+        recovery=RecoveryStatus(under_way=False, hindered=None, age_s=None, databases=()),
+    )
 
 
 def host(**facts: Any) -> Change:

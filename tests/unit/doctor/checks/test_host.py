@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resolver_agent.doctor.facts import TextFile, Unit, Unknown
-from tests.unit.doctor.builders import BLOCK, ERROR, WARNING, WK1, WK2, assert_alone, host, hosts, nsswitch, units
+from tests.unit.doctor.builders import (
+    BLOCK,
+    ERROR,
+    WARNING,
+    WK1,
+    WK2,
+    agent,
+    assert_alone,
+    host,
+    hosts,
+    nsswitch,
+    units,
+)
 
 if TYPE_CHECKING:
     from resolver_agent.doctor.finding import Severity
@@ -16,7 +28,7 @@ if TYPE_CHECKING:
 
 CASES = [
     ("no agent", host(agent=None), ERROR, "agent", "no agent runs", "systemctl enable --now"),
-    ("alerts", host(agent={"names": [], "alerts": [1, 2]}), WARNING, "alerts", "2 alerts", "resolver-agent status"),
+    ("alerts", host(agent=agent(alerts=2)), WARNING, "alerts", "2 alerts", "resolver-agent status"),
     ("an agent that hangs", host(agent=Unknown("no answer")), WARNING, "unchecked", "the agent: no answer", ""),
     ("an unread file", host(nsswitch=TextFile("/x", Unknown("denied"))), WARNING, "unchecked", "/x: denied", ""),
     ("systemd is silent", host(units=Unknown("no bus")), WARNING, "unchecked", "systemd: no bus", ""),
@@ -58,7 +70,7 @@ CASES = [
     ),
     (
         "not what the agent has",
-        host(agent={"names": [{"name": "wk1", "address": WK2}, {"name": "cn", "address": None}], "alerts": []}),
+        host(agent=agent(wk1=WK2, cn=None)),
         ERROR,
         "hosts:stale",
         f"wk1 leads to {WK1}, not {WK2}",

@@ -1,0 +1,130 @@
+"""The answers on the control socket: how everything is, what would be decided, and that a promotion is to come.
+
+The agent's rounds decide and write. Here nothing is decided on but what somebody asks about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any
+
+from resolver_agent.config.load import fingerprint
+from resolver_agent.control import report
+from resolver_agent.routing.decide import decide
+from resolver_agent.routing.observation import Role
+from resolver_agent.system.clock import boottime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resolver_agent.citus.maintenance import Caretaker
+    from resolver_agent.config.model import Config
+    from resolver_agent.control import server
+    from resolver_agent.hosts.managed_block import HostsBlock
+    from resolver_agent.observe.observer import Outlook
+    from resolver_agent.routing.decision import Decision
+    from resolver_agent.routing.state import Alert
+
+_log = logging.getLogger(__name__)
+
+_ANNOUNCED_S = 1.5
+"""After so long whoever announced a promotion is told how far we are: the hook may take 3 s, our start included."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AgentState:
+    """Where the agent stands between two rounds.
+
+    ``alerts`` is what is wrong at this moment; ``lasting`` what was at the end of the last round, each alert with the
+    time (seconds of CLOCK_BOOTTIME) at which it began.
+    """
+
+    config: Config
+    decision: Decision
+    alerts: tuple[Alert, ...]
+    lasting: tuple[tuple[Alert, float], ...]
+
+
+class Requests:
+    """Answers whoever asks, from what the agent's rounds leave behind: ``state()`` says what that is by now."""
+
+    def __init__(
+        self, state: Callable[[], AgentState], *, outlook: Outlook, block: HostsBlock, caretaker: Caretaker
+    ) -> None:
+        self._state = state
+        self._outlook = outlook
+        self._block = block
+        self._caretaker = caretaker
+        self._round_over = asyncio.Condition()
+
+    @property
+    def handlers(self) -> server.Handlers:
+        """What the control socket answers."""
+        return {"status": self._status, "plan": self._plan, "pre-promote": self._pre_promote}
+
+    async def round_over(self) -> None:
+        """Tell those who wait that there is a new decision."""
+        async with self._round_over:
+            self._round_over.notify_all()
+
+    def _status(self, _request: dict[str, Any]) -> dict[str, Any]:
+        now, state = boottime(), self._state()
+        seen = self._outlook.observations()
+        decidable = self._outlook.decidable(state.decision, seen)
+        shown = decide(decidable, seen, state.decision.afresh(), now)
+        found = report.status(
+            self._outlook.config,
+            shown,
+            seen.nodes,
+            local=seen.local,
+            alerts=state.lasting,
+            written=self._block.says(shown.targets),
+            trampled=self._block.trampled,
+            flush=self._caretaker.flush_status,
+            recovery=self._caretaker.recovery_status(now),
+            now=now,
+        )
+        answer: dict[str, Any] = report.as_json(found)
+        return answer
+
+    def _plan(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer what would be decided now, for an assumed role where one is given."""
+        state = self._state()
+        if request.get("config") != fingerprint(state.config) or not self._outlook.asked_all:
+            return {"look_yourself": True}
+        assumed = next((role for role in Role if role.value == request.get("role")), None)
+        decision = decide(self._outlook.config, self._outlook.observations(assumed), state.decision, boottime())
+        answer: dict[str, Any] = report.as_json(report.plan(decision, self._outlook.nodes, self._outlook.local))
+        return answer
+
+    async def _pre_promote(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Take the local server for a primary from now on, and answer when the names are right, or time is up (R4)."""
+        begun = boottime()
+        _log.info("a promotion is announced by %s", request["peer"])
+        self._outlook.announce()
+        async with self._round_over:
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self._round_over.wait_for(self._ready_for_writes), _ANNOUNCED_S)
+        state = self._state()
+        answer: dict[str, Any] = report.as_json(
+            report.promotion(
+                state.decision,
+                written=self._block.says(state.decision.targets),
+                flush=self._caretaker.flush_status,
+                alerts=state.alerts,
+                took_s=boottime() - begun,
+            )
+        )
+        _log.info("answered after %d ms: %s", answer["took_ms"], answer)
+        return answer
+
+    def _ready_for_writes(self) -> bool:
+        """Report whether a local primary's names are on disk and flushed, or the promotion is called off."""
+        decision = self._state().decision
+        made_for = decision.made_for[0] if decision.made_for is not None else None
+        called_off = self._outlook.announced is None and made_for is Role.STANDBY
+        written = self._block.says(decision.targets)
+        return called_off or (made_for is Role.PRIMARY and written and self._caretaker.flushed)
