@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     shown = command("status", _status, "say where the names lead, and why: exit 0 as wished, 1 alerts, 2 no agent")
     shown.add_argument("--json", action="store_true", help="for programs")
-    checked = command("doctor", _doctor, "say what is wrong here and what mends it: exit 0 fit, 1 findings, 2 trouble")
+    checked = command("doctor", _doctor, "say what is wrong here and what fixes it: exit 0 fit, 1 findings, 2 trouble")
     checked.add_argument("--json", action="store_true", help="for programs")
     checked.add_argument("--to-addresses", action="store_true", help="only the script that puts back addresses")
     checked.add_argument("--way-back", dest="to_addresses", action="store_true", help=argparse.SUPPRESS)  # as it was

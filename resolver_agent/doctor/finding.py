@@ -16,12 +16,12 @@ class Severity(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is wrong. ``key`` names it for programs, ``mend`` is a command or the line to write."""
+    """Something that is wrong. ``key`` names it for programs, ``fix`` is a command or the line to write."""
 
     severity: Severity
     key: str
     text: str
-    mend: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
-        return f"{self.severity.value}: {self.text}" + (f"; mend: {self.mend}" if self.mend else "")
+        return f"{self.severity.value}: {self.text}" + (f"\nHINT: {self.fix}" if self.fix else "")

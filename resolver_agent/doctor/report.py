@@ -1,4 +1,4 @@
-"""Is this node fit? What is wrong, one finding a line, each with its mend. Nothing is ever changed from here.
+"""Is this node fit? What is wrong, and below each finding a hint what fixes it. Nothing is ever changed from here.
 
 ``gather`` brings the facts, and each module of ``checks`` judges those of its subject.
 """
@@ -41,13 +41,16 @@ class Report:
         """Return it as plain data."""
         return {
             "fit": self.fit,
-            "findings": [dataclasses.asdict(one) | {"severity": one.severity.value} for one in self.findings],
+            "findings": [
+                {"severity": one.severity.value, "key": one.key, "text": one.text, "fix": one.fix, "mend": one.fix}
+                for one in self.findings
+            ],  # "mend" is the old spelling
             "to_names": self.to_names,
             "to_addresses": self.to_addresses,
         }
 
     def as_text(self) -> str:
-        """Return the findings one a line, and the scripts where names are still to come."""
+        """Return the findings, each with its hint on the next line, and the scripts where names are still to come."""
         lines = [str(one) for one in self.findings] or ["nothing is wrong here"]
         scripts = [self.to_names, self.to_addresses] if self.to_names is not None else []
         return "\n\n".join(["\n".join(lines), *(script.rstrip() for script in scripts if script is not None)])

@@ -119,12 +119,13 @@ def test_beside_a_running_agent(
 
 
 def test_without_an_agent(config: Path) -> None:
-    """It says so, one finding a line, with what mends it and exit code 1."""
+    """It says so, each finding on a line with what fixes it on the next, and with exit code 1."""
     ran = run(config)
     assert (ran.returncode, ran.stderr) == (1, "")
     lines = ran.stdout.splitlines()
-    assert all(line.startswith(("error: ", "warning: ", "note: ")) for line in lines)
-    assert any(line.startswith("error: no agent runs here") and "; mend: systemctl enable" in line for line in lines)
+    assert all(line.startswith(("error: ", "warning: ", "note: ", "HINT: ")) for line in lines)
+    [at] = [index for index, line in enumerate(lines) if line.startswith("error: no agent runs here")]
+    assert lines[at + 1].startswith("HINT: systemctl enable")
 
 
 def test_with_postgresql_down(config: Path, cluster: dict[str, Group]) -> None:
@@ -221,9 +222,9 @@ def put(path: Path, text: str) -> Path:
 
 
 def look(config: Path, root: Path) -> dict[str, str]:
-    """Return the texts and mends of what is found with the files below ``root``, by key."""
+    """Return the texts and fixes of what is found with the files below ``root``, by key."""
     report = doctor_report.report(asyncio.run(gather.gather(load(str(config)), root=root)))
-    return {one.key: f"{one.text}; {one.mend}" for one in report.findings}
+    return {one.key: f"{one.text}; {one.fix}" for one in report.findings}
 
 
 def test_files_of_the_machine(config: Path, tmp_path: Path) -> None:

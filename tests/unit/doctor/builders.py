@@ -238,13 +238,14 @@ def units(**states: Unit) -> Change:
     return change
 
 
-def assert_alone(change: Change, severity: Severity, key: str, text: str, mend: str) -> None:
-    """Hold that this is found and nothing else, with what mends it; notes alone leave the node fit."""
+def assert_alone(change: Change, severity: Severity, key: str, text: str, fix: str) -> None:
+    """Hold that this is found and nothing else, with what fixes it; notes alone leave the node fit."""
     report = doctor_report.report(change(fit()))
     assert [(one.severity, one.key) for one in report.findings] == [(severity, key)]
     [found] = report.findings
     assert text in found.text
-    assert mend in found.mend
-    assert bool(mend) <= bool(found.mend)
+    assert fix in found.fix
+    assert bool(fix) <= bool(found.fix)
     assert report.fit is (severity is NOTE)
-    assert report.as_text().splitlines()[0] == str(found)
+    lines = [f"{severity.value}: {found.text}", *([f"HINT: {found.fix}"] if found.fix else [])]
+    assert report.as_text().splitlines()[: len(lines)] == lines

@@ -93,8 +93,9 @@ def test_json() -> None:
     report = doctor_report.report(host(agent=None)(fit()))
     found = json.loads(json.dumps(report.as_json()))
     assert found["fit"] is False
+    [one] = report.findings
     assert found["findings"] == [
-        {"severity": "error", "key": "agent", "text": report.findings[0].text, "mend": report.findings[0].mend}
+        {"severity": "error", "key": "agent", "text": one.text, "fix": one.fix, "mend": one.fix}
     ]
     assert found["to_names"] is None
     assert "citus_update_node" in found["to_addresses"]

@@ -107,8 +107,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    ("change", "severity", "key", "text", "mend"), [pytest.param(*case[1:], id=case[0]) for case in CASES]
+    ("change", "severity", "key", "text", "fix"), [pytest.param(*case[1:], id=case[0]) for case in CASES]
 )
-def test_a_fault(change: Change, severity: Severity, key: str, text: str, mend: str) -> None:
-    """One thing is wrong, and that alone is said, with what mends it."""
-    assert_alone(change, severity, key, text, mend)
+def test_a_fault(change: Change, severity: Severity, key: str, text: str, fix: str) -> None:
+    """One thing is wrong, and that alone is said, with what fixes it."""
+    assert_alone(change, severity, key, text, fix)

@@ -46,11 +46,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    ("change", "severity", "key", "text", "mend"), [pytest.param(*case[1:], id=case[0]) for case in CASES]
+    ("change", "severity", "key", "text", "fix"), [pytest.param(*case[1:], id=case[0]) for case in CASES]
 )
-def test_a_fault(change: Change, severity: Severity, key: str, text: str, mend: str) -> None:
-    """One thing is wrong, and that alone is said, with what mends it."""
-    assert_alone(change, severity, key, text, mend)
+def test_a_fault(change: Change, severity: Severity, key: str, text: str, fix: str) -> None:
+    """One thing is wrong, and that alone is said, with what fixes it."""
+    assert_alone(change, severity, key, text, fix)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_a_fault(change: Change, severity: Severity, key: str, text: str, mend: 
 def test_password_file(text: str, missing: str | None) -> None:
     """A node that refuses the login, and that the password file has no entry for, gets the line to write."""
     report = doctor_report.report(both(host(passfile=file(text)), probed(wk2=barred()))(fit()))
-    mends = [one.mend for one in report.findings if one.key == "passfile"]
-    assert mends == ([f"write to it: {missing}"] if missing else [])
+    fixes = [one.fix for one in report.findings if one.key == "passfile"]
+    assert fixes == ([f"write to it: {missing}"] if missing else [])
     assert ("entries for wk1 do not help" in report.as_text()) == text.startswith("wk1")
 
 
@@ -76,7 +76,7 @@ def test_password_file_of_citus() -> None:
     """What the server's user has by address only, it needs by name as well."""
     text = f"{WK1}:5432:app:a\\:b:x\n{WK2}:5432:app:a\\:b:x\n10.0.9.9:*:*:*:y\n"
     report = doctor_report.report(host(citus_passfile=file(text))(fit()))
-    assert [(one.severity, one.mend) for one in report.findings] == [
+    assert [(one.severity, one.fix) for one in report.findings] == [
         (WARNING, r"write to it: wk1:5432:app:a\:b:PASSWORD")
     ]
 
