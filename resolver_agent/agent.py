@@ -50,13 +50,13 @@ _EVIDENCE_S = 0.1
 class Agent:
     """One agent, for one hosts file, from ``run()`` until it is told to stop."""
 
-    def __init__(self, settings: Config, *, notifier: Notifier, passed: socket.socket | None = None) -> None:
-        self._config = settings
+    def __init__(self, config: Config, *, notifier: Notifier, passed: socket.socket | None = None) -> None:
+        self._config = config
         self._notifier = notifier
         self._passed = passed
         self._outlook = Outlook(on_local=self._look_at_file)
         self._caretaker = Caretaker(changed=self._outlook.changed, ask_again=self._ask_again)
-        self._block = HostsBlock(settings.hosts_file)
+        self._block = HostsBlock(config.hosts_file)
         self._journal = Journal()
         self._requests = Requests(self._state, outlook=self._outlook, block=self._block, caretaker=self._caretaker)
         self._decision = Decision(groups={})

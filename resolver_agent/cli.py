@@ -121,22 +121,22 @@ def _load(options: argparse.Namespace) -> Config:
     from resolver_agent.config.load import ConfigError, load
 
     try:
-        settings = load(getattr(options, "config", _DEFAULT_CONFIG))
+        config = load(getattr(options, "config", _DEFAULT_CONFIG))
     except ConfigError as error:
         raise _TroubleError("the configuration is not usable\n" + "\n".join(error.errors)) from error
-    log.configure(settings.log_format, "debug" if getattr(options, "verbose", False) else settings.log_level)
-    return settings
+    log.configure(config.log_format, "debug" if getattr(options, "verbose", False) else config.log_level)
+    return config
 
 
 def _validate(options: argparse.Namespace) -> int:
-    settings = _load(options)
-    _say_warnings(settings)
-    print(f"{settings.path}: nothing wrong; names: {', '.join(group.name for group in settings.groups)}")
+    config = _load(options)
+    _say_warnings(config)
+    print(f"{config.path}: nothing wrong; names: {', '.join(group.name for group in config.groups)}")
     return OK
 
 
-def _say_warnings(settings: Config) -> None:
-    for warning in settings.warnings:
+def _say_warnings(config: Config) -> None:
+    for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
 
@@ -148,11 +148,11 @@ def _run(options: argparse.Namespace) -> int:
     from resolver_agent.control import client
     from resolver_agent.system import lock, systemd
 
-    settings = _load(options)
-    for warning in settings.warnings:
+    config = _load(options)
+    for warning in config.warnings:
         logging.getLogger(__name__).warning("%s", warning)
     passed = next(iter(systemd.listen_sockets(os.environ)), None)
-    agent = Agent(settings, notifier=systemd.Notifier(os.environ), passed=passed)
+    agent = Agent(config, notifier=systemd.Notifier(os.environ), passed=passed)
     try:
         asyncio.run(agent.run())
     except (lock.LockedError, lock.LockUnavailableError, client.ControlError) as error:
@@ -167,20 +167,20 @@ def _once(options: argparse.Namespace) -> int:
     from resolver_agent.routing.observation import Role
     from resolver_agent.system import lock
 
-    settings = _load(options)
-    _say_warnings(settings)
+    config = _load(options)
+    _say_warnings(config)
     role = None if options.role == "auto" else Role(options.role)
     try:
-        found = once.look(settings, role=role)
+        found = once.look(config, role=role)
         if not options.dry_run and found.old != found.new:
-            once.write(settings, found)
+            once.write(config, found)
     except (lock.LockedError, lock.LockUnavailableError, atomic_file.HostsFileError) as error:
         raise _TroubleError(str(error)) from error
     except block.BlockError as error:
-        raise _TroubleError(f"{settings.hosts_file}: {error}") from error
+        raise _TroubleError(f"{config.hosts_file}: {error}") from error
     except flush.FlushError as error:
         raise _TroubleError(
-            f"{settings.hosts_file} is written, but sessions may keep old connections: {error}"
+            f"{config.hosts_file} is written, but sessions may keep old connections: {error}"
         ) from error
     for target in found.targets:
         print(target)
@@ -188,7 +188,7 @@ def _once(options: argparse.Namespace) -> int:
         print(f"alert: {alert}", file=sys.stderr)
     for node in found.unasked:
         print(f"could not be asked: {node}", file=sys.stderr)
-    diff = block.unified_diff(found.old, found.new, path=settings.hosts_file)
+    diff = block.unified_diff(found.old, found.new, path=config.hosts_file)
     if diff:
         print(_coloured(diff) if sys.stdout.isatty() else diff, end="")
     if found.unasked:
@@ -200,16 +200,16 @@ def _status(options: argparse.Namespace) -> int:
     from resolver_agent.control import client, report
     from resolver_agent.system import lock
 
-    settings = None
+    config = None
     # Where the agent is expected it is asked without the configuration, so without PyYAML and quickly.
     if hasattr(options, "config") or (not lock.is_held(_DEFAULT_RUNTIME_DIR) and os.access(_DEFAULT_CONFIG, os.R_OK)):
-        settings = _load(options)
-    runtime_dir = settings.runtime_dir if settings else _DEFAULT_RUNTIME_DIR
+        config = _load(options)
+    runtime_dir = config.runtime_dir if config else _DEFAULT_RUNTIME_DIR
     try:
         answer = client.ask_running(runtime_dir, "status")
         found = report.from_json(report.Status, answer)
     except client.ControlError as error:
-        return _status_of_file(str(error), settings.hosts_file if settings else _DEFAULT_HOSTS_FILE, options)
+        return _status_of_file(str(error), config.hosts_file if config else _DEFAULT_HOSTS_FILE, options)
     print(json.dumps(answer, ensure_ascii=False, indent=2) if options.json else report.as_text(found))
     return DIFFERENT if found.alerts else OK
 
@@ -237,23 +237,23 @@ def _remove(options: argparse.Namespace) -> int:
     from resolver_agent.hosts import atomic_file, block
     from resolver_agent.system import lock
 
-    settings = _load(options)
+    config = _load(options)
     try:
-        with lock.exclusive(settings.runtime_dir):
-            writer = atomic_file.HostsFileWriter(settings.hosts_file)
+        with lock.exclusive(config.runtime_dir):
+            writer = atomic_file.HostsFileWriter(config.hosts_file)
             if not options.force:
-                _refuse_if_used(settings, block.recall(writer.read().content))
+                _refuse_if_used(config, block.recall(writer.read().content))
             writer.sweep()
             outcome = writer.update(block.remove)
     except (lock.LockedError, lock.LockUnavailableError, atomic_file.HostsFileError) as error:
         raise _TroubleError(f"{error}; nothing was removed") from error
     except block.BlockError as error:
-        raise _TroubleError(f"{settings.hosts_file}: {error}; nothing was removed") from error
+        raise _TroubleError(f"{config.hosts_file}: {error}; nothing was removed") from error
     done = "had no names of ours" if outcome.state is atomic_file.State.UNCHANGED else "is as it was without us"
-    print(f"{settings.hosts_file} {done}")
+    print(f"{config.hosts_file} {done}")
     try:
-        if settings.citus:
-            flush.reset(settings)
+        if config.citus:
+            flush.reset(config)
     except flush.FlushError as error:
         left = f"citus.node_conninfo is not as it was without us: {error}"
         if not options.force:
@@ -262,13 +262,13 @@ def _remove(options: argparse.Namespace) -> int:
     return OK
 
 
-def _refuse_if_used(settings: Config, targets: Sequence[Target]) -> None:
+def _refuse_if_used(config: Config, targets: Sequence[Target]) -> None:
     """A name that Citus' metadata holds and no resolver knows costs every query a vain lookup, and then fails it."""
     from resolver_agent.citus import metadata
 
     names = [target.name for target in targets]
     try:
-        used = metadata.names_in_use(settings, names) if names else []
+        used = metadata.names_in_use(config, names) if names else []
     except metadata.MetadataUnknownError as error:
         raise _TroubleError(f"{error}\nnothing was removed; --force removes without asking") from error
     if used:

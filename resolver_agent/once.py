@@ -36,7 +36,7 @@ class Pass:
     unasked: tuple[str, ...]
 
 
-def look(settings: Config, *, role: Role | None) -> Pass:
+def look(config: Config, *, role: Role | None) -> Pass:
     """Return what a pass would do, for the local role or the one given, and change nothing.
 
     A running agent with the same configuration is asked what it sees; else every node is asked once.
@@ -45,12 +45,12 @@ def look(settings: Config, *, role: Role | None) -> Pass:
         HostsFileError: the hosts file cannot be read.
         BlockError: the markers in it do not make one block.
     """
-    old = HostsFileWriter(settings.hosts_file).read().content
-    plan = _ask_agent(settings, role) or asyncio.run(_look_alone(settings, role, old))
+    old = HostsFileWriter(config.hosts_file).read().content
+    plan = _ask_agent(config, role) or asyncio.run(_look_alone(config, role, old))
     return Pass(plan.targets, old, block.render(old, plan.targets), plan.alerts, plan.unasked)
 
 
-def write(settings: Config, found: Pass) -> None:
+def write(config: Config, found: Pass) -> None:
     """Make the file say what the pass found, and flush what Citus has cached (R5).
 
     Raises:
@@ -59,26 +59,24 @@ def write(settings: Config, found: Pass) -> None:
         HostsFileError: the file cannot be written.
         FlushError: it is written, but sessions may keep their connections to other nodes.
     """
-    with lock.exclusive(settings.runtime_dir):
-        HostsFileWriter(settings.hosts_file).update(lambda content: block.render(content, found.targets))
-        if settings.citus:
-            flush.flush(settings)
+    with lock.exclusive(config.runtime_dir):
+        HostsFileWriter(config.hosts_file).update(lambda content: block.render(content, found.targets))
+        if config.citus:
+            flush.flush(config)
 
 
-def _ask_agent(settings: Config, role: Role | None) -> report.Plan | None:
+def _ask_agent(config: Config, role: Role | None) -> report.Plan | None:
     """Return what a running agent would decide; None if none runs, or it has another configuration or no answer yet."""
     try:
-        answer = client.ask_running(
-            settings.runtime_dir, "plan", role=role and role.value, config=fingerprint(settings)
-        )
+        answer = client.ask_running(config.runtime_dir, "plan", role=role and role.value, config=fingerprint(config))
         return report.from_json(report.Plan, answer)
     except client.ControlError:
         return None
 
 
-async def _look_alone(settings: Config, role: Role | None, content: bytes) -> report.Plan:
+async def _look_alone(config: Config, role: Role | None, content: bytes) -> report.Plan:
     outlook = Outlook()
-    outlook.watch(settings)
+    outlook.watch(config)
     try:
         await outlook.look()
         # Nobody has watched for how long nodes have been healthy, so no delay is owed.
@@ -88,7 +86,7 @@ async def _look_alone(settings: Config, role: Role | None, content: bytes) -> re
         for _ in range(2):  # only the first tells which Patroni is the local one
             seen = outlook.observations(role)
             decision = decide(at_once, seen, decision, boottime())
-            await outlook.ask_patroni(decision, within_s=settings.timeout_s)
+            await outlook.ask_patroni(decision, within_s=config.timeout_s)
         return report.plan(decision, seen.nodes, seen.local)
     finally:
         await outlook.close()

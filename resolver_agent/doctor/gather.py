@@ -42,9 +42,9 @@ _PATRONI_FILES = ("etc/patroni.yml", "etc/patroni/*.yml", "etc/patroni/*.yaml")
 _CLOUD_FILES = ("etc/cloud/cloud.cfg", "etc/cloud/cloud.cfg.d/*.cfg", "var/lib/cloud/instance/cloud-config.txt")
 
 
-async def gather(settings: Config, *, root: Path = Path("/")) -> Facts:
+async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
     """Return the facts of this node; those of its own files are looked for below ``root``."""
-    limit_s = settings.timeout_s
+    limit_s = config.timeout_s
 
     async def within(seconds: float, function: Callable[..., _T], *arguments: Any) -> _T | Unknown:
         try:
@@ -54,42 +54,42 @@ async def gather(settings: Config, *, root: Path = Path("/")) -> Facts:
 
     apis = {
         f"{group.name}: Patroni on {node.host}": (node.host, group.patroni)
-        for group in settings.groups
+        for group in config.groups
         if group.patroni is not None
         for node in group.nodes
     }
     seen, server, units, agent, patroni, *answers = await asyncio.gather(
-        _look_out(settings),
-        within(_STATEMENTS * max(2, limit_s), gather_postgres.ask, settings),
+        _look_out(config),
+        within(_STATEMENTS * max(2, limit_s), gather_postgres.ask, config),
         within(limit_s, _units, root),
-        within(2 * limit_s, _agent, settings),
-        within(2 * limit_s, _patroni, settings, root),
+        within(2 * limit_s, _agent, config),
+        within(2 * limit_s, _patroni, config, root),
         *(within(2 * limit_s, _leadership, host, api, limit_s) for host, api in apis.values()),
     )
     faults = {name: answer.why for name, answer in zip(apis, answers, strict=True) if answer is not None}
     os_user = server.os_user if isinstance(server, Server) else None
     host = Host(
-        hosts=_read(Path(settings.hosts_file)),
+        hosts=_read(Path(config.hosts_file)),
         nsswitch=_read(root / "etc/nsswitch.conf"),
         nscd=_read(root / "etc/nscd.conf") if _listens(root / "var/run/nscd/socket") else None,
         cloud=()
         if (root / "etc/cloud/cloud-init.disabled").exists()
         else tuple(map(_read, _below(root, _CLOUD_FILES))),
-        passfile=_read(Path(path)) if (path := settings.postgresql.get("passfile")) else None,
+        passfile=_read(Path(path)) if (path := config.postgresql.get("passfile")) else None,
         citus_passfile=_passfile_of(os_user),
         agent=agent,
         units=units,
         patroni=(patroni,) if isinstance(patroni, Unknown) else patroni,
-        hook_fault=_hook_fault(Path(client.socket_path(settings.runtime_dir)), os_user),
+        hook_fault=_hook_fault(Path(client.socket_path(config.runtime_dir)), os_user),
         patroni_faults=faults,
     )
     return Facts(**seen, server=server, host=host)
 
 
-async def _look_out(settings: Config) -> dict[str, Any]:
+async def _look_out(config: Config) -> dict[str, Any]:
     """Return what one look at every server, and at Patroni, shows: a part of the facts, by name."""
     outlook = Outlook()
-    outlook.watch(settings)
+    outlook.watch(config)
     try:
         await outlook.look()
         return {
@@ -166,22 +166,22 @@ def _units(root: Path) -> dict[str, Unit] | Unknown | None:
     }
 
 
-def _agent(settings: Config) -> Status | Unknown | None:
+def _agent(config: Config) -> Status | Unknown | None:
     """Return what a running agent says of itself; None where none runs."""
     try:
-        return from_json(Status, client.ask_running(settings.runtime_dir, "status", timeout_s=settings.timeout_s))
+        return from_json(Status, client.ask_running(config.runtime_dir, "status", timeout_s=config.timeout_s))
     except client.NoAgentError:
         return None
     except client.ControlError as error:
         return Unknown(str(error))
 
 
-def _patroni(settings: Config, root: Path) -> tuple[Patroni | Unknown, ...]:
+def _patroni(config: Config, root: Path) -> tuple[Patroni | Unknown, ...]:
     """Return every Patroni that is configured here: by the agent's own file, else in the usual places."""
-    own = _configured(Path(settings.path), settings.timeout_s)
+    own = _configured(Path(config.path), config.timeout_s)
     if own is not None:
         return (own,)
-    found = (_configured(path, settings.timeout_s) for path in _below(root, _PATRONI_FILES))
+    found = (_configured(path, config.timeout_s) for path in _below(root, _PATRONI_FILES))
     return tuple(one for one in found if one is not None)
 
 

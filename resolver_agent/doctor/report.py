@@ -56,9 +56,9 @@ class Report:
         return "\n\n".join(["\n".join(lines), *(script.rstrip() for script in scripts if script is not None)])
 
 
-def examine(settings: Config) -> Report:
+def examine(config: Config) -> Report:
     """Return what is wrong on this node, within some seconds."""
-    return report(asyncio.run(gather.gather(settings)))
+    return report(asyncio.run(gather.gather(config)))
 
 
 def report(facts: Facts) -> Report:
