@@ -18,7 +18,7 @@ from resolver_agent.config.load import ConfigError, load_again
 from resolver_agent.control import client, server
 from resolver_agent.hosts.managed_block import HostsBlock
 from resolver_agent.log import Journal
-from resolver_agent.observe.observer import Outlook
+from resolver_agent.observe.observer import Observer
 from resolver_agent.requests import AgentState, Requests
 from resolver_agent.routing.decide import decide, resume
 from resolver_agent.routing.decision import Decision
@@ -54,11 +54,11 @@ class Agent:
         self._config = config
         self._notifier = notifier
         self._passed = passed
-        self._outlook = Outlook(on_local=self._look_at_file)
-        self._caretaker = Caretaker(changed=self._outlook.changed, ask_again=self._ask_again)
+        self._observer = Observer(on_local=self._look_at_file)
+        self._caretaker = Caretaker(changed=self._observer.changed, ask_again=self._ask_again)
         self._block = HostsBlock(config.hosts_file)
         self._journal = Journal()
-        self._requests = Requests(self._state, outlook=self._outlook, block=self._block, caretaker=self._caretaker)
+        self._requests = Requests(self._state, observer=self._observer, block=self._block, caretaker=self._caretaker)
         self._decision = Decision(groups={})
         self._reload_fault: Alert | None = None
         self._work: asyncio.Task[None] | None = None
@@ -86,11 +86,11 @@ class Agent:
                         raise
                 finally:
                     self._notifier.stopping()
-                    await self._outlook.close()
+                    await self._observer.close()
             _log.info("stopped; %s stays as it is", self._config.hosts_file)
 
     async def _keep(self) -> None:
-        self._outlook.watch(self._config)
+        self._observer.watch(self._config)
         await self._remember()
         await self._first_look()
         _spare_the_collector()
@@ -114,35 +114,35 @@ class Agent:
         left, due = 0, 0.0
         # A name may lead to a node that only Patroni knows. Its word is not waited for long: SQL alone has to do.
         patroni_until = boottime() + 2 * self._config.timeout_s
-        while not self._stopping and not self._outlook.pressed(_SHORT_LOOK_S):
-            if self._outlook.asked_all and (self._outlook.heard_all or boottime() > patroni_until):
+        while not self._stopping and not self._observer.pressed(_SHORT_LOOK_S):
+            if self._observer.asked_all and (self._observer.heard_all or boottime() > patroni_until):
                 break
-            self._outlook.changed.clear()
-            before, left = left, sum(state.latest is None for state in self._outlook.nodes.values())
+            self._observer.changed.clear()
+            before, left = left, sum(state.latest is None for state in self._observer.nodes.values())
             if left != before:
                 due = boottime() + self._config.timeout_s
             if boottime() <= due:  # a look that gets on is alive, one that does not is for the watchdog to end
                 self._notifier.watchdog()
-            await self._outlook.news_within(self._patience_s(_SHORT_LOOK_S))
-            self._outlook.check()
-        first = decide(self._outlook.config, self._outlook.observations(), self._decision, boottime())
-        await self._outlook.ask_patroni(first, within_s=min(self._config.timeout_s, _SHORT_LOOK_S))
+            await self._observer.news_within(self._patience_s(_SHORT_LOOK_S))
+            self._observer.tick()
+        first = decide(self._observer.config, self._observer.observations(), self._decision, boottime())
+        await self._observer.ask_patroni(first, within_s=min(self._config.timeout_s, _SHORT_LOOK_S))
 
     async def _round(self) -> None:
         """One pass from observations to a verified file, and to what Citus has to be told."""
-        self._outlook.changed.clear()
-        self._outlook.check()
+        self._observer.changed.clear()
+        self._observer.tick()
         if self._reloading:
             self._reload()
         begun = boottime()
-        seen = self._outlook.observations()
-        decision = decide(self._outlook.decidable(self._decision, seen), seen, self._decision, begun)
+        seen = self._observer.observations()
+        decision = decide(self._observer.decidable(self._decision, seen), seen, self._decision, begun)
         took_s = boottime() - begun
         written = await self._block.put(decision.targets, begun)
         # Nothing is waited for from here to what Citus is told: nobody must hear of the one what is true of the other.
         self._decision = decision
-        self._outlook.heed(decision)
-        self._caretaker.tend(self._outlook, decision, written=written, puts=self._block.trampled, now=boottime())
+        self._observer.track(decision)
+        self._caretaker.tend(self._observer, decision, written=written, puts=self._block.trampled, now=boottime())
         _log.debug("%s; decided in %.1f ms: %s", seen.nodes, took_s * 1000, decision.groups)
         self._journal.nodes(seen.nodes)
         self._journal.decision(decision, self._alerts(), begun, written=written)
@@ -154,17 +154,17 @@ class Agent:
 
     def _ask_again(self) -> None:
         """Bring fresh evidence, and look at it soon."""
-        self._outlook.refresh()
-        asyncio.get_running_loop().call_later(_EVIDENCE_S, self._outlook.changed.set)
+        self._observer.refresh()
+        asyncio.get_running_loop().call_later(_EVIDENCE_S, self._observer.changed.set)
 
     async def _pause(self) -> None:
         """Wait for news, for the time at which the decision may change by itself, or for the file to change."""
         due = min(self._decision.recheck_at, boottime() + self._patience_s(self._config.interval_s))
-        await self._outlook.news_within(max(0.0, due - boottime()))
+        await self._observer.news_within(max(0.0, due - boottime()))
 
     def _look_at_file(self) -> None:
         if self._block.disturbed():
-            self._outlook.changed.set()
+            self._observer.changed.set()
 
     def _patience_s(self, seconds: float) -> float:
         """Return ``seconds``, or less where the watchdog wants to hear sooner."""
@@ -182,7 +182,7 @@ class Agent:
         return [
             *self._decision.alerts,
             *self._block.alerts,
-            *self._outlook.alerts,
+            *self._observer.alerts,
             *self._caretaker.alerts,
             *([self._reload_fault] if self._reload_fault is not None else []),
         ]
@@ -195,14 +195,14 @@ class Agent:
 
     def _stop(self) -> None:
         self._stopping = True
-        self._outlook.changed.set()
+        self._observer.changed.set()
         # A write that hangs does not hold up the end: killed at any moment it leaves the old file or the new one.
         if self._work is not None:
             asyncio.get_running_loop().call_later(_LAST_WRITE_S, self._work.cancel)
 
     def _ask_reload(self) -> None:
         self._reloading = True
-        self._outlook.changed.set()
+        self._observer.changed.set()
 
     def _reload(self) -> None:
         """Read the configuration again; a bad one changes nothing and is an alert until a good one comes."""
@@ -218,7 +218,7 @@ class Agent:
             if (new.log_format, new.log_level) != (self._config.log_format, self._config.log_level):
                 log.configure(new.log_format, new.log_level)
             self._config = new
-            self._outlook.watch(new)
+            self._observer.watch(new)
             _log.info("read %s again", new.path)
             for warning in new.warnings:
                 _log.warning("%s", warning)

@@ -11,7 +11,7 @@ from resolver_agent.config.load import fingerprint
 from resolver_agent.control import client, report
 from resolver_agent.hosts import block
 from resolver_agent.hosts.atomic_file import HostsFileWriter
-from resolver_agent.observe.observer import Outlook
+from resolver_agent.observe.observer import Observer
 from resolver_agent.routing.decide import decide, resume
 from resolver_agent.system import lock
 from resolver_agent.system.clock import boottime
@@ -75,18 +75,18 @@ def _ask_agent(config: Config, role: Role | None) -> report.Plan | None:
 
 
 async def _look_alone(config: Config, role: Role | None, content: bytes) -> report.Plan:
-    outlook = Outlook()
-    outlook.watch(config)
+    observer = Observer()
+    observer.watch(config)
     try:
-        await outlook.look()
+        await observer.look()
         # Nobody has watched for how long nodes have been healthy, so no delay is owed.
-        groups = tuple(dataclasses.replace(group, failback_delay_s=0.0) for group in outlook.config.groups)
-        at_once = dataclasses.replace(outlook.config, groups=groups)
+        groups = tuple(dataclasses.replace(group, failback_delay_s=0.0) for group in observer.config.groups)
+        at_once = dataclasses.replace(observer.config, groups=groups)
         decision = resume(at_once, block.recall(content))
         for _ in range(2):  # only the first tells which Patroni is the local one
-            seen = outlook.observations(role)
+            seen = observer.observations(role)
             decision = decide(at_once, seen, decision, boottime())
-            await outlook.ask_patroni(decision, within_s=config.timeout_s)
+            await observer.ask_patroni(decision, within_s=config.timeout_s)
         return report.plan(decision, seen.nodes, seen.local)
     finally:
-        await outlook.close()
+        await observer.close()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Config
     from resolver_agent.control import server
     from resolver_agent.hosts.managed_block import HostsBlock
-    from resolver_agent.observe.observer import Outlook
+    from resolver_agent.observe.observer import Observer
     from resolver_agent.routing.decision import Decision
     from resolver_agent.routing.state import Alert
 
@@ -52,10 +52,10 @@ class Requests:
     """Answers whoever asks, from what the agent's rounds leave behind: ``state()`` says what that is by now."""
 
     def __init__(
-        self, state: Callable[[], AgentState], *, outlook: Outlook, block: HostsBlock, caretaker: Caretaker
+        self, state: Callable[[], AgentState], *, observer: Observer, block: HostsBlock, caretaker: Caretaker
     ) -> None:
         self._state = state
-        self._outlook = outlook
+        self._observer = observer
         self._block = block
         self._caretaker = caretaker
         self._round_over = asyncio.Condition()
@@ -72,11 +72,11 @@ class Requests:
 
     def _status(self, _request: dict[str, Any]) -> dict[str, Any]:
         now, state = boottime(), self._state()
-        seen = self._outlook.observations()
-        decidable = self._outlook.decidable(state.decision, seen)
+        seen = self._observer.observations()
+        decidable = self._observer.decidable(state.decision, seen)
         shown = decide(decidable, seen, state.decision.afresh(), now)
         found = report.status(
-            self._outlook.config,
+            self._observer.config,
             shown,
             seen.nodes,
             local=seen.local,
@@ -93,18 +93,18 @@ class Requests:
     def _plan(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer what would be decided now, for an assumed role where one is given."""
         state = self._state()
-        if request.get("config") != fingerprint(state.config) or not self._outlook.asked_all:
+        if request.get("config") != fingerprint(state.config) or not self._observer.asked_all:
             return {"look_yourself": True}
         assumed = next((role for role in Role if role.value == request.get("role")), None)
-        decision = decide(self._outlook.config, self._outlook.observations(assumed), state.decision, boottime())
-        answer: dict[str, Any] = report.as_json(report.plan(decision, self._outlook.nodes, self._outlook.local))
+        decision = decide(self._observer.config, self._observer.observations(assumed), state.decision, boottime())
+        answer: dict[str, Any] = report.as_json(report.plan(decision, self._observer.nodes, self._observer.local))
         return answer
 
     async def _pre_promote(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take the local server for a primary from now on, and answer when the names are right, or time is up (R4)."""
         begun = boottime()
         _log.info("a promotion is announced by %s", request["peer"])
-        self._outlook.announce()
+        self._observer.announce()
         async with self._round_over:
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self._round_over.wait_for(self._ready_for_writes), _ANNOUNCED_S)
@@ -125,6 +125,6 @@ class Requests:
         """Report whether a local primary's names are on disk and flushed, or the promotion is called off."""
         decision = self._state().decision
         made_for = decision.made_for[0] if decision.made_for is not None else None
-        called_off = self._outlook.announced is None and made_for is Role.STANDBY
+        called_off = self._observer.announced is None and made_for is Role.STANDBY
         written = self._block.says(decision.targets)
         return called_off or (made_for is Role.PRIMARY and written and self._caretaker.flushed)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from resolver_agent.config.model import Config
-    from resolver_agent.observe.observer import Outlook
+    from resolver_agent.observe.observer import Observer
     from resolver_agent.routing.decision import Decision
     from resolver_agent.routing.observation import Identity, NodeState
 
@@ -309,25 +309,25 @@ class Caretaker:
         """Return how recovery stands."""
         return self._recoverer.status(now)
 
-    def tend(self, outlook: Outlook, decision: Decision, *, written: bool, puts: int, now: float) -> None:
+    def tend(self, observer: Observer, decision: Decision, *, written: bool, puts: int, now: float) -> None:
         """Begin what is due after a round. ``puts`` counts how often somebody else's change was put back."""
         if written:
             said = (puts, *((target.name, target.address) for target in decision.targets))
-            self._flusher.tend(outlook.config, said=said, local=outlook.local, now=now)
+            self._flusher.tend(observer.config, said=said, local=observer.local, now=now)
 
         def hindrance(since: float) -> str | None:
             evidence = preconditions.Evidence(
                 now=now,
                 since=since,
-                max_age_s=outlook.config.max_age_s,
-                local=outlook.local,
-                claims=outlook.claims,
+                max_age_s=observer.config.max_age_s,
+                local=observer.local,
+                claims=observer.claims,
                 written=written,
                 flushed=self.flushed,
             )
-            return preconditions.hindrance(outlook.config, decision, evidence)
+            return preconditions.hindrance(observer.config, decision, evidence)
 
         # Where there is no Citus nothing is overdue. Whoever lets nobody flush may have it.
         may_have_citus = self._flusher.citus or (self._flusher.citus is None and self._flusher.alerts)
         role = decision.role if may_have_citus else None
-        self._recoverer.tend(outlook.config, role=role, hindrance=hindrance, now=now)
+        self._recoverer.tend(observer.config, role=role, hindrance=hindrance, now=now)

@@ -22,7 +22,7 @@ from resolver_agent.control import client
 from resolver_agent.control.report import Status, from_json
 from resolver_agent.doctor import gather_postgres
 from resolver_agent.doctor.facts import Facts, Host, Patroni, Server, TextFile, Unit, Unknown
-from resolver_agent.observe.observer import Outlook
+from resolver_agent.observe.observer import Observer
 from resolver_agent.patroni.client import ApiError, fetch, read_leadership
 from resolver_agent.system import threads
 
@@ -88,18 +88,18 @@ async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
 
 async def _look_out(config: Config) -> dict[str, Any]:
     """Return what one look at every server, and at Patroni, shows: a part of the facts, by name."""
-    outlook = Outlook()
-    outlook.watch(config)
+    observer = Observer()
+    observer.watch(config)
     try:
-        await outlook.look()
+        await observer.look()
         return {
-            "settings": outlook.config,
-            "nodes": outlook.nodes,
-            "local": outlook.local,
-            "alerts": tuple(outlook.alerts),
+            "settings": observer.config,
+            "nodes": observer.nodes,
+            "local": observer.local,
+            "alerts": tuple(observer.alerts),
         }
     finally:
-        await outlook.close()
+        await observer.close()
 
 
 def _below(root: Path, patterns: Iterable[str]) -> list[Path]:

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 0.1
 
 
-class Outlook:
+class Observer:
     """Watches what a configuration names, from ``watch()`` to ``close()``.
 
     ``on_local`` is called whenever the local server was asked. ``config`` is the configuration with the members that
@@ -86,7 +86,7 @@ class Outlook:
         self.config = self._patroni.extended(config)
         self._monitor.watch(self.config)
 
-    def check(self) -> None:
+    def tick(self) -> None:
         """Take in what is due: new members, what has expired, the end of an announced promotion. Once a round.
 
         Raises:
@@ -158,7 +158,7 @@ class Outlook:
         self.announced = local_server.Announced(since=boottime(), receiver_known=False).after(self.local)
         self.changed.set()
 
-    def heed(self, decision: Decision) -> None:
+    def track(self, decision: Decision) -> None:
         """Ask Patroni more often where a decision depends on its word: of the local server, and of split groups."""
         self.own = own_nodes(self.config, decision, self.nodes)
         self._patroni.own(self.own.values())
@@ -176,12 +176,12 @@ class Outlook:
         """Wait until every server was asked, and every Patroni who is a member; those have answered, or failed to."""
         while not (self.asked_all and self.heard_all):
             self.changed.clear()
-            self.check()
+            self.tick()
             await self.news_within(_LOOK_AGAIN_S)
 
     async def ask_patroni(self, decision: Decision, *, within_s: float) -> None:
         """Learn whether the local Patroni holds the leader lock, if it says so in time."""
-        self.heed(decision)
+        self.track(decision)
         await self._patroni.ask_own(within_s=within_s)
 
     def refresh(self) -> None:

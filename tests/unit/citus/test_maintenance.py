@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass
-class Outlook:
+class Observer:
     """What a caretaker looks at."""
 
     config: Config
@@ -38,11 +38,11 @@ def test_recovery_is_overdue_where_nothing_can_be_flushed(tmp_path: Path) -> Non
     async def play() -> list[str]:
         changed = asyncio.Event()
         caretaker = Caretaker(changed=changed, ask_again=lambda: None)
-        outlook = Outlook(settings, agent.local)
+        observer = Observer(settings, agent.local)
         for at in (agent.now, agent.now + 182):
             changed.clear()
             for _ in range(2):
-                caretaker.tend(outlook, agent.decision, written=True, puts=0, now=at)  # type: ignore[arg-type]
+                caretaker.tend(observer, agent.decision, written=True, puts=0, now=at)  # type: ignore[arg-type]
                 await asyncio.wait_for(changed.wait(), 10)
         return [alert.key for alert in caretaker.alerts]
 
