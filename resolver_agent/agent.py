@@ -13,7 +13,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from resolver_agent import __version__, log
-from resolver_agent.citus.maintenance import Caretaker
+from resolver_agent.citus.maintenance import CitusMaintenance
 from resolver_agent.config.load import ConfigError, load_again
 from resolver_agent.control import client, server
 from resolver_agent.hosts.managed_block import HostsBlock
@@ -55,10 +55,12 @@ class Agent:
         self._notifier = notifier
         self._passed = passed
         self._observer = Observer(on_local=self._look_at_file)
-        self._caretaker = Caretaker(changed=self._observer.changed, ask_again=self._ask_again)
+        self._maintenance = CitusMaintenance(changed=self._observer.changed, ask_again=self._ask_again)
         self._block = HostsBlock(config.hosts_file)
         self._journal = Journal()
-        self._requests = Requests(self._state, observer=self._observer, block=self._block, caretaker=self._caretaker)
+        self._requests = Requests(
+            self._state, observer=self._observer, block=self._block, maintenance=self._maintenance
+        )
         self._decision = Decision(groups={})
         self._reload_fault: Alert | None = None
         self._work: asyncio.Task[None] | None = None
@@ -142,7 +144,7 @@ class Agent:
         # Nothing is waited for from here to what Citus is told: nobody must hear of the one what is true of the other.
         self._decision = decision
         self._observer.track(decision)
-        self._caretaker.tend(self._observer, decision, written=written, puts=self._block.trampled, now=boottime())
+        self._maintenance.tick(self._observer, decision, written=written, puts=self._block.trampled, now=boottime())
         _log.debug("%s; decided in %.1f ms: %s", seen.nodes, took_s * 1000, decision.groups)
         self._journal.nodes(seen.nodes)
         self._journal.decision(decision, self._alerts(), begun, written=written)
@@ -183,7 +185,7 @@ class Agent:
             *self._decision.alerts,
             *self._block.alerts,
             *self._observer.alerts,
-            *self._caretaker.alerts,
+            *self._maintenance.alerts,
             *([self._reload_fault] if self._reload_fault is not None else []),
         ]
 

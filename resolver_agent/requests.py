@@ -20,7 +20,7 @@ from resolver_agent.system.clock import boottime
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resolver_agent.citus.maintenance import Caretaker
+    from resolver_agent.citus.maintenance import CitusMaintenance
     from resolver_agent.config.model import Config
     from resolver_agent.control import server
     from resolver_agent.hosts.managed_block import HostsBlock
@@ -52,12 +52,12 @@ class Requests:
     """Answers whoever asks, from what the agent's rounds leave behind: ``state()`` says what that is by now."""
 
     def __init__(
-        self, state: Callable[[], AgentState], *, observer: Observer, block: HostsBlock, caretaker: Caretaker
+        self, state: Callable[[], AgentState], *, observer: Observer, block: HostsBlock, maintenance: CitusMaintenance
     ) -> None:
         self._state = state
         self._observer = observer
         self._block = block
-        self._caretaker = caretaker
+        self._maintenance = maintenance
         self._round_over = asyncio.Condition()
 
     @property
@@ -83,8 +83,8 @@ class Requests:
             alerts=state.lasting,
             written=self._block.says(shown.targets),
             trampled=self._block.trampled,
-            flush=self._caretaker.flush_status,
-            recovery=self._caretaker.recovery_status(now),
+            flush=self._maintenance.flush_status,
+            recovery=self._maintenance.recovery_status(now),
             now=now,
         )
         answer: dict[str, Any] = report.as_json(found)
@@ -113,7 +113,7 @@ class Requests:
             report.promotion(
                 state.decision,
                 written=self._block.says(state.decision.targets),
-                flush=self._caretaker.flush_status,
+                flush=self._maintenance.flush_status,
                 alerts=state.alerts,
                 took_s=boottime() - begun,
             )
@@ -127,4 +127,4 @@ class Requests:
         made_for = decision.made_for[0] if decision.made_for is not None else None
         called_off = self._observer.announced is None and made_for is Role.STANDBY
         written = self._block.says(decision.targets)
-        return called_off or (made_for is Role.PRIMARY and written and self._caretaker.flushed)
+        return called_off or (made_for is Role.PRIMARY and written and self._maintenance.flushed)

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from resolver_agent.routing.decision import Decision
     from resolver_agent.routing.observation import Identity, NodeState
 
-    _Hindrance = Callable[[float], str | None]
+    _Blocker = Callable[[float], str | None]
 
 
-class Errand:
+class BackgroundCall:
     """One blocking call at a time, begun in one round of a loop and heard of in a later one.
 
-    ``changed`` is set when it has ended. A call that hangs hinders nobody but the next one.
+    ``changed`` is set when it has ended. A call that hangs holds up only the next one.
     """
 
     def __init__(self, changed: asyncio.Event) -> None:
@@ -79,7 +79,7 @@ class Flusher:
         self.citus: bool | None = None
         self._do_flush = do_flush
         self._do_keep = do_keep
-        self._errand = Errand(changed)
+        self._call = BackgroundCall(changed)
         self._said: Hashable = None
         self._wanted = self._under_way = self._flushed = 0
         self._server: Identity | None = None
@@ -106,7 +106,7 @@ class Flusher:
         """How it stands."""
         return FlushStatus(citus=self.citus, flushed=self.flushed, fault=self._fault)
 
-    def tend(self, settings: Config, *, said: Hashable, local: NodeState, now: float) -> None:
+    def tick(self, settings: Config, *, said: Hashable, local: NodeState, now: float) -> None:
         """Begin what is due. ``said`` tells one state of the hosts file from every other; it was written just now."""
         if said != self._said:
             # Counted, as what the file said before is no longer flushed once it has said something else in between.
@@ -117,7 +117,7 @@ class Flusher:
             self._flushed, self._said, self.citus = self._wanted, None, None
             self._fault = self._warning = None
             return
-        if self._errand.under_way:
+        if self._call.under_way:
             if now - self._begun > _HUNG_S and self._fault is None:
                 self._fault = "cached connections are not flushed: the local PostgreSQL does not answer"
             return
@@ -134,11 +134,11 @@ class Flusher:
 
     def _begin(self, settings: Config, *, flush: bool, now: float) -> None:
         self._under_way, self._flushing, self._begun = self._wanted, flush, now
-        self._errand.begin(self._do_flush if flush else self._do_keep, settings)
+        self._call.begin(self._do_flush if flush else self._do_keep, settings)
 
     def _take_in(self, now: float) -> None:
         """Learn how the last call ended, if one has."""
-        ended = self._errand.take()
+        ended = self._call.take()
         if ended is None:
             return
         try:
@@ -164,7 +164,7 @@ PERIOD_S = 60.0
 _OVERDUE_S = 3 * PERIOD_S
 _RETRY_S = 10.0
 _STALE_S = 3.0
-"""Consent that has not been looked at for so long is none."""
+"""Preconditions that were not checked for so long count as not met."""
 
 
 class Recoverer:
@@ -182,12 +182,12 @@ class Recoverer:
     ) -> None:
         self._ask_again = ask_again
         self._do_recover = do_recover
-        self._errand = Errand(changed)
+        self._call = BackgroundCall(changed)
         self._role: Role | None = None
         self._asked_at: float | None = None
         self._next_at = 0.0
         self._good_at = 0.0
-        self._hindered: str | None = None
+        self._blocked_by: str | None = None
         self._looked_at = 0.0
         self._overdue = False
         self._results: list[recovery.Recovered] = []
@@ -206,23 +206,23 @@ class Recoverer:
         ]
         if self._overdue:
             withdrawn = next((one.withdrawn for one in self._results if one.withdrawn), None)
-            why = self._hindered or withdrawn or "it failed, or is still under way"
+            why = self._blocked_by or withdrawn or "it failed, or is still under way"
             alerts.append(Alert(AlertCode.RECOVERY, f"2PC recovery is overdue by more than {_OVERDUE_S:g} s: {why}"))
         return alerts
 
     def status(self, now: float) -> RecoveryStatus:
         """Return how it stands."""
         return RecoveryStatus(
-            under_way=self._errand.under_way,
-            hindered=self._hindered,
+            under_way=self._call.under_way,
+            hindered=self._blocked_by,
             age_s=round(now - self._ended_at, 1) if self._ended_at else None,
             databases=tuple(one.status for one in self._results),
         )
 
-    def tend(self, settings: Config, *, role: Role | None, hindrance: _Hindrance, now: float) -> None:
-        """Begin what is due, and keep the consent of what is under way as true as the evidence.
+    def tick(self, settings: Config, *, role: Role | None, blocker: _Blocker, now: float) -> None:
+        """Begin what is due, and check the preconditions of what is under way again.
 
-        ``role`` is that of the local server; ``hindrance(since)`` is that of ``preconditions`` on what was asked since.
+        ``role`` is that of the local server; ``blocker(since)`` is that of ``preconditions`` on what was asked since.
         """
         self._take_in(settings, now)
         if role is not self._role or not settings.citus:
@@ -230,20 +230,20 @@ class Recoverer:
             self._next_at, self._good_at, self._asked_at = now, now, None
         self._looked_at = now
         if role is not Role.PRIMARY or not settings.citus:
-            self._hindered, self._overdue, self._results = "the local PostgreSQL is no primary", False, []
+            self._blocked_by, self._overdue, self._results = "the local PostgreSQL is no primary", False, []
             return
         self._overdue = now - self._good_at > _OVERDUE_S
-        if self._errand.under_way:
-            # Once withdrawn consent stays so: a name that has moved and come back is nothing that a pass could see.
-            self._hindered = self._hindered or hindrance(self._asked_at or now)
+        if self._call.under_way:
+            # Once blocked, the pass stays blocked: it could not see that a name moved and came back.
+            self._blocked_by = self._blocked_by or blocker(self._asked_at or now)
         elif now >= self._next_at:
-            self._consider(settings, hindrance, now)
+            self._consider(settings, blocker, now)
 
-    def _consider(self, settings: Config, hindrance: _Hindrance, now: float) -> None:
+    def _consider(self, settings: Config, blocker: _Blocker, now: float) -> None:
         if self._asked_at is not None:
-            self._hindered = hindrance(self._asked_at)
-            if self._hindered is None:
-                self._errand.begin(self._do_recover, settings, self._withdrawn)
+            self._blocked_by = blocker(self._asked_at)
+            if self._blocked_by is None:
+                self._call.begin(self._do_recover, settings, self._withdrawn)
                 return
         # To ask again lets go of answers that are on their way: they may take their time, and wait for one before.
         if self._asked_at is None or now - self._asked_at >= settings.interval_s + 2 * settings.timeout_s:
@@ -251,14 +251,14 @@ class Recoverer:
             self._ask_again()
 
     def _withdrawn(self) -> str | None:
-        """Return why consent has gone, or None; called in the thread that recovers."""
+        """Return why the preconditions no longer hold, or None; called in the thread that recovers."""
         if boottime() - self._looked_at > _STALE_S:
             return "the agent has not looked around for a while"
-        return self._hindered
+        return self._blocked_by
 
     def _take_in(self, settings: Config, now: float) -> None:
         """Learn what the last pass over all databases brought, if one has ended."""
-        ended = self._errand.take()
+        ended = self._call.take()
         if ended is None:
             return
         try:
@@ -280,7 +280,7 @@ class Recoverer:
                 _log.info("%s", one)
 
 
-class Caretaker:
+class CitusMaintenance:
     """Begins what is due; ``tend()`` is called once a round and never waits.
 
     ``ask_again`` is to bring fresh evidence, and ``changed`` is set when something that was begun has ended.
@@ -309,13 +309,13 @@ class Caretaker:
         """Return how recovery stands."""
         return self._recoverer.status(now)
 
-    def tend(self, observer: Observer, decision: Decision, *, written: bool, puts: int, now: float) -> None:
+    def tick(self, observer: Observer, decision: Decision, *, written: bool, puts: int, now: float) -> None:
         """Begin what is due after a round. ``puts`` counts how often somebody else's change was put back."""
         if written:
             said = (puts, *((target.name, target.address) for target in decision.targets))
-            self._flusher.tend(observer.config, said=said, local=observer.local, now=now)
+            self._flusher.tick(observer.config, said=said, local=observer.local, now=now)
 
-        def hindrance(since: float) -> str | None:
+        def blocker(since: float) -> str | None:
             evidence = preconditions.Evidence(
                 now=now,
                 since=since,
@@ -325,9 +325,9 @@ class Caretaker:
                 written=written,
                 flushed=self.flushed,
             )
-            return preconditions.hindrance(observer.config, decision, evidence)
+            return preconditions.blocker(observer.config, decision, evidence)
 
         # Where there is no Citus nothing is overdue. Whoever lets nobody flush may have it.
         may_have_citus = self._flusher.citus or (self._flusher.citus is None and self._flusher.alerts)
         role = decision.role if may_have_citus else None
-        self._recoverer.tend(observer.config, role=role, hindrance=hindrance, now=now)
+        self._recoverer.tick(observer.config, role=role, blocker=blocker, now=now)

@@ -25,7 +25,7 @@ _UNDECIDED = GroupState()
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What consent rests on, besides the decision.
+    """What the preconditions are checked on, besides the decision.
 
     Only what was asked from ``since`` on counts, and for no longer than ``max_age_s`` seconds before ``now``.
     ``claims`` are what the local Patroni said of the leader lock, by name of the group. ``written`` and ``flushed``
@@ -45,7 +45,7 @@ class Evidence:
         return at >= self.since and self.now - at < self.max_age_s
 
 
-def hindrance(config: Config, decision: Decision, evidence: Evidence) -> str | None:
+def blocker(config: Config, decision: Decision, evidence: Evidence) -> str | None:
     """Return in words why recovery and clean-up must not run here now, or None where they may.
 
     They may where the local server is its own group's accepted primary, its Patroni (where configured) holds the leader
@@ -59,21 +59,21 @@ def hindrance(config: Config, decision: Decision, evidence: Evidence) -> str | N
     if not own:
         return "the local PostgreSQL is no node of any name"
     others = [group for group in config.groups if group not in own and group.route is not Route.STANDBY]
-    hindrances = [
-        *(_own_hindrance(group, decision, evidence) for group in own),
-        *(_lock_hindrance(group, evidence) for group in own if group.patroni is not None),
-        *(_name_hindrance(group, decision) for group in others),
+    blockers = [
+        *(_own_blocker(group, decision, evidence) for group in own),
+        *(_lock_blocker(group, evidence) for group in own if group.patroni is not None),
+        *(_name_blocker(group, decision) for group in others),
         None if evidence.written else "the hosts file does not say what was decided",
         None if evidence.flushed else "cached connections are not flushed yet",
     ]
-    return next((words for words in hindrances if words is not None), None)
+    return next((words for words in blockers if words is not None), None)
 
 
 def _state(decision: Decision, group: Group) -> GroupState:
     return decision.groups.get(group.name, _UNDECIDED)
 
 
-def _own_hindrance(group: Group, decision: Decision, evidence: Evidence) -> str | None:
+def _own_blocker(group: Group, decision: Decision, evidence: Evidence) -> str | None:
     view = decision.views.get(group.name)
     if view is None:
         return f"nothing is known of {group.name}"
@@ -89,14 +89,14 @@ def _own_hindrance(group: Group, decision: Decision, evidence: Evidence) -> str 
     return None
 
 
-def _lock_hindrance(group: Group, evidence: Evidence) -> str | None:
+def _lock_blocker(group: Group, evidence: Evidence) -> str | None:
     claim = evidence.claims.get(group.name)
     if claim is None or not evidence.counts(claim.at):
         return f"the local Patroni does not say that it leads {group.name}"
     return None if claim.leads else f"the local Patroni does not hold the leader lock of {group.name}"
 
 
-def _name_hindrance(group: Group, decision: Decision) -> str | None:
+def _name_blocker(group: Group, decision: Decision) -> str | None:
     state, view = _state(decision, group), decision.views.get(group.name)
     if state.target is None:
         return f"{group.name} is left out"

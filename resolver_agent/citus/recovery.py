@@ -102,11 +102,11 @@ OLD_S = 180.0
 """A transaction that has been prepared for so long is not just being committed."""
 
 # How long a lock is waited for. Also, a server that was frozen for longer ends the transaction instead of doing what it
-# was asked meanwhile, since consent may have gone.
+# was asked meanwhile, since the preconditions may no longer hold.
 _PATIENCE_S = 2.0
 
 _LOOK_S = 0.5
-"""How often it is looked whether consent has gone, while Citus is at work."""
+"""How often the preconditions are checked while Citus is at work."""
 
 FUNCTIONS = (
     "resolver_agent.reached",
@@ -147,7 +147,7 @@ class _StoppedError(Exception):
 
 
 class _WithdrawnError(_StoppedError):
-    """Consent has gone while the pass was under way; the message says why."""
+    """A precondition stopped holding while the pass was under way; the message says which."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +162,8 @@ class Prepared:
 class Recovered:
     """What one pass did in one database.
 
-    ``fault`` says what went wrong and what mends it; ``withdrawn``, where nothing did, why consent went in the middle.
+    ``fault`` says what went wrong and what mends it; ``withdrawn``, where nothing did, which
+    precondition stopped holding in the middle.
     ``recovered`` transactions were resolved on other nodes all the same. ``cleaned`` and ``not_cleaned`` are numbers of
     orphaned resources. ``not_reached`` are the nodes that did not answer, as ``name:port``: what concerns them waits.
     ``records`` is the number of commit records that are left, and ``oldest`` the oldest of Citus' transactions that are
@@ -271,7 +272,7 @@ class _Pass:
         self._check_the_server()
         with self._connection.transaction():
             self._recover()
-        self._check_consent()
+        self._check_preconditions()
         self._clean_up()
 
     def _check_the_server(self) -> None:
@@ -285,14 +286,14 @@ class _Pass:
             if fault is not None:
                 raise _StoppedError(f"off: {fault}")
 
-    def _check_consent(self) -> None:
+    def _check_preconditions(self) -> None:
         reason = self._still()
         if reason is not None:
             raise _WithdrawnError(reason)
 
     @contextlib.contextmanager
-    def _consented(self) -> Iterator[None]:
-        """Cancel what is under way as soon as consent has gone: what it would resolve from then on may be another's."""
+    def _while_preconditions_hold(self) -> Iterator[None]:
+        """Cancel the statement when a precondition stops holding: from then on it may resolve another node's work."""
         ended = threading.Event()
 
         def watch() -> None:
@@ -306,7 +307,7 @@ class _Pass:
         try:
             yield
         except psycopg.errors.QueryCanceled:
-            self._check_consent()
+            self._check_preconditions()
             raise
         finally:
             ended.set()
@@ -316,18 +317,18 @@ class _Pass:
         reason = refusal(before)
         if reason is not None:
             raise _StoppedError(f"not begun: {reason}")
-        self._check_consent()
-        with self._consented():
+        self._check_preconditions()
+        with self._while_preconditions_hold():
             [(self._done["recovered"],)] = self._ask(_RECOVER)
         after = self._look()
         self._done["not_reached"] = tuple(sorted(node for node, answer in after.items() if answer is None))
         found = objection(before, after, self._warnings)
         if found is not None:
             raise _StoppedError(f"rolled back: {found}")
-        self._check_consent()
+        self._check_preconditions()
 
     def _clean_up(self) -> None:
-        with self._consented():
+        with self._while_preconditions_hold():
             self._ask(_CLEAN_UP)
         for key, pattern in (("cleaned", _CLEANED), ("not_cleaned", _NOT_CLEANED)):
             matches = (pattern.match(text) for text in (*self._notices, *self._warnings))

@@ -110,7 +110,7 @@ ALTER SEQUENCE stand_in.recoveries RESTART;
 ALTER SEQUENCE stand_in.clean_ups RESTART;
 """
 
-# Dies of itself when its consent is asked for the n-th time.
+# Dies of itself when its preconditions are checked for the n-th time.
 CHILD = """
 import os, signal, sys
 from resolver_agent.citus import recovery
@@ -169,7 +169,7 @@ class Citus:
         self.server.wait_until("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = 'app')")
 
 
-class Consent:
+class Preconditions:
     """Asked before recovery, before its COMMIT, and before the clean-up; ``moments`` are what happens then."""
 
     def __init__(self, *moments: Callable[[], str | None]) -> None:
@@ -183,7 +183,7 @@ class Consent:
 
 
 def nothing() -> None:
-    """Consent."""
+    """Check them."""
 
 
 @pytest.fixture(scope="module", params=["system", "embedded"])
@@ -369,22 +369,22 @@ def test_clean_up_forgets_nothing(citus: Citus, answer: str | None, looks: tuple
     ],
     ids=["before recovery", "before its COMMIT", "before the clean-up"],
 )
-def test_consent_is_withdrawn(citus: Citus, moments: int, expected: Recovered) -> None:
-    """Consent is asked before each thing that cannot be undone, and nothing of it is done without."""
-    consent = Consent(*([nothing] * (moments - 1)), lambda: "a name moved")
-    found = recover(citus.settings, "app", still=consent)
+def test_preconditions_stop_holding(citus: Citus, moments: int, expected: Recovered) -> None:
+    """The preconditions are checked before each thing that cannot be undone, and nothing of it is done without."""
+    preconditions = Preconditions(*([nothing] * (moments - 1)), lambda: "a name moved")
+    found = recover(citus.settings, "app", still=preconditions)
     assert found == dataclasses.replace(expected, withdrawn="a name moved")
-    assert consent.asked == moments
+    assert preconditions.asked == moments
     assert citus.run("SELECT count(*) FROM pg_dist_cleanup") == [(2,)]
 
 
 @pytest.mark.parametrize(("step", "asked_before"), [("recovery", 1), ("clean_up", 3)])
-def test_consent_is_withdrawn_while_citus_is_at_work(citus: Citus, step: str, asked_before: int) -> None:
+def test_preconditions_stop_holding_while_citus_is_at_work(citus: Citus, step: str, asked_before: int) -> None:
     """It is cancelled then and there, and what it has forgotten comes back."""
     citus.let(**{step: "PERFORM pg_sleep(60);"})
-    consent = Consent(*([nothing] * asked_before), *([lambda: "a name moved"] * 99))
+    preconditions = Preconditions(*([nothing] * asked_before), *([lambda: "a name moved"] * 99))
     begun = time.monotonic()
-    found = recover(citus.settings, "app", still=consent)
+    found = recover(citus.settings, "app", still=preconditions)
     assert (found.fault, found.withdrawn) == (None, "a name moved")
     assert time.monotonic() - begun < 15
     assert found.records == (2 if step == "recovery" else 0)
@@ -475,8 +475,8 @@ def test_somebody_else_holds_a_lock(citus: Citus) -> None:
 @pytest.mark.parametrize("moment", [1, 2], ids=["before recovery", "before its COMMIT"])
 def test_the_server_freezes(citus: Citus, moment: int) -> None:
     """The pass ends in time, and what was asked for meanwhile is not done when the server goes on: it is too late."""
-    consent = Consent(*([nothing] * (moment - 1)), citus.server.pause)
-    found = recover(citus.settings, "app", still=consent, limit_s=1)
+    preconditions = Preconditions(*([nothing] * (moment - 1)), citus.server.pause)
+    found = recover(citus.settings, "app", still=preconditions, limit_s=1)
     citus.server.resume()
     assert found.fault == "no answer within 3 s"
     citus.wait_until_left()
@@ -500,7 +500,7 @@ def test_the_session_is_ended_in_the_middle(citus: Citus) -> None:
     def end() -> None:
         citus.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'resolver_agent'")
 
-    found = recover(citus.settings, "app", still=Consent(nothing, end))
+    found = recover(citus.settings, "app", still=Preconditions(nothing, end))
     assert "terminating connection due to administrator command" in str(found.fault)
     assert (found.recovered, found.records) == (2, None)
     assert citus.run("SELECT count(*) FROM pg_dist_transaction") == [(2,)]

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from typing import TYPE_CHECKING
 
-from resolver_agent.citus.maintenance import Caretaker
+from resolver_agent.citus.maintenance import CitusMaintenance
 from resolver_agent.routing.observation import Claim, NodeState, Role
 from tests.unit.builders import Agent, config, group, primary, standby
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Observer:
-    """What a caretaker looks at."""
+    """What the maintenance looks at."""
 
     config: Config
     local: NodeState
@@ -37,13 +37,13 @@ def test_recovery_is_overdue_where_nothing_can_be_flushed(tmp_path: Path) -> Non
 
     async def play() -> list[str]:
         changed = asyncio.Event()
-        caretaker = Caretaker(changed=changed, ask_again=lambda: None)
+        maintenance = CitusMaintenance(changed=changed, ask_again=lambda: None)
         observer = Observer(settings, agent.local)
         for at in (agent.now, agent.now + 182):
             changed.clear()
             for _ in range(2):
-                caretaker.tend(observer, agent.decision, written=True, puts=0, now=at)  # type: ignore[arg-type]
+                maintenance.tick(observer, agent.decision, written=True, puts=0, now=at)  # type: ignore[arg-type]
                 await asyncio.wait_for(changed.wait(), 10)
-        return [alert.key for alert in caretaker.alerts]
+        return [alert.key for alert in maintenance.alerts]
 
     assert asyncio.run(play()) == ["flush", "recovery"]

@@ -65,17 +65,17 @@ class Bed:
         self.said: object = "A"
         self.flusher = Flusher(changed=self.changed, do_flush=self.server.flush, do_keep=self.server.keep)
 
-    def tend(self, local: NodeState = UP, settings: Config = SETTINGS) -> Bed:
+    def tick(self, local: NodeState = UP, settings: Config = SETTINGS) -> Bed:
         """Let a round pass."""
         self.changed.clear()
-        self.flusher.tend(settings, said=self.said, local=local, now=self.now)
+        self.flusher.tick(settings, said=self.said, local=local, now=self.now)
         return self
 
     async def settle(self, local: NodeState = UP) -> list[str]:
         """Let a round pass, and another once that has ended which it began; return what was done so far."""
-        self.tend(local)
+        self.tick(local)
         await asyncio.wait_for(self.changed.wait(), 10)
-        self.tend(local)
+        self.tick(local)
         return self.server.done
 
 
@@ -95,10 +95,10 @@ def test_flushes_at_the_start_and_after_each_change() -> None:
         assert not bed.flusher.flushed
         assert await bed.settle() == ["flush"]
         assert bed.flusher.flushed
-        bed.tend()
+        bed.tick()
         assert bed.server.done == ["flush"]
         bed.said = "B"
-        bed.tend()
+        bed.tick()
         assert not bed.flusher.flushed
         assert await bed.settle() == ["flush", "flush"]
         assert bed.flusher.flushed
@@ -111,13 +111,13 @@ def test_changes_that_come_during_a_flush_share_the_next() -> None:
 
     async def scenario(bed: Bed) -> None:
         bed.server.answers.clear()
-        bed.tend()
+        bed.tick()
         for said in "BCD":
             bed.said = said
-            bed.tend()
+            bed.tick()
         bed.server.answers.set()
         await asyncio.wait_for(bed.changed.wait(), 10)
-        bed.tend()
+        bed.tick()
         assert not bed.flusher.flushed
         assert await bed.settle() == ["flush", "flush"]
         assert bed.flusher.flushed
@@ -125,22 +125,22 @@ def test_changes_that_come_during_a_flush_share_the_next() -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize("hindered_by", ["a failure", "a look at the administrator's value"])
-def test_what_was_said_in_between_is_flushed(hindered_by: str) -> None:
+@pytest.mark.parametrize("held_up_by", ["a failure", "a look at the administrator's value"])
+def test_what_was_said_in_between_is_flushed(held_up_by: str) -> None:
     """Sessions may have connected to where a name led for a moment, also when it was back before any flush."""
 
     async def scenario(bed: Bed) -> None:
         await bed.settle()
-        if hindered_by == "a failure":
+        if held_up_by == "a failure":
             bed.server.refuses = True
         else:
             bed.now += 60
             bed.server.answers.clear()
-            bed.tend()
+            bed.tick()
         bed.said = "B"
-        bed.tend()
+        bed.tick()
         bed.said = "A"
-        assert not bed.tend().flusher.flushed
+        assert not bed.tick().flusher.flushed
         bed.server.answers.set()
         await asyncio.wait_for(bed.changed.wait(), 10)
         bed.server.refuses = False
@@ -162,7 +162,7 @@ def test_a_change_does_not_wait_for_what_failed_before() -> None:
             bed.now += 60
             await bed.settle()
         bed.server.refuses = False
-        bed.tend()
+        bed.tick()
         bed.said = "B"
         assert await bed.settle() == ["flush"]  # and none before it
         assert bed.flusher.flushed
@@ -215,9 +215,9 @@ def test_turned_off_and_on_again() -> None:
 
     async def scenario(bed: Bed) -> None:
         await bed.settle()
-        bed.tend(settings=dataclasses.replace(SETTINGS, citus=False))
+        bed.tick(settings=dataclasses.replace(SETTINGS, citus=False))
         assert bed.flusher.status == FlushStatus(citus=None, flushed=True, fault=None)
-        assert not bed.tend().flusher.flushed
+        assert not bed.tick().flusher.flushed
         await bed.settle()
         assert bed.server.done == ["flush", "flush"]
 
@@ -232,7 +232,7 @@ def test_looks_after_the_administrators_value(local: NodeState) -> None:
         await bed.settle()
         if local is UP:
             bed.now += 59
-            assert bed.tend().server.done == ["flush"]
+            assert bed.tick().server.done == ["flush"]
             bed.now += 1
         assert await bed.settle(local) == ["flush", "keep"]
         assert bed.flusher.flushed
@@ -251,12 +251,12 @@ def test_a_failure_is_one_alert_and_is_tried_again_ever_later() -> None:
         waited = []
         for _ in range(9):
             begun = bed.now
-            while not bed.flusher._errand.under_way:
+            while not bed.flusher._call.under_way:
                 bed.now += 0.5
-                bed.tend()
+                bed.tick()
             waited.append(bed.now - begun)
             await asyncio.wait_for(bed.changed.wait(), 10)
-            bed.tend()
+            bed.tick()
             assert bed.flusher.alerts == (alert,)
         assert waited == sorted(waited)
         assert waited[0] <= 1
@@ -291,9 +291,9 @@ def test_a_server_that_is_down_has_no_sessions() -> None:
 
     async def scenario(bed: Bed) -> None:
         bed.server.answers.clear()
-        bed.tend(DOWN)
+        bed.tick(DOWN)
         bed.now += 6
-        assert bed.tend(DOWN).flusher.alerts == ()  # a call that had been begun would hang
+        assert bed.tick(DOWN).flusher.alerts == ()  # a call that had been begun would hang
         bed.server.answers.set()
         assert await bed.settle(RESTARTED) == ["flush"]
 
@@ -305,14 +305,14 @@ def test_a_server_that_hangs_is_an_alert() -> None:
 
     async def scenario(bed: Bed) -> None:
         bed.server.answers.clear()
-        bed.tend()
+        bed.tick()
         bed.now += 4
-        assert bed.tend().flusher.alerts == ()
+        assert bed.tick().flusher.alerts == ()
         bed.now += 2
-        assert "does not answer" in bed.tend().flusher.alerts[0].text
+        assert "does not answer" in bed.tick().flusher.alerts[0].text
         bed.server.answers.set()
         await asyncio.wait_for(bed.changed.wait(), 10)
-        assert bed.tend().flusher.alerts == ()
+        assert bed.tick().flusher.alerts == ()
         assert bed.server.done == ["flush"]
 
     run(scenario)

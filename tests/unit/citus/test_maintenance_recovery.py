@@ -56,7 +56,7 @@ class Bed:
         self.citus = Citus()
         self.now = boottime()
         self.role: Role | None = Role.PRIMARY
-        self.hindrance: str | None = None
+        self.blocker: str | None = None
         self.answers_take_s = 0.0
         self.asked: list[float] = []
         self.since: list[float] = []
@@ -64,22 +64,22 @@ class Bed:
             changed=self.changed, ask_again=lambda: self.asked.append(self.now), do_recover=self.citus.recover
         )
 
-    def _hindrance(self, since: float) -> str | None:
+    def _blocker(self, since: float) -> str | None:
         self.since.append(since)
-        return self.hindrance or ("nobody has answered yet" if self.now - since < self.answers_take_s else None)
+        return self.blocker or ("nobody has answered yet" if self.now - since < self.answers_take_s else None)
 
-    def tend(self) -> Bed:
+    def tick(self) -> Bed:
         """Let a round pass."""
         self.changed.clear()
-        self.recoverer.tend(SETTINGS, role=self.role, hindrance=self._hindrance, now=self.now)
+        self.recoverer.tick(SETTINGS, role=self.role, blocker=self._blocker, now=self.now)
         return self
 
     async def settle(self) -> Bed:
         """Let a pass run from its evidence to its end."""
-        self.tend()
-        self.tend()
+        self.tick()
+        self.tick()
         await asyncio.wait_for(self.changed.wait(), 10)
-        return self.tend()
+        return self.tick()
 
     def wait(self, seconds: float) -> Bed:
         """Let time pass."""
@@ -107,7 +107,7 @@ def test_runs_at_once_and_every_minute() -> None:
     async def scenario(bed: Bed) -> None:
         assert (await bed.settle()).citus.passes == 1
         assert bed.asked == bed.since == [bed.now]
-        bed.wait(PERIOD_S - 1).tend().tend()
+        bed.wait(PERIOD_S - 1).tick().tick()
         assert bed.citus.passes == 1
         bed.wait(1)
         assert (await bed.settle()).citus.passes == 2
@@ -121,7 +121,7 @@ def test_a_promotion_makes_it_due() -> None:
 
     async def scenario(bed: Bed) -> None:
         bed.role = Role.STANDBY
-        bed.tend().wait(1000).tend().tend()
+        bed.tick().wait(1000).tick().tick()
         assert bed.asked == []
         assert bed.alerts == []
         bed.role = Role.PRIMARY
@@ -130,62 +130,62 @@ def test_a_promotion_makes_it_due() -> None:
     run(scenario)
 
 
-def test_nothing_runs_without_consent() -> None:
-    """While something hinders it fresh evidence is asked for again and again; overdue is an alert, and ends."""
+def test_nothing_runs_while_a_precondition_fails() -> None:
+    """While something blocks it fresh evidence is asked for again and again; overdue is an alert, and ends."""
 
     async def scenario(bed: Bed) -> None:
-        bed.hindrance = "wk1 is held"
+        bed.blocker = "wk1 is held"
         for _ in range(200):
-            bed.wait(1).tend()
+            bed.wait(1).tick()
         assert bed.citus.passes == 0
         assert len(bed.asked) == 200 / SLOWEST_S
         assert bed.alerts == ["2PC recovery is overdue by more than 180 s: wk1 is held"]
-        bed.hindrance = None
-        bed.tend()
+        bed.blocker = None
+        bed.tick()
         await asyncio.wait_for(bed.changed.wait(), 10)
-        assert bed.tend().alerts == []
+        assert bed.tick().alerts == []
 
     run(scenario)
 
 
-def test_consent_is_withdrawn_in_the_middle() -> None:
+def test_preconditions_stop_holding_in_the_middle() -> None:
     """A pass under way hears of what changes, and of a demotion."""
 
     async def scenario(bed: Bed) -> None:
-        for hindrance, role, expected in [
+        for blocker, role, expected in [
             ("wk1 moved", Role.PRIMARY, "wk1 moved"),
             (None, Role.STANDBY, "the local PostgreSQL is no primary"),
         ]:
             bed.citus.go_on.clear()
-            bed.hindrance, bed.role = None, Role.PRIMARY
-            bed.wait(PERIOD_S).tend().tend()
+            bed.blocker, bed.role = None, Role.PRIMARY
+            bed.wait(PERIOD_S).tick().tick()
             bed.now = boottime()
             await asyncio.to_thread(bed.citus.begun.wait, 10)
-            bed.hindrance, bed.role = hindrance, role
-            bed.tend()
+            bed.blocker, bed.role = blocker, role
+            bed.tick()
             bed.citus.go_on.set()
             await asyncio.wait_for(bed.changed.wait(), 10)
-            bed.tend()
+            bed.tick()
             assert bed.citus.withdrawn[-1] == expected
 
     run(scenario)
 
 
-def test_consent_does_not_come_back_in_the_middle() -> None:
+def test_preconditions_do_not_come_back_in_the_middle() -> None:
     """A name that moved and came back during a pass may have led it astray."""
 
     async def scenario(bed: Bed) -> None:
         bed.citus.go_on.clear()
-        bed.tend().tend()
+        bed.tick().tick()
         await asyncio.to_thread(bed.citus.begun.wait, 10)
-        bed.hindrance = "wk1 moved"
-        bed.tend()
-        bed.hindrance = None
-        bed.tend()
+        bed.blocker = "wk1 moved"
+        bed.tick()
+        bed.blocker = None
+        bed.tick()
         bed.citus.go_on.set()
         await asyncio.wait_for(bed.changed.wait(), 10)
         assert bed.citus.withdrawn == ["wk1 moved"]
-        bed.tend().wait(PERIOD_S)
+        bed.tick().wait(PERIOD_S)
         assert (await bed.settle()).citus.withdrawn[-1] is None
 
     run(scenario)
@@ -197,9 +197,9 @@ def test_slow_answers_are_waited_for() -> None:
     async def scenario(bed: Bed) -> None:
         bed.answers_take_s = SLOWEST_S - 0.2
         for _ in range(100):
-            bed.wait(0.1).tend()
+            bed.wait(0.1).tick()
         await asyncio.wait_for(bed.changed.wait(), 10)
-        assert bed.tend().citus.passes == 1
+        assert bed.tick().citus.passes == 1
 
     run(scenario)
 
@@ -209,14 +209,14 @@ def test_a_pass_that_ended_with_its_primary_is_forgotten() -> None:
 
     async def scenario(bed: Bed) -> None:
         bed.citus.go_on.clear()
-        bed.tend().tend()
+        bed.tick().tick()
         await asyncio.to_thread(bed.citus.begun.wait, 10)
         bed.role = Role.STANDBY
-        bed.tend()
+        bed.tick()
         bed.citus.result = Recovered(database="app", fault="server closed the connection unexpectedly")
         bed.citus.go_on.set()
         await asyncio.wait_for(bed.changed.wait(), 10)
-        assert bed.tend().alerts == []
+        assert bed.tick().alerts == []
         bed.role = Role.PRIMARY
         assert (await bed.settle()).citus.passes == 2
 
@@ -238,7 +238,7 @@ def test_what_nobody_foresaw_is_an_alert(caplog: pytest.LogCaptureFixture) -> No
     run(scenario)
 
 
-def test_consent_that_nobody_renews_is_none() -> None:
+def test_preconditions_that_nobody_checks_do_not_hold() -> None:
     """A pass whose agent has stopped looking around is told so."""
 
     async def scenario(bed: Bed) -> None:
@@ -248,7 +248,7 @@ def test_consent_that_nobody_renews_is_none() -> None:
     run(scenario)
 
 
-def test_withdrawn_consent_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_blocker_in_the_middle_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
     """Names move while a pass runs: that is said and tried again soon, and is an alert only when that goes on."""
     caplog.set_level(logging.INFO)
 
@@ -261,7 +261,7 @@ def test_withdrawn_consent_is_no_fault(caplog: pytest.LogCaptureFixture) -> None
         assert bed.citus.passes == 20
         assert bed.alerts == ["2PC recovery is overdue by more than 180 s: wk1 moved"]
         bed.citus.result = Recovered(database="app")
-        assert (await bed.wait(10).settle()).tend().alerts == []
+        assert (await bed.wait(10).settle()).tick().alerts == []
 
     run(scenario)
     assert caplog.messages[0] == "2PC recovery in database app begins anew later: wk1 moved"
@@ -308,7 +308,7 @@ def test_old_prepared_transactions_are_an_alert() -> None:
 
 
 def test_report() -> None:
-    """Status tells of the last pass, and of what hinders the next."""
+    """Status tells of the last pass, and of what blocks the next."""
 
     async def scenario(bed: Bed) -> None:
         bed.citus.result = Recovered(database="app", recovered=2)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from resolver_agent.citus.preconditions import Evidence, hindrance
+from resolver_agent.citus.preconditions import Evidence, blocker
 from resolver_agent.config.model import PatroniApi, Route
 from resolver_agent.routing.observation import Claim, PatroniWord
 from tests.unit.builders import MAX_AGE_S, Agent, config, dead, group, node, primary, standby, unreachable
@@ -38,7 +38,7 @@ def asked(agent: Agent, **changes: object) -> str | None:
         written=True,
         flushed=True,
     )
-    return hindrance(agent.config, agent.decision, dataclasses.replace(evidence, **changes))  # type: ignore[arg-type]
+    return blocker(agent.config, agent.decision, dataclasses.replace(evidence, **changes))  # type: ignore[arg-type]
 
 
 def look_again(agent: Agent) -> Agent:
@@ -161,7 +161,7 @@ def test_a_standby_that_may_be_the_primary_by_now_forbids_it() -> None:
     assert asked(agent) is None
 
 
-def test_the_leader_of_a_worker_is_no_hindrance() -> None:
+def test_the_leader_of_a_worker_is_no_blocker() -> None:
     """Where Patroni and SQL say the same of a worker, and where Patroni says nothing."""
     agent = fit()
     agent.patroni = {"wk1": PatroniWord(leader=node("10.0.0.3"))}

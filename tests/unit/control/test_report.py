@@ -74,7 +74,7 @@ def care(
     age_s: float | None = None,
     databases: Sequence[Recovered] = (),
 ) -> Care:
-    """Return what the caretaker of Citus reports."""
+    """Return how Citus is looked after."""
     return {
         "flush": FlushStatus(citus=citus, flushed=flushed, fault=None),
         "recovery": RecoveryStatus(
