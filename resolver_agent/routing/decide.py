@@ -73,7 +73,7 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
         )
         for group in config.groups
     ]
-    role = local_role(views, observations, previous)
+    role, primary_run = local_role(views, observations, previous)
     wished = observations.assumed or (Role.PRIMARY if observations.holds_lock else role)
     owns = own_addresses(views, observations.local, observations.local.fresh(now=now, max_age_s=max_age_s))
     settled = _settled(views, owns, previous, (wished, config.fallback))
@@ -97,6 +97,7 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
     return Decision(
         groups=groups,
         role=role,
+        primary_run=primary_run,
         alerts=tuple(dict.fromkeys(alerts)),
         recheck_at=_recheck_at(views, observations, max_age_s=max_age_s),
         made_for=(wished, config.fallback),

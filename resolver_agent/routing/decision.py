@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from resolver_agent.config.model import Fallback
-    from resolver_agent.routing.observation import Role
+    from resolver_agent.routing.observation import Identity, Role
     from resolver_agent.routing.state import Alert, GroupState, Target
     from resolver_agent.routing.view import GroupView
 
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 class Decision:
     """Where every name leads.
 
-    ``role`` is the last known local role; ``recheck_at`` is when the passing of time alone may change something.
-    ``made_for`` are the role that the names followed, and the fallback. ``views`` is what it was decided
-    from, by name.
+    ``role`` is the last known local role, ``primary_run`` the run of the local server that was last seen as a primary.
+    ``recheck_at`` is when the passing of time alone may change something. ``made_for`` are the role that the names
+    followed, and the fallback. ``views`` is what it was decided from, by name.
     """
 
     groups: Mapping[str, GroupState]
     role: Role | None = None
+    primary_run: Identity | None = None
     alerts: tuple[Alert, ...] = ()
     recheck_at: float = float("inf")
     made_for: tuple[Role | None, Fallback] | None = None

@@ -16,22 +16,28 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Config, Node
     from resolver_agent.routing.decision import Decision
-    from resolver_agent.routing.observation import Claim, NodeState, Observation, Observations
+    from resolver_agent.routing.observation import Claim, Identity, NodeState, Observation, Observations
     from resolver_agent.routing.view import GroupView
 
 
-def local_role(views: list[GroupView], observations: Observations, previous: Decision) -> Role | None:
-    """Return the last known role of the local server: that of a primary, as soon as any probe has seen it as one.
+def local_role(
+    views: list[GroupView], observations: Observations, previous: Decision
+) -> tuple[Role | None, Identity | None]:
+    """Return the last known role of the local server, and the run of it that was last seen as a primary.
 
-    All that is compared was seen of one run of the server, and only a restart leads back into recovery. Which probe was
-    answered last is not known: what is noted is when it began.
+    It is a primary as soon as any probe has seen this run of it as one, and for as long as this run is the last one
+    that its socket told of: only a restart leads back into recovery. Which probe was answered last is not known: what
+    is noted is when it began.
     """
-    seen = [view.own_seen for view in views if view.own_seen is not None]
-    if observations.local.role_seen is not None:
-        seen.append(observations.local.role_seen)
-    if not seen:
-        return previous.role
-    return Role.PRIMARY if any(one.role is Role.PRIMARY for one in seen) else Role.STANDBY
+    local = observations.local.role_seen
+    if local is None:
+        return previous.role, previous.primary_run
+    seen = [local, *(view.own_seen for view in views if view.own_seen is not None)]  # all of this run
+    if any(one.role is Role.PRIMARY for one in seen):
+        return Role.PRIMARY, local.identity
+    if local.identity is not None and local.identity == previous.primary_run:
+        return Role.PRIMARY, previous.primary_run
+    return Role.STANDBY, previous.primary_run
 
 
 def own_addresses(views: list[GroupView], local: NodeState, fresh: Observation | None) -> dict[str, str]:

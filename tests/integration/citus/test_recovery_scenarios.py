@@ -50,7 +50,8 @@ def leave_in_doubt(citus: CitusCluster, machine: Machine, statement: Query = CHA
 def run(citus: CitusCluster, *moments: Callable[[], str | None], machine: str = "cn-1") -> Recovered:
     """Make a pass on a machine.
 
-    ``moments`` happen when the preconditions are checked: before recovery, its COMMIT, and clean-up."""
+    ``moments`` happen when the preconditions are checked: before recovery, its COMMIT, and clean-up.
+    """
     due = list(moments)
     settings = load(str(citus.configure(citus.machines[machine])))
     return recover(settings, DATABASE, still=lambda: due.pop(0)() if due else None)

@@ -149,7 +149,7 @@ def test_targets_are_in_the_order_of_the_configuration() -> None:
         pytest.param({A: dead(), B: standby()}, primary(), {"wk1:held"}, id="held"),
         pytest.param({A: standby(), B: standby()}, primary(), {"wk1:fenced"}, id="fenced"),
         pytest.param({A: primary(), B: barred()}, primary(), {f"{B}:5432:rejecting"}, id="barred"),
-        pytest.param({A: primary(), B: dead()}, standby(), {"wk1:fallback"}, id="fallen back"),
+        pytest.param({A: primary(), B: dead()}, standby(started=2), {"wk1:fallback"}, id="fallen back"),
         pytest.param({A: primary(), B: standby()}, dead(), {"local"}, id="local"),
     ],
 )

@@ -92,6 +92,18 @@ def test_local_role_by_the_first_sight_of_a_promotion() -> None:
     assert (agent.address("wk1"), agent.decision.role) == (A, Role.STANDBY)
 
 
+def test_local_role_while_a_restart_is_seen_over_the_network_alone() -> None:
+    """A primary that restarted is not taken for the standby that its socket told of before, until that is asked."""
+    agent = Agent(config(group("cn", CN1, CN2), group("wk1", A, B)))
+    agent.see_local(standby(), address=CN1).see({CN1: standby(), CN2: primary(), A: standby(), B: primary()}).decide()
+    agent.wait(0.1).see({CN1: primary(), CN2: standby()}).decide()
+    assert (agent.address("wk1"), agent.decision.role) == (B, Role.PRIMARY)
+    agent.wait(0.1).see({CN1: primary(started=2)}).decide()
+    assert (agent.address("wk1"), agent.decision.role) == (B, Role.PRIMARY)
+    agent.wait(0.1).see_local(standby(started=2), address=CN1).see({CN1: standby(started=2)}).decide()
+    assert agent.decision.role is Role.STANDBY
+
+
 def own_agent(*block: Target) -> Agent:
     """Return an agent on the second coordinator, with a second name for the coordinators by another port's probes."""
     cn_ro = group("cn-ro", CN1, CN2, route=Route.STANDBY, port=6432)

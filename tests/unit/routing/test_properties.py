@@ -388,6 +388,7 @@ def test_hosts_agree(
         live(world, [[ours(event) for event in batch] for batch in history])
         world.agent.config = one.agent.config
         world.agent.patroni, world.agent.assumed, world.agent.holds_lock = {}, None, False
+        world.started += 1  # no server that was a primary is a standby without a restart
         for _ in range(2 + int(FAILBACK_S)):
             world.see_local(role)
             for host, seen in calm.items():
