@@ -17,7 +17,7 @@ from resolver_agent.observe.libpq_error import NOT_SERVING
 from resolver_agent.observe.probe import Prober
 from resolver_agent.routing.observation import NodeState, Observation, ProbeFailure, Role
 from resolver_agent.system.clock import boottime
-from resolver_agent.system.pacing import UNSETTLED_S, Bell, TokenBucket, Turnstile, unsettled_delay_s
+from resolver_agent.system.pacing import UNSETTLED_S, ConnectSlots, TokenBucket, Wakeup, unsettled_delay_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +35,8 @@ A server that is gone shows it at once, by refusing; over TLS and a wide area a 
 
 _RECONNECT_COST = 10
 
-_OPENING = 64
-_OPENING_S = 0.5
+_SLOTS = 64
+_SLOT_S = 0.5
 """So many first connections are opened side by side, not counting those that have taken this long already."""
 
 
@@ -54,7 +54,7 @@ class Monitor:
         self._on_local = on_local
         self._getaddrinfo = getaddrinfo
         self._bucket = _bucket()
-        self._opening = Turnstile(_OPENING, patience_s=_OPENING_S)
+        self._connect_slots = ConnectSlots(_SLOTS, patience_s=_SLOT_S)
         self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: dict[Node, _Watcher] = {}
         self._local: _Watcher | None = None
@@ -73,9 +73,9 @@ class Monitor:
             settings = _Settings(conninfo, config.timeout_s, config.interval_s)
             self._watchers[node] = self._watcher(before.pop(node, None), settings, self._bucket)
         for group in config.groups:
-            circle = _Circle([self._watchers[node] for node in group.nodes], config)
-            for watcher in circle.watchers:
-                watcher.circles.append(circle)
+            probed = _ProbeGroup([self._watchers[node] for node in group.nodes], config)
+            for watcher in probed.watchers:
+                watcher.groups.append(probed)
         for gone in before.values():
             gone.task.cancel()
 
@@ -116,7 +116,7 @@ class Monitor:
 
     def _watcher(self, before: _Watcher | None, settings: _Settings, bucket: TokenBucket) -> _Watcher:
         if before is not None and before.settings == settings:
-            before.circles.clear()
+            before.groups.clear()
             return before
         if before is not None:
             before.task.cancel()
@@ -125,7 +125,7 @@ class Monitor:
             settings=settings,
             state=before.state if before is not None else NodeState(),
             bucket=bucket,
-            opening=self._opening,
+            connect_slots=self._connect_slots,
             changed=self.changed,
         )
         self._tasks.add(watcher.task)
@@ -155,33 +155,33 @@ class _Watcher:
         settings: _Settings,
         state: NodeState,
         bucket: TokenBucket,
-        opening: Turnstile,
+        connect_slots: ConnectSlots,
         changed: asyncio.Event,
     ) -> None:
         self.settings = settings
         self.state = state
-        self.circles: list[_Circle] = []
+        self.groups: list[_ProbeGroup] = []
         self.on_answer: Callable[[], None] = lambda: None
         self._prober = prober
         self._interval_s = settings.interval_s
         self._bucket = bucket
-        self._opening = opening
+        self._connect_slots = connect_slots
         self._changed = changed
         self._lost: asyncio.TimerHandle | None = None
-        self._bell = Bell()
+        self._wakeup = Wakeup()
         self._prober.on_loss = self._lose
         self.task = asyncio.get_running_loop().create_task(self._run())
 
     def wake(self) -> None:
         """Ask now, and once more if the server is just being asked: that answer may be older than the reason to."""
-        self._bell.ring()
+        self._wakeup.set()
 
     async def _run(self) -> None:
         coming_back = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_result(lambda seen: seen is None or seen.role is None),
             wait=tenacity.wait_random_exponential(multiplier=UNSETTLED_S, max=self._interval_s),
             before_sleep=self._take_failure,
-            sleep=self._bell.wait,
+            sleep=self._wakeup.wait,
         )
         try:
             while True:
@@ -189,7 +189,7 @@ class _Watcher:
                 if seen is not None:
                     self._take(seen)
                 if self._prober.connected:
-                    await self._bell.wait(self._delay_s())
+                    await self._wakeup.wait(self._delay_s())
         finally:
             if self._lost is not None:
                 self._lost.cancel()
@@ -206,11 +206,11 @@ class _Watcher:
         if self.state.latest is not None:
             await self._bucket.take(_RECONNECT_COST)
             return await self._prober.connect() or await self._prober.ask()
-        async with self._opening.pass_through():
+        async with self._connect_slots.slot():
             return await self._prober.connect() or await self._prober.ask()
 
     def _delay_s(self) -> float:
-        return min([self._interval_s, *(circle.delay_s(self._interval_s) for circle in self.circles)])
+        return min([self._interval_s, *(group.delay_s(self._interval_s) for group in self.groups)])
 
     def _lose(self) -> None:
         """The connection died. Whether the server did too shows at once, by connecting again."""
@@ -219,8 +219,8 @@ class _Watcher:
         closed = Observation(result=ProbeFailure.DEAD, at=boottime(), detail="connection closed")
         self._lost = asyncio.get_running_loop().call_later(_LOSS_GRACE_S, self._take, closed)
         self.wake()
-        for circle in self.circles:
-            circle.wake()
+        for group in self.groups:
+            group.wake()
 
     def _take_failure(self, attempt: tenacity.RetryCallState) -> None:
         if attempt.outcome is not None and attempt.outcome.result() is not None:
@@ -236,14 +236,14 @@ class _Watcher:
             ):
                 seen = dataclasses.replace(seen, result=ProbeFailure.DEAD, detail=f"connection closed; {seen.detail}")
         before, self.state = self.state, self.state.after(seen)
-        for circle in self.circles:
-            circle.review(role_changed=before.last_role is not self.state.last_role or before.over != self.state.over)
+        for group in self.groups:
+            group.review(role_changed=before.last_role is not self.state.last_role or before.over != self.state.over)
         if before.news != self.state.news:
             self._changed.set()
         self.on_answer()
 
 
-class _Circle:
+class _ProbeGroup:
     """The watchers of one group, who hurry together while it has not exactly one primary."""
 
     def __init__(self, watchers: list[_Watcher], config: Config) -> None:

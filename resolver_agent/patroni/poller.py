@@ -14,7 +14,7 @@ from resolver_agent.routing.observation import PatroniWord
 from resolver_agent.routing.state import Alert, AlertCode
 from resolver_agent.system import threads
 from resolver_agent.system.clock import boottime
-from resolver_agent.system.pacing import Bell
+from resolver_agent.system.pacing import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -51,7 +51,7 @@ class NodeApi:
         self._fetch = fetch
         self._on_turn = on_turn
         self._pace_s = self._due = float("inf")
-        self._bell = Bell()
+        self._wakeup = Wakeup()
         self._running: asyncio.Future[Any] | None = None
 
     async def run(self) -> None:
@@ -59,7 +59,7 @@ class NodeApi:
         now = asyncio.get_running_loop().time
         while True:
             while (left_s := self._due - now()) > 0:
-                await self._bell.wait(left_s)
+                await self._wakeup.wait(left_s)
             self._due = now() + self._pace_s
             await self.ask_leader()
 
@@ -73,7 +73,7 @@ class NodeApi:
     def hurry(self, *, delay_s: float = 0.0) -> None:
         """Ask in ``delay_s`` seconds, if that is not due sooner, and be it just being asked."""
         self._due = min(self._due, asyncio.get_running_loop().time() + delay_s)
-        self._bell.ring()
+        self._wakeup.set()
 
     async def ask_leader(self) -> None:
         """Ask now whether it holds the leader lock."""
@@ -155,7 +155,7 @@ class Circle:
         self._counts_until = 0.0
         self._fault: tuple[float, str] | None = None
         self._turn = 0
-        self._scope_found = Bell()
+        self._scope_found = Wakeup()
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -189,7 +189,7 @@ class Circle:
         scope = find_scope(self.scope, answers, asked_all=all(api.asked for api in self.apis.values()))
         if scope != self.scope:
             self.scope = scope
-            self._scope_found.ring()
+            self._scope_found.set()
         expiries = (*(answer.until for answer in answers.values() if answer.leads), self._counts_until)
         self.expires_at = min((at for at in expiries if at > now), default=float("inf"))
         before = (self.word, self._was_heard)

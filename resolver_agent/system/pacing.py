@@ -28,30 +28,30 @@ def unsettled_delay_s(age_s: float, *, interval_s: float) -> float:
     return backoff_s(1 + max(0.0, age_s - _HASTE_S) / 10, first_s=UNSETTLED_S, max_s=interval_s)
 
 
-class Bell:
-    """Lets one task wait for a while, or until it is rung."""
+class Wakeup:
+    """Lets one task wait for a while, or until somebody wakes it."""
 
     def __init__(self) -> None:
-        self._rung = False
+        self._is_set = False
         self._waiting: asyncio.Future[None] | None = None
 
-    def ring(self) -> None:
+    def set(self) -> None:
         """End the wait, or the next one where nobody waits."""
-        self._rung = True
+        self._is_set = True
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
     async def wait(self, seconds: float) -> None:
-        """Wait for so long, or until the bell is rung."""
-        if not self._rung:
+        """Wait for so many seconds, or until it is set."""
+        if not self._is_set:
             loop = asyncio.get_running_loop()
             self._waiting = loop.create_future()
-            timer = loop.call_later(seconds, self.ring)
+            timer = loop.call_later(seconds, self.set)
             try:
                 await self._waiting
             finally:
                 timer.cancel()
-        self._rung = False
+        self._is_set = False
 
 
 class TokenBucket:
@@ -104,7 +104,7 @@ class TokenBucket:
         self._serve()
 
 
-class Turnstile:
+class ConnectSlots:
     """Lets so many in side by side. Whoever stays longer than ``patience_s`` seconds gives its place to the next."""
 
     def __init__(self, places: int, *, patience_s: float) -> None:
@@ -112,7 +112,7 @@ class Turnstile:
         self._patience_s = patience_s
 
     @contextlib.asynccontextmanager
-    async def pass_through(self) -> AsyncIterator[None]:
+    async def slot(self) -> AsyncIterator[None]:
         """Wait for a place, and hold it inside the context, or for ``patience_s``."""
         await self._free.acquire()
         with contextlib.ExitStack() as place:  # closed twice it does nothing more

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from resolver_agent.system.pacing import TokenBucket, Turnstile, backoff_s, unsettled_delay_s
+from resolver_agent.system.pacing import ConnectSlots, TokenBucket, backoff_s, unsettled_delay_s
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -166,15 +166,15 @@ def test_who_gives_up_waiting_costs_nothing() -> None:
     run(scenario())
 
 
-def test_a_turnstile_holds_back_the_rest_until_somebody_leaves() -> None:
+def test_slots_hold_back_the_rest_until_somebody_leaves() -> None:
     """So many side by side, and the next as soon as a place is free."""
 
     async def scenario() -> None:
-        turnstile = Turnstile(2, patience_s=10.0)
+        slots = ConnectSlots(2, patience_s=10.0)
         inside: list[float] = []
 
         async def visit() -> None:
-            async with turnstile.pass_through():
+            async with slots.slot():
                 inside.append(elapsed_s())
                 await asyncio.sleep(1.0)
 
@@ -184,15 +184,15 @@ def test_a_turnstile_holds_back_the_rest_until_somebody_leaves() -> None:
     run(scenario())
 
 
-def test_who_dawdles_in_a_turnstile_holds_nobody_up() -> None:
+def test_who_dawdles_in_slots_hold_nobody_up() -> None:
     """After its patience the next is let in, and the dawdler's own leaving does not let in one more."""
 
     async def scenario() -> None:
-        turnstile = Turnstile(1, patience_s=0.1)
+        slots = ConnectSlots(1, patience_s=0.1)
         inside: list[float] = []
 
         async def visit(stay_s: float) -> None:
-            async with turnstile.pass_through():
+            async with slots.slot():
                 inside.append(elapsed_s())
                 await asyncio.sleep(stay_s)
 
@@ -202,20 +202,20 @@ def test_who_dawdles_in_a_turnstile_holds_nobody_up() -> None:
     run(scenario())
 
 
-def test_a_turnstile_gets_its_place_back_from_who_fails_or_gives_up() -> None:
+def test_slots_come_back_from_who_fails_or_gives_up() -> None:
     """Neither an error inside nor a cancelled wait costs a place."""
 
     async def scenario() -> None:
-        turnstile = Turnstile(1, patience_s=10.0)
+        slots = ConnectSlots(1, patience_s=10.0)
         with pytest.raises(ZeroDivisionError):
-            async with turnstile.pass_through():
+            async with slots.slot():
                 raise ZeroDivisionError
-        async with turnstile.pass_through():
-            waiting = asyncio.ensure_future(turnstile.pass_through().__aenter__())
+        async with slots.slot():
+            waiting = asyncio.ensure_future(slots.slot().__aenter__())
             await asyncio.sleep(0)
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-        async with turnstile.pass_through():
+        async with slots.slot():
             assert elapsed_s() < 0.001
 
     run(scenario())
