@@ -122,7 +122,7 @@ _LISTS_COUNT = 3
 _NO_WORD = PatroniWord()
 
 
-class Circle:
+class PatroniGroup:
     """The nodes of a group, those that Patroni added included; ``run()`` asks one of them for the members in turns.
 
     ``on_news`` is called when an answer is to be reviewed, ``on_members`` when members are to be placed. ``word`` is
@@ -135,7 +135,7 @@ class Circle:
         api: PatroniApi,
         *,
         gone_after_s: float,
-        on_news: Callable[[Circle], None],
+        on_news: Callable[[PatroniGroup], None],
         on_members: Callable[[], None],
     ) -> None:
         self.group = group

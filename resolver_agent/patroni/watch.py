@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.patroni import client
 from resolver_agent.patroni.membership import names_to_resolve, place
-from resolver_agent.patroni.poller import Circle, NodeApi
+from resolver_agent.patroni.poller import NodeApi, PatroniGroup
 from resolver_agent.routing.observation import Claim, PatroniWord
 from resolver_agent.system.clock import boottime
 from resolver_agent.system.dns import AddressBook
@@ -65,26 +65,26 @@ class PatroniWatch:
         self._patience_s = patience_s
         self._config: Config | None = None
         self._extended: tuple[Config, Config] | None = None
-        self._circles: dict[str, Circle] = {}
-        self._circles_of: dict[Node, list[Circle]] = {}
+        self._groups: dict[str, PatroniGroup] = {}
+        self._groups_of: dict[Node, list[PatroniGroup]] = {}
         self._apis: dict[Node, NodeApi] = {}
         self._own: frozenset[Node] = frozenset()
         self._hurried: frozenset[str] = frozenset()
         self._addresses = AddressBook(getaddrinfo=getaddrinfo, on_change=self._place_soon)
         self._placing: asyncio.TimerHandle | None = None
         self._placing_took_s = 0.0
-        self._tasks: dict[NodeApi | Circle, asyncio.Task[None]] = {}
+        self._tasks: dict[NodeApi | PatroniGroup, asyncio.Task[None]] = {}
 
     def watch(self, config: Config) -> None:
         """Watch the groups of ``config`` that have Patroni from now on. What is known of what stays is kept."""
-        before, self._circles = self._circles, {}
+        before, self._groups = self._groups, {}
         for group in config.groups:
             if group.patroni is not None:
-                circle = before.get(group.name)
-                if circle is None or set(circle.group.nodes).isdisjoint(group.nodes):
-                    circle = self._circle(group, group.patroni)
-                circle.group, circle.api = group, group.patroni
-                self._circles[group.name] = circle
+                watched = before.get(group.name)
+                if watched is None or set(watched.group.nodes).isdisjoint(group.nodes):
+                    watched = self._make_group(group, group.patroni)
+                watched.group, watched.api = group, group.patroni
+                self._groups[group.name] = watched
         self._config = config
         self._extended = None
         self._place()
@@ -120,25 +120,25 @@ class PatroniWatch:
     @property
     def heard_all(self) -> bool:
         """Whether every group's members were asked for at least once, or nobody was there to be asked."""
-        return all(circle.heard for circle in self._circles.values())
+        return all(watched.heard for watched in self._groups.values())
 
     @property
     def words(self) -> dict[str, PatroniWord]:
         """What Patroni says now, by name, of those groups that it says something of."""
         now = boottime()
-        words = {name: circle.word_at(now) for name, circle in self._circles.items()}
+        words = {name: watched.word_at(now) for name, watched in self._groups.items()}
         return {name: word for name, word in words.items() if word is not None}
 
     def tick(self, now: float) -> None:
         """Take in which words have expired; called once a round."""
-        for circle in self._circles.values():
-            if now >= circle.expires_at and circle.review(now):
+        for watched in self._groups.values():
+            if now >= watched.expires_at and watched.review(now):
                 self._changed.set()
 
     def extended(self, config: Config) -> Config:
         """Return ``config`` with the members added that Patroni knows of: the same object until they change."""
         if self._extended is None or self._extended[0] is not config:
-            joined = {name: nodes for name, circle in self._circles.items() if (nodes := circle.placement.joined)}
+            joined = {name: nodes for name, watched in self._groups.items() if (nodes := watched.placement.joined)}
             groups = tuple(
                 dataclasses.replace(group, nodes=(*group.nodes, *joined[group.name])) if group.name in joined else group
                 for group in config.groups
@@ -149,15 +149,17 @@ class PatroniWatch:
     def claim(self, node: Node) -> Claim | None:
         """Return what a node's own Patroni said last of the leader lock."""
         answer = self._apis[node].answer if node in self._apis else None
-        if answer is None or any(circle.scope not in (None, answer.scope) for circle in self._circles_of[node]):
+        if answer is None or any(watched.scope not in (None, answer.scope) for watched in self._groups_of[node]):
             return None
         return Claim(answer.at, answer.leads, answer.system_id)
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
         """What keeps Patroni's word from counting: APIs that fail, foreign ones, members that cannot be nodes."""
-        circles = self._circles.values()
-        found = (alert for circle in circles for alert in circle.alerts(failing_since=boottime() - self._patience_s))
+        watched_groups = self._groups.values()
+        found = (
+            alert for watched in watched_groups for alert in watched.alerts(failing_since=boottime() - self._patience_s)
+        )
         return tuple({alert.key: alert for alert in found}.values())
 
     def check(self) -> None:
@@ -169,13 +171,15 @@ class PatroniWatch:
     async def close(self) -> None:
         """Stop asking. Requests that are under way end by themselves, within their time limit."""
         tasks = list(self._tasks.values())
-        self._config, self._circles, self._circles_of, self._apis = None, {}, {}, {}
+        self._config, self._groups, self._groups_of, self._apis = None, {}, {}, {}
         self._keep_running()
         self._addresses.want(())
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _circle(self, group: Group, api: PatroniApi) -> Circle:
-        return Circle(group, api, gone_after_s=self._gone_after_s, on_news=self._review, on_members=self._place_soon)
+    def _make_group(self, group: Group, api: PatroniApi) -> PatroniGroup:
+        return PatroniGroup(
+            group, api, gone_after_s=self._gone_after_s, on_news=self._review, on_members=self._place_soon
+        )
 
     @property
     def _own_apis(self) -> list[NodeApi]:
@@ -192,30 +196,30 @@ class PatroniWatch:
         if self._config is None:
             return
         begun = boottime()
-        groups, circles = self._config.groups, self._circles
-        members = {name: circle.members.values() for name, circle in circles.items()}
-        before = {name: circle.placement for name, circle in circles.items()}
+        groups, watched_groups = self._config.groups, self._groups
+        members = {name: watched.members.values() for name, watched in watched_groups.items()}
+        before = {name: watched.placement for name, watched in watched_groups.items()}
         placements = place(groups, members, self._addresses.known, before=before)
-        for name, circle in circles.items():
-            circle.take(placements[name])
+        for name, watched in watched_groups.items():
+            watched.take(placements[name])
         every = [member for listed in members.values() for member in listed]
         self._addresses.want(names_to_resolve(groups, every) if every else ())
         if any(before[name].joined != placement.joined for name, placement in placements.items()):
             self._extended = None
             self._changed.set()
         self._attach(self._config)
-        for circle in circles.values():
-            self._review(circle)
+        for watched in watched_groups.values():
+            self._review(watched)
         self._placing_took_s = boottime() - begun
 
     def _attach(self, config: Config) -> None:
         """Ask the nodes of all groups that have Patroni, and no others any more."""
         wanted: dict[Node, PatroniApi] = {}
-        self._circles_of = {}
-        for circle in self._circles.values():
-            for node in circle.nodes:
-                wanted.setdefault(node, circle.api)
-                self._circles_of.setdefault(node, []).append(circle)
+        self._groups_of = {}
+        for watched in self._groups.values():
+            for node in watched.nodes:
+                wanted.setdefault(node, watched.api)
+                self._groups_of.setdefault(node, []).append(watched)
         before, self._apis = self._apis, {}
         for node, api in wanted.items():
             known = before.get(node)
@@ -224,8 +228,8 @@ class PatroniWatch:
                 known = NodeApi(node, api, fetch=self._fetch, timeout_s=config.timeout_s, on_turn=self._take_turn)
                 known.answer = answer  # what it said stands until it is asked anew: a promotion may rest on it
             self._apis[node] = known
-        for circle in self._circles.values():
-            circle.apis = {node: self._apis[node] for node in circle.nodes}
+        for watched in self._groups.values():
+            watched.apis = {node: self._apis[node] for node in watched.nodes}
         self._set_paces()
         self._keep_running()
 
@@ -234,20 +238,20 @@ class PatroniWatch:
         if self._config is None:
             return
         interval_s = self._config.interval_s
-        calm_s = max(self._calm_s, (len(self._apis) + len(self._circles)) / _RATE)
-        hurried = [node for name, circle in self._circles.items() if name in self._hurried for node in circle.nodes]
+        calm_s = max(self._calm_s, (len(self._apis) + len(self._groups)) / _RATE)
+        hurried = [node for name, watched in self._groups.items() if name in self._hurried for node in watched.nodes]
         hurried_s = max(interval_s, len(hurried) / _RATE)
         paces = {node: (calm_s, number / _RATE) for number, node in enumerate(self._apis)}
         paces |= {node: (hurried_s, number / _RATE) for number, node in enumerate(hurried)}
         paces |= {node: (interval_s, 0.0) for node in self._own if node in self._apis}
         for node, (pace_s, delay_s) in paces.items():
             self._apis[node].set_pace(pace_s, delay_s=delay_s)
-        for circle in self._circles.values():
-            circle.calm_s, circle.own = calm_s, self._own
+        for watched in self._groups.values():
+            watched.calm_s, watched.own = calm_s, self._own
 
     def _keep_running(self) -> None:
         """Let every API and every group have its task, and nobody else."""
-        running: list[NodeApi | Circle] = [*self._apis.values(), *self._circles.values()]
+        running: list[NodeApi | PatroniGroup] = [*self._apis.values(), *self._groups.values()]
         for gone in self._tasks.keys() - set(running):
             self._tasks.pop(gone).cancel()
         for one in running:
@@ -257,12 +261,12 @@ class PatroniWatch:
 
     def _take_turn(self, api: NodeApi, before: Answer | None) -> None:
         """Take in that a node answered, or failed to."""
-        for circle in self._circles_of.get(api.node, ()):
-            self._review(circle)
+        for watched in self._groups_of.get(api.node, ()):
+            self._review(watched)
         if api.node in self._own and api.answer is not None and (before is None or before.leads != api.answer.leads):
             self._changed.set()
 
-    def _review(self, circle: Circle) -> None:
+    def _review(self, watched: PatroniGroup) -> None:
         """Find out what Patroni says of a group now."""
-        if circle.review(boottime()):
+        if watched.review(boottime()):
             self._changed.set()
