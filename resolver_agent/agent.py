@@ -17,7 +17,7 @@ from resolver_agent.citus.maintenance import CitusMaintenance
 from resolver_agent.config.load import ConfigError, load_again
 from resolver_agent.control import client, server
 from resolver_agent.hosts.managed_block import HostsBlock
-from resolver_agent.log import Journal
+from resolver_agent.log import ChangeLog
 from resolver_agent.observe.observer import Observer
 from resolver_agent.requests import AgentState, Requests
 from resolver_agent.routing.decide import decide, resume
@@ -57,7 +57,7 @@ class Agent:
         self._observer = Observer(on_local=self._look_at_file)
         self._maintenance = CitusMaintenance(changed=self._observer.changed, ask_again=self._ask_again)
         self._block = HostsBlock(config.hosts_file)
-        self._journal = Journal()
+        self._change_log = ChangeLog()
         self._requests = Requests(
             self._state, observer=self._observer, block=self._block, maintenance=self._maintenance
         )
@@ -104,7 +104,7 @@ class Agent:
         """Go on from what the block says. Without it nothing is decided: what a held name held would be forgotten."""
         while not self._stopping:
             remembered = self._block.recall()
-            self._journal.decision(self._decision, self._alerts(), boottime(), written=False)
+            self._change_log.decision(self._decision, self._alerts(), boottime(), written=False)
             if remembered is not None:
                 self._decision = resume(self._config, remembered)
                 return
@@ -146,9 +146,9 @@ class Agent:
         self._observer.track(decision)
         self._maintenance.tick(self._observer, decision, written=written, puts=self._block.trampled, now=boottime())
         _log.debug("%s; decided in %.1f ms: %s", seen.nodes, took_s * 1000, decision.groups)
-        self._journal.nodes(seen.nodes)
-        self._journal.decision(decision, self._alerts(), begun, written=written)
-        self._notifier.status(f"{len(self._config.groups)} names, {len(self._journal.alerts)} alerts")
+        self._change_log.nodes(seen.nodes)
+        self._change_log.decision(decision, self._alerts(), begun, written=written)
+        self._notifier.status(f"{len(self._config.groups)} names, {len(self._change_log.alerts)} alerts")
         self._notifier.watchdog()
         await self._requests.round_over()
         # With many names deciding takes its time: half of it is for the probes.
@@ -177,7 +177,7 @@ class Agent:
             config=self._config,
             decision=self._decision,
             alerts=tuple(self._alerts()),
-            lasting=tuple(self._journal.alerts.values()),
+            lasting=tuple(self._change_log.alerts.values()),
         )
 
     def _alerts(self) -> list[Alert]:

@@ -48,7 +48,7 @@ def configure(form: str, level: str) -> None:
 _log = logging.getLogger(__name__)
 
 
-class Journal:
+class ChangeLog:
     """Logs the differences between one round and the next.
 
     ``alerts`` are those that last, each with the time (seconds of CLOCK_BOOTTIME) at which it began.

@@ -123,7 +123,7 @@ class Flusher:
             return
         self._take_in(now)
         # A server that is down has no sessions; those of its next run look names up anew.
-        if now < self._not_before or local.role_seen is None or local.over:
+        if now < self._not_before or local.role_seen is None or local.seen_dead:
             return
         server = local.role_seen.identity
         if not self.flushed:

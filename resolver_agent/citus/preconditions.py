@@ -17,7 +17,7 @@ from resolver_agent.routing.state import Code, GroupState, Standing
 if TYPE_CHECKING:
     from resolver_agent.config.model import Config, Group
     from resolver_agent.routing.decision import Decision
-    from resolver_agent.routing.observation import Claim, NodeState
+    from resolver_agent.routing.observation import LockClaim, NodeState
 
 _CONFIRMED = (Code.PRIMARY, Code.LEADER)
 _UNDECIDED = GroupState()
@@ -36,7 +36,7 @@ class Evidence:
     since: float
     max_age_s: float
     local: NodeState
-    claims: dict[str, Claim | None]
+    claims: dict[str, LockClaim | None]
     written: bool
     flushed: bool
 
@@ -53,7 +53,7 @@ def blocker(config: Config, decision: Decision, evidence: Evidence) -> str | Non
     fenced, and the last change is flushed.
     """
     local = evidence.local.role_seen
-    if local is None or evidence.local.over or local.role is not Role.PRIMARY or not evidence.counts(local.at):
+    if local is None or evidence.local.seen_dead or local.role is not Role.PRIMARY or not evidence.counts(local.at):
         return "the local PostgreSQL has not just been seen as a primary"
     own = [group for group in config.groups if _state(decision, group).own is not None]
     if not own:

@@ -237,8 +237,10 @@ class _Watcher:
                 seen = dataclasses.replace(seen, result=ProbeFailure.DEAD, detail=f"connection closed; {seen.detail}")
         before, self.state = self.state, self.state.after(seen)
         for group in self.groups:
-            group.review(role_changed=before.last_role is not self.state.last_role or before.over != self.state.over)
-        if before.news != self.state.news:
+            group.review(
+                role_changed=before.last_role is not self.state.last_role or before.seen_dead != self.state.seen_dead
+            )
+        if before.change_key != self.state.change_key:
             self._changed.set()
         self.on_answer()
 

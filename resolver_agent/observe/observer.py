@@ -1,4 +1,4 @@
-"""Everything that is observed, in one place: the servers by SQL, Patroni's word, and promotions that are announced.
+"""Everything that is observed, in one place: the servers by SQL, what Patroni says, and promotions that are announced.
 
 Observations come out of it, for routing to decide on. ``run`` and ``once`` look out alike.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Config, Node
     from resolver_agent.routing.decision import Decision
-    from resolver_agent.routing.observation import Claim
+    from resolver_agent.routing.observation import LockClaim
     from resolver_agent.routing.state import Alert
 
 _log = logging.getLogger(__name__)
@@ -70,11 +70,11 @@ class Observer:
 
     @property
     def alerts(self) -> list[Alert]:
-        """What is wrong with Patroni's word, and an announced promotion that has not come yet."""
+        """What is wrong with Patroni, and an announced promotion that has not come yet."""
         return [*self._patroni.alerts, *([self.announced.alert] if self.announced is not None else [])]
 
     @property
-    def claims(self) -> dict[str, Claim | None]:
+    def claims(self) -> dict[str, LockClaim | None]:
         """What the local Patroni said last of the leader lock, by name of the group."""
         claims = {name: self._patroni.claim(node) for name, node in self.own.items()}
         return {name: claim and local_server.believable(claim, local=self.local) for name, claim in claims.items()}
@@ -110,11 +110,11 @@ class Observer:
             holds_lock=local_server.holds_lock(
                 self._latest_claim, local=self.local, now=boottime(), max_age_s=self.config.max_age_s
             ),
-            patroni=self._patroni.words,
+            patroni=self._patroni.statuses,
         )
 
     @property
-    def _latest_claim(self) -> Claim | None:
+    def _latest_claim(self) -> LockClaim | None:
         claims = (one for one in self.claims.values() if one is not None)
         return max(claims, key=lambda one: one.at, default=None)
 
@@ -137,7 +137,7 @@ class Observer:
         """Return when another node of the local server's group was last seen as a primary that has not died since."""
         others = {node for group in self.config.groups if group.name in self.own for node in group.nodes}
         states = [nodes[node] for node in others - set(self.own.values())]
-        seen = [state.role_seen for state in states if state.last_role is Role.PRIMARY and not state.over]
+        seen = [state.role_seen for state in states if state.last_role is Role.PRIMARY and not state.seen_dead]
         return max((one.at for one in seen if one is not None), default=None)
 
     def decidable(self, decision: Decision, seen: Observations) -> Config:
@@ -159,7 +159,7 @@ class Observer:
         self.changed.set()
 
     def track(self, decision: Decision) -> None:
-        """Ask Patroni more often where a decision depends on its word: of the local server, and of split groups."""
+        """Ask Patroni more often where a decision depends on it: of the local server, and of split groups."""
         self.own = own_nodes(self.config, decision, self.nodes)
         self._patroni.own(self.own.values())
         self._patroni.hurry([name for name, view in decision.views.items() if view.split])

@@ -125,7 +125,7 @@ def read_leadership(reply: Reply) -> Leadership:
         system_id = told.get("database_system_identifier")
         return Leadership(
             leads=reply.status == _HOLDS_LOCK,
-            scope=_word(told["patroni"]["scope"]),
+            scope=_printable(told["patroni"]["scope"]),
             system_id=int(system_id) if system_id else None,
         )
     except (LookupError, TypeError, ValueError):
@@ -150,20 +150,20 @@ def read_members(reply: Reply) -> tuple[Member, ...]:
 
 
 def _member(row: dict[str, Any]) -> Member:
-    host, fault = _word(row["host"]), ""
+    host, fault = _printable(row["host"]), ""
     try:
         host = values.node_host(host)
     except ValueError as error:
         fault = str(error)
     return Member(
         Node(host, values.port(row["port"])),
-        state=_word(row["state"]),
+        state=_printable(row["state"]),
         noloadbalance=bool((row.get("tags") or {}).get("noloadbalance")),
         fault=fault,
     )
 
 
-def _word(value: object) -> str:
+def _printable(value: object) -> str:
     """Return a piece of text that can be logged."""
     if not isinstance(value, str) or not value.isprintable():
         raise ValueError

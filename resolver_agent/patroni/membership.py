@@ -10,7 +10,7 @@ import functools
 import ipaddress
 from typing import TYPE_CHECKING
 
-from resolver_agent.routing.observation import PatroniWord
+from resolver_agent.routing.observation import PatroniStatus
 from resolver_agent.routing.state import Alert, AlertCode
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Member:
     missing_since: float | None = dataclasses.field(default=None, compare=False)
 
     @property
-    def bench(self) -> str:
+    def exclusion(self) -> str:
         """Why it is no read target; nothing where it may be one."""
         if self.noloadbalance:
             return f"{self.node.host} is tagged noloadbalance"
@@ -67,7 +67,7 @@ class Placement:
     """
 
     joined: tuple[Node, ...] = ()
-    benched: Mapping[Node, str] = dataclasses.field(default_factory=dict)
+    excluded: Mapping[Node, str] = dataclasses.field(default_factory=dict)
     alerts: tuple[Alert, ...] = ()
 
 
@@ -80,9 +80,9 @@ def find_scope(known: str | None, answers: Mapping[Node, Answer], *, asked_all: 
     return heard.pop() if known is None and asked_all and len(heard) == 1 else known
 
 
-def find_word(
-    answers: Mapping[Node, Answer], scope: str | None, benched: Mapping[Node, str], *, now: float
-) -> PatroniWord:
+def find_status(
+    answers: Mapping[Node, Answer], scope: str | None, excluded: Mapping[Node, str], *, now: float
+) -> PatroniStatus:
     """Return what Patroni says of a group: the leader is the only node whose own Patroni claims the lock.
 
     A claim counts until the next answer is overdue, so that a deposed primary whose Patroni hangs soon claims nothing.
@@ -91,8 +91,8 @@ def find_word(
     """
     claims = [node for node, answer in answers.items() if answer.leads and now < answer.until and answer.scope == scope]
     if len(claims) != 1:
-        return PatroniWord(benched=benched)
-    return PatroniWord(leader=claims[0], benched=benched, system_id=answers[claims[0]].system_id)
+        return PatroniStatus(excluded=excluded)
+    return PatroniStatus(leader=claims[0], excluded=excluded, system_id=answers[claims[0]].system_id)
 
 
 def scope_alerts(name: str, scope: str | None, answers: Mapping[Node, Answer]) -> list[Alert]:
@@ -179,7 +179,7 @@ class _Places:
     def place(self, group: Group, members: Iterable[Member], before: Placement) -> Placement:
         """Return a group's members among the nodes."""
         joined: dict[Node, None] = {}
-        benched, alerts = {}, []
+        excluded, alerts = {}, []
         for member in sorted(members, key=lambda member: member.node):
             try:
                 node = self._find(group, member) or self._join(group, member.node, before)
@@ -189,9 +189,9 @@ class _Places:
                 continue
             if node is not None and node not in group.nodes:
                 joined[node] = None
-            if node is not None and member.bench:
-                benched[node] = member.bench
-        return Placement(joined=tuple(joined), benched=benched, alerts=tuple(alerts))
+            if node is not None and member.exclusion:
+                excluded[node] = member.exclusion
+        return Placement(joined=tuple(joined), excluded=excluded, alerts=tuple(alerts))
 
     def _find(self, group: Group, member: Member) -> Node | None:
         """Return the group's node that a member is, if it is one."""

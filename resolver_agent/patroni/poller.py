@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from resolver_agent.patroni import client
 from resolver_agent.patroni.client import ApiError, read_members
-from resolver_agent.patroni.membership import Answer, Member, Placement, find_scope, find_word, remember, scope_alerts
-from resolver_agent.routing.observation import PatroniWord
+from resolver_agent.patroni.membership import Answer, Member, Placement, find_scope, find_status, remember, scope_alerts
+from resolver_agent.routing.observation import PatroniStatus
 from resolver_agent.routing.state import Alert, AlertCode
 from resolver_agent.system import threads
 from resolver_agent.system.clock import boottime
@@ -119,13 +119,13 @@ class NodeApi:
 _LISTS_COUNT = 3
 """A list of members speaks against read targets until this many more should have come."""
 
-_NO_WORD = PatroniWord()
+_NO_STATUS = PatroniStatus()
 
 
 class PatroniGroup:
     """The nodes of a group, those that Patroni added included; ``run()`` asks one of them for the members in turns.
 
-    ``on_news`` is called when an answer is to be reviewed, ``on_members`` when members are to be placed. ``word`` is
+    ``on_news`` is called when an answer is to be reviewed, ``on_members`` when members are to be placed. ``status`` is
     what Patroni said at the last review, and is to be reviewed at ``expires_at``; None where that was nothing.
     """
 
@@ -144,7 +144,7 @@ class PatroniGroup:
         self.apis: dict[Node, NodeApi] = {}
         self.members: dict[Node, Member] = {}
         self.placement = Placement()
-        self.word: PatroniWord | None = None
+        self.status: PatroniStatus | None = None
         self.expires_at = float("inf")
         self.scope: str | None = None
         self.own: Collection[Node] = ()
@@ -179,12 +179,12 @@ class PatroniGroup:
             await self._list()
             await self._scope_found.wait(self.calm_s)
 
-    def word_at(self, now: float) -> PatroniWord | None:
+    def status_at(self, now: float) -> PatroniStatus | None:
         """Return what Patroni says now: the same object until it says something else."""
-        return self.word if now < self.expires_at else self._find_word(now)
+        return self.status if now < self.expires_at else self._find_word(now)
 
     def review(self, now: float) -> bool:
-        """Take in what was answered and what has expired; report whether there is another word now, or the first."""
+        """Take in what was answered and what has expired; report whether there is another status now, or the first."""
         answers = self._answers
         scope = find_scope(self.scope, answers, asked_all=all(api.asked for api in self.apis.values()))
         if scope != self.scope:
@@ -192,13 +192,13 @@ class PatroniGroup:
             self._scope_found.set()
         expiries = (*(answer.until for answer in answers.values() if answer.leads), self._counts_until)
         self.expires_at = min((at for at in expiries if at > now), default=float("inf"))
-        before = (self.word, self._was_heard)
-        self.word = self._find_word(now)
+        before = (self.status, self._was_heard)
+        self.status = self._find_word(now)
         self._was_heard = self.heard
-        return before != (self.word, self._was_heard)
+        return before != (self.status, self._was_heard)
 
     def alerts(self, *, failing_since: float) -> list[Alert]:
-        """Return what keeps Patroni's word on this group from counting; of APIs those that have failed for so long."""
+        """Return what keeps this group's Patroni from counting; of APIs those that have failed for so long."""
         alerts = [*scope_alerts(self.group.name, self.scope, self._answers), *self.placement.alerts]
         for node, api in self.apis.items():
             if api.fault is not None and api.fault[0] <= failing_since:
@@ -209,12 +209,12 @@ class PatroniGroup:
             alerts.append(Alert(AlertCode.MEMBERS, text, of=(self.group.name,)))
         return alerts
 
-    def _find_word(self, now: float) -> PatroniWord | None:
-        benched = self.placement.benched if now < self._counts_until else {}
-        word = find_word(self._answers, self.scope, benched, now=now)
-        if word == (self.word or _NO_WORD):
-            return self.word  # the object stays, so that whoever compares those sees no change
-        return word if word != _NO_WORD else None
+    def _find_word(self, now: float) -> PatroniStatus | None:
+        excluded = self.placement.excluded if now < self._counts_until else {}
+        status = find_status(self._answers, self.scope, excluded, now=now)
+        if status == (self.status or _NO_STATUS):
+            return self.status  # the object stays, so that whoever compares those sees no change
+        return status if status != _NO_STATUS else None
 
     @property
     def _answers(self) -> dict[Node, Answer]:

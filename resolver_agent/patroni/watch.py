@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from resolver_agent.patroni import client
 from resolver_agent.patroni.membership import names_to_resolve, place
 from resolver_agent.patroni.poller import NodeApi, PatroniGroup
-from resolver_agent.routing.observation import Claim, PatroniWord
+from resolver_agent.routing.observation import LockClaim, PatroniStatus
 from resolver_agent.system.clock import boottime
 from resolver_agent.system.dns import AddressBook
 
@@ -43,7 +43,7 @@ _REST = 20
 class PatroniWatch:
     """Watches Patroni beside the nodes of a configuration, from ``watch()`` to ``close()``.
 
-    ``changed`` is set whenever a word, the list of nodes or the claim of an own node changes. Nodes are asked every
+    ``changed`` is set whenever a status, the list of nodes or the claim of an own node changes. Nodes are asked every
     ``calm_s`` seconds, less often where there are very many. A member leaves when answers have not listed it for
     ``gone_after_s`` seconds. An API that fails for ``patience_s`` seconds is an alert: a restart is over sooner.
     """
@@ -123,11 +123,11 @@ class PatroniWatch:
         return all(watched.heard for watched in self._groups.values())
 
     @property
-    def words(self) -> dict[str, PatroniWord]:
+    def statuses(self) -> dict[str, PatroniStatus]:
         """What Patroni says now, by name, of those groups that it says something of."""
         now = boottime()
-        words = {name: watched.word_at(now) for name, watched in self._groups.items()}
-        return {name: word for name, word in words.items() if word is not None}
+        statuses = {name: watched.status_at(now) for name, watched in self._groups.items()}
+        return {name: status for name, status in statuses.items() if status is not None}
 
     def tick(self, now: float) -> None:
         """Take in which words have expired; called once a round."""
@@ -146,16 +146,16 @@ class PatroniWatch:
             self._extended = (config, dataclasses.replace(config, groups=groups) if joined else config)
         return self._extended[1]
 
-    def claim(self, node: Node) -> Claim | None:
+    def claim(self, node: Node) -> LockClaim | None:
         """Return what a node's own Patroni said last of the leader lock."""
         answer = self._apis[node].answer if node in self._apis else None
         if answer is None or any(watched.scope not in (None, answer.scope) for watched in self._groups_of[node]):
             return None
-        return Claim(answer.at, answer.leads, answer.system_id)
+        return LockClaim(answer.at, answer.leads, answer.system_id)
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
-        """What keeps Patroni's word from counting: APIs that fail, foreign ones, members that cannot be nodes."""
+        """What keeps a Patroni from counting: an API that fails, a foreign cluster, a member that cannot be a node."""
         watched_groups = self._groups.values()
         found = (
             alert for watched in watched_groups for alert in watched.alerts(failing_since=boottime() - self._patience_s)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resolver_agent.routing.observation import NodeState, Observation, Observations, PatroniWord, ProbeFailure
+from resolver_agent.routing.observation import NodeState, Observation, Observations, PatroniStatus, ProbeFailure
 from resolver_agent.routing.primary import find_primary
 from resolver_agent.routing.standby import assess_fitness, extend_history
 from resolver_agent.routing.state import Alert, AlertCode, GroupState, Memory
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 _NEVER_ASKED = NodeState()
-_NO_WORD = PatroniWord()
+_NO_STATUS = PatroniStatus()
 
 
 def assess(
@@ -43,27 +43,27 @@ def assess(
         return view_before
     memory = before.memory
     states = {node: observations.nodes.get(node, _NEVER_ASKED) for node in group.nodes}
-    word = observations.patroni.get(group.name, _NO_WORD)
+    status = observations.patroni.get(group.name, _NO_STATUS)
     fresh = {
         node: seen for node, state in states.items() if (seen := state.fresh(now=now, max_age_s=max_age_s)) is not None
     }
-    heeded, doubts = _believe(group, word, fresh)
-    system_id, replaced = find_system_id(group, before, heeded, states=states, fresh=fresh)
+    trusted, doubts = _trusted_status(group, status, fresh)
+    system_id, replaced = find_system_id(group, before, trusted, states=states, fresh=fresh)
     members = {node: seen for node, seen in fresh.items() if seen.identity and seen.identity.system_id == system_id}
     outsiders = {node: outsider_words(seen, system_id) for node, seen in fresh.items() if node not in members}
     foreign = memory.foreign if system_id is None else (memory.foreign | fresh.keys()) - members.keys()
     alerts = _node_alerts(group, states, outsiders if system_id is not None else {})
     primary, split = find_primary(
-        group, before, heeded, states=states, members=members, foreign=foreign, outsiders=outsiders
+        group, before, trusted, states=states, members=members, foreign=foreign, outsiders=outsiders
     )
-    if memory.system_id is None and heeded.system_id is None and primary.seen is None:
+    if memory.system_id is None and trusted.system_id is None and primary.seen is None:
         system_id = None  # presumed, until a primary confirms it
     lsns = extend_history(memory.lsns, primary.seen, max_lag_s=group.max_lag_s)
     fitness = assess_fitness(
         group,
         states,
         members=members,
-        refused=outsiders | dict(heeded.benched),
+        refused=outsiders | dict(trusted.excluded),
         lsns=lsns,
         previous=memory.fitness,
         now=now,
@@ -72,8 +72,8 @@ def assess(
     fit_from = {node: (fitness[node].fit_since or 0.0) + group.failback_delay_s for node in fit}
     return GroupView(
         group=group,
-        word=word,
-        leader=heeded.leader,
+        status=status,
+        leader=trusted.leader,
         states=states,
         before=before,
         fresh=fresh,
@@ -111,10 +111,10 @@ def _would_repeat(
         group is view.group
         and before == view.before
         and now < view.pending_until
-        and observations.patroni.get(group.name, _NO_WORD) is view.word
+        and observations.patroni.get(group.name, _NO_STATUS) is view.status
         and _find_own(view.states, observations) is view.own_seen
         and all(
-            (state is seen or (not times_matter and state.news == seen.news))
+            (state is seen or (not times_matter and state.change_key == seen.change_key))
             and (seen.fresh(now=now, max_age_s=max_age_s) is not None) is (node in view.fresh)
             for node, state in view.states.items()
             for seen in [observations.nodes.get(node, _NEVER_ASKED)]
@@ -122,19 +122,22 @@ def _would_repeat(
     )
 
 
-def _believe(group: Group, word: PatroniWord, fresh: Mapping[Node, Observation]) -> tuple[PatroniWord, list[Alert]]:
-    """Return Patroni's word, or an empty one where it is of a database cluster that no server of the group is of.
+def _trusted_status(
+    group: Group, status: PatroniStatus, fresh: Mapping[Node, Observation]
+) -> tuple[PatroniStatus, list[Alert]]:
+    """Return what Patroni says, or an empty status where it is of a database cluster that no server of the group is of.
 
     A machine may have several servers, each with a Patroni, and the configuration the wrong one's port.
     """
     seen = {one.identity.system_id for one in fresh.values() if one.identity is not None}
-    if word.system_id is None or not seen or word.system_id in seen:
-        return word, []
+    if status.system_id is None or not seen or status.system_id in seen:
+        return status, []
+    where = status.leader.host if status.leader else "its nodes"
     text = (
-        f"{group.name}: Patroni at {word.leader.host if word.leader else 'its nodes'} is of another database cluster "
-        f"(system identifier {word.system_id}) than all servers that answer: it does not count; correct `patroni.port`"
+        f"{group.name}: Patroni at {where} is of another database cluster (system identifier {status.system_id}) "
+        "than all servers that answer: it does not count; correct `patroni.port`"
     )
-    return _NO_WORD, [Alert(AlertCode.PATRONI, text, of=(group.name,))]
+    return _NO_STATUS, [Alert(AlertCode.PATRONI, text, of=(group.name,))]
 
 
 def _find_own(states: Mapping[Node, NodeState], observations: Observations) -> Observation | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Config, Node
     from resolver_agent.routing.decision import Decision
-    from resolver_agent.routing.observation import Claim, Identity, NodeState, Observation, Observations
+    from resolver_agent.routing.observation import Identity, LockClaim, NodeState, Observation, Observations
     from resolver_agent.routing.view import GroupView
 
 
@@ -104,12 +104,12 @@ class Announced:
 
 
 def how_it_ended(
-    announced: Announced, *, local: NodeState, claim: Claim | None, primary_at: float | None
+    announced: Announced, *, local: NodeState, claim: LockClaim | None, primary_at: float | None
 ) -> str | None:
     """Return in words what ended an announced promotion, or None while it is under way.
 
     Only what was asked since counts. ``claim`` is what the local Patroni said last of the leader lock; None where no
-    Patroni is configured or it never answered. Without its word a new connection of the WAL receiver tells, while the
+    Patroni is configured or it never answered. Without its answer a new connection of the WAL receiver tells, while the
     group has another primary (``primary_at`` is when one was seen last): the server follows that one.
     """
     seen = local.role_seen
@@ -125,7 +125,7 @@ def how_it_ended(
     return None
 
 
-def believable(claim: Claim, *, local: NodeState) -> Claim | None:
+def believable(claim: LockClaim, *, local: NodeState) -> LockClaim | None:
     """Return the claim, or None where it is of another database cluster than the local server.
 
     A machine may have several servers, each with a Patroni, and the configuration the wrong one's port.
@@ -134,12 +134,12 @@ def believable(claim: Claim, *, local: NodeState) -> Claim | None:
     return claim if identity is None or claim.system_id in (None, identity.system_id) else None
 
 
-def holds_lock(claim: Claim | None, *, local: NodeState, now: float, max_age_s: float) -> bool:
+def holds_lock(claim: LockClaim | None, *, local: NodeState, now: float, max_age_s: float) -> bool:
     """Report whether the local Patroni holds the leader lock, so that its server is no standby, or not for long.
 
-    While it is silent for more than ``max_age_s`` seconds its last word stands (R1), unless the server streams.
+    While it is silent for more than ``max_age_s`` seconds its last answer stands (R1), unless the server streams.
     """
     if claim is None or not claim.leads:
         return False
-    streams = local.role_seen is not None and local.role_seen.receiver is not None and not local.over
+    streams = local.role_seen is not None and local.role_seen.receiver is not None and not local.seen_dead
     return not streams or now - claim.at < max_age_s

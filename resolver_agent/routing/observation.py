@@ -70,14 +70,14 @@ class NodeState:
     """What is known of one node: the latest probe, and the last one that saw a role.
 
     A probe that could not ask (unreachable, rejecting) says nothing of the role, so it must not hide the last one that
-    did. ``over`` reports that the server which had this role was seen dead since: the role is then history, kept
+    did. ``seen_dead`` reports that the server which had this role was seen dead since: the role is then history, kept
     because "was last seen in recovery" outlives the server (rule R2). ``same_since`` is when this very server was
     first seen.
     """
 
     latest: Observation | None = None
     role_seen: Observation | None = None
-    over: bool = False
+    seen_dead: bool = False
     same_since: float = 0.0
 
     def after(self, observation: Observation) -> NodeState:
@@ -86,23 +86,23 @@ class NodeState:
             same = self.role_seen is not None and self.role_seen.identity == observation.identity
             since = self.same_since if same else observation.at
             return NodeState(latest=observation, role_seen=observation, same_since=since)
-        over = self.over or observation.result is ProbeFailure.DEAD
-        return dataclasses.replace(self, latest=observation, over=over)
+        seen_dead = self.seen_dead or observation.result is ProbeFailure.DEAD
+        return dataclasses.replace(self, latest=observation, seen_dead=seen_dead)
 
     def fresh(self, *, now: float, max_age_s: float) -> Observation | None:
-        """Return the observation of a role that still counts: not over, and younger than ``max_age_s`` seconds."""
-        if self.role_seen is None or self.over or now - self.role_seen.at >= max_age_s:
+        """Return the observation of a role that still counts: not seen dead since, and younger than ``max_age_s`` seconds."""
+        if self.role_seen is None or self.seen_dead or now - self.role_seen.at >= max_age_s:
             return None
         return self.role_seen
 
     @property
-    def news(self) -> tuple[object, ...]:
+    def change_key(self) -> tuple[object, ...]:
         """What is worth a new decision at once when it changes: all but LSNs and times."""
         latest, seen = self.latest, self.role_seen
         return (
             latest and (latest.result, latest.detail),
             seen and (seen.result, seen.address, seen.timeline, seen.identity),
-            self.over,
+            self.seen_dead,
         )
 
     @property
@@ -112,16 +112,16 @@ class NodeState:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PatroniWord:
+class PatroniStatus:
     """What Patroni says of one group. ``leader`` holds the leader lock; a ``benched`` node is no read target."""
 
     leader: Node | None = None
-    benched: Mapping[Node, str] = dataclasses.field(default_factory=dict)
+    excluded: Mapping[Node, str] = dataclasses.field(default_factory=dict)
     system_id: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Claim:
+class LockClaim:
     """What one node's own Patroni said, asked at ``at``: whether it has the leader lock, of which database cluster."""
 
     at: float
@@ -141,7 +141,7 @@ class Observations:
     local: NodeState
     assumed: Role | None = None
     holds_lock: bool = False
-    patroni: Mapping[str, PatroniWord] = dataclasses.field(default_factory=dict)
+    patroni: Mapping[str, PatroniStatus] = dataclasses.field(default_factory=dict)
 
 
 def describe(node: Node, state: NodeState, seen: Observation | None) -> str:

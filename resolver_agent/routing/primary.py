@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from resolver_agent.routing.observation import (
     NodeState,
     Observation,
-    PatroniWord,
+    PatroniStatus,
     Role,
     describe,
     nodes_at,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 def find_primary(
     group: Group,
     before: GroupState,
-    word: PatroniWord,
+    status: PatroniStatus,
     *,
     states: Mapping[Node, NodeState],
     members: Mapping[Node, Observation],
@@ -59,7 +59,7 @@ def find_primary(
     )
     if primaries:
         alert = Alert(AlertCode.PRIMARIES, f"{group.name}: several primaries: {_claims(primaries)}", of=(group.name,))
-        leader = members.get(word.leader) if word.leader else None
+        leader = members.get(status.leader) if status.leader else None
         return _one_of(primaries, before, leader, lost=lost), [alert]  # P2, P3, P4
     words = "; ".join(outsiders.get(node) or describe(node, state, members.get(node)) for node, state in states.items())
     if before.memory.primary is None and not members:

@@ -131,7 +131,7 @@ def choose_standby(view: GroupView, fallback: Fallback) -> Choice:
     if target is not None and standing is Standing.STANDBY:
         if current is not None:
             chosen = next(node for node in view.fit if node in view.healthy or node == current)  # S2
-        elif view.unasked(target.address):
+        elif view.cannot_tell(target.address):
             return hold(view, Role.STANDBY, view.words_at(target.address))  # S3
     elif standing is Standing.FALLBACK and fallback is not Fallback.NONE and view.primary.seen is not None:
         # The primary that it fell back to may have become a standby since: then there is nothing to return from.
@@ -142,7 +142,7 @@ def choose_standby(view: GroupView, fallback: Fallback) -> Choice:
 
     why = f"no fit standby: {view.unfit_words}"
     seen_primary = fallback is not Fallback.NONE and view.primary.seen is not None
-    if not view.asked_all or not (view.condemned or seen_primary):
+    if not view.asked_all or not (view.has_evidence_against or seen_primary):
         return hold(view, Role.STANDBY, why)  # S5
     if fallback is Fallback.NONE:
         return Choice(FENCE, Standing.FENCED, Reason(Code.FENCED, why), Role.STANDBY, lacks=True)  # S6

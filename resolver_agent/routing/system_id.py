@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resolver_agent.routing.observation import NodeState, Observation, PatroniWord, Role, asked_all
+from resolver_agent.routing.observation import NodeState, Observation, PatroniStatus, Role, asked_all
 from resolver_agent.routing.state import Alert, AlertCode, GroupState
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def find_system_id(
     group: Group,
     before: GroupState,
-    word: PatroniWord,
+    status: PatroniStatus,
     *,
     states: Mapping[Node, NodeState],
     fresh: Mapping[Node, Observation],
@@ -29,8 +29,8 @@ def find_system_id(
     """
     ids = {node: seen.identity.system_id for node, seen in fresh.items() if seen.identity is not None}
     known = before.memory.system_id
-    if word.system_id is not None:
-        found: int | None = word.system_id
+    if status.system_id is not None:
+        found: int | None = status.system_id
     elif known is None:
         found = _presumed_system_id(states, fresh, ids, before)
     else:

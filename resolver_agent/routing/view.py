@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from resolver_agent.routing.observation import (
     NodeState,
     Observation,
-    PatroniWord,
+    PatroniStatus,
     ProbeFailure,
     Role,
     asked_all,
@@ -46,12 +46,12 @@ class GroupView:
 
     ``fresh`` holds what counts of every node that answered. ``fit`` are the nodes that may serve reads in the
     configured order, ``healthy`` those of them that have been fit for ``failback_delay``; ``pending_until`` is when the
-    next one will be. ``split`` reports that there are several primaries. ``leader`` holds the leader lock, by Patroni's
-    word. ``before`` is what was decided before, ``memory`` what the next decision has to know.
+    next one will be. ``split`` reports that there are several primaries. ``leader`` holds the leader lock, as Patroni
+    says. ``before`` is what was decided before, ``memory`` what the next decision has to know.
     """
 
     group: Group
-    word: PatroniWord
+    status: PatroniStatus
     leader: Node | None
     states: Mapping[Node, NodeState]
     before: GroupState
@@ -82,7 +82,7 @@ class GroupView:
         return "; ".join(one.why or f"{node.host} has not been fit for long" for node, one in fitness)
 
     @property
-    def condemned(self) -> bool:
+    def has_evidence_against(self) -> bool:
         """Whether something seen speaks against the present target; where that is no node's, against every node.
 
         Silence does not (R1): a node that cannot be asked keeps its reads. A target that is no standby already is
@@ -92,13 +92,13 @@ class GroupView:
         if target is not None and target.standing in (Standing.FENCED, Standing.FALLBACK):
             return True
         nodes = (self._at(target.address) if target is not None else ()) or self.group.nodes
-        return all(self.states[node].over or node in self.fresh for node in nodes)
+        return all(self.states[node].seen_dead or node in self.fresh for node in nodes)
 
-    def unasked(self, address: str) -> bool:
+    def cannot_tell(self, address: str) -> bool:
         """Report whether nobody can say how the server at ``address`` is: it refuses us, or is yet to be asked."""
         return any(
             node not in self.fresh
-            and not self.states[node].over
+            and not self.states[node].seen_dead
             and (latest is None or latest.result is not ProbeFailure.UNREACHABLE)
             for node in self._at(address)
             for latest in [self.states[node].latest]

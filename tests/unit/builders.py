@@ -13,7 +13,7 @@ from resolver_agent.routing.observation import (
     NodeState,
     Observation,
     Observations,
-    PatroniWord,
+    PatroniStatus,
     ProbeFailure,
     Role,
 )
@@ -130,7 +130,7 @@ class Agent:
         self.now = now
         self.assumed: Role | None = None
         self.holds_lock = False
-        self.patroni: dict[str, PatroniWord] = {}
+        self.patroni: dict[str, PatroniStatus] = {}
         self.states: dict[Node, NodeState] = {}
         self.local = NodeState()
         self.decision: Decision = resume(config, block)

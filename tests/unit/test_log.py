@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from resolver_agent.log import Journal
+from resolver_agent.log import ChangeLog
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.observation import Role
 from resolver_agent.routing.state import Alert, AlertCode, Code, GroupState, Reason, Standing, Target
@@ -23,20 +23,20 @@ class Log:
     """A journal, and what it has said since it was last read."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
-        self.journal = Journal()
+        self.change_log = ChangeLog()
         self._caplog = caplog
         caplog.set_level(logging.INFO)
 
     def of(self, agent: Agent) -> list[str]:
         """Journal a round of an agent and return the lines."""
-        self.journal.nodes(agent.states)
+        self.change_log.nodes(agent.states)
         return self.decision(agent.decision, agent.decision.alerts, now=agent.now)
 
     def decision(
         self, decision: Decision, alerts: Sequence[Alert] = (), *, now: float = 1.0, written: bool = True
     ) -> list[str]:
         """Journal a decision and return the lines."""
-        self.journal.decision(decision, alerts, now, written=written)
+        self.change_log.decision(decision, alerts, now, written=written)
         return self.lines()
 
     def lines(self) -> list[str]:
@@ -119,10 +119,10 @@ def test_alerts_begin_and_end_once_in_their_order(log: Log) -> None:
     assert log.decision(nothing, faults, now=5) == ["E alert: fault c", "E alert: fault a", "E alert: fault b"]
     worse, still_worse = (Alert(AlertCode.HELD, text, of=("a",)) for text in ("worse", "still worse"))
     assert log.decision(nothing, [worse, faults[0], still_worse], now=6) == ["E over: fault b"]
-    assert log.journal.alerts == {"a:held": (still_worse, 5), "c:held": (faults[0], 5)}
+    assert log.change_log.alerts == {"a:held": (still_worse, 5), "c:held": (faults[0], 5)}
     assert log.decision(nothing, now=7) == ["E over: still worse", "E over: fault c"]
     assert log.decision(nothing, faults[:1], now=8) == ["E alert: fault c"]
-    assert log.journal.alerts == {"c:held": (faults[0], 8)}
+    assert log.change_log.alerts == {"c:held": (faults[0], 8)}
 
 
 def test_what_a_reload_removed_and_brought_back_is_said_again(log: Log) -> None:
@@ -130,7 +130,7 @@ def test_what_a_reload_removed_and_brought_back_is_said_again(log: Log) -> None:
     agent = Agent(config(group("wk1", A))).see({A: primary()}).see_local(primary()).decide()
     said = log.of(agent)
     state = agent.states.pop(node(A))
-    log.journal.nodes(agent.states)
+    log.change_log.nodes(agent.states)
     assert log.decision(Decision(groups={}, role=Role.PRIMARY)) == []
     agent.states[node(A)] = state
     assert log.of(agent) == [line for line in said if "local role" not in line]
@@ -145,7 +145,7 @@ def test_a_name_is_said_to_lead_where_the_file_says_so(log: Log) -> None:
 
 def test_fields_for_a_json_log(log: Log, caplog: pytest.LogCaptureFixture) -> None:
     """A record carries what it is about besides its text."""
-    log.journal.decision(leading(A, Code.PRIMARY), [Alert(AlertCode.FLUSH, "fault")], 1, written=True)
+    log.change_log.decision(leading(A, Code.PRIMARY), [Alert(AlertCode.FLUSH, "fault")], 1, written=True)
     alert, name = caplog.records
     assert vars(alert)["alert"] == "flush"
     assert {key: vars(name)[key] for key in ("name_", "address", "code")} == {

@@ -78,7 +78,7 @@ async def test_a_node_that_hangs_delays_no_other(
         for node in (*hanging, Node("hanging0.example", sound.port)):
             await sight.until_result(node, ProbeFailure.UNREACHABLE)
             assert newest(sight.state(node)).detail == "no answer within 2 s"
-            assert not sight.state(node).over
+            assert not sight.state(node).seen_dead
         await asyncio.wait_for(off_loop(boottime), 5)  # the threads that files are written in are free
         resolver.never.set()
 
@@ -149,7 +149,7 @@ async def test_a_server_that_ends_the_session_and_then_bars_us_lives(
         state = sight.state(node_of(lone))
         lone.run_sql(unbar)
         assert (newest(state).result, newest(state).detail) == (ProbeFailure.REJECTING, words)
-        assert not state.over
+        assert not state.seen_dead
         assert sight.results(node_of(lone)) == [Role.PRIMARY, ProbeFailure.REJECTING]
         await sight.until_result(node_of(lone), Role.PRIMARY)
 
@@ -176,7 +176,7 @@ async def test_a_lost_standby_is_dead_within_tens_of_milliseconds(
         ]
         assert known - gone < 0.1
         assert sight.results(node_of(standby))[:2] == [Role.STANDBY, ProbeFailure.DEAD]
-        assert sight.state(node_of(standby)).over
+        assert sight.state(node_of(standby)).seen_dead
 
 
 @in_loop
@@ -186,7 +186,7 @@ async def test_a_server_that_is_shutting_down_is_dead(lone: Postgres, load: Load
         await sight.until_result(node_of(lone), Role.PRIMARY)
         with running_with(lone, **STARTING_UP):
             state = await sight.until_result(node_of(lone), ProbeFailure.DEAD)
-            assert state.over
+            assert state.seen_dead
         await sight.until_result(node_of(lone), Role.PRIMARY)
 
 
@@ -311,7 +311,7 @@ async def test_what_bars_probes_is_not_asked_in_a_frenzy(lone: Postgres, load: L
         state = await sight.until_result(node_of(lone), ProbeFailure.REJECTING)
         assert newest(state).detail == "permission denied for function pg_control_system"
         assert role(state).role is Role.PRIMARY
-        assert not state.over
+        assert not state.seen_dead
         [(before,)] = lone.run_sql(count)
         asked = await sight.probes(node_of(lone), for_s=2)
         [(after,)] = lone.run_sql(count)

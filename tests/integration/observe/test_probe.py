@@ -264,7 +264,7 @@ async def test_a_server_that_hangs_up_on_a_probe_is_dead_at_once(last_words: byt
         await sight.until_result(node, ProbeFailure.DEAD, ProbeFailure.REJECTING)
         assert sight.results(node) == [Role.PRIMARY, ProbeFailure.DEAD]
         assert boottime() - began < 2
-        assert sight.state(node).over
+        assert sight.state(node).seen_dead
 
 
 @in_loop

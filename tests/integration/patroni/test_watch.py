@@ -21,7 +21,7 @@ from resolver_agent.config.load import parse
 from resolver_agent.config.model import Config, Node, PatroniApi
 from resolver_agent.patroni.client import ApiError, Reply, fetch
 from resolver_agent.patroni.watch import PatroniWatch
-from resolver_agent.routing.observation import PatroniWord
+from resolver_agent.routing.observation import PatroniStatus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -401,14 +401,14 @@ class Sight:
         return [one.host for one in self.watch.extended(self.settings).groups[0].nodes]
 
     @property
-    def word(self) -> PatroniWord:
+    def status(self) -> PatroniStatus:
         """What Patroni says of wk1."""
-        return self.watch.words.get("wk1", PatroniWord())
+        return self.watch.statuses.get("wk1", PatroniStatus())
 
     @property
     def leader(self) -> str | None:
         """Who leads wk1."""
-        return self.word.leader.host if self.word.leader else None
+        return self.status.leader.host if self.status.leader else None
 
     def leads(self, machine: Machine) -> bool | None:
         """Report what the Patroni on a machine said last of the leader lock."""
@@ -480,23 +480,25 @@ async def test_a_replica_comes_and_goes(patroni: PatroniCluster) -> None:
     [(system_id,)] = first.server.run_sql("SELECT system_identifier FROM pg_control_system()")
     async with watching(patroni) as sight:
         await sight.until(lambda: sight.hosts == [first.address, second.address])
-        await sight.until(lambda: sight.word == PatroniWord(leader=node_of(first), system_id=system_id))
+        await sight.until(lambda: sight.status == PatroniStatus(leader=node_of(first), system_id=system_id))
 
         await off_loop(lambda: patroni.reconfigure(second, tags={"noloadbalance": True}))
-        benched = {node_of(second): f"{second.address} is tagged noloadbalance"}
-        await sight.until(lambda: sight.word.benched == benched)
+        excluded = {node_of(second): f"{second.address} is tagged noloadbalance"}
+        await sight.until(lambda: sight.status.excluded == excluded)
         await off_loop(lambda: patroni.reconfigure(second, tags={"noloadbalance": False}))
-        await sight.until(lambda: not sight.word.benched)
+        await sight.until(lambda: not sight.status.excluded)
 
         await off_loop(patroni.stop_patroni, second)
-        await sight.until(lambda: sight.word.benched == {node_of(second): f"{second.address} is stopped, says Patroni"})
+        await sight.until(
+            lambda: sight.status.excluded == {node_of(second): f"{second.address} is stopped, says Patroni"}
+        )
         await off_loop(forget, patroni, second)
         await sight.until(lambda: sight.hosts == [first.address])
         assert sight.leader == first.address
 
         await off_loop(patroni.start_patroni, second)
         await sight.until(lambda: sight.hosts == [first.address, second.address])
-        await sight.until(lambda: not sight.word.benched)
+        await sight.until(lambda: not sight.status.excluded)
 
 
 @in_loop
@@ -509,7 +511,7 @@ async def test_the_lock_at_a_switchover(patroni: PatroniCluster) -> None:
         await sight.until(lambda: (sight.leads(first), sight.leads(second)) == (True, False))
         await off_loop(patroni.switch_over, second)
         await sight.until(lambda: (sight.leads(first), sight.leads(second)) == (False, True))
-        await sight.until(lambda: sight.leader == second.address and not sight.word.benched)
+        await sight.until(lambda: sight.leader == second.address and not sight.status.excluded)
 
 
 @in_loop
@@ -529,7 +531,7 @@ async def test_two_primaries(patroni: PatroniCluster) -> None:
 
         await off_loop(patroni.resume_patroni, first)
         await off_loop(patroni.wait_for_standby, first)
-        await sight.until(lambda: not sight.word.benched)
+        await sight.until(lambda: not sight.status.excluded)
         await sight.until_alerts()
         assert sight.leader == second.address
 
@@ -543,7 +545,7 @@ async def test_patroni_away(patroni: PatroniCluster) -> None:
         await sight.until(lambda: sight.leader == first.address)
         for machine in (first, second):
             patroni.pause_patroni(machine)
-        await sight.until(lambda: not sight.watch.words)
+        await sight.until(lambda: not sight.watch.statuses)
         assert sight.hosts == [first.address, second.address]
         for machine in (first, second):
             patroni.resume_patroni(machine)

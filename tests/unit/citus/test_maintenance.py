@@ -7,7 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from resolver_agent.citus.maintenance import CitusMaintenance
-from resolver_agent.routing.observation import Claim, NodeState, Role
+from resolver_agent.routing.observation import LockClaim, NodeState, Role
 from tests.unit.builders import Agent, config, group, primary, standby
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Observer:
 
     config: Config
     local: NodeState
-    claims: dict[str, Claim | None] = dataclasses.field(default_factory=dict)
+    claims: dict[str, LockClaim | None] = dataclasses.field(default_factory=dict)
     max_age_s: float = 3.0
 
 

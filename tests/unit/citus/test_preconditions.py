@@ -9,7 +9,7 @@ import pytest
 
 from resolver_agent.citus.preconditions import Evidence, blocker
 from resolver_agent.config.model import PatroniApi, Route
-from resolver_agent.routing.observation import Claim, PatroniWord
+from resolver_agent.routing.observation import LockClaim, PatroniStatus
 from tests.unit.builders import MAX_AGE_S, Agent, config, dead, group, node, primary, standby, unreachable
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def asked(agent: Agent, **changes: object) -> str | None:
         since=agent.now,
         max_age_s=MAX_AGE_S,
         local=agent.local,
-        claims={"cn": Claim(agent.now, leads=True)},
+        claims={"cn": LockClaim(agent.now, leads=True)},
         written=True,
         flushed=True,
     )
@@ -64,7 +64,7 @@ def test_a_fenced_name_does_not_hold_up_the_others() -> None:
 def test_a_leader_among_several_primaries_may() -> None:
     """Where Patroni settles who is the primary of the own group, and it is the local server, recovery goes on."""
     agent = fit(patroni=True)
-    agent.patroni = {"cn": PatroniWord(leader=node("10.0.0.1"))}
+    agent.patroni = {"cn": PatroniStatus(leader=node("10.0.0.1"))}
     agent.see({"10.0.0.2": primary()}).decide()
     assert asked(agent) is None
 
@@ -81,7 +81,7 @@ def down(agent: Agent) -> None:
 
 def leader_to_come(agent: Agent) -> None:
     """Let a worker's standby hold the leader lock, while it is yet to be promoted and the old primary lives on."""
-    agent.patroni = {"wk1": PatroniWord(leader=node("10.0.0.4"))}
+    agent.patroni = {"wk1": PatroniStatus(leader=node("10.0.0.4"))}
     agent.decide()
 
 
@@ -98,7 +98,7 @@ def rival(agent: Agent) -> None:
 
 def rival_leads(agent: Agent) -> None:
     """Let the own group have two primaries, of which the other holds the lock."""
-    agent.patroni = {"cn": PatroniWord(leader=node("10.0.0.2"))}
+    agent.patroni = {"cn": PatroniStatus(leader=node("10.0.0.2"))}
     rival(agent)
 
 
@@ -139,8 +139,10 @@ def test_what_is_seen_forbids_it(change: Callable[[Agent], None], words: str) ->
         pytest.param({"flushed": False}, "not flushed yet", id="not flushed"),
         pytest.param({"claims": {}}, "does not say that it leads cn", id="Patroni was never heard"),
         pytest.param({"claims": {"cn": None}}, "does not say that it leads cn", id="Patroni is silent"),
-        pytest.param({"claims": {"cn": Claim(99.0, leads=True)}}, "does not say", id="Patroni's word is of before"),
-        pytest.param({"claims": {"cn": Claim(100.0, leads=False)}}, "does not hold the leader lock", id="not leader"),
+        pytest.param({"claims": {"cn": LockClaim(99.0, leads=True)}}, "does not say", id="Patroni's word is of before"),
+        pytest.param(
+            {"claims": {"cn": LockClaim(100.0, leads=False)}}, "does not hold the leader lock", id="not leader"
+        ),
         pytest.param({"since": 101.0}, "has not just been seen as a primary", id="nothing was asked since"),
     ],
 )
@@ -164,16 +166,16 @@ def test_a_standby_that_may_be_the_primary_by_now_forbids_it() -> None:
 def test_the_leader_of_a_worker_is_no_blocker() -> None:
     """Where Patroni and SQL say the same of a worker, and where Patroni says nothing."""
     agent = fit()
-    agent.patroni = {"wk1": PatroniWord(leader=node("10.0.0.3"))}
+    agent.patroni = {"wk1": PatroniStatus(leader=node("10.0.0.3"))}
     assert asked(agent.decide()) is None
-    agent.patroni = {"wk1": PatroniWord(benched={node("10.0.0.4"): "noloadbalance"})}
+    agent.patroni = {"wk1": PatroniStatus(excluded={node("10.0.0.4"): "noloadbalance"})}
     assert asked(agent.decide()) is None
 
 
 def test_a_word_grows_old() -> None:
     """A Patroni that hangs since it was asked says nothing, however often the server itself answers."""
     agent = fit(patroni=True)
-    claim = {"cn": Claim(agent.now, leads=True)}
+    claim = {"cn": LockClaim(agent.now, leads=True)}
     since = agent.now
     for _ in range(3):
         look_again(agent.wait(MAX_AGE_S / 2.5))

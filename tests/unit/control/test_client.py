@@ -63,13 +63,13 @@ def test_a_path_too_long_for_a_socket() -> None:
 def test_an_agent_that_does_not_answer_well(answer: bytes | None, said: str, tmp_path: Path) -> None:
     """Each way of failing has words of its own, within the time that was given."""
     path = tmp_path / "control.sock"
-    over = threading.Event()
+    seen_dead = threading.Event()
 
     def agent(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         with connection:
             if answer is None:
-                over.wait(5)
+                seen_dead.wait(5)
             else:
                 connection.recv(4096)
                 connection.sendall(answer)
@@ -81,18 +81,18 @@ def test_an_agent_that_does_not_answer_well(answer: bytes | None, said: str, tmp
         thread.start()
         with pytest.raises(control_client.ControlError, match=said):
             control_client.ask(str(path), "status", timeout_s=0.1 if answer is None else 5)
-        over.set()
+        seen_dead.set()
         thread.join()
 
 
 def test_a_trickle_does_not_stretch_the_time(tmp_path: Path) -> None:
     """The time is for all of it: an agent that says something now and then does not get more."""
     path = tmp_path / "control.sock"
-    over = threading.Event()
+    seen_dead = threading.Event()
 
     def trickle(listener: socket.socket) -> None:
         with listener.accept()[0] as connection, contextlib.suppress(OSError):
-            while not over.wait(0.02):
+            while not seen_dead.wait(0.02):
                 connection.sendall(b" ")
 
     with socket.socket(socket.AF_UNIX) as listener:
@@ -101,7 +101,7 @@ def test_a_trickle_does_not_stretch_the_time(tmp_path: Path) -> None:
         thread = threading.Thread(target=trickle, args=[listener])
         thread.start()
         assert seconds_without_answer(path, timeout_s=0.2) < 2
-        over.set()
+        seen_dead.set()
         thread.join()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from resolver_agent.config.model import Config, Group, PatroniApi, Route
 from resolver_agent.patroni.client import ApiError, Reply
 from resolver_agent.patroni.watch import PatroniWatch
-from resolver_agent.routing.observation import PatroniWord
+from resolver_agent.routing.observation import PatroniStatus
 from tests.unit import builders
 from tests.unit.builders import node
 
@@ -134,8 +134,8 @@ class Sight:
     @property
     def leader(self) -> str | None:
         """Who leads wk1."""
-        word = self.watch.words.get("wk1", PatroniWord())
-        return word.leader.host if word.leader else None
+        status = self.watch.statuses.get("wk1", PatroniStatus())
+        return status.leader.host if status.leader else None
 
     def claims(self, host: str) -> bool | None:
         """Report what a node's own Patroni said last of the leader lock."""

@@ -12,12 +12,12 @@ from resolver_agent.patroni.membership import (
     Member,
     Placement,
     find_scope,
-    find_word,
+    find_status,
     place,
     remember,
     scope_alerts,
 )
-from resolver_agent.routing.observation import PatroniWord
+from resolver_agent.routing.observation import PatroniStatus
 from tests.unit.builders import node
 from tests.unit.patroni.builders import SYSTEM_ID, A, B, C, D, group
 
@@ -57,9 +57,9 @@ def denies(*, scope: str = "wk1") -> Answer:
 )
 def test_who_leads(answers: Mapping[str, Answer], leader: str | None) -> None:
     """The leader is the only node that claims the lock now; its Patroni tells which database cluster it is."""
-    word = find_word({node(host): one for host, one in answers.items()}, "wk1", {}, now=NOW)
-    expected = PatroniWord(leader=node(leader), system_id=SYSTEM_ID) if leader else PatroniWord()
-    assert word == expected
+    status = find_status({node(host): one for host, one in answers.items()}, "wk1", {}, now=NOW)
+    expected = PatroniStatus(leader=node(leader), system_id=SYSTEM_ID) if leader else PatroniStatus()
+    assert status == expected
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_which_patroni_cluster_a_group_is(
 
 def test_without_agreement_no_claim_counts() -> None:
     """Claims of two Patroni clusters settle nothing while it is not known which one is the group's."""
-    assert find_word({node(A): claims(), node(B): denies(scope="x")}, None, {}, now=NOW) == PatroniWord()
+    assert find_status({node(A): claims(), node(B): denies(scope="x")}, None, {}, now=NOW) == PatroniStatus()
 
 
 @pytest.mark.parametrize(
@@ -119,12 +119,12 @@ def test_without_agreement_no_claim_counts() -> None:
         pytest.param(Member(node(B), "stopped", noloadbalance=True), f"{B} is tagged noloadbalance", id="both"),
     ],
 )
-def test_who_is_no_read_target(member: Member, bench: str) -> None:
+def test_who_is_no_read_target(member: Member, exclusion: str) -> None:
     """Read targets are running or streaming, and not tagged; what else Patroni says of a member benches it."""
-    benched = {node(B): bench} if bench else {}
+    excluded = {node(B): exclusion} if exclusion else {}
     placed = place([group()], {"wk1": [member]}, {}, before={})
-    assert placed == {"wk1": Placement(benched=benched)}
-    assert find_word({}, "wk1", placed["wk1"].benched, now=NOW) == PatroniWord(benched=benched)
+    assert placed == {"wk1": Placement(excluded=excluded)}
+    assert find_status({}, "wk1", placed["wk1"].excluded, now=NOW) == PatroniStatus(excluded=excluded)
 
 
 IGNORED_KEY, IGNORED = "wk1:{}:member", "wk1: Patroni's member {} is ignored: {}"
@@ -290,7 +290,7 @@ def test_a_benched_node_in_another_spelling() -> None:
     """What is said of a member holds for the node that it is."""
     member = Member(node("pg-2"), noloadbalance=True)
     placed = place([group()], {"wk1": [member]}, {"pg-2": frozenset([B])}, before={})["wk1"]
-    assert placed.benched == {node(B): "pg-2 is tagged noloadbalance"}
+    assert placed.excluded == {node(B): "pg-2 is tagged noloadbalance"}
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,11 @@ async def test_silence() -> None:
     rest.members[1]["state"] = "stopped"
     async with watching(rest, gone_after_s=0.0, patience_s=0.3) as sight:
         await sight.until(lambda: sight.hosts == [A, B, C] and sight.leader == A)
-        assert sight.watch.words["wk1"].benched == {node(B): f"{B} is stopped, says Patroni"}
+        assert sight.watch.statuses["wk1"].excluded == {node(B): f"{B} is stopped, says Patroni"}
         assert list(sight.watch.alerts) == []
         rest.down = {A, B, C}
         await sight.until(lambda: sight.leader is None)
-        await sight.until(lambda: not sight.watch.words)
+        await sight.until(lambda: not sight.watch.statuses)
         while len(sight.watch.alerts) < 3:
             await rest.until_asked_anybody()
         assert sight.hosts == [A, B, C]
@@ -157,7 +157,7 @@ async def test_patroni_of_two_clusters_from_the_start() -> None:
     async with watching(rest) as sight:
         for host in (A, B):
             await rest.until_asked(host, "/leader", times=3)
-        assert (sight.watch.words, sight.hosts, sight.watch.heard_all) == ({}, [A, B], True)
+        assert (sight.watch.statuses, sight.hosts, sight.watch.heard_all) == ({}, [A, B], True)
         assert [alert.key for alert in sight.watch.alerts] == ["wk1:scopes"]
         assert (A, "/cluster") not in rest.asked
         rest.scopes = {}

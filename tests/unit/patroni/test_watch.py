@@ -44,7 +44,7 @@ async def test_the_leader_and_a_change_of_it() -> None:
     rest = Rest(A, B, leader=A)
     async with watching(rest) as sight:
         await sight.until(lambda: sight.leader == A)
-        assert sight.watch.words["wk1"].system_id == SYSTEM_ID
+        assert sight.watch.statuses["wk1"].system_id == SYSTEM_ID
         rest.leaders = {B}
         await sight.until(lambda: sight.leader == B)
         rest.leaders = {A, B}
@@ -59,13 +59,15 @@ async def test_nothing_new_is_no_news() -> None:
     rest = Rest(A, B, C, leader=A)
     rest.members[1]["tags"] = {"noloadbalance": True}
     async with watching(rest) as sight:
-        await sight.until(lambda: sight.hosts == [A, B, C] and sight.leader == A and sight.watch.words["wk1"].benched)
+        await sight.until(
+            lambda: sight.hosts == [A, B, C] and sight.leader == A and sight.watch.statuses["wk1"].excluded
+        )
         await rest.until_asked(C, "/leader", times=2)
         sight.changed.clear()
-        word, extended = sight.watch.words["wk1"], sight.watch.extended(sight.config)
+        status, extended = sight.watch.statuses["wk1"], sight.watch.extended(sight.config)
         await rest.until_asked(C, "/leader", times=5)
         assert not sight.changed.is_set()
-        assert sight.watch.words["wk1"] is word
+        assert sight.watch.statuses["wk1"] is status
         assert sight.watch.extended(sight.config) is extended
 
 
@@ -149,7 +151,7 @@ async def test_a_claim_of_the_own_node_is_news() -> None:
         assert not sight.changed.is_set()
         rest.leaders = {B}
         await sight.until(lambda: sight.claims(B))
-        assert sight.watch.words == {}
+        assert sight.watch.statuses == {}
 
 
 @in_loop
@@ -180,7 +182,7 @@ async def test_groups_without_patroni_are_never_asked() -> None:
         await sight.watch.ask_own(within_s=1)
         await rest.until_asked(A, "/leader", times=5)
         assert C not in {host for host, _ in rest.asked}
-        assert set(sight.watch.words) == {"wk1"}
+        assert set(sight.watch.statuses) == {"wk1"}
 
 
 @in_loop
@@ -188,7 +190,7 @@ async def test_one_node_behind_two_names() -> None:
     """It is asked once for both, and both have the word."""
     rest = Rest(A, B, C, leader=A)
     async with watching(rest, group(), group("wk1-ro", A, B, route=Route.STANDBY)) as sight:
-        await sight.until(lambda: set(sight.watch.words) == {"wk1", "wk1-ro"} and sight.hosts == [A, B, C])
+        await sight.until(lambda: set(sight.watch.statuses) == {"wk1", "wk1-ro"} and sight.hosts == [A, B, C])
         await sight.until(lambda: len(sight.watch.extended(sight.config).groups[1].nodes) == 3)
         rest.asked.clear()
         await rest.until_asked(A, "/leader", times=4)
@@ -201,7 +203,7 @@ async def test_a_word_that_expires_between_two_turns() -> None:
     rest = Rest(A, B, leader=A)
     rest.members[1]["state"] = "stopped"
     async with watching(rest, calm_s=0.2) as sight:
-        await sight.until(lambda: sight.leader == A and sight.watch.words["wk1"].benched)
+        await sight.until(lambda: sight.leader == A and sight.watch.statuses["wk1"].excluded)
         sight.changed.clear()
         sight.watch.tick(boottime())
         assert (sight.leader, sight.changed.is_set()) == (A, False)
@@ -209,10 +211,10 @@ async def test_a_word_that_expires_between_two_turns() -> None:
         assert (sight.leader, sight.changed.is_set()) == (None, False)
         sight.watch.tick(boottime())
         assert (sight.leader, sight.changed.is_set()) == (None, True)
-        word = sight.watch.words.get("wk1")
+        status = sight.watch.statuses.get("wk1")
         sight.changed.clear()
         sight.watch.tick(boottime())
-        assert (sight.watch.words.get("wk1") is word, sight.changed.is_set()) == (True, False)
+        assert (sight.watch.statuses.get("wk1") is status, sight.changed.is_set()) == (True, False)
 
 
 @in_loop
@@ -223,15 +225,15 @@ async def test_a_reload() -> None:
         await sight.until(lambda: sight.hosts == [A, B, C] and sight.leader == A)
         rest.down = {A, B, C}
         sight.config = config(group("wk1", B, A), group("wk2", D))
-        word = sight.watch.words["wk1"]
+        status = sight.watch.statuses["wk1"]
         sight.watch.watch(sight.config)
         assert sight.hosts == [B, A, C]
-        assert sight.watch.words["wk1"] is word
+        assert sight.watch.statuses["wk1"] is status
         await rest.until_asked(D, "/leader")
         rest.members = [row(D)]
         sight.config = config(group("wk2", D))
         sight.watch.watch(sight.config)
-        assert sight.watch.words == {}
+        assert sight.watch.statuses == {}
         await rest.until_asked(D, "/cluster")
         rest.asked.clear()
         await rest.until_asked(D, "/leader", times=3)

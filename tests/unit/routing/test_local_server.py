@@ -9,7 +9,7 @@ import pytest
 
 from resolver_agent.config.model import Node, Route
 from resolver_agent.routing.local_server import Announced, believable, holds_lock, how_it_ended
-from resolver_agent.routing.observation import Claim, Identity, NodeState, Observation, ProbeFailure, Role
+from resolver_agent.routing.observation import Identity, LockClaim, NodeState, Observation, ProbeFailure, Role
 from resolver_agent.routing.state import Code, Standing, Target
 from tests.unit.builders import (
     MAX_AGE_S,
@@ -186,21 +186,21 @@ def test_own_name_is_given_up_when_recognised_elsewhere() -> None:
     [
         pytest.param(NodeState(), None, None, id="nothing known"),
         pytest.param(IN_RECOVERY, None, None, id="still in recovery, be it for minutes"),
-        pytest.param(local(Role.STANDBY, 1e6), Claim(1e6, leads=True), None, id="no clock ends it"),
+        pytest.param(local(Role.STANDBY, 1e6), LockClaim(1e6, leads=True), None, id="no clock ends it"),
         pytest.param(local(Role.PRIMARY, 101.0), None, PROMOTED, id="promoted"),
-        pytest.param(local(Role.PRIMARY, 101.0), Claim(101.0, leads=True), PROMOTED, id="promoted, with Patroni"),
+        pytest.param(local(Role.PRIMARY, 101.0), LockClaim(101.0, leads=True), PROMOTED, id="promoted, with Patroni"),
         pytest.param(local(Role.PRIMARY, 99.0), None, None, id="primary before it was announced"),
-        pytest.param(IN_RECOVERY, Claim(101.0, leads=False), NO_LOCK, id="the lock is another's"),
-        pytest.param(IN_RECOVERY, Claim(99.0, leads=False), None, id="the lock was another's before"),
-        pytest.param(IN_RECOVERY, Claim(101.0, leads=True), None, id="holds the lock"),
+        pytest.param(IN_RECOVERY, LockClaim(101.0, leads=False), NO_LOCK, id="the lock is another's"),
+        pytest.param(IN_RECOVERY, LockClaim(99.0, leads=False), None, id="the lock was another's before"),
+        pytest.param(IN_RECOVERY, LockClaim(101.0, leads=True), None, id="holds the lock"),
         pytest.param(local(Role.STANDBY, 101.0, 7), None, None, id="the WAL receiver is the one of before"),
         pytest.param(local(Role.STANDBY, 101.0, 8), None, STREAMS, id="a new WAL receiver"),
         pytest.param(local(Role.STANDBY, 99.0, 8), None, None, id="a WAL receiver of before"),
-        pytest.param(local(Role.STANDBY, 101.0, 8), Claim(99.0, leads=False), None, id="Patroni's word is awaited"),
+        pytest.param(local(Role.STANDBY, 101.0, 8), LockClaim(99.0, leads=False), None, id="Patroni's word is awaited"),
         pytest.param(local(ProbeFailure.DEAD, 101.0), None, None, id="the server is down"),
     ],
 )
-def test_how_it_ended(state: NodeState, claim: Claim | None, expected: str | None) -> None:
+def test_how_it_ended(state: NodeState, claim: LockClaim | None, expected: str | None) -> None:
     """It lasts until the promotion is seen, or what speaks against it; not by time."""
     assert how_it_ended(ANNOUNCED, local=state, claim=claim, primary_at=101.0) == expected
 
@@ -235,20 +235,20 @@ def test_the_receiver_of_before_is_the_first_one_seen() -> None:
     ("state", "claim", "expected"),
     [
         pytest.param(IN_RECOVERY, None, False, id="no Patroni"),
-        pytest.param(IN_RECOVERY, Claim(99.0, leads=False), False, id="not the leader"),
-        pytest.param(IN_RECOVERY, Claim(99.0, leads=True), True, id="the leader"),
-        pytest.param(local(Role.STANDBY, 101.0, 8), Claim(99.0, leads=True), True, id="the leader a moment ago"),
-        pytest.param(IN_RECOVERY, Claim(10.0, leads=True), True, id="silent since, and not connected to a primary"),
-        pytest.param(local(Role.STANDBY, 101.0, 8), Claim(10.0, leads=True), False, id="silent since, and streams"),
+        pytest.param(IN_RECOVERY, LockClaim(99.0, leads=False), False, id="not the leader"),
+        pytest.param(IN_RECOVERY, LockClaim(99.0, leads=True), True, id="the leader"),
+        pytest.param(local(Role.STANDBY, 101.0, 8), LockClaim(99.0, leads=True), True, id="the leader a moment ago"),
+        pytest.param(IN_RECOVERY, LockClaim(10.0, leads=True), True, id="silent since, and not connected to a primary"),
+        pytest.param(local(Role.STANDBY, 101.0, 8), LockClaim(10.0, leads=True), False, id="silent since, and streams"),
         pytest.param(
             local(Role.STANDBY, 100.5, 8).after(Observation(result=ProbeFailure.DEAD, at=101.0)),
-            Claim(10.0, leads=True),
+            LockClaim(10.0, leads=True),
             True,
             id="silent since, and streamed before it died",
         ),
     ],
 )
-def test_holds_lock(state: NodeState, claim: Claim | None, expected: bool) -> None:  # noqa: FBT001 -- a table's column
+def test_holds_lock(state: NodeState, claim: LockClaim | None, expected: bool) -> None:  # noqa: FBT001 -- a table's column
     """Patroni's last word stands while it is silent, unless the server streams from a primary."""
     assert holds_lock(claim, local=state, now=101.0, max_age_s=MAX_AGE_S) is expected
 
@@ -264,5 +264,5 @@ def test_holds_lock(state: NodeState, claim: Claim | None, expected: bool) -> No
 )
 def test_whose_claim_it_is(state: NodeState, system_id: int | None, expected: bool) -> None:  # noqa: FBT001 -- as above
     """What another server's Patroni says neither calls a promotion off nor makes a primary."""
-    claim = Claim(101.0, leads=True, system_id=system_id)
+    claim = LockClaim(101.0, leads=True, system_id=system_id)
     assert believable(claim, local=state) == (claim if expected else None)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resolver_agent.routing.decide import resume
-from resolver_agent.routing.observation import PatroniWord, Role
+from resolver_agent.routing.observation import PatroniStatus, Role
 from resolver_agent.routing.state import FENCE, Code, Target
 from tests.unit.builders import (
     MAX_AGE_S,
@@ -210,38 +210,38 @@ def test_fence_in_the_designs_words() -> None:
     [
         pytest.param(
             A,
-            PatroniWord(leader=node(B)),
+            PatroniStatus(leader=node(B)),
             f"wk1 → {B} (holds the leader lock; several primaries: {A}, {B})",
             Code.LEADER,
             id="P2 Patroni knows the holder",
         ),
         pytest.param(
             A,
-            PatroniWord(leader=node(C)),
+            PatroniStatus(leader=node(C)),
             f"wk1 → {A} (last known primary; several primaries: {A}, {B})",
             Code.LAST_PRIMARY,
             id="P3 the holder is no primary",
         ),
         pytest.param(
             A,
-            PatroniWord(),
+            PatroniStatus(),
             f"wk1 → {A} (last known primary; several primaries: {A}, {B})",
             Code.LAST_PRIMARY,
             id="P3 Patroni knows none, the last known one is among them",
         ),
         pytest.param(
             C,
-            PatroniWord(),
+            PatroniStatus(),
             f"wk1 → fenced (several primaries: {A}, {B}, and nothing tells which is right)",
             Code.FENCED,
             id="P4 Patroni knows none, the last known one is not among them",
         ),
     ],
 )
-def test_several_primaries(last: str, word: PatroniWord, expected: str, why: Code) -> None:
+def test_several_primaries(last: str, status: PatroniStatus, expected: str, why: Code) -> None:
     """Of several primaries Patroni's leader is taken, else the last known one, else none; each with an alert."""
     agent = beside_primary(remembered(last, PRIMARY), hosts=(A, B, C))
-    agent.patroni = {"wk1": word}
+    agent.patroni = {"wk1": status}
     agent.see({A: primary(), B: primary(), C: standby()}).decide()
     assert agent.leads() == expected
     assert code(agent) is why
@@ -251,7 +251,7 @@ def test_several_primaries(last: str, word: PatroniWord, expected: str, why: Cod
 def test_one_primary_needs_no_word() -> None:
     """Where one node is primary, Patroni's word on another one changes nothing."""
     agent = beside_primary()
-    agent.patroni = {"wk1": PatroniWord(leader=node(B))}
+    agent.patroni = {"wk1": PatroniStatus(leader=node(B))}
     assert agent.see({A: primary(), B: standby()}).decide().leads() == f"wk1 → {A} (primary, timeline 7)"
 
 

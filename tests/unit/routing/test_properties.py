@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from resolver_agent.config.model import Fallback, Route
 from resolver_agent.hosts import block
-from resolver_agent.routing.observation import Identity, Observation, PatroniWord, Role
+from resolver_agent.routing.observation import Identity, Observation, PatroniStatus, Role
 from resolver_agent.routing.state import FENCE, Standing, Target
 from tests.unit.builders import (
     FAILBACK_S,
@@ -109,9 +109,11 @@ SIGHTS = st.one_of(
 SILENT_SIGHTS = st.sampled_from([barred(), unreachable()])
 WAITS = st.sampled_from([0.05, 1.0, 2.95, MAX_AGE_S, FAILBACK_S])
 WORDS = st.builds(
-    PatroniWord,
+    PatroniStatus,
     leader=st.none() | st.sampled_from([node(host) for host in WK1]),
-    benched=st.dictionaries(st.sampled_from([node(host) for host in WK1]), st.just("tagged noloadbalance"), max_size=1),
+    excluded=st.dictionaries(
+        st.sampled_from([node(host) for host in WK1]), st.just("tagged noloadbalance"), max_size=1
+    ),
     system_id=st.sampled_from([None, None, None, OURS, FOREIGN]),
 )
 CONFIGS = st.builds(variant, st.sampled_from(Fallback), lag=st.booleans())
@@ -150,8 +152,8 @@ def happen(world: World, event: Event) -> None:
             world.see_local(seen)
         case ("wait", float(seconds)):
             agent.wait(seconds)
-        case ("patroni", PatroniWord() as word):
-            agent.patroni = {"wk1": word}
+        case ("patroni", PatroniStatus() as status):
+            agent.patroni = {"wk1": status}
         case ("lock", bool(held)):
             agent.holds_lock = held
         case ("promoting", bool(promoting)):
@@ -292,7 +294,7 @@ def test_every_move_rests_on_evidence(world: World, history: list[list[Event]]) 
             seen = world.fresh(target.address)
             hosts = WK1 if target.name.startswith("wk1") else WK2
             states = [state for host in hosts if (state := world.agent.states.get(node(host))) is not None]
-            sights = [state for state in states if state.role_seen or state.over]
+            sights = [state for state in states if state.role_seen or state.seen_dead]
             if target.address == FENCE:
                 assert sights or (old is not None and old.standing is Standing.STANDBY), str(target)
             elif target.standing is Standing.STANDBY:
@@ -317,8 +319,8 @@ def members_or_strangers(strangers: set[str]) -> Callable[[Event], Event]:
                 system_id = FOREIGN if host in strangers else OURS
                 identity = dataclasses.replace(seen.identity, system_id=system_id)
                 return ("see", host, dataclasses.replace(seen, identity=identity))
-            case ("patroni", PatroniWord() as word):
-                return ("patroni", dataclasses.replace(word, system_id=None))
+            case ("patroni", PatroniStatus() as status):
+                return ("patroni", dataclasses.replace(status, system_id=None))
             case ("agent restarts",):
                 return ("wait", 0.05)
             case _:
@@ -353,10 +355,10 @@ def test_another_identifier_needs_all_or_patroni(world: World, history: list[lis
             old, before[name] = before.get(name), state.memory.system_id
             if old in (None, state.memory.system_id):
                 continue
-            word = world.agent.patroni.get("wk1", PatroniWord()) if name.startswith("wk1") else PatroniWord()
+            status = world.agent.patroni.get("wk1", PatroniStatus()) if name.startswith("wk1") else PatroniStatus()
             hosts = {"cn": CN, "wk1": WK1, "wk2": WK2}[name[:3].rstrip("-")]
             ids = {one.identity.system_id for host in hosts if (one := world.fresh(host)) and one.identity}
-            assert state.memory.system_id == word.system_id or ids == {state.memory.system_id}
+            assert state.memory.system_id == status.system_id or ids == {state.memory.system_id}
 
 
 ROLES = st.sampled_from([primary(), standby()])

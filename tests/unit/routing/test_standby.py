@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resolver_agent.config.model import Fallback, Node, Route
-from resolver_agent.routing.observation import PatroniWord, Role
+from resolver_agent.routing.observation import PatroniStatus, Role
 from resolver_agent.routing.state import FENCE, Code, Target
 from tests.unit.builders import (
     FOREIGN,
@@ -162,7 +162,7 @@ B_LEADS = f"{B} is primary"
 )
 def test_no_fit_standby(
     seen: Mapping[str | Node, Observation],
-    benched: Mapping[Node, str],
+    excluded: Mapping[Node, str],
     words: str,
     primary_at: str,
     fallback: Fallback,
@@ -170,7 +170,7 @@ def test_no_fit_standby(
     """A standby that is seen unfit gives way at once by ``fallback``: to a fence, or to the primary."""
     agent = beside_standby(fallback=fallback, max_lag_bytes=100).see({A: standby(), B: primary()}).decide()
     assert agent.leads() == f"wk1 → {A} (standby)"
-    agent.patroni = {"wk1": PatroniWord(benched=benched)}
+    agent.patroni = {"wk1": PatroniStatus(excluded=excluded)}
     agent.see(seen).decide()
     if fallback is Fallback.NONE:
         assert agent.leads() == f"wk1 → fenced (no fit standby: {words})"
@@ -254,7 +254,7 @@ def test_fallback_follows_the_table_for_primaries() -> None:
     agent = beside_standby(hosts=(A, B, C), fallback=Fallback.PRIMARY)
     agent.see({A: dead(), B: primary(), C: standby(system_id=FOREIGN)}).decide()
     assert agent.address() == B
-    agent.patroni = {"wk1": PatroniWord(benched={node(B): f"{B} is tagged noloadbalance"})}
+    agent.patroni = {"wk1": PatroniStatus(excluded={node(B): f"{B} is tagged noloadbalance"})}
     agent.see({B: standby()}).decide()
     foreign = f"{C} is of another database cluster (system identifier {FOREIGN})"
     assert agent.leads() == (

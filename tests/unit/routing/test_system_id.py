@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from resolver_agent.routing.observation import PatroniWord, Role
+from resolver_agent.routing.observation import PatroniStatus, Role
 from resolver_agent.routing.state import FENCE, Target
 from tests.unit.builders import FOREIGN, barred, dead, node, primary, remembered, standby, unreachable
 from tests.unit.routing.builders import FENCED, PRIMARY, REFUSED, STANDBY, A, B, C, beside_primary, beside_standby
@@ -46,7 +46,7 @@ def test_foreign_server_at_the_primarys_address() -> None:
 def test_the_word_of_another_clusters_patroni_does_not_count() -> None:
     """Whose Patroni it is, shows by a system identifier that no server has: a wrong port fences and benches nobody."""
     agent = beside_primary().see({A: primary(), B: standby()}).decide()
-    agent.patroni = {"wk1": PatroniWord(leader=node(B), system_id=FOREIGN, benched={node(B): "noloadbalance"})}
+    agent.patroni = {"wk1": PatroniStatus(leader=node(B), system_id=FOREIGN, excluded={node(B): "noloadbalance"})}
     agent.wait(1).see({A: primary(), B: standby()}).decide()
     assert agent.leads() == f"wk1 → {A} (primary, timeline 7)"
     assert agent.alerts == {"wk1:patroni"}
@@ -89,11 +89,11 @@ def test_the_word_of_another_clusters_patroni_does_not_count() -> None:
     ],
 )
 def test_accepting_another_system_identifier(
-    steps: list[Mapping[str | Node, Observation]], word: int | None, expected: str
+    steps: list[Mapping[str | Node, Observation]], status: int | None, expected: str
 ) -> None:
     """Another identifier is accepted when all that answer agree and none has the old one, or Patroni reports it."""
     agent = beside_primary().see({A: primary(), B: standby()}).decide()
-    agent.patroni = {"wk1": PatroniWord(system_id=word)}
+    agent.patroni = {"wk1": PatroniStatus(system_id=status)}
     replaced = False
     for seen in steps:
         agent.wait(1).see(seen).decide()
