@@ -214,7 +214,7 @@ class Recoverer:
         """Return how it stands."""
         return RecoveryStatus(
             under_way=self._call.under_way,
-            hindered=self._blocked_by,
+            blocked_by=self._blocked_by,
             age_s=round(now - self._ended_at, 1) if self._ended_at else None,
             databases=tuple(one.status for one in self._results),
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Route
 from resolver_agent.routing.observation import Role, nodes_at
-from resolver_agent.routing.state import Code, GroupState, Standing
+from resolver_agent.routing.state import Code, GroupState, TargetKind
 
 if TYPE_CHECKING:
     from resolver_agent.config.model import Config, Group
@@ -100,9 +100,9 @@ def _name_blocker(group: Group, decision: Decision) -> str | None:
     state, view = _state(decision, group), decision.views.get(group.name)
     if state.target is None:
         return f"{group.name} is left out"
-    if state.target.standing is Standing.FENCED:
+    if state.target.kind is TargetKind.FENCED:
         return None
-    if view is None or state.target.standing is not Standing.PRIMARY or state.reason.code not in _CONFIRMED:
+    if view is None or state.target.kind is not TargetKind.PRIMARY or state.reason.code not in _CONFIRMED:
         return f"no confirmed primary: {state.target}"
     # What is resolved on a primary that was deposed is lost with it, and with its record here it could not come back.
     leader = view.leader

@@ -120,11 +120,11 @@ def _ask(path: str, *, until: float) -> Outcome:
 def judge(answer: dict[str, Any]) -> Outcome:
     """Return what an agent's answer comes to; what it does not say is not known."""
     faults = []
-    astray = answer.get("astray")
-    if not isinstance(astray, list):
+    misrouted = answer.get("misrouted", answer.get("astray"))  # the agent may be of the version before
+    if not isinstance(misrouted, list):
         faults.append("it is not known where the names lead")
-    elif astray:
-        faults.append(f"names still lead to standbys: {', '.join(map(str, astray))}")
+    elif misrouted:
+        faults.append(f"names still lead to standbys: {', '.join(map(str, misrouted))}")
     if answer.get("written") is not True:
         faults.append("the hosts file is not written")
     if answer.get("flushed", False) not in (True, None):  # None: there is no Citus here

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from resolver_agent import __version__
 from resolver_agent.control.client import ControlError
 from resolver_agent.routing.observation import ProbeFailure, Role
-from resolver_agent.routing.state import FENCE, AlertCode, Code, GroupState, Reason, Standing, Target
+from resolver_agent.routing.state import FENCE, AlertCode, Code, GroupState, Reason, Target, TargetKind
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -64,10 +64,10 @@ class NameStatus:
 
     name: str
     address: str | None
-    standing: str | None = None
-    wish: str | None = None
+    kind: str | None = None
+    wanted_role: str | None = None
     primary: str | None = None
-    primary_lost: bool | None = None
+    primary_demoted: bool | None = None
     code: str
     reason: str
     since: str | None = None
@@ -122,10 +122,10 @@ class RecoveredDatabase:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryStatus:
-    """What hinders 2PC recovery, and what the last pass did, which ended ``age_s`` seconds ago."""
+    """What blocks 2PC recovery, and what the last pass did, which ended ``age_s`` seconds ago."""
 
     under_way: bool
-    hindered: str | None
+    blocked_by: str | None
     age_s: float | None
     databases: tuple[RecoveredDatabase, ...]
 
@@ -165,13 +165,13 @@ class Plan:
 class PromotionAnswer:
     """What whoever announced a promotion has to know.
 
-    ``astray`` are the names that do not lead as a primary's must; ``flushed`` is None where there is no Citus.
+    ``misrouted`` are the names that do not lead as a primary's must; ``flushed`` is None where there is no Citus.
     """
 
     took_ms: int
     written: bool
     flushed: bool | None
-    astray: tuple[str, ...]
+    misrouted: tuple[str, ...]
     why: str
 
 
@@ -189,7 +189,22 @@ def as_json(value: object) -> Any:
     shown = [field.name for field in dataclasses.fields(value)]
     if isinstance(value, NameStatus) and value.address is None:
         shown = ["name", "address", "code", "reason"]
-    return {name: as_json(getattr(value, name)) for name in shown}
+    data = {name: as_json(getattr(value, name)) for name in shown}
+    return data | _in_old_words(data) if isinstance(value, (NameStatus, PromotionAnswer, RecoveryStatus)) else data
+
+
+_OLD_WORDS = {
+    "blocked_by": "hindered",
+    "kind": "standing",
+    "misrouted": "astray",
+    "primary_demoted": "primary_lost",
+    "wanted_role": "wish",
+}
+"""Keys that have another name since: programs may know the old one, and find both."""
+
+
+def _in_old_words(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {old: data[new] for new, old in _OLD_WORDS.items() if new in data}
 
 
 def from_json(kind: type[_T], data: object) -> _T:
@@ -231,16 +246,8 @@ def _fields(kind: type) -> dict[str, Any]:
 
 def target_to_json(target: Target) -> dict[str, Any]:
     """Return a target as plain data."""
-    return {
-        "name": target.name,
-        "address": target.address,
-        "standing": target.standing.value,
-        "wish": target.wish and target.wish.value,
-        "primary": target.primary,
-        "primary_lost": target.primary_lost,
-        "code": target.reason.code.value,
-        "reason": target.reason.text,
-    }
+    data = _target_fields(target)
+    return data | _in_old_words(data)
 
 
 def target_from_json(data: Mapping[str, Any]) -> Target:
@@ -248,12 +255,25 @@ def target_from_json(data: Mapping[str, Any]) -> Target:
     return Target(
         name=data["name"],
         address=data["address"],
-        standing=Standing(data["standing"]),
-        wish=Role(data["wish"]) if data["wish"] else None,
+        kind=TargetKind(data["kind"]),
+        wanted_role=Role(data["wanted_role"]) if data["wanted_role"] else None,
         primary=data["primary"],
-        primary_lost=data["primary_lost"],
+        primary_demoted=data["primary_demoted"],
         reason=Reason(Code(data["code"]), data["reason"]),
     )
+
+
+def _target_fields(target: Target) -> dict[str, Any]:
+    return {
+        "name": target.name,
+        "address": target.address,
+        "kind": target.kind.value,
+        "wanted_role": target.wanted_role and target.wanted_role.value,
+        "primary": target.primary,
+        "primary_demoted": target.primary_demoted,
+        "code": target.reason.code.value,
+        "reason": target.reason.text,
+    }
 
 
 # --- made from a decision
@@ -279,7 +299,7 @@ def promotion(
     made_for = decision.made_for[0] if decision.made_for is not None else None
     told = [one.text for one in alerts if one.code is not AlertCode.ANNOUNCED]
     # Of a primary's names only those wish for a standby that always do (`route: standby`).
-    astray = [] if made_for is Role.PRIMARY else [one for one in decision.targets if one.wish is Role.STANDBY]
+    misrouted = [] if made_for is Role.PRIMARY else [one for one in decision.targets if one.wanted_role is Role.STANDBY]
     waited_for = {
         "the names are still a standby's": made_for is not Role.PRIMARY,
         "the hosts file could not be written yet": not written,
@@ -289,7 +309,7 @@ def promotion(
         took_ms=round(took_s * 1000),
         written=written,
         flushed=None if flush.citus is False else flush.flushed,
-        astray=tuple(map(str, astray)),
+        misrouted=tuple(map(str, misrouted)),
         why="; ".join([words for words, waits in waited_for.items() if waits] + told),
     )
 
@@ -318,7 +338,7 @@ def status(
         target = state.target
         if target is None:
             return NameStatus(name=group.name, address=None, code=state.reason.code.value, reason=state.reason.text)
-        return NameStatus(**target_to_json(target), since=wall(target.since))
+        return NameStatus(**_target_fields(target), since=wall(target.since))
 
     def node(group: Group, node: Node) -> NodeStatus:
         fitness = decision.groups.get(group.name, _NOTHING).memory.fitness.get(node)
@@ -412,7 +432,7 @@ def _citus_lines(status: Status) -> list[str]:
         recovered = f"last recovery {recovery.age_s:.0f} s ago"
         recovered += f", not to its end: {withdrawn}" if withdrawn else ""
     else:
-        recovered = f"no recovery: {recovery.hindered or 'not due yet'}"
+        recovered = f"no recovery: {recovery.blocked_by or 'not due yet'}"
     return [f"Citus: cached connections are {told}; {recovered}"]
 
 

@@ -23,7 +23,7 @@ import re
 from typing import TYPE_CHECKING
 
 from resolver_agent.routing.observation import Role
-from resolver_agent.routing.state import Standing, Target
+from resolver_agent.routing.state import Target, TargetKind
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -37,16 +37,16 @@ _MARKER = re.compile(rb"^# (?:BEGIN|END) resolver-agent.*\n?", re.MULTILINE)
 _LINE = re.compile(rb".*\n|.+")
 _ADDRESS = r"[0-9A-Fa-f:.]+"
 _ENTRY = re.compile(
-    rf"(?P<address>{_ADDRESS})\s+(?P<name>[A-Za-z0-9._-]+)\s+# (?P<standing>{'|'.join(s.value for s in Standing)})"
+    rf"(?P<address>{_ADDRESS})\s+(?P<name>[A-Za-z0-9._-]+)\s+# (?P<standing>{'|'.join(s.value for s in TargetKind)})"
     rf"(?P<no_standby>; no standby)?"
     rf"(?P<told>; primary (?P<primary>{_ADDRESS})|; primary was (?P<lost>{_ADDRESS}), now in recovery|; no primary)?\s*"
 )
 _WISHES = {
-    Standing.SELF: None,
-    Standing.STANDBY: Role.STANDBY,
-    Standing.FALLBACK: Role.STANDBY,
-    Standing.PRIMARY: Role.PRIMARY,
-    Standing.FENCED: Role.PRIMARY,
+    TargetKind.SELF: None,
+    TargetKind.STANDBY: Role.STANDBY,
+    TargetKind.FALLBACK: Role.STANDBY,
+    TargetKind.PRIMARY: Role.PRIMARY,
+    TargetKind.FENCED: Role.PRIMARY,
 }
 
 
@@ -188,17 +188,17 @@ def _entry(target: Target) -> bytes:
     return line.encode("ascii") + b"\n"
 
 
-def _implied_primary(standing: Standing, address: str) -> str | None:
-    return address if standing in (Standing.PRIMARY, Standing.FALLBACK) else None
+def _implied_primary(kind: TargetKind, address: str) -> str | None:
+    return address if kind in (TargetKind.PRIMARY, TargetKind.FALLBACK) else None
 
 
 def _comment(target: Target) -> str:
-    clauses = [target.standing.value]
-    if target.standing is Standing.FENCED and target.wish is Role.STANDBY:
+    clauses = [target.kind.value]
+    if target.kind is TargetKind.FENCED and target.wanted_role is Role.STANDBY:
         clauses.append("no standby")
-    if target.primary and target.primary_lost:
+    if target.primary and target.primary_demoted:
         clauses.append(f"primary was {target.primary}, now in recovery")
-    elif target.standing is Standing.FENCED or target.primary != _implied_primary(target.standing, target.address):
+    elif target.kind is TargetKind.FENCED or target.primary != _implied_primary(target.kind, target.address):
         clauses.append(f"primary {target.primary}" if target.primary else "no primary")
     return "; ".join(clauses)
 
@@ -208,8 +208,8 @@ def _parse(line: str) -> Target | None:
     found = _ENTRY.fullmatch(line)
     if not found:
         return None
-    address, standing = found["address"], Standing(found["standing"])
-    primary = found["primary"] or found["lost"] if found["told"] else _implied_primary(standing, address)
+    address, kind = found["address"], TargetKind(found["standing"])
+    primary = found["primary"] or found["lost"] if found["told"] else _implied_primary(kind, address)
     try:
         for text in filter(None, (address, primary)):
             ipaddress.ip_address(text)
@@ -218,10 +218,10 @@ def _parse(line: str) -> Target | None:
     return Target(
         name=found["name"],
         address=address,
-        standing=standing,
-        wish=Role.STANDBY if found["no_standby"] else _WISHES[standing],
+        kind=kind,
+        wanted_role=Role.STANDBY if found["no_standby"] else _WISHES[kind],
         primary=primary,
-        primary_lost=found["lost"] is not None,
+        primary_demoted=found["lost"] is not None,
     )
 
 

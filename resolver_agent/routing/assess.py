@@ -11,7 +11,7 @@ from resolver_agent.routing.observation import NodeState, Observation, Observati
 from resolver_agent.routing.primary import find_primary
 from resolver_agent.routing.standby import assess_fitness, extend_history
 from resolver_agent.routing.state import Alert, AlertCode, GroupState, Memory
-from resolver_agent.routing.system_id import find_system_id, outsider_words
+from resolver_agent.routing.system_id import describe_foreign, find_system_id
 from resolver_agent.routing.view import GroupView
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ def assess(
     trusted, doubts = _trusted_status(group, status, fresh)
     system_id, replaced = find_system_id(group, before, trusted, states=states, fresh=fresh)
     members = {node: seen for node, seen in fresh.items() if seen.identity and seen.identity.system_id == system_id}
-    outsiders = {node: outsider_words(seen, system_id) for node, seen in fresh.items() if node not in members}
+    foreign_words = {node: describe_foreign(seen, system_id) for node, seen in fresh.items() if node not in members}
     foreign = memory.foreign if system_id is None else (memory.foreign | fresh.keys()) - members.keys()
-    alerts = _node_alerts(group, states, outsiders if system_id is not None else {})
+    alerts = _node_alerts(group, states, foreign_words if system_id is not None else {})
     primary, split = find_primary(
-        group, before, trusted, states=states, members=members, foreign=foreign, outsiders=outsiders
+        group, before, trusted, states=states, members=members, foreign=foreign, foreign_words=foreign_words
     )
     if memory.system_id is None and trusted.system_id is None and primary.seen is None:
         system_id = None  # presumed, until a primary confirms it
@@ -63,7 +63,7 @@ def assess(
         group,
         states,
         members=members,
-        refused=outsiders | dict(trusted.excluded),
+        refused=foreign_words | dict(trusted.excluded),
         lsns=lsns,
         previous=memory.fitness,
         now=now,
@@ -79,7 +79,7 @@ def assess(
         fresh=fresh,
         memory=Memory(
             primary=primary.last,
-            primary_lost=primary.lost,
+            primary_demoted=primary.lost,
             system_id=system_id,
             foreign=foreign,
             lsns=lsns,

@@ -16,7 +16,7 @@ from resolver_agent.routing.local_server import local_role, own_addresses
 from resolver_agent.routing.observation import NodeState, Observations, Role
 from resolver_agent.routing.primary import choose_primary
 from resolver_agent.routing.standby import choose_standby, fall_back_together
-from resolver_agent.routing.state import Alert, AlertCode, Code, GroupState, Memory, Reason, Standing, Target
+from resolver_agent.routing.state import Alert, AlertCode, Code, GroupState, Memory, Reason, Target, TargetKind
 from resolver_agent.routing.view import Choice, GroupView
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ def resume(config: Config, remembered: Iterable[Target]) -> Decision:
         if target is None:
             groups[group.name] = GroupState()
             continue
-        if group.route is Route.FOLLOW and target.wish is not None:
-            wishes.add(target.wish)
+        if group.route is Route.FOLLOW and target.wanted_role is not None:
+            wishes.add(target.wanted_role)
         groups[group.name] = GroupState(
             target=target,
             reason=target.reason,
-            own=target.address if target.standing is Standing.SELF else None,
-            memory=Memory(primary=target.primary, primary_lost=target.primary_lost),
+            own=target.address if target.kind is TargetKind.SELF else None,
+            memory=Memory(primary=target.primary, primary_demoted=target.primary_demoted),
         )
     # Names that were held when the local role changed still say the old one: then each keeps its own wish.
     return Decision(groups=groups, role=wishes.pop() if len(wishes) == 1 else None)
@@ -74,14 +74,14 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
         for group in config.groups
     ]
     role, primary_run = local_role(views, observations, previous)
-    wished = observations.assumed or (Role.PRIMARY if observations.holds_lock else role)
+    wanted = observations.assumed or (Role.PRIMARY if observations.holds_lock else role)
     owns = own_addresses(views, observations.local, observations.local.fresh(now=now, max_age_s=max_age_s))
-    settled = _settled(views, owns, previous, (wished, config.fallback))
+    settled = _settled(views, owns, previous, (wanted, config.fallback))
     choices = {}
     for view in views:
         if view.group.name not in owns and view.group.name not in settled:
-            wish = _wish(view, wished)
-            choose = choose_primary if wish is Role.PRIMARY else choose_standby
+            wanted_role = _wanted_role(view, wanted)
+            choose = choose_primary if wanted_role is Role.PRIMARY else choose_standby
             choices[view.group.name] = choose(view, config.fallback)
     if config.fallback is Fallback.ALL:
         fall_back_together(views, choices)
@@ -100,7 +100,7 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
         primary_run=primary_run,
         alerts=tuple(dict.fromkeys(alerts)),
         recheck_at=_recheck_at(views, observations, max_age_s=max_age_s),
-        made_for=(wished, config.fallback),
+        made_for=(wanted, config.fallback),
         views={view.group.name: view for view in views},
     )
 
@@ -128,31 +128,31 @@ def _recheck_at(views: list[GroupView], observations: Observations, *, max_age_s
     return min(min(expiries, default=float("inf")), min((view.pending_until for view in views), default=float("inf")))
 
 
-def _wish(view: GroupView, local: Role | None) -> Role:
+def _wanted_role(view: GroupView, local: Role | None) -> Role:
     match view.group.route:
         case Route.PRIMARY:
             return Role.PRIMARY
         case Route.STANDBY:
             return Role.STANDBY
         case Route.FOLLOW:
-            remembered = view.target.wish if view.target is not None else None
+            remembered = view.target.wanted_role if view.target is not None else None
             return local or remembered or Role.PRIMARY
 
 
 def _settle(view: GroupView, own: str | None, choice: Choice | None, now: float) -> GroupState:
     """Return the group's part of the decision, from its own address or the choice made for it."""
     if own is not None:
-        choice = Choice(own, Standing.SELF, Reason(Code.SELF, "this server"), Role.PRIMARY)
+        choice = Choice(own, TargetKind.SELF, Reason(Code.SELF, "this server"), Role.PRIMARY)
     target = None
     if choice is not None and choice.address is not None:
         stays = view.target is not None and view.target.address == choice.address
         target = Target(
             name=view.group.name,
             address=choice.address,
-            standing=choice.standing,
-            wish=None if choice.standing is Standing.SELF else choice.wish,
+            kind=choice.kind,
+            wanted_role=None if choice.kind is TargetKind.SELF else choice.wanted_role,
             primary=view.primary.last,
-            primary_lost=view.primary.lost,
+            primary_demoted=view.primary.lost,
             reason=choice.reason,
             since=view.target.since if stays and view.target is not None else now,
         )

@@ -90,7 +90,7 @@ class NodeState:
         return dataclasses.replace(self, latest=observation, seen_dead=seen_dead)
 
     def fresh(self, *, now: float, max_age_s: float) -> Observation | None:
-        """Return the observation of a role that still counts: not seen dead since, and younger than ``max_age_s`` seconds."""
+        """Return the observation of a role that still counts: not dead since, younger than ``max_age_s`` seconds."""
         if self.role_seen is None or self.seen_dead or now - self.role_seen.at >= max_age_s:
             return None
         return self.role_seen

@@ -29,7 +29,7 @@ from resolver_agent.routing.observation import (
     describe,
     nodes_at,
 )
-from resolver_agent.routing.state import FENCE, Alert, AlertCode, Code, GroupState, Reason, Standing
+from resolver_agent.routing.state import FENCE, Alert, AlertCode, Code, GroupState, Reason, TargetKind
 from resolver_agent.routing.view import Choice, GroupView, Primary, hold
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def find_primary(
     states: Mapping[Node, NodeState],
     members: Mapping[Node, Observation],
     foreign: frozenset[Node],
-    outsiders: Mapping[Node, str],
+    foreign_words: Mapping[Node, str],
 ) -> tuple[Primary, list[Alert]]:
     """Return the group's primary by rows P1 to P7, and the alert that there are several."""
     primaries = [seen for seen in members.values() if seen.role is Role.PRIMARY]
@@ -55,13 +55,15 @@ def find_primary(
     last_at = nodes_at(before.memory.primary, group, states)
     # The address may belong to a node that was removed since: then all the others have to speak for it.
     lost = before.memory.primary is not None and (
-        before.memory.primary_lost or all(states[node].last_role is Role.STANDBY for node in last_at or group.nodes)
+        before.memory.primary_demoted or all(states[node].last_role is Role.STANDBY for node in last_at or group.nodes)
     )
     if primaries:
         alert = Alert(AlertCode.PRIMARIES, f"{group.name}: several primaries: {_claims(primaries)}", of=(group.name,))
         leader = members.get(status.leader) if status.leader else None
         return _one_of(primaries, before, leader, lost=lost), [alert]  # P2, P3, P4
-    words = "; ".join(outsiders.get(node) or describe(node, state, members.get(node)) for node, state in states.items())
+    words = "; ".join(
+        foreign_words.get(node) or describe(node, state, members.get(node)) for node, state in states.items()
+    )
     if before.memory.primary is None and not members:
         reason = Reason(Code.UNKNOWN, f"no primary known; {words}")
         return Primary(None, reason, None, lost=False), []  # P7
@@ -97,23 +99,23 @@ def choose_primary(view: GroupView, _fallback: Fallback) -> Choice:
     held = view.target
     address = primary_address(view, Role.PRIMARY)
     if address is not None:
-        standing = Standing.FENCED if address == FENCE else Standing.PRIMARY
-        return Choice(address, standing, view.primary.reason, Role.PRIMARY)  # P1 to P6, P9
+        kind = TargetKind.FENCED if address == FENCE else TargetKind.PRIMARY
+        return Choice(address, kind, view.primary.reason, Role.PRIMARY)  # P1 to P6, P9
     # R2: an earlier run saw in recovery what the block calls a standby.
-    if held is not None and (held.standing is Standing.STANDBY or view.seen_in_recovery(held.address)):
+    if held is not None and (held.kind is TargetKind.STANDBY or view.seen_in_recovery(held.address)):
         reason = Reason(Code.FENCED, f"no primary known; {held.address} was a standby")
-        return Choice(FENCE, Standing.FENCED, reason, Role.PRIMARY)  # P8
+        return Choice(FENCE, TargetKind.FENCED, reason, Role.PRIMARY)  # P8
     return hold(view, Role.PRIMARY, view.primary.reason.text)  # P7
 
 
-def primary_address(view: GroupView, wish: Role) -> str | None:
+def primary_address(view: GroupView, wanted_role: Role) -> str | None:
     """Return where the group's primary is: FENCE without one, None where nothing was ever known.
 
     A fence is left for a primary that is seen, not for one that is merely remembered (R1), unless the name was fenced
     with another wish.
     """
     held = view.target
-    fenced = held is not None and held.standing is Standing.FENCED and held.wish is wish
+    fenced = held is not None and held.kind is TargetKind.FENCED and held.wanted_role is wanted_role
     if fenced and view.primary.reason.code is Code.HELD:
         return FENCE  # P9
     return view.primary.address  # P1 to P8

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from resolver_agent.config.model import Fallback, Node, Route
 from resolver_agent.routing.observation import NodeState, Observation, Role, describe
 from resolver_agent.routing.primary import primary_address
-from resolver_agent.routing.state import FENCE, Code, Fitness, Reason, Standing
+from resolver_agent.routing.state import FENCE, Code, Fitness, Reason, TargetKind
 from resolver_agent.routing.view import Choice, GroupView, hold
 
 if TYPE_CHECKING:
@@ -123,39 +123,39 @@ def _lagging(group: Group, *, lag_bytes: int | None, lag_s: float | None, before
 def choose_standby(view: GroupView, fallback: Fallback) -> Choice:
     """The first fit standby in the configured order; voluntary changes wait for ``failback_delay`` of health."""
     target = view.target
-    standing = target.standing if target is not None else None
+    kind = target.kind if target is not None else None
     chosen = next(iter(view.fit), None)
     current = next(
         (node for node in view.fit if target is not None and view.fresh[node].address == target.address), None
     )
-    if target is not None and standing is Standing.STANDBY:
+    if target is not None and kind is TargetKind.STANDBY:
         if current is not None:
             chosen = next(node for node in view.fit if node in view.healthy or node == current)  # S2
         elif view.cannot_tell(target.address):
             return hold(view, Role.STANDBY, view.words_at(target.address))  # S3
-    elif standing is Standing.FALLBACK and fallback is not Fallback.NONE and view.primary.seen is not None:
+    elif kind is TargetKind.FALLBACK and fallback is not Fallback.NONE and view.primary.seen is not None:
         # The primary that it fell back to may have become a standby since: then there is nothing to return from.
         chosen = next((node for node in view.fit if node in view.healthy), current)  # S4
     if chosen is not None:
         address = view.fresh[chosen].address
-        return Choice(address, Standing.STANDBY, Reason(Code.STANDBY, "standby"), Role.STANDBY)  # S1, S2, S4
+        return Choice(address, TargetKind.STANDBY, Reason(Code.STANDBY, "standby"), Role.STANDBY)  # S1, S2, S4
 
     why = f"no fit standby: {view.unfit_words}"
     seen_primary = fallback is not Fallback.NONE and view.primary.seen is not None
     if not view.asked_all or not (view.has_evidence_against or seen_primary):
         return hold(view, Role.STANDBY, why)  # S5
     if fallback is Fallback.NONE:
-        return Choice(FENCE, Standing.FENCED, Reason(Code.FENCED, why), Role.STANDBY, lacks=True)  # S6
+        return Choice(FENCE, TargetKind.FENCED, Reason(Code.FENCED, why), Role.STANDBY, lacks=True)  # S6
     return _fall_back(view, why)  # S7
 
 
 def _fall_back(view: GroupView, why: str) -> Choice:
     """Lead a name that wants a standby to its primary, by the rows P."""
     address = primary_address(view, Role.STANDBY) or FENCE
-    standing = Standing.FENCED if address == FENCE else Standing.FALLBACK
+    kind = TargetKind.FENCED if address == FENCE else TargetKind.FALLBACK
     code = Code.FENCED if address == FENCE else Code.FALLBACK
     reason = Reason(code, f"{why}; {view.primary.reason.text}")
-    return Choice(address, standing, reason, Role.STANDBY, lacks=True)
+    return Choice(address, kind, reason, Role.STANDBY, lacks=True)
 
 
 def fall_back_together(views: list[GroupView], choices: dict[str, Choice]) -> None:
@@ -168,13 +168,13 @@ def fall_back_together(views: list[GroupView], choices: dict[str, Choice]) -> No
         for view in views
         if view.group.route is Route.FOLLOW
         and view.group.name in choices
-        and choices[view.group.name].wish is Role.STANDBY
+        and choices[view.group.name].wanted_role is Role.STANDBY
     ]
     lacking = next((view.group.name for view in following if choices[view.group.name].lacks), None)
     if lacking is None:
         return
     for view in following:
-        fallen = view.target is not None and view.target.standing is Standing.FALLBACK
+        fallen = view.target is not None and view.target.kind is TargetKind.FALLBACK
         held = fallen and view.primary.reason.code is Code.HELD
         if not choices[view.group.name].lacks and (held or view.primary.seen is not None):
             choices[view.group.name] = _fall_back(view, f"{lacking} has no fit standby")  # S8

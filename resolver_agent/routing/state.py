@@ -38,7 +38,7 @@ class Reason:
     text: str
 
 
-class Standing(enum.Enum):
+class TargetKind(enum.Enum):
     """What the address in the block is; written there, and read back by the next run."""
 
     SELF = "self"
@@ -59,10 +59,10 @@ class Target:
 
     name: str
     address: str
-    standing: Standing
-    wish: Role | None
+    kind: TargetKind
+    wanted_role: Role | None
     primary: str | None = None
-    primary_lost: bool = False
+    primary_demoted: bool = False
     reason: Reason = dataclasses.field(default=Reason(Code.HELD, "as found in the hosts file"), compare=False)
     since: float = dataclasses.field(default=0.0, compare=False)
 
@@ -142,7 +142,7 @@ class Memory:
     """
 
     primary: str | None = None
-    primary_lost: bool = False
+    primary_demoted: bool = False
     system_id: int | None = None
     foreign: frozenset[Node] = frozenset()
     lsns: tuple[tuple[float, int], ...] = ()

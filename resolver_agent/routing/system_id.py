@@ -61,7 +61,7 @@ def _presumed_system_id(
     return next((agreed.pop() for circle in circles if len(agreed := {ids[node] for node in circle}) == 1), None)
 
 
-def outsider_words(seen: Observation, system_id: int | None) -> str:
+def describe_foreign(seen: Observation, system_id: int | None) -> str:
     """Say why a node does not count that answered; ``system_id`` is the group's."""
     found = seen.identity.system_id if seen.identity else "unknown"
     if system_id is None:

@@ -18,7 +18,7 @@ from resolver_agent.routing.observation import (
     describe,
     nodes_at,
 )
-from resolver_agent.routing.state import Alert, Code, GroupState, Memory, Reason, Standing, Target
+from resolver_agent.routing.state import Alert, Code, GroupState, Memory, Reason, Target, TargetKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,7 +89,7 @@ class GroupView:
         not in doubt.
         """
         target = self.target
-        if target is not None and target.standing in (Standing.FENCED, Standing.FALLBACK):
+        if target is not None and target.kind in (TargetKind.FENCED, TargetKind.FALLBACK):
             return True
         nodes = (self._at(target.address) if target is not None else ()) or self.group.nodes
         return all(self.states[node].seen_dead or node in self.fresh for node in nodes)
@@ -126,15 +126,15 @@ class Choice:
     """Where a name should lead. ``address`` None leaves it as it is; ``lacks`` reports that no standby is fit."""
 
     address: str | None
-    standing: Standing
+    kind: TargetKind
     reason: Reason
-    wish: Role
+    wanted_role: Role
     lacks: bool = False
 
 
-def hold(view: GroupView, wish: Role, why: str) -> Choice:
+def hold(view: GroupView, wanted_role: Role, why: str) -> Choice:
     """Leave a name where it is (R1). A name that never led anywhere is left out of the file."""
     if view.target is None:
-        return Choice(None, Standing.FENCED, Reason(Code.UNKNOWN, why), wish)
+        return Choice(None, TargetKind.FENCED, Reason(Code.UNKNOWN, why), wanted_role)
     held = view.target
-    return Choice(held.address, held.standing, Reason(Code.HELD, f"held; {why}"), wish)
+    return Choice(held.address, held.kind, Reason(Code.HELD, f"held; {why}"), wanted_role)

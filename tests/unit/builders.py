@@ -17,7 +17,7 @@ from resolver_agent.routing.observation import (
     ProbeFailure,
     Role,
 )
-from resolver_agent.routing.state import Standing, Target
+from resolver_agent.routing.state import Target, TargetKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -101,25 +101,25 @@ def unreachable() -> Observation:
 
 def remembered(
     address: str,
-    standing: Standing,
+    kind: TargetKind,
     *,
     name: str = "wk1",
-    wish: Role | None = None,
+    wanted_role: Role | None = None,
     last: str | None = None,
     lost: bool = False,
 ) -> Target:
     """Return a line of the block; ``last`` is the last known primary. The wish is what the standing implies."""
     wishes = {
-        Standing.SELF: None,
-        Standing.STANDBY: Role.STANDBY,
-        Standing.FALLBACK: Role.STANDBY,
-        Standing.PRIMARY: Role.PRIMARY,
-        Standing.FENCED: Role.PRIMARY,
+        TargetKind.SELF: None,
+        TargetKind.STANDBY: Role.STANDBY,
+        TargetKind.FALLBACK: Role.STANDBY,
+        TargetKind.PRIMARY: Role.PRIMARY,
+        TargetKind.FENCED: Role.PRIMARY,
     }
-    if standing in (Standing.PRIMARY, Standing.FALLBACK):
+    if kind in (TargetKind.PRIMARY, TargetKind.FALLBACK):
         last = last or address
-    wish = wish or wishes[standing]
-    return Target(name=name, address=address, standing=standing, wish=wish, primary=last, primary_lost=lost)
+    wanted_role = wanted_role or wishes[kind]
+    return Target(name=name, address=address, kind=kind, wanted_role=wanted_role, primary=last, primary_demoted=lost)
 
 
 class Agent:

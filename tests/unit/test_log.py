@@ -10,7 +10,7 @@ import pytest
 from resolver_agent.log import ChangeLog
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.observation import Role
-from resolver_agent.routing.state import Alert, AlertCode, Code, GroupState, Reason, Standing, Target
+from resolver_agent.routing.state import Alert, AlertCode, Code, GroupState, Reason, Target, TargetKind
 from tests.unit.builders import Agent, config, dead, group, node, primary, remembered, standby, unreachable
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Log:
 def leading(address: str, code: Code, *, text: str = "why") -> Decision:
     """Return a decision about one name."""
     reason = Reason(code, text)
-    target = Target(name="wk1", address=address, standing=Standing.PRIMARY, wish=Role.PRIMARY, reason=reason)
+    target = Target(name="wk1", address=address, kind=TargetKind.PRIMARY, wanted_role=Role.PRIMARY, reason=reason)
     return Decision(groups={"wk1": GroupState(target=target, reason=reason)})
 
 
@@ -73,7 +73,7 @@ def test_the_first_round_says_everything_and_the_next_nothing(log: Log) -> None:
 
 def test_a_name_that_is_held_is_said_by_its_alert_alone(log: Log) -> None:
     """The same text is not an error line and an information line; when it is over the name is said again."""
-    block = [remembered(A, Standing.PRIMARY)]
+    block = [remembered(A, TargetKind.PRIMARY)]
     agent = Agent(config(group("wk1", A, B)), block).see({A: dead(), B: standby()}).see_local(primary()).decide()
     text = "wk1 → 10.0.0.1 (held; no primary; 10.0.0.1 is dead: Connection refused; 10.0.0.2 is in recovery)"
     assert log.of(agent) == [

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from tests.integration.support.command_line import PROGRAM
-from tests.integration.support.hook import ASTRAY, WELL, Ran, agent, run
+from tests.integration.support.hook import MISROUTED, WELL, Ran, agent, run
 
 SNIPPET = Path(__file__).parents[3] / "systemd/patroni-pre-promote.yml"
 
@@ -31,7 +31,7 @@ def snippet(program: str, *, options: str = "") -> list[str]:
 
 def test_the_line_for_patroni(path: Path) -> None:
     """It asks the agent, and what came of it is in Patroni's log."""
-    with agent(path, ASTRAY):
+    with agent(path, MISROUTED):
         ran = run(snippet(shlex.join(PROGRAM), options=f"--socket {path}"))
     assert ran.code == 0
     assert re.fullmatch("resolver-agent pre-promote: not ready for the promotion .* wk1 → 10.0.0.4 .*\n", ran.said)

@@ -19,7 +19,7 @@ import pytest
 
 from resolver_agent.control import client
 from tests.integration.support.command_line import PROGRAM
-from tests.integration.support.hook import ASTRAY, WELL, Ran, agent, run
+from tests.integration.support.hook import MISROUTED, WELL, Ran, agent, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -99,7 +99,9 @@ def accepting(listener: socket.socket, behave: Callable[[socket.socket], None]) 
     ("answer", "strict", "said"),
     [
         pytest.param(WELL, 0, r"ready for the promotion \(after 42 ms\)", id="ready"),
-        pytest.param(ASTRAY, 1, r"not ready .*: names still lead to standbys: wk1 → 10.0.0.4 \(standby\)", id="astray"),
+        pytest.param(
+            MISROUTED, 1, r"not ready .*: names still lead to standbys: wk1 → 10.0.0.4 \(standby\)", id="standby"
+        ),
         pytest.param(WELL | {"written": False}, 1, "not ready .*: the hosts file is not written", id="not written"),
         pytest.param(WELL | {"flushed": False}, 1, "not ready .*: .* not flushed", id="not flushed"),
         pytest.param({"error": "no\nway"}, 1, "not known .*: the agent answered: no way", id="refused"),
@@ -126,7 +128,7 @@ def test_others_are_answered_while_the_hook_waits(path: Path) -> None:
 
 def test_a_thousand_names_are_one_line(path: Path) -> None:
     """What would not fit into a pipe at once is cut short."""
-    with agent(path, WELL | {"astray": [f"wk{number} → 10.0.0.4 (standby)" for number in range(1000)]}):
+    with agent(path, WELL | {"misrouted": [f"wk{number} → 10.0.0.4 (standby)" for number in range(1000)]}):
         assert 4000 < len(hook(path).said.encode()) <= 4096
 
 
@@ -184,7 +186,7 @@ def trickle(connection: socket.socket) -> None:
         pytest.param(lambda _connection: None, "ended before it answered", id="hangs up"),
         pytest.param(lambda connection: connection.sendall(b"\x00\xff\n"), "is no agent", id="garbage"),
         pytest.param(lambda connection: connection.sendall(b"[1]\n"), r"answered: \[1\]", id="no object"),
-        pytest.param(lambda connection: connection.sendall(b'{"astray": {}}\n'), "not known where", id="nonsense"),
+        pytest.param(lambda connection: connection.sendall(b'{"misrouted": {}}\n'), "not known where", id="nonsense"),
     ],
 )
 def test_agents_that_fail(

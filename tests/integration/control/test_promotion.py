@@ -169,7 +169,7 @@ def test_without_patroni_it_ends_when_the_server_streams_again(
     cn.primary.stop()
     cn.standby.wait_until("SELECT count(*) = 0 FROM pg_stat_wal_receiver")
     answer = client.ask(socket_of(config), "pre-promote")
-    assert (answer["written"], answer["flushed"], answer["astray"]) == (True, None, [])
+    assert (answer["written"], answer["flushed"], answer["misrouted"]) == (True, None, [])
     assert agent.target("wk1") == wk1.primary.address
     cn.primary.start()
     agent.wait_for_line(f"{OVER}the local PostgreSQL streams from a primary")
@@ -199,7 +199,7 @@ def test_on_a_primary_it_is_answered_when_all_is_done(
     config = write_config(cluster["cn"].primary, cluster)
     start_agent(config).wait_for_line("keeps ")
     answer = client.ask(socket_of(config), "pre-promote")
-    assert (answer["written"], answer["flushed"], answer["astray"]) == (True, None, [])
+    assert (answer["written"], answer["flushed"], answer["misrouted"]) == (True, None, [])
 
 
 def test_a_start_under_pressure_does_not_wait_for_the_silent(
@@ -214,5 +214,5 @@ def test_a_start_under_pressure_does_not_wait_for_the_silent(
     agent.wait_for_line("keeps ")
     answer = client.ask(socket_of(config), "pre-promote")
     assert answer["took_ms"] < 2000
-    assert answer["astray"] == []
+    assert answer["misrouted"] == []
     assert f"{wk1.primary.address}\twk1" in hosts_file.read_text()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from resolver_agent.hosts import block
 from resolver_agent.hosts.atomic_file import HostsFileError, HostsFileWriter, System, WriteError
 from resolver_agent.routing.observation import Role
-from resolver_agent.routing.state import Standing, Target
+from resolver_agent.routing.state import Target, TargetKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ SHORT, LONG = "10.0.0.1", "10.100.100.100"
 
 def pointing_to(address: str) -> Callable[[bytes], bytes]:
     """Return the change that points wk1 to ``address``."""
-    targets = [Target(name="wk1", address=address, standing=Standing.STANDBY, wish=Role.STANDBY)]
+    targets = [Target(name="wk1", address=address, kind=TargetKind.STANDBY, wanted_role=Role.STANDBY)]
     return lambda content: block.render(content, targets)
 
 

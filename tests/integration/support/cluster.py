@@ -19,7 +19,7 @@ from resolver_agent.control import client
 from resolver_agent.demo.postgres import Postgres, Site
 from resolver_agent.hosts import block
 from resolver_agent.routing.observation import Role
-from resolver_agent.routing.state import Standing, Target
+from resolver_agent.routing.state import Target, TargetKind
 from tests.integration.support.agent_process import Agent
 from tests.integration.support.machine import CHECKOUT, Machine
 
@@ -222,8 +222,8 @@ class Cluster:
                     Target(
                         name=name,
                         address=addresses[number],
-                        standing=Standing.SELF if name == own else Standing(role.value),
-                        wish=None if name == own else role,
+                        kind=TargetKind.SELF if name == own else TargetKind(role.value),
+                        wanted_role=None if name == own else role,
                         primary=addresses[0],
                     )
                     for name, addresses in self.addresses.items()

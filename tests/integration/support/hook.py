@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-WELL = {"took_ms": 42, "written": True, "flushed": True, "astray": [], "why": ""}
-ASTRAY = WELL | {"astray": ["wk1 → 10.0.0.4 (standby)"]}
+WELL = {"took_ms": 42, "written": True, "flushed": True, "misrouted": [], "why": ""}
+MISROUTED = WELL | {"misrouted": ["wk1 → 10.0.0.4 (standby)"]}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

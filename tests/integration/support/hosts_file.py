@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from resolver_agent.hosts import block
 from resolver_agent.hosts.atomic_file import System
 from resolver_agent.routing.observation import Role
-from resolver_agent.routing.state import Standing, Target
+from resolver_agent.routing.state import Target, TargetKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +19,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 OLD = b"127.0.0.1\tlocalhost\n10.9.9.9\tother\n"
-TARGETS = [Target(name="wk1", address="10.100.100.100", standing=Standing.STANDBY, wish=Role.STANDBY)]
+TARGETS = [Target(name="wk1", address="10.100.100.100", kind=TargetKind.STANDBY, wanted_role=Role.STANDBY)]
 
 
 def with_block(content: bytes) -> bytes:

@@ -314,7 +314,7 @@ def test_report() -> None:
         bed.citus.result = Recovered(database="app", recovered=2)
         await bed.settle()
         status = bed.recoverer.status(bed.now + 5)
-        assert (status.age_s, status.hindered, status.under_way) == (5.0, None, False)
+        assert (status.age_s, status.blocked_by, status.under_way) == (5.0, None, False)
         assert status.databases[0].recovered == 2
 
     run(scenario)

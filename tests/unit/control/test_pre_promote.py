@@ -12,7 +12,7 @@ import yaml
 from resolver_agent.control import pre_promote
 
 SNIPPET = Path(__file__).parents[3] / "systemd/patroni-pre-promote.yml"
-WELL = {"took_ms": 42, "written": True, "flushed": True, "astray": [], "why": ""}
+WELL = {"took_ms": 42, "written": True, "flushed": True, "misrouted": [], "why": ""}
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ WELL = {"took_ms": 42, "written": True, "flushed": True, "astray": [], "why": ""
             id="well, with a remark",
         ),
         pytest.param(
-            WELL | {"astray": ["wk1 → 10.0.0.4 (standby)", "wk2 → 10.0.0.6 (standby)"], "why": "nobody answers"},
+            WELL | {"misrouted": ["wk1 → 10.0.0.4 (standby)", "wk2 → 10.0.0.6 (standby)"], "why": "nobody answers"},
             False,
             "not ready for the promotion (after 42 ms): names still lead to standbys: wk1 → 10.0.0.4 (standby), "
             "wk2 → 10.0.0.6 (standby); nobody answers",
@@ -48,7 +48,7 @@ WELL = {"took_ms": 42, "written": True, "flushed": True, "astray": [], "why": ""
             id="nothing is said",
         ),
         pytest.param(
-            WELL | {"astray": None},
+            WELL | {"misrouted": None},
             False,
             "not ready for the promotion (after 42 ms): it is not known where the names lead",
             id="not known",

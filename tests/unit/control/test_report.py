@@ -29,7 +29,7 @@ from resolver_agent.control.report import (
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.local_server import Announced
 from resolver_agent.routing.observation import NodeState, Role
-from resolver_agent.routing.state import FENCE, Alert, AlertCode, Code, Reason, Standing, Target
+from resolver_agent.routing.state import FENCE, Alert, AlertCode, Code, Reason, Target, TargetKind
 from tests.unit.builders import (
     Agent,
     barred,
@@ -70,7 +70,7 @@ def care(
     *,
     citus: bool | None = False,
     flushed: bool = True,
-    hindered: str | None = None,
+    blocked_by: str | None = None,
     age_s: float | None = None,
     databases: Sequence[Recovered] = (),
 ) -> Care:
@@ -78,7 +78,7 @@ def care(
     return {
         "flush": FlushStatus(citus=citus, flushed=flushed, fault=None),
         "recovery": RecoveryStatus(
-            under_way=False, hindered=hindered, age_s=age_s, databases=tuple(one.status for one in databases)
+            under_way=False, blocked_by=blocked_by, age_s=age_s, databases=tuple(one.status for one in databases)
         ),
     }
 
@@ -107,13 +107,13 @@ def report(agent: Agent) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "target",
     [
-        remembered(A, Standing.SELF),
-        remembered(A, Standing.STANDBY, last=B),
-        remembered(A, Standing.PRIMARY),
-        remembered(B, Standing.FALLBACK),
-        remembered(FENCE, Standing.FENCED, wish=Role.STANDBY, last=A, lost=True),
+        remembered(A, TargetKind.SELF),
+        remembered(A, TargetKind.STANDBY, last=B),
+        remembered(A, TargetKind.PRIMARY),
+        remembered(B, TargetKind.FALLBACK),
+        remembered(FENCE, TargetKind.FENCED, wanted_role=Role.STANDBY, last=A, lost=True),
     ],
-    ids=lambda target: target.standing.value,
+    ids=lambda target: target.kind.value,
 )
 def test_a_target_survives_the_socket(target: Target) -> None:
     """What ``once`` gets from the agent is what the agent has, the reason included."""
@@ -131,9 +131,12 @@ def test_a_report_has_names_nodes_and_alerts() -> None:
     assert name == {
         "name": "wk1",
         "address": B,
+        "kind": "standby",
+        "wanted_role": "standby",
+        "primary": A,
+        "primary_demoted": False,
         "standing": "standby",
         "wish": "standby",
-        "primary": A,
         "primary_lost": False,
         "code": "standby",
         "reason": "standby",
@@ -161,7 +164,7 @@ def test_a_report_before_anything_is_known() -> None:
 
 def test_a_target_of_an_earlier_run_has_no_time() -> None:
     """What the block remembers began before anybody counted."""
-    agent = Agent(config(group("wk1", A)), [remembered(A, Standing.PRIMARY)])
+    agent = Agent(config(group("wk1", A)), [remembered(A, TargetKind.PRIMARY)])
     [name] = report(agent)["names"]
     assert name["since"] is None
 
@@ -321,7 +324,7 @@ def test_a_plan_keeps_the_other_alerts() -> None:
 def test_reasons_of_every_code_can_be_sent() -> None:
     """No code is unknown to the other side."""
     for code in Code:
-        target = Target(name="wk1", address=A, standing=Standing.SELF, wish=None, reason=Reason(code, "why"))
+        target = Target(name="wk1", address=A, kind=TargetKind.SELF, wanted_role=None, reason=Reason(code, "why"))
         assert control_report.target_from_json(control_report.target_to_json(target)).reason == Reason(code, "why")
 
 
@@ -340,7 +343,7 @@ def test_reasons_of_every_code_can_be_sent() -> None:
             id="withdrawn",
         ),
         pytest.param(
-            care(citus=True, flushed=False, hindered="wk1 is held"),
+            care(citus=True, flushed=False, blocked_by="wk1 is held"),
             "Citus: cached connections are not flushed yet; no recovery: wk1 is held",
             id="nothing is",
         ),
@@ -355,12 +358,12 @@ def test_text_of_citus(told: Care, line: str | None) -> None:
     assert [found for found in lines if found.startswith("Citus:")] == ([line] if line else [])
 
 
-PRIMARY_NAMES = [remembered(A, Standing.PRIMARY)]
-STANDBY_NAMES = [remembered(B, Standing.STANDBY, last=A)]
+PRIMARY_NAMES = [remembered(A, TargetKind.PRIMARY)]
+STANDBY_NAMES = [remembered(B, TargetKind.STANDBY, last=A)]
 
 
 @pytest.mark.parametrize(
-    ("block", "role", "written", "told", "flushed", "astray", "why"),
+    ("block", "role", "written", "told", "flushed", "misrouted", "why"),
     [
         pytest.param(PRIMARY_NAMES, Role.PRIMARY, True, care(citus=True), True, 0, "", id="ready"),
         pytest.param(PRIMARY_NAMES, Role.PRIMARY, True, care(), None, 0, "", id="ready, without Citus"),
@@ -386,7 +389,7 @@ def test_what_a_promotion_is_told(  # noqa: PLR0917 -- a table's columns
     written: bool,  # noqa: FBT001 -- a table's column
     told: Care,
     flushed: bool | None,  # noqa: FBT001 -- a table's column
-    astray: int,
+    misrouted: int,
     why: str | None,
 ) -> None:
     """The hook learns whether names lead to standbys still, whether that is on disk and flushed, and if not, why."""
@@ -394,11 +397,11 @@ def test_what_a_promotion_is_told(  # noqa: PLR0917 -- a table's columns
     made = dataclasses.replace(agent.decision, made_for=(role, Fallback.NONE) if role else None)
     announced = Announced(since=0.0).alert
     answer = promotion(made, written=written, flush=told["flush"], alerts=[announced], took_s=0.0421)
-    assert (answer.written, answer.flushed, len(answer.astray), answer.took_ms) == (written, flushed, astray, 42)
+    assert (answer.written, answer.flushed, len(answer.misrouted), answer.took_ms) == (written, flushed, misrouted, 42)
     assert why is None or answer.why == why
 
 
-def test_a_name_that_is_to_lead_to_a_standby_is_not_astray() -> None:
+def test_a_name_that_is_to_lead_to_a_standby_is_not_misrouted() -> None:
     """A read-only name keeps its standby through a promotion, and the hook has nothing to say against that."""
     agent = Agent(config(group("wk1", A, B), group("wk1-ro", A, B, route=Route.STANDBY)))
     agent.assumed = Role.PRIMARY
@@ -406,4 +409,5 @@ def test_a_name_that_is_to_lead_to_a_standby_is_not_astray() -> None:
     assert (agent.address("wk1"), agent.address("wk1-ro")) == (A, B)
     flush = FlushStatus(citus=True, flushed=True, fault=None)
     answer = promotion(agent.decision, written=True, flush=flush, alerts=[], took_s=0.0421)
-    assert as_json(answer) == {"took_ms": 42, "written": True, "flushed": True, "astray": [], "why": ""}
+    said = {"took_ms": 42, "written": True, "flushed": True, "misrouted": [], "why": ""}
+    assert as_json(answer) == {**said, "astray": []}

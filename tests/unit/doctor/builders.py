@@ -17,7 +17,7 @@ from resolver_agent.doctor.facts import Database, Facts, Host, Patroni, Server, 
 from resolver_agent.doctor.finding import Severity
 from resolver_agent.hosts import block
 from resolver_agent.routing.observation import NodeState, Role
-from resolver_agent.routing.state import Standing
+from resolver_agent.routing.state import TargetKind
 from tests.unit.builders import PORT, config, group, node, primary, remembered, standby
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ UNITS = ("resolver-agent.service", "resolver-agent.socket")
 BLOCK = block.render(
     b"127.0.0.1 localhost\n",
     [
-        remembered(CN1, Standing.SELF, name="cn"),
-        remembered(WK1, Standing.PRIMARY, name="wk1"),
-        remembered(WK2, Standing.STANDBY, name="wk1-ro", wish=Role.STANDBY),
+        remembered(CN1, TargetKind.SELF, name="cn"),
+        remembered(WK1, TargetKind.PRIMARY, name="wk1"),
+        remembered(WK2, TargetKind.STANDBY, name="wk1-ro", wanted_role=Role.STANDBY),
     ],
 ).decode()
 
@@ -124,7 +124,7 @@ def agent(*, alerts: int = 0, **addresses: str | None) -> Status:
         nodes=(),
         alerts=tuple(AlertStatus(key=f"wk{number}:held", text="", since=None) for number in range(alerts)),
         flush=FlushStatus(citus=True, flushed=True, fault=None),
-        recovery=RecoveryStatus(under_way=False, hindered=None, age_s=None, databases=()),
+        recovery=RecoveryStatus(under_way=False, blocked_by=None, age_s=None, databases=()),
     )
 
 

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from resolver_agent.hosts import block as hosts_block
 from resolver_agent.routing.observation import Role
-from resolver_agent.routing.state import FENCE, Standing, Target
+from resolver_agent.routing.state import FENCE, Target, TargetKind
 
 P, S = Role.PRIMARY, Role.STANDBY
 A, B = "10.0.0.3", "10.0.0.4"
 
 
 def target(
-    standing: Standing,
-    wish: Role | None,
+    kind: TargetKind,
+    wanted_role: Role | None,
     *,
     name: str = "wk1",
     address: str = A,
@@ -27,7 +27,7 @@ def target(
     lost: bool = False,
 ) -> Target:
     """Return a target as a decision would hold it."""
-    return Target(name=name, address=address, standing=standing, wish=wish, primary=primary, primary_lost=lost)
+    return Target(name=name, address=address, kind=kind, wanted_role=wanted_role, primary=primary, primary_demoted=lost)
 
 
 def block(*lines: str, note: str = "") -> bytes:
@@ -37,36 +37,36 @@ def block(*lines: str, note: str = "") -> bytes:
 
 
 NOTE = " (the line above had no newline)"
-ONE = target(Standing.STANDBY, S, primary=B)
+ONE = target(TargetKind.STANDBY, S, primary=B)
 ONE_LINE = f"{A}\twk1\t# standby; primary {B}"
 
 COMMENTS = [
-    (target(Standing.SELF, None), f"{A}\twk1\t# self"),
-    (target(Standing.SELF, None, primary=B), f"{A}\twk1\t# self; primary {B}"),
-    (target(Standing.SELF, None, primary=A), f"{A}\twk1\t# self; primary {A}"),
-    (target(Standing.SELF, None, primary=A, lost=True), f"{A}\twk1\t# self; primary was {A}, now in recovery"),
-    (target(Standing.STANDBY, S), f"{A}\twk1\t# standby"),
-    (target(Standing.STANDBY, S, primary=B), f"{A}\twk1\t# standby; primary {B}"),
-    (target(Standing.STANDBY, S, primary=B, lost=True), f"{A}\twk1\t# standby; primary was {B}, now in recovery"),
-    (target(Standing.PRIMARY, P, primary=A), f"{A}\twk1\t# primary"),
-    (target(Standing.PRIMARY, P, primary=B), f"{A}\twk1\t# primary; primary {B}"),
-    (target(Standing.PRIMARY, P), f"{A}\twk1\t# primary; no primary"),
-    (target(Standing.FALLBACK, S, primary=A), f"{A}\twk1\t# fallback"),
-    (target(Standing.FALLBACK, S, primary=A, lost=True), f"{A}\twk1\t# fallback; primary was {A}, now in recovery"),
-    (target(Standing.FENCED, P, address=FENCE), f"{FENCE}\twk1\t# fenced; no primary"),
-    (target(Standing.FENCED, P, address=FENCE, primary=B), f"{FENCE}\twk1\t# fenced; primary {B}"),
+    (target(TargetKind.SELF, None), f"{A}\twk1\t# self"),
+    (target(TargetKind.SELF, None, primary=B), f"{A}\twk1\t# self; primary {B}"),
+    (target(TargetKind.SELF, None, primary=A), f"{A}\twk1\t# self; primary {A}"),
+    (target(TargetKind.SELF, None, primary=A, lost=True), f"{A}\twk1\t# self; primary was {A}, now in recovery"),
+    (target(TargetKind.STANDBY, S), f"{A}\twk1\t# standby"),
+    (target(TargetKind.STANDBY, S, primary=B), f"{A}\twk1\t# standby; primary {B}"),
+    (target(TargetKind.STANDBY, S, primary=B, lost=True), f"{A}\twk1\t# standby; primary was {B}, now in recovery"),
+    (target(TargetKind.PRIMARY, P, primary=A), f"{A}\twk1\t# primary"),
+    (target(TargetKind.PRIMARY, P, primary=B), f"{A}\twk1\t# primary; primary {B}"),
+    (target(TargetKind.PRIMARY, P), f"{A}\twk1\t# primary; no primary"),
+    (target(TargetKind.FALLBACK, S, primary=A), f"{A}\twk1\t# fallback"),
+    (target(TargetKind.FALLBACK, S, primary=A, lost=True), f"{A}\twk1\t# fallback; primary was {A}, now in recovery"),
+    (target(TargetKind.FENCED, P, address=FENCE), f"{FENCE}\twk1\t# fenced; no primary"),
+    (target(TargetKind.FENCED, P, address=FENCE, primary=B), f"{FENCE}\twk1\t# fenced; primary {B}"),
     (
-        target(Standing.FENCED, P, address=FENCE, primary=B, lost=True),
+        target(TargetKind.FENCED, P, address=FENCE, primary=B, lost=True),
         f"{FENCE}\twk1\t# fenced; primary was {B}, now in recovery",
     ),
-    (target(Standing.FENCED, S, address=FENCE), f"{FENCE}\twk1\t# fenced; no standby; no primary"),
-    (target(Standing.FENCED, S, address=FENCE, primary=B), f"{FENCE}\twk1\t# fenced; no standby; primary {B}"),
+    (target(TargetKind.FENCED, S, address=FENCE), f"{FENCE}\twk1\t# fenced; no standby; no primary"),
+    (target(TargetKind.FENCED, S, address=FENCE, primary=B), f"{FENCE}\twk1\t# fenced; no standby; primary {B}"),
     (
-        target(Standing.FENCED, S, address=FENCE, primary=B, lost=True),
+        target(TargetKind.FENCED, S, address=FENCE, primary=B, lost=True),
         f"{FENCE}\twk1\t# fenced; no standby; primary was {B}, now in recovery",
     ),
     (
-        target(Standing.STANDBY, S, name="wk1-ro.example", address="fd00::3", primary="fd00::4"),
+        target(TargetKind.STANDBY, S, name="wk1-ro.example", address="fd00::3", primary="fd00::4"),
         "fd00::3\twk1-ro.example\t# standby; primary fd00::4",
     ),
 ]
@@ -82,8 +82,8 @@ def test_line_tells_all_that_is_remembered(decided: Target, line: str) -> None:
 
 def test_comment_depends_on_nothing_that_passes() -> None:
     """A target with another wish for its own name, another reason or another time gives the same file."""
-    own = target(Standing.SELF, Role.STANDBY, primary=B)
-    later = dataclasses.replace(own, wish=Role.PRIMARY, since=1234.5)
+    own = target(TargetKind.SELF, Role.STANDBY, primary=B)
+    later = dataclasses.replace(own, wanted_role=Role.PRIMARY, since=1234.5)
     assert hosts_block.render(b"", [own]) == hosts_block.render(b"", [later])
 
 
@@ -288,18 +288,18 @@ def addresses() -> st.SearchStrategy[str]:
 @st.composite
 def targets(draw: st.DrawFn) -> Target:
     """Draw any target that a decision could hold."""
-    standing = draw(st.sampled_from(Standing))
-    natural: dict[Standing, list[Role | None]] = {
-        Standing.SELF: [None],
-        Standing.PRIMARY: [P],
-        Standing.FENCED: [P, S],
+    kind = draw(st.sampled_from(TargetKind))
+    natural: dict[TargetKind, list[Role | None]] = {
+        TargetKind.SELF: [None],
+        TargetKind.PRIMARY: [P],
+        TargetKind.FENCED: [P, S],
     }
     primary = draw(st.none() | addresses())
     return target(
-        standing,
-        draw(st.sampled_from(natural.get(standing, [S]))),
+        kind,
+        draw(st.sampled_from(natural.get(kind, [S]))),
         name=draw(st.from_regex(r"[A-Za-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)),
-        address=FENCE if standing is Standing.FENCED else draw(addresses()),
+        address=FENCE if kind is TargetKind.FENCED else draw(addresses()),
         primary=primary,
         lost=primary is not None and draw(st.booleans()),
     )

@@ -9,7 +9,7 @@ import pytest
 
 from resolver_agent.hosts.atomic_file import HostsFileWriter
 from resolver_agent.hosts.managed_block import HostsBlock
-from resolver_agent.routing.state import FENCE, Standing
+from resolver_agent.routing.state import FENCE, TargetKind
 from tests.unit.builders import remembered
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from resolver_agent.routing.state import Target
 
 A, B = "10.0.0.1", "10.0.0.2"
-TO_A, TO_B = ((remembered(address, Standing.PRIMARY),) for address in (A, B))
+TO_A, TO_B = ((remembered(address, TargetKind.PRIMARY),) for address in (A, B))
 OTHERS = "127.0.0.1\tlocalhost\n"
 
 
@@ -244,5 +244,5 @@ def test_no_names_make_no_block(block: Block) -> None:
 
 def test_a_fence_is_written_like_any_address(block: Block) -> None:
     """What is fenced is on disk as such."""
-    block.put((remembered(FENCE, Standing.FENCED, last=A, lost=True),))
+    block.put((remembered(FENCE, TargetKind.FENCED, last=A, lost=True),))
     assert block.leads() == FENCE

@@ -90,7 +90,7 @@ def test_without_agreement_no_claim_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("member", "bench"),
+    ("member", "exclusion"),
     [
         *(pytest.param(Member(node(B), state), "", id=state) for state in ("running", "streaming")),
         *(

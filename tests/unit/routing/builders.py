@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Fallback, Node
-from resolver_agent.routing.state import Code, Standing, Target
+from resolver_agent.routing.state import Code, Target, TargetKind
 from tests.unit.builders import Agent, config, group, primary, standby
 
 if TYPE_CHECKING:
@@ -21,11 +21,11 @@ REFUSED = "is dead: Connection refused"
 NO_LOGIN = "cannot be asked: password authentication failed"
 SILENT = "does not answer: no answer within 2 s"
 
-SELF = Standing.SELF
-STANDBY = Standing.STANDBY
-PRIMARY = Standing.PRIMARY
-FALLBACK = Standing.FALLBACK
-FENCED = Standing.FENCED
+SELF = TargetKind.SELF
+STANDBY = TargetKind.STANDBY
+PRIMARY = TargetKind.PRIMARY
+FALLBACK = TargetKind.FALLBACK
+FENCED = TargetKind.FENCED
 
 
 def beside_primary(*groups_block: Target, hosts: Sequence[str] = (A, B)) -> Agent:

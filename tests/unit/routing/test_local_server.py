@@ -10,7 +10,7 @@ import pytest
 from resolver_agent.config.model import Node, Route
 from resolver_agent.routing.local_server import Announced, believable, holds_lock, how_it_ended
 from resolver_agent.routing.observation import Identity, LockClaim, NodeState, Observation, ProbeFailure, Role
-from resolver_agent.routing.state import Code, Standing, Target
+from resolver_agent.routing.state import Code, Target, TargetKind
 from tests.unit.builders import (
     MAX_AGE_S,
     Agent,
@@ -66,7 +66,7 @@ def test_local_role(
     local: list[Observation],
     assumed: Role | None,
     holds_lock: bool,  # noqa: FBT001 - a table's column
-    block: Standing | None,
+    block: TargetKind | None,
     expected: str,
 ) -> None:
     """A name that follows wishes for what the local server is, is about to be, or was last known to be."""

@@ -109,7 +109,7 @@ if TYPE_CHECKING:
             id="P5 none: from a standby back to the last known primary",
         ),
         pytest.param(
-            [remembered(FENCE, FENCED, wish=Role.STANDBY, last=A)],
+            [remembered(FENCE, FENCED, wanted_role=Role.STANDBY, last=A)],
             {A: barred(), B: barred()},
             f"wk1 → {A} (held; no primary; {A} {NO_LOGIN}; {B} {NO_LOGIN})",
             Code.HELD,
@@ -206,7 +206,7 @@ def test_fence_in_the_designs_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "word", "expected", "why"),
+    ("last", "status", "expected", "why"),
     [
         pytest.param(
             A,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from resolver_agent.config.model import Fallback, Route
 from resolver_agent.hosts import block
 from resolver_agent.routing.observation import Identity, Observation, PatroniStatus, Role
-from resolver_agent.routing.state import FENCE, Standing, Target
+from resolver_agent.routing.state import FENCE, Target, TargetKind
 from tests.unit.builders import (
     FAILBACK_S,
     FOREIGN,
@@ -257,7 +257,7 @@ def test_silence_moves_nothing_but_to_what_is_seen(
                 continue
             seen = world.fresh(target.address)
             assert seen is not None, str(target)
-            assert (target.standing is Standing.STANDBY) is (seen.role is Role.STANDBY), str(target)
+            assert (target.kind is TargetKind.STANDBY) is (seen.role is Role.STANDBY), str(target)
         assert before.keys() <= after.keys()
         before = after
 
@@ -269,7 +269,7 @@ def test_restart_moves_nothing(world: World, history: list[list[Event]]) -> None
     """R1: an agent that starts with the block alone, and one that then asks in vain, hold all names where they are."""
     live(world, history)
     forbidden = world.agent.config.fallback is Fallback.NONE  # by a reload, which is the operator's word
-    assume(not (forbidden and any(target.standing is Standing.FALLBACK for target in world.agent.decision.targets)))
+    assume(not (forbidden and any(target.kind is TargetKind.FALLBACK for target in world.agent.decision.targets)))
     before = addresses(world.agent)
     agent = world.agent.restart()
     assert addresses(agent) == before
@@ -296,14 +296,16 @@ def test_every_move_rests_on_evidence(world: World, history: list[list[Event]]) 
             states = [state for host in hosts if (state := world.agent.states.get(node(host))) is not None]
             sights = [state for state in states if state.role_seen or state.seen_dead]
             if target.address == FENCE:
-                assert sights or (old is not None and old.standing is Standing.STANDBY), str(target)
-            elif target.standing is Standing.STANDBY:
+                assert sights or (old is not None and old.kind is TargetKind.STANDBY), str(target)
+            elif target.kind is TargetKind.STANDBY:
                 assert seen is not None
                 assert seen.role is Role.STANDBY, str(target)
             elif seen is None or seen.role is not Role.PRIMARY:
                 # The last known primary, for a name that could not stay: it changed its wish, or its standby went.
                 assert target.address in known[target.name], str(target)
-                assert old is None or old.wish is not target.wish or old.standing is Standing.STANDBY, str(target)
+                assert old is None or old.wanted_role is not target.wanted_role or old.kind is TargetKind.STANDBY, str(
+                    target
+                )
         for name, part in world.agent.decision.groups.items():
             known[name].add(part.memory.primary)
 
@@ -451,6 +453,6 @@ def test_block_remembers_all_that_counts(world: World, history: list[list[Event]
     live(world, history)
     targets = world.agent.decision.targets
     back = block.recall(block.render(b"", targets))
-    assert [(t.name, t.address, t.standing, t.primary, t.primary_lost) for t in back] == [
-        (t.name, t.address, t.standing, t.primary, t.primary_lost) for t in targets
+    assert [(t.name, t.address, t.kind, t.primary, t.primary_demoted) for t in back] == [
+        (t.name, t.address, t.kind, t.primary, t.primary_demoted) for t in targets
     ]

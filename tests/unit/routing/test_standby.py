@@ -110,7 +110,7 @@ if TYPE_CHECKING:
             id="S1 from a primary at once: the local server was demoted",
         ),
         pytest.param(
-            [remembered(FENCE, FENCED, wish=Role.STANDBY, last=C)],
+            [remembered(FENCE, FENCED, wanted_role=Role.STANDBY, last=C)],
             {A: dead(), B: standby(), C: primary()},
             f"wk1 → {B} (standby)",
             Code.STANDBY,
@@ -139,7 +139,7 @@ B_LEADS = f"{B} is primary"
 
 @pytest.mark.parametrize("fallback", Fallback, ids=["S6 none", "S7 primary", "S7 all"])
 @pytest.mark.parametrize(
-    ("seen", "benched", "words", "primary_at"),
+    ("seen", "excluded", "words", "primary_at"),
     [
         pytest.param({A: dead()}, {}, f"{A} {REFUSED}, last seen in recovery; {B_LEADS}", B, id="dead"),
         pytest.param(
@@ -153,7 +153,7 @@ B_LEADS = f"{B} is primary"
             id="foreign",
         ),
         pytest.param(
-            {}, {node(A): f"{A} is tagged noloadbalance"}, f"{A} is tagged noloadbalance; {B_LEADS}", B, id="benched"
+            {}, {node(A): f"{A} is tagged noloadbalance"}, f"{A} is tagged noloadbalance; {B_LEADS}", B, id="excluded"
         ),
         pytest.param(
             {A: standby(lsn=899)}, {}, f"{A} lags more than 100 bytes behind its primary; {B_LEADS}", B, id="lagging"
@@ -497,7 +497,7 @@ def test_all_with_a_primary_lost(end: Observation, expected: str) -> None:
 
 @pytest.mark.parametrize(
     "block",
-    [remembered(B, FALLBACK), remembered(FENCE, FENCED, wish=Role.STANDBY, last=B, lost=True)],
+    [remembered(B, FALLBACK), remembered(FENCE, FENCED, wanted_role=Role.STANDBY, last=B, lost=True)],
     ids=["fallen back", "fenced"],
 )
 def test_all_lack_lasts_through_silence(block: Target) -> None:

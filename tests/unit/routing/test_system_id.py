@@ -58,7 +58,7 @@ def test_the_word_of_another_clusters_patroni_does_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "word", "expected"),
+    ("steps", "status", "expected"),
     [
         pytest.param([{A: primary(system_id=FOREIGN), B: dead()}], None, A, id="all that answer agree"),
         pytest.param(
@@ -149,7 +149,7 @@ def test_failover_while_the_agent_was_away(end: Observation) -> None:
 
 def test_last_primary_decides_who_is_foreign() -> None:
     """Where only standbys answered at the start, the last known primary's identifier still counts when it returns."""
-    agent = beside_standby(remembered(FENCE, FENCED, wish=Role.STANDBY, last=A), hosts=(A, B, C))
+    agent = beside_standby(remembered(FENCE, FENCED, wanted_role=Role.STANDBY, last=A), hosts=(A, B, C))
     agent.see({A: dead(), B: standby(system_id=FOREIGN), C: dead()}).decide()
     assert agent.address() == B
     agent.see({A: primary(), C: standby()}).decide()
