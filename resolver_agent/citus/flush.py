@@ -53,7 +53,7 @@ _BLANK_OR_TAB = str.maketrans("01", " \t")
 
 
 class FlushError(Exception):
-    """Sessions may still keep old connections; the message says why, and the mend."""
+    """Sessions may still keep old connections; the message says why, and the fix."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Flushed:
     Attributes:
         base: the value in force, without what was put to its end.
         done: every session was told to connect anew, as that was due.
-        warning: what is wrong with the value, and the mend.
+        warning: what is wrong with the value, and the fix.
     """
 
     base: str
@@ -117,16 +117,16 @@ def due(setting: Setting) -> Override:
 
 
 def orphaned(setting: Setting) -> tuple[str, str] | None:
-    """Return what is wrong where our value alone still says what a file once said, and the mend; else None."""
+    """Return what is wrong where our value alone still says what a file once said, and the fix; else None."""
     ours = recall(setting.altered)
     if ours is None or ours.kept or setting.configured is not None or ours.base == setting.below:
         return None
     text = f"no configuration file sets citus.node_conninfo any more; its last value, {ours.base!r}, stands"
-    mend = (
+    fix = (
         "put it back (Patroni forgets it when it starts beside a running PostgreSQL: `patronictl reload`), or give it "
         "up: ALTER SYSTEM RESET citus.node_conninfo; SELECT pg_reload_conf();"
     )
-    return text, mend
+    return text, fix
 
 
 def is_kept(setting: Setting) -> bool:
@@ -135,18 +135,18 @@ def is_kept(setting: Setting) -> bool:
     return ours is None or (ours == due(setting) and setting.loaded == setting.altered)
 
 
-def flush(settings: Config) -> Flushed | None:
+def flush(config: Config) -> Flushed | None:
     """Make every session of the local server connect anew to other nodes; None where the server has no Citus.
 
     Raises:
         FlushError: it could not be done, or not be confirmed.
     """
-    with _session(settings) as connection:
+    with _session(config) as connection:
         setting = _read(connection)
-        return _flush(settings, connection, setting) if setting else None
+        return _flush(config, connection, setting) if setting else None
 
 
-def keep(settings: Config) -> Flushed | None:
+def keep(config: Config) -> Flushed | None:
     """Flush again if the administrator's value has changed below ours, or if a flush was left half done.
 
     None where there was nothing to do and nothing is wrong.
@@ -154,41 +154,41 @@ def keep(settings: Config) -> Flushed | None:
     Raises:
         FlushError: a flush would not succeed, whether or not one is due now.
     """
-    with _session(settings) as connection:
+    with _session(config) as connection:
         setting = _read(connection)
         if setting is None:
             return None
         if not is_kept(setting):
-            return _flush(settings, connection, setting)
+            return _flush(config, connection, setting)
         wrong = _warning(setting)
         return Flushed(due(setting).base, done=False, warning=wrong) if wrong else None
 
 
-def reset(settings: Config) -> None:
+def reset(config: Config) -> None:
     """Take our value away, and put back an administrator's that was kept in it.
 
     Raises:
         FlushError: it could not be done, or not be confirmed.
     """
-    with _session(settings) as connection:
+    with _session(config) as connection:
         setting = _read(connection)
         ours = recall(setting.altered) if setting else None
         if setting is None or ours is None:
             return
         connection.execute(_SET.format(ours.base) if ours.kept else _RESET)
         connection.execute(_RELOAD)
-        _confirm(settings, ours.base if ours.kept else setting.below)
+        _confirm(config, ours.base if ours.kept else setting.below)
 
 
 @contextlib.contextmanager
-def _session(settings: Config) -> Iterator[psycopg.Connection]:
+def _session(config: Config) -> Iterator[psycopg.Connection]:
     """Connect to the local server, and say in an operator's words what goes wrong there."""
     try:
-        with session.connect(settings, limit_s=settings.timeout_s + _CONFIRM_S) as connection:
+        with session.connect(config, limit_s=config.timeout_s + _CONFIRM_S) as connection:
             try:
                 yield connection
             except errors.InsufficientPrivilege as error:
-                raise FlushError(f"{session.words(error)}: {_mend(connection)}") from error
+                raise FlushError(f"{session.words(error)}: {_fix(connection)}") from error
             except errors.FeatureNotSupported as error:  # PostgreSQL 17
                 raise FlushError(f"{session.words(error)}: set allow_alter_system = on") from error
     except psycopg.Error as error:
@@ -200,11 +200,11 @@ def _warning(setting: Setting) -> str | None:
     return ": ".join(wrong) if wrong else None
 
 
-def _mend(connection: psycopg.Connection) -> str:
-    mend = "run systemd/role.sql on this group's primary"
+def _fix(connection: psycopg.Connection) -> str:
+    fix = "run systemd/role.sql on this group's primary"
     if connection.info.server_version >= FIRST_WITH_GRANT:
-        return mend
-    return f"{mend}, and give `local` a superuser's login, as that file says for PostgreSQL before 15"
+        return fix
+    return f"{fix}, and give `local` a superuser's login, as that file says for PostgreSQL before 15"
 
 
 def read_setting(connection: psycopg.Connection) -> Setting:
@@ -237,18 +237,18 @@ def _read(connection: psycopg.Connection) -> Setting | None:
     return setting
 
 
-def _flush(settings: Config, connection: psycopg.Connection, setting: Setting) -> Flushed:
+def _flush(config: Config, connection: psycopg.Connection, setting: Setting) -> Flushed:
     while True:
         override = due(setting)
         value = override.stamped(secrets.randbits(STAMP_BITS))
         connection.execute(_SET.format(value))
         connection.execute(_RELOAD)
-        setting = _confirm(settings, value)
+        setting = _confirm(config, value)
         if due(setting) == override:  # else a file was just being written when it was read
             return Flushed(override.base, warning=_warning(setting))
 
 
-def _confirm(settings: Config, value: str) -> Setting:
+def _confirm(config: Config, value: str) -> Setting:
     """Wait until a fresh session has the value, and return all that it says.
 
     The value is then every session's: the postmaster, once it has loaded the files, signals all its children before it
@@ -256,7 +256,7 @@ def _confirm(settings: Config, value: str) -> Setting:
     """
     deadline = time.monotonic() + _CONFIRM_S
     while True:
-        with session.connect(settings, limit_s=_CONFIRM_S) as fresh:
+        with session.connect(config, limit_s=_CONFIRM_S) as fresh:
             setting = _read(fresh)
         if setting is not None and setting.loaded == value:
             return setting

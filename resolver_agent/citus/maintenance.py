@@ -106,13 +106,13 @@ class Flusher:
         """How it stands."""
         return FlushStatus(citus=self.citus, flushed=self.flushed, fault=self._fault)
 
-    def tick(self, settings: Config, *, said: Hashable, local: NodeState, now: float) -> None:
+    def tick(self, config: Config, *, said: Hashable, local: NodeState, now: float) -> None:
         """Begin what is due. ``said`` tells one state of the hosts file from every other; it was written just now."""
         if said != self._said:
             # Counted, as what the file said before is no longer flushed once it has said something else in between.
             self._said, self._wanted = said, self._wanted + 1
             self._not_before = now  # what failed before may work now, and a promotion may be waiting for it
-        if not settings.citus:
+        if not config.citus:
             # What it says now is new again once there is a reason to flush it.
             self._flushed, self._said, self.citus = self._wanted, None, None
             self._fault = self._warning = None
@@ -127,14 +127,14 @@ class Flusher:
             return
         server = local.role_seen.identity
         if not self.flushed:
-            self._begin(settings, flush=True, now=now)
+            self._begin(config, flush=True, now=now)
         elif server != self._server or now - self._begun >= _KEEP_S:
-            self._begin(settings, flush=not self.citus, now=now)  # a flush also tells whether there is Citus by now
+            self._begin(config, flush=not self.citus, now=now)  # a flush also tells whether there is Citus by now
         self._server = server
 
-    def _begin(self, settings: Config, *, flush: bool, now: float) -> None:
+    def _begin(self, config: Config, *, flush: bool, now: float) -> None:
         self._under_way, self._flushing, self._begun = self._wanted, flush, now
-        self._call.begin(self._do_flush if flush else self._do_keep, settings)
+        self._call.begin(self._do_flush if flush else self._do_keep, config)
 
     def _take_in(self, now: float) -> None:
         """Learn how the last call ended, if one has."""
@@ -219,17 +219,17 @@ class Recoverer:
             databases=tuple(one.status for one in self._results),
         )
 
-    def tick(self, settings: Config, *, role: Role | None, blocker: _Blocker, now: float) -> None:
+    def tick(self, config: Config, *, role: Role | None, blocker: _Blocker, now: float) -> None:
         """Begin what is due, and check the preconditions of what is under way again.
 
         ``role`` is that of the local server; ``blocker(since)`` is that of ``preconditions`` on what was asked since.
         """
-        self._take_in(settings, now)
-        if role is not self._role or not settings.citus:
+        self._take_in(config, now)
+        if role is not self._role or not config.citus:
             self._role = role
             self._next_at, self._good_at, self._asked_at = now, now, None
         self._looked_at = now
-        if role is not Role.PRIMARY or not settings.citus:
+        if role is not Role.PRIMARY or not config.citus:
             self._blocked_by, self._overdue, self._results = "the local PostgreSQL is no primary", False, []
             return
         self._overdue = now - self._good_at > _OVERDUE_S
@@ -237,16 +237,16 @@ class Recoverer:
             # Once blocked, the pass stays blocked: it could not see that a name moved and came back.
             self._blocked_by = self._blocked_by or blocker(self._asked_at or now)
         elif now >= self._next_at:
-            self._consider(settings, blocker, now)
+            self._consider(config, blocker, now)
 
-    def _consider(self, settings: Config, blocker: _Blocker, now: float) -> None:
+    def _consider(self, config: Config, blocker: _Blocker, now: float) -> None:
         if self._asked_at is not None:
             self._blocked_by = blocker(self._asked_at)
             if self._blocked_by is None:
-                self._call.begin(self._do_recover, settings, self._withdrawn)
+                self._call.begin(self._do_recover, config, self._withdrawn)
                 return
         # To ask again lets go of answers that are on their way: they may take their time, and wait for one before.
-        if self._asked_at is None or now - self._asked_at >= settings.interval_s + 2 * settings.timeout_s:
+        if self._asked_at is None or now - self._asked_at >= config.interval_s + 2 * config.timeout_s:
             self._asked_at = now
             self._ask_again()
 
@@ -256,7 +256,7 @@ class Recoverer:
             return "the agent has not looked around for a while"
         return self._blocked_by
 
-    def _take_in(self, settings: Config, now: float) -> None:
+    def _take_in(self, config: Config, now: float) -> None:
         """Learn what the last pass over all databases brought, if one has ended."""
         ended = self._call.take()
         if ended is None:
@@ -265,7 +265,7 @@ class Recoverer:
             self._results = ended.result()
         except Exception as error:  # noqa: BLE001 -- whatever it is, the names have to be kept
             before = self._results
-            self._results = [recovery.Recovered(database=settings.local.get("dbname", ""), fault=repr(error))]
+            self._results = [recovery.Recovered(database=config.local.get("dbname", ""), fault=repr(error))]
             if self._results != before:
                 _log.error("a recovery ended as none should", exc_info=error)
         self._ended_at, self._asked_at = now, None

@@ -37,24 +37,24 @@ class MetadataUnknownError(Exception):
     """The local server could not be asked; the message says why."""
 
 
-def names_in_use(settings: Config, names: Collection[str]) -> list[str]:
+def names_in_use(config: Config, names: Collection[str]) -> list[str]:
     """Return those of ``names`` that ``pg_dist_node`` holds in any database of the local server, with the database.
 
     Raises:
         MetadataUnknownError: the local server, or one of its databases, could not be asked.
     """
     try:
-        return list(_names_in_use(settings, names))
+        return list(_names_in_use(config, names))
     except psycopg.Error as error:
         raise MetadataUnknownError(f"the local PostgreSQL cannot be asked what pg_dist_node holds: {error}") from error
 
 
-def _names_in_use(settings: Config, names: Collection[str]) -> Iterator[str]:
-    found = databases(settings)
+def _names_in_use(config: Config, names: Collection[str]) -> Iterator[str]:
+    found = databases(config)
     for database, fault in found.faults.items():
         raise MetadataUnknownError(f"database {database} cannot be asked what pg_dist_node holds: {fault}")
     for database in found.with_citus:
-        with connect(settings, dbname=database, limit_s=settings.timeout_s) as connection:
+        with connect(config, dbname=database, limit_s=config.timeout_s) as connection:
             yield from (f"{name} (database {database})" for (name,) in connection.execute(_NAMES, [[*names]]))
 
 

@@ -52,7 +52,7 @@ _ASTRAY = {
 
 
 def refusal(before: Look) -> str | None:
-    """Return why recovery must not even begin, with the mend, or None.
+    """Return why recovery must not even begin, with the fix, or None.
 
     On a server of another group it would roll back what that group is about to commit, and nothing brings that back.
     """
@@ -61,7 +61,7 @@ def refusal(before: Look) -> str | None:
 
 
 def objection(before: Look, after: Look, warnings: Sequence[str]) -> str | None:
-    """Return why what a recovery has forgotten must come back, with the mend, or None where it may stay forgotten.
+    """Return why what a recovery has forgotten must come back, with the fix, or None where it may stay forgotten.
 
     It may where every node that answered was a primary and the same both times, and where recovery reached those nodes
     and no other, and warned of nothing else.
@@ -143,7 +143,7 @@ _NOT_CLEANED = re.compile(r"failed to clean up (\d+) orphaned resources")
 
 
 class _StoppedError(Exception):
-    """The pass must not go on; the message says why, with the mend."""
+    """The pass must not go on; the message says why, with the fix."""
 
 
 class _WithdrawnError(_StoppedError):
@@ -162,7 +162,7 @@ class Prepared:
 class Recovered:
     """What one pass did in one database.
 
-    ``fault`` says what went wrong and what mends it; ``withdrawn``, where nothing did, which
+    ``fault`` says what went wrong and what fixes it; ``withdrawn``, where nothing did, which
     precondition stopped holding in the middle.
     ``recovered`` transactions were resolved on other nodes all the same. ``cleaned`` and ``not_cleaned`` are numbers of
     orphaned resources. ``not_reached`` are the nodes that did not answer, as ``name:port``: what concerns them waits.
@@ -213,36 +213,36 @@ class Recovered:
         )
 
 
-def recover_all(settings: Config, still: Still) -> list[Recovered]:
+def recover_all(config: Config, still: Still) -> list[Recovered]:
     """Make a pass over every database of the local server that has Citus, and tell of each that could not be asked.
 
     What goes wrong is told in the results. ``still`` is as for ``recover``.
     """
     try:
-        found = session.databases(settings)
+        found = session.databases(config)
     except psycopg.Error as error:
         fault = f"the local PostgreSQL cannot be asked for its databases: {_words(error)}"
-        return [Recovered(database=settings.local.get("dbname", ""), fault=fault)]
+        return [Recovered(database=config.local.get("dbname", ""), fault=fault)]
     return [
-        *(recover(settings, name, still=still) for name in found.with_citus),
+        *(recover(config, name, still=still) for name in found.with_citus),
         *(Recovered(database=name, fault=f"it cannot be asked for Citus: {why}") for name, why in found.faults.items()),
     ]
 
 
-def recover(settings: Config, database: str, *, still: Still, limit_s: float = LIMIT_S) -> Recovered:
+def recover(config: Config, database: str, *, still: Still, limit_s: float = LIMIT_S) -> Recovered:
     """Make a pass over one database in a session of its own. What goes wrong is told in the result.
 
     Args:
-        settings: where the local server is; it has to be a primary.
+        config: where the local server is; it has to be a primary.
         database: one that has Citus.
         still: asked before and while anything is done on other nodes, and right before anything is forgotten here; a
             reason ends the pass.
         limit_s: how long one statement may take, in seconds. Three times that is the limit of the pass.
     """
-    limits = {"connect": settings.timeout_s, "statement": limit_s, "patience": min(limit_s, _PATIENCE_S)}
+    limits = {"connect": config.timeout_s, "statement": limit_s, "patience": min(limit_s, _PATIENCE_S)}
     done: dict[str, Any] = {}
     try:
-        with session.connect(settings, dbname=database, limit_s=3 * limit_s) as connection:
+        with session.connect(config, dbname=database, limit_s=3 * limit_s) as connection:
             connection.execute(_LIMITS, {name: f"{round(1000 * limit)}ms" for name, limit in limits.items()})
             try:
                 _Pass(connection, still, done).run()
@@ -364,7 +364,7 @@ def _told(error: psycopg.Error | _StoppedError) -> dict[str, str]:
 
 
 def _words(error: psycopg.Error) -> str:
-    """Return what went wrong, in one line, with the mend where our own functions refuse us."""
+    """Return what went wrong, in one line, with the fix where our own functions refuse us."""
     said, context = session.words(error), error.diag.context
     if isinstance(error, psycopg.errors.InsufficientPrivilege) and not context:
         return f"{said}: run systemd/role.sql in this database, on this group's primary"

@@ -46,7 +46,7 @@ class Databases:
 
 
 @contextlib.contextmanager
-def connect(settings: Config, *, limit_s: float, **keywords: str) -> Iterator[psycopg.Connection]:
+def connect(config: Config, *, limit_s: float, **keywords: str) -> Iterator[psycopg.Connection]:
     """Give a new session on the local server, in autocommit mode, that ends after ``limit_s`` at the latest.
 
     ``keywords`` are libpq's and go before those of the configuration. Names without a schema are PostgreSQL's own.
@@ -56,24 +56,24 @@ def connect(settings: Config, *, limit_s: float, **keywords: str) -> Iterator[ps
             failed in it, or it had to end.
     """
     # Without an encoding of its own a session in a SQL_ASCII database gives bytes for text.
-    given = {"client_encoding": "UTF8", **settings.local, **keywords}
+    given = {"client_encoding": "UTF8", **config.local, **keywords}
     options = f"{given.get('options', '')} -c search_path=pg_catalog"
-    timeout_s = max(2, round(settings.timeout_s))
+    timeout_s = max(2, round(config.timeout_s))
     conninfo = make_conninfo(**(given | {"options": options, "connect_timeout": str(timeout_s)}))
     with psycopg.connect(conninfo, autocommit=True) as connection, ended_after(limit_s, connection):
         yield connection
 
 
-def databases(settings: Config) -> Databases:
+def databases(config: Config) -> Databases:
     """Find the databases that have Citus.
 
     Raises:
         psycopg.Error: the local server could not be asked.
     """
     # As they are: each may be in the encoding of whatever database it was made from.
-    with connect(settings, limit_s=settings.timeout_s, client_encoding="SQL_ASCII") as connection:
+    with connect(config, limit_s=config.timeout_s, client_encoding="SQL_ASCII") as connection:
         names = [name for (name,) in connection.execute(_DATABASES)]
-    asked = dict(_has_citus(settings, name) for name in names)
+    asked = dict(_has_citus(config, name) for name in names)
     return Databases(
         tuple(name for name, answer in asked.items() if answer is True),
         {name: answer for name, answer in asked.items() if isinstance(answer, str)},
@@ -91,7 +91,7 @@ def faults_of(connection: psycopg.Connection, functions: Sequence[str], *, privi
 
 
 def fault_of(connection: psycopg.Connection, function: str) -> str | None:
-    """Return why a function of ``systemd/role.sql`` must not be called, with the mend; None if it may be."""
+    """Return why a function of ``systemd/role.sql`` must not be called, with the fix; None if it may be."""
     faults = faults_of(connection, [function])
     place = f"in database {connection.info.dbname}"
     return f"{faults[0]} {place}: run systemd/role.sql there, on this group's primary" if faults else None
@@ -103,13 +103,13 @@ def words(error: psycopg.Error, *, with_place: bool = True) -> str:
     return error.diag.message_primary or (" ".join(text.split()) if with_place else connect_failure(text)[1])
 
 
-def _has_citus(settings: Config, name: bytes) -> tuple[str, bool | str]:
+def _has_citus(config: Config, name: bytes) -> tuple[str, bool | str]:
     """Return a database's name as text, and whether it has Citus, or why it could not be asked."""
     database = name.decode(errors="replace")
     if database.encode() != name or not database.isprintable():  # nothing to put into logs, or into scripts for psql
         return name.decode("latin-1").encode("unicode_escape").decode(), "its name is no printable UTF-8: rename it"
     try:
-        with connect(settings, dbname=database, limit_s=settings.timeout_s) as connection:
+        with connect(config, dbname=database, limit_s=config.timeout_s) as connection:
             return database, connection.execute(_HAS_CITUS).fetchone() == (True,)
     except psycopg.Error as error:
         return database, words(error)

@@ -18,7 +18,7 @@ from resolver_agent.config.yaml12 import dotted
 class Required:
     """Stands in the place of a default where there is none, with what to write."""
 
-    mend: str
+    fix: str
 
 
 Table = Mapping[str, tuple[Callable[[Any], Any], Any]]
@@ -48,17 +48,17 @@ class Reader:
             self.error(key, exc)
             return default
 
-    def map(self, key: str, found: Any, *, mend: str = "expected a map") -> dict[str, Any]:
+    def map(self, key: str, found: Any, *, fix: str = "expected a map") -> dict[str, Any]:
         """Return a map. Nothing at all (all of it commented out) is an empty one; else it is an error."""
         if isinstance(found, dict):
             return found
         if found is not None:
-            self.error(key, f"{values.shown(found)} found, {mend}")
+            self.error(key, f"{values.shown(found)} found, {fix}")
         return {}
 
     def fields(self, key: str, found: Any, table: Table, *, misplaced: Mapping[str, str]) -> dict[str, Any]:
         """Return a value for each key of the table; None for a required one that is missing or wrong."""
-        present = self.map(key, found, mend=f"expected a map of {', '.join(table)}")
+        present = self.map(key, found, fix=f"expected a map of {', '.join(table)}")
         for name in present:
             if name not in table:
                 self.error(dotted(key, name), f"unknown key, {misplaced.get(name) or _nearest(name, table)}")
@@ -69,7 +69,7 @@ class Reader:
             if name in present:
                 result[name] = self.value(at, parse, present[name], result[name])
             elif isinstance(default, Required) and isinstance(found, (dict, type(None))):
-                self.error(at, f"missing, {default.mend}")
+                self.error(at, f"missing, {default.fix}")
         return result
 
     def keywords(self, key: str, found: Any, *, refused: Mapping[str, str]) -> dict[str, str]:

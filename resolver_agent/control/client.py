@@ -18,7 +18,7 @@ ENDED = "the agent ended before it answered"
 
 
 class ControlError(Exception):
-    """The agent could not be asked, or cannot be made to listen; the message names the socket and the mend."""
+    """The agent could not be asked, or cannot be made to listen; the message names the socket and the fix."""
 
 
 class NoAgentError(ControlError):

@@ -52,7 +52,7 @@ def find(choice: str | None = None, *, spare: Path) -> Binaries:
         spare: a folder for a copy of the embedded programs, should the user who runs them be unable to read ours.
 
     Raises:
-        ThrowawayError: there are none; the text names the mends.
+        ThrowawayError: there are none; the text names how to fix it.
     """
     wanted = choice or os.environ.get(CHOICE) or "any"
     credentials = _credentials()

@@ -136,11 +136,11 @@ class Host:
 class Facts:
     """Everything that findings are made from.
 
-    ``settings`` have the members that Patroni knows of; ``nodes`` and ``local`` are what one probe of each server saw,
+    ``config`` has the members that Patroni knows of; ``nodes`` and ``local`` are what one probe of each server saw,
     ``alerts`` what keeps Patroni's word from counting.
     """
 
-    settings: Config
+    config: Config
     nodes: Mapping[Node, NodeState]
     local: NodeState
     alerts: tuple[Alert, ...] = ()
@@ -163,14 +163,14 @@ class Facts:
 
     def group_at(self, host: str) -> Group | None:
         """Return whose node a host is. A name that always leads to standbys has no nodes of its own."""
-        groups = (group for group in self.settings.groups if group.route is not Route.STANDBY)
+        groups = (group for group in self.config.groups if group.route is not Route.STANDBY)
         return next((group for group in groups if host in self.addresses(group)), None)
 
     @property
     def own(self) -> Group | None:
         """The group that the local server is recognised in."""
         local = self.local.role_seen
-        groups = (group for group in self.settings.groups if group.route is not Route.STANDBY)
+        groups = (group for group in self.config.groups if group.route is not Route.STANDBY)
         return next(
             (
                 group

@@ -93,7 +93,7 @@ async def _look_out(config: Config) -> dict[str, Any]:
     try:
         await observer.look()
         return {
-            "settings": observer.config,
+            "config": observer.config,
             "nodes": observer.nodes,
             "local": observer.local,
             "alerts": tuple(observer.alerts),

@@ -57,11 +57,11 @@ SELECT nodeid AS node_id, groupid AS group_id, nodename AS name, nodeport AS por
 """
 
 
-def ask(settings: Config) -> Server | Unknown:
+def ask(config: Config) -> Server | Unknown:
     """Return what the local server says of itself and of Citus in its databases."""
     try:
-        found = session.databases(settings)
-        with session.connect(settings, limit_s=settings.timeout_s) as connection:
+        found = session.databases(config)
+        with session.connect(config, limit_s=config.timeout_s) as connection:
             version = connection.info.server_version
             login = _LOGIN_SINCE_15 if version >= flush.FIRST_WITH_GRANT else _LOGIN
             [(user, may_reload, may_alter)] = connection.execute(login)
@@ -75,7 +75,7 @@ def ask(settings: Config) -> Server | Unknown:
                 conninfo=_conninfo(connection),
                 prepared=dict(connection.execute(_PREPARED)),
                 databases={
-                    **{name: _database(settings, name) for name in found.with_citus},
+                    **{name: _database(config, name) for name in found.with_citus},
                     **{name: Unknown(fault) for name, fault in found.faults.items()},
                 },
             )
@@ -83,10 +83,10 @@ def ask(settings: Config) -> Server | Unknown:
         return Unknown(session.words(error, with_place=False))
 
 
-def _database(settings: Config, name: str) -> Database | Unknown:
+def _database(config: Config, name: str) -> Database | Unknown:
     """Return what one database says of Citus."""
     try:
-        with session.connect(settings, dbname=name, limit_s=settings.timeout_s) as connection:
+        with session.connect(config, dbname=name, limit_s=config.timeout_s) as connection:
             [(version, group_id, poolers)] = connection.execute(_CITUS)
             return Database(
                 citus_version=version,

@@ -112,7 +112,7 @@ _TEMPORARY = re.compile(r"hosts\.resolver-agent\.\d+\.[0-9a-f]{8}")
 # full or broken, a file that somebody made immutable.
 _NOT_REPLACEABLE = (errno.EBUSY, errno.EXDEV, errno.EROFS, errno.EACCES)
 
-_MENDS = {
+_FIXES = {
     errno.ENOSPC: "free space on its file system",
     errno.EDQUOT: "raise the quota of its owner",
     errno.EIO: "check the disk; the kernel's log says more",
@@ -120,18 +120,18 @@ _MENDS = {
     errno.EACCES: "run as a user that may read and write it",
     errno.EROFS: "mount it writable; under systemd name its folder in ReadWritePaths=",
     errno.ENOENT: "create its folder",
-    errno.ELOOP: "mend the symbolic links that lead to each other",
+    errno.ELOOP: "correct the symbolic links that lead to each other",
 }
 
 
 class HostsFileError(OSError):
-    """The file could not be read or written; the message names the file, the fault and the mend."""
+    """The file could not be read or written; the message names the file, the fault and the fix."""
 
     def __init__(self, path: str, fault: str, error: OSError | None = None) -> None:
         code = error.errno if error else None
         words = f": {error.strerror}" if error else ""
-        mend = f"; {_MENDS[code]}" if code in _MENDS else ""
-        super().__init__(f"{path} {fault}{words}{mend}")
+        fix = f"; {_FIXES[code]}" if code in _FIXES else ""
+        super().__init__(f"{path} {fault}{words}{fix}")
         self.errno = code
 
 

@@ -68,7 +68,7 @@ class Conflict:
         return f"line {self.line_no} also names {self.name}, and lookups return both addresses"
 
     @property
-    def mend(self) -> str:
+    def fix(self) -> str:
         """What to do about it."""
         return f"remove that name from «{self.text}»"
 

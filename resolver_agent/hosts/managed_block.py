@@ -68,7 +68,7 @@ class HostsBlock:
             swept = self._writer.sweep()
             remembered = block.recall(self._writer.read().content)
         except (HostsFileError, block.BlockError) as error:
-            self._fault = self._refused(error, "nothing is done before that is mended")
+            self._fault = self._refused(error, "nothing is done before that is fixed")
             return None
         self._fault = None
         if swept:
@@ -144,4 +144,4 @@ class HostsBlock:
         return [Alert(AlertCode.NOTE, f"{self._path}: {outcome.detail}", of=("file",))]
 
     def _conflict(self, found: block.Conflict) -> Alert:
-        return Alert(AlertCode.CONFLICT, f"{self._path}: {found.fault}: {found.mend}", of=(found.name, found.text))
+        return Alert(AlertCode.CONFLICT, f"{self._path}: {found.fault}: {found.fix}", of=(found.name, found.text))

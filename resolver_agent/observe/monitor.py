@@ -63,15 +63,15 @@ class Monitor:
         """Watch what ``config`` names from now on. What is known of nodes that stay is kept."""
         # The local server is first, and has a bucket of its own: no storm elsewhere may hide what it is.
         interval_s = min(_LOCAL_INTERVAL_S, config.interval_s)
-        settings = _Settings(dict(config.local), config.timeout_s, interval_s)
-        self._local = self._watcher(self._local, settings, _bucket())
+        options = _ProbeOptions(dict(config.local), config.timeout_s, interval_s)
+        self._local = self._watcher(self._local, options, _bucket())
         self._local.on_answer = self._on_local
         before = self._watchers
         self._watchers = {}
         for node in dict.fromkeys(node for group in config.groups for node in group.nodes):
             conninfo = {**config.postgresql, "host": node.host, "port": str(node.port)}
-            settings = _Settings(conninfo, config.timeout_s, config.interval_s)
-            self._watchers[node] = self._watcher(before.pop(node, None), settings, self._bucket)
+            options = _ProbeOptions(conninfo, config.timeout_s, config.interval_s)
+            self._watchers[node] = self._watcher(before.pop(node, None), options, self._bucket)
         for group in config.groups:
             probed = _ProbeGroup([self._watchers[node] for node in group.nodes], config)
             for watcher in probed.watchers:
@@ -114,15 +114,15 @@ class Monitor:
     def _all(self) -> list[_Watcher]:
         return [*self._watchers.values(), *([self._local] if self._local is not None else [])]
 
-    def _watcher(self, before: _Watcher | None, settings: _Settings, bucket: TokenBucket) -> _Watcher:
-        if before is not None and before.settings == settings:
+    def _watcher(self, before: _Watcher | None, options: _ProbeOptions, bucket: TokenBucket) -> _Watcher:
+        if before is not None and before.options == options:
             before.groups.clear()
             return before
         if before is not None:
             before.task.cancel()
         watcher = _Watcher(
-            Prober(settings.conninfo, timeout_s=settings.timeout_s, getaddrinfo=self._getaddrinfo),
-            settings=settings,
+            Prober(options.conninfo, timeout_s=options.timeout_s, getaddrinfo=self._getaddrinfo),
+            options=options,
             state=before.state if before is not None else NodeState(),
             bucket=bucket,
             connect_slots=self._connect_slots,
@@ -137,7 +137,7 @@ class Monitor:
         self.changed.set()  # whoever waits for news is to check()
 
 
-class _Settings(NamedTuple):
+class _ProbeOptions(NamedTuple):
     """What a watcher cannot change while it runs."""
 
     conninfo: dict[str, str]
@@ -152,18 +152,18 @@ class _Watcher:
         self,
         prober: Prober,
         *,
-        settings: _Settings,
+        options: _ProbeOptions,
         state: NodeState,
         bucket: TokenBucket,
         connect_slots: ConnectSlots,
         changed: asyncio.Event,
     ) -> None:
-        self.settings = settings
+        self.options = options
         self.state = state
         self.groups: list[_ProbeGroup] = []
         self.on_answer: Callable[[], None] = lambda: None
         self._prober = prober
-        self._interval_s = settings.interval_s
+        self._interval_s = options.interval_s
         self._bucket = bucket
         self._connect_slots = connect_slots
         self._changed = changed

@@ -20,7 +20,7 @@ class LockedError(Exception):
 
 
 class LockUnavailableError(Exception):
-    """The lock's file cannot be made; the message names it and the mend."""
+    """The lock's file cannot be made; the message names it and the fix."""
 
 
 @contextlib.contextmanager

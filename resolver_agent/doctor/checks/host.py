@@ -99,7 +99,7 @@ def _hosts(facts: Facts) -> Iterator[Finding]:
     if isinstance(text, Unknown):
         return
     content = (text or "").encode("utf-8", "surrogateescape")
-    names = [group.name for group in facts.settings.groups]
+    names = [group.name for group in facts.config.groups]
     try:
         said = {target.name: target.address for target in block.recall(content)}
         conflicts = block.conflicts(content, names)
@@ -107,7 +107,7 @@ def _hosts(facts: Facts) -> Iterator[Finding]:
         yield Finding(Severity.ERROR, "hosts:block", f"{path}: {error}")
         return
     for conflict in conflicts:
-        yield Finding(Severity.ERROR, "hosts:conflict", f"{path}: {conflict.fault}", conflict.mend)
+        yield Finding(Severity.ERROR, "hosts:conflict", f"{path}: {conflict.fault}", conflict.fix)
     missing = [name for name in names if name not in said]
     if missing:
         yield Finding(

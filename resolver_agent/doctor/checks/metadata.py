@@ -30,7 +30,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
         yield from _addresses(facts, f"pg_dist_node (database {name})", database)
     rows = [row for database in databases.values() for row in database.rows]
     used = {group.name for row in rows if (group := _group_of(facts, row)) is not None}
-    for group in facts.settings.groups if rows else ():
+    for group in facts.config.groups if rows else ():
         if group.route is Route.FOLLOW and group.name not in used:
             is_coordinator = group is facts.own and any(one.group_id == COORDINATOR_GROUP for one in databases.values())
             function = "citus_set_coordinator_host" if is_coordinator else "citus_add_node"
@@ -110,7 +110,7 @@ def _port(group: Group) -> int:
 
 def _named(facts: Facts, row: Row) -> Group | None:
     """Return the group whose name a row has."""
-    return next((group for group in facts.settings.groups if group.name == row.name.lower()), None)
+    return next((group for group in facts.config.groups if group.name == row.name.lower()), None)
 
 
 def _meant(facts: Facts, row: Row) -> Group | None:
@@ -152,13 +152,13 @@ def _addresses(facts: Facts, where: str, database: Database) -> Iterator[Finding
     if addressed:
         rows = ", ".join(f"{row.name} (of {group.name})" for row, group in addressed)
         at_home = database.group_id == COORDINATOR_GROUP
-        mend = "the first script below" if at_home else "resolver-agent doctor on the coordinator prints a script"
+        fix = "the first script below" if at_home else "resolver-agent doctor on the coordinator prints a script"
         if any(_named(facts, row) is not None for row in database.rows):
             text = f"{where} has names and also addresses, which follow no failover: {rows}"
-            yield Finding(Severity.ERROR, "metadata:address", text, mend)
+            yield Finding(Severity.ERROR, "metadata:address", text, fix)
         else:
             text = f"{where} has no names yet, so that standbys are not used: {rows}"
-            yield Finding(Severity.NOTE, "metadata:address", text, mend)
+            yield Finding(Severity.NOTE, "metadata:address", text, fix)
 
 
 def _row(facts: Facts, where: str, row: Row) -> Iterator[Finding]:
@@ -186,7 +186,7 @@ def _row(facts: Facts, where: str, row: Row) -> Iterator[Finding]:
                 Severity.ERROR,
                 "metadata:unknown",
                 f"{where} has {row.name}:{row.port}, which is neither a name nor a node of the configuration",
-                f"add it and its nodes to `names` in {facts.settings.path}",
+                f"add it and its nodes to `names` in {facts.config.path}",
             )
     elif group.route is Route.STANDBY:
         yield Finding(

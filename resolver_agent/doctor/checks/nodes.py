@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 def findings(facts: Facts) -> Iterator[Finding]:
     """Yield what is wrong with the nodes, and with what the configuration asks of them."""
-    for warning in facts.settings.warnings:
+    for warning in facts.config.warnings:
         yield Finding(Severity.WARNING, "config", warning)
     yield from _states(facts)
-    for group in facts.settings.groups:
+    for group in facts.config.groups:
         if group.route is not Route.STANDBY:  # it has the nodes of another name
             yield from _group(facts, group)
     yield from _own(facts)
@@ -36,11 +36,13 @@ def _states(facts: Facts) -> Iterator[Finding]:
         if latest is None or latest.role is not None:
             continue
         if latest.result is ProbeFailure.REJECTING:
-            mend = "as the comments in systemd/role.sql say: pg_hba.conf and password there, password file here"
-            yield Finding(Severity.ERROR, "node", f"{node} cannot be asked: {latest.detail}", mend)
+            fix = "as the comments in systemd/role.sql say: pg_hba.conf and password there, password file here"
+            yield Finding(Severity.ERROR, "node", f"{node} cannot be asked: {latest.detail}", fix)
         else:
             word = "is down" if latest.result is ProbeFailure.DEAD else "does not answer"
-            yield Finding(Severity.WARNING, "node", f"{node} {word}: {latest.detail}", "start it, or mend the network")
+            yield Finding(
+                Severity.WARNING, "node", f"{node} {word}: {latest.detail}", "start it, or repair the network"
+            )
 
 
 def _group(facts: Facts, group: Group) -> Iterator[Finding]:
@@ -92,10 +94,10 @@ def _readers(facts: Facts) -> Iterator[Finding]:
             "them at a time can mix up their results",
             "let each have readers with a database role of their own, or read through one of them only",
         )
-    if facts.settings.fallback is not Fallback.NONE:
+    if facts.config.fallback is not Fallback.NONE:
         yield Finding(
             Severity.NOTE,
             "fallback",
-            f"fallback: {facts.settings.fallback.value} is safe only where readers on standbys use a database role of "
+            f"fallback: {facts.config.fallback.value} is safe only where readers on standbys use a database role of "
             "their own, which no writer uses",
         )

@@ -41,7 +41,7 @@ def _matches(entries: Iterable[list[str]], wanted: list[str]) -> bool:
 
 def _agents_passfile(facts: Facts) -> Iterator[Finding]:
     """The agent's own password file. libpq matches the host as it is given: here the node's, never a managed name."""
-    file, login = facts.host.passfile, facts.settings.postgresql
+    file, login = facts.host.passfile, facts.config.postgresql
     if file is None or isinstance(file.text, Unknown) or "password" in login:
         return
     if file.text is None:
@@ -57,7 +57,7 @@ def _agents_passfile(facts: Facts) -> Iterator[Finding]:
         and state.latest.role is None
         and not _matches(entries, [node.host, str(node.port), dbname, user])
     ]
-    names = {group.name for group in facts.settings.groups}
+    names = {group.name for group in facts.config.groups}
     by_name = sorted({entry[0] for entry in entries} & names)
     if refused:
         why = f" (entries for {', '.join(by_name)} do not help: nodes are reached by address)" if by_name else ""
@@ -87,7 +87,7 @@ def _citus_passfile(facts: Facts) -> Iterator[Finding]:
         return
     yield from _too_open(facts.host.citus_passfile)
     entries = _entries(text)
-    for group in facts.settings.groups:
+    for group in facts.config.groups:
         if group.route is Route.STANDBY:
             continue
         addresses = facts.addresses(group)

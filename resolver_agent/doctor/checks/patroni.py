@@ -26,9 +26,9 @@ def findings(facts: Facts) -> Iterator[Finding]:
         yield from _patroni(one)
     yield from _lock(facts)
     if facts.host.hook_fault is not None and facts.host.patroni:
-        mend = "SocketGroup= in a drop-in for resolver-agent.socket: the group of Patroni's user"
+        fix = "SocketGroup= in a drop-in for resolver-agent.socket: the group of Patroni's user"
         text = f"Patroni's pre_promote cannot ask the agent: {facts.host.hook_fault}"
-        yield Finding(Severity.ERROR, "patroni:socket", text, mend)
+        yield Finding(Severity.ERROR, "patroni:socket", text, fix)
     for place, why in facts.host.patroni_faults.items():
         yield Finding(Severity.WARNING, "patroni:api", f"{place} cannot be asked: {why}", "see `patroni` at that name")
     for alert in facts.alerts:
@@ -69,7 +69,7 @@ def _lock(facts: Facts) -> Iterator[Finding]:
 
 def _hook(path: str, command: str) -> Iterator[Finding]:
     """Yield what is wrong with the command that Patroni runs before it promotes; Patroni splits it as a shell would."""
-    mend = f"{_PRE_PROMOTE}, under postgresql in {path}; patronictl reload"
+    fix = f"{_PRE_PROMOTE}, under postgresql in {path}; patronictl reload"
     try:
         words = shlex.split(command)
     except ValueError:
@@ -77,13 +77,13 @@ def _hook(path: str, command: str) -> Iterator[Finding]:
     script = words[-1] if words[1:2] == ["-c"] else ""
     if not _CALLS.search(command):
         text = f"Patroni ({path}) does not call `resolver-agent pre-promote`: names move after a promotion, not before"
-        yield Finding(Severity.ERROR, "patroni:hook", text, mend)
+        yield Finding(Severity.ERROR, "patroni:hook", text, fix)
     elif not _GUARDED.search(script):
         text = f"Patroni's pre_promote ({path}) has no `|| :` that a shell sees: if it fails, nobody is promoted"
-        yield Finding(Severity.ERROR, "patroni:guard", text, mend)
+        yield Finding(Severity.ERROR, "patroni:guard", text, fix)
     elif not _LIMITED.search(script):
         text = f"Patroni's pre_promote ({path}) has no timeout: while it hangs, nobody is promoted"
-        yield Finding(Severity.WARNING, "patroni:limit", text, mend)
+        yield Finding(Severity.WARNING, "patroni:limit", text, fix)
 
 
 def _setting(document: object, name: str) -> object:

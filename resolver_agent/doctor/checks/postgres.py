@@ -45,7 +45,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
             yield Finding(Severity.WARNING, "unchecked", f"could not be checked: database {name}: {database.why}", _HBA)
     if not server.with_citus:
         return
-    if not facts.settings.citus:
+    if not facts.config.citus:
         yield Finding(
             Severity.ERROR,
             "citus",
@@ -86,7 +86,7 @@ def _local_hostname(facts: Facts, server: Server, found: Setting) -> Iterator[Fi
     """Yield what is wrong with where Citus connects to reach its own server. R3 makes the own name a right choice."""
     host = found.value.lower()
     own = facts.own.name if facts.own is not None else None
-    if host in {group.name for group in facts.settings.groups} - {own}:
+    if host in {group.name for group in facts.config.groups} - {own}:
         text = f"{_LOCAL_HOSTNAME} is {host}, by which Citus connects to itself, and that name leads elsewhere"
         yield Finding(
             Severity.ERROR, _LOCAL_HOSTNAME, text, _set(facts, _LOCAL_HOSTNAME, f"'{own or 'localhost'}'", found)
@@ -124,11 +124,11 @@ def _privileges(server: Server) -> Iterator[Finding]:
     """Yield what the agent's login lacks."""
     if not (server.may_alter and server.may_reload):
         if server.version >= flush.FIRST_WITH_GRANT or not server.may_reload:
-            mend = _ROLE_SQL.format("postgres")
+            fix = _ROLE_SQL.format("postgres")
         else:
-            mend = "before PostgreSQL 15 a superuser's login under `local`: systemd/role.sql says how"
+            fix = "before PostgreSQL 15 a superuser's login under `local`: systemd/role.sql says how"
         text = f"role {server.user} may not change citus.node_conninfo and reload: connections cannot be flushed"
-        yield Finding(Severity.ERROR, "role.sql", text, mend)
+        yield Finding(Severity.ERROR, "role.sql", text, fix)
     allowed = server.settings.get("allow_alter_system")
     if allowed is not None and allowed.value != "on":
         text = "allow_alter_system is off: connections cannot be flushed"
@@ -142,10 +142,10 @@ def _privileges(server: Server) -> Iterator[Finding]:
 def _transactions(server: Server) -> Iterator[Finding]:
     if server.settings["max_prepared_transactions"].value == "0":
         text = "max_prepared_transactions is 0: Citus cannot commit on several nodes"
-        mend = "write to postgresql.conf: max_prepared_transactions = 200; and restart PostgreSQL"
-        yield Finding(Severity.ERROR, "max_prepared_transactions", text, mend)
+        fix = "write to postgresql.conf: max_prepared_transactions = 200; and restart PostgreSQL"
+        yield Finding(Severity.ERROR, "max_prepared_transactions", text, fix)
     for gid, age_s in server.prepared.items():
         if age_s >= OLD_S:
             text = f"{gid} has been prepared for {age_s:.0f} s, and holds its locks until it is recovered"
-            mend = "resolver-agent status on the node that it came from (the coordinator: citus_0_...)"
-            yield Finding(Severity.WARNING, "prepared", text, mend)
+            fix = "resolver-agent status on the node that it came from (the coordinator: citus_0_...)"
+            yield Finding(Severity.WARNING, "prepared", text, fix)

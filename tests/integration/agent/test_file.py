@@ -79,7 +79,7 @@ def test_a_line_of_others_with_a_managed_name_is_an_alert(settled: tuple[Agent, 
 
 
 def test_damaged_markers_stop_every_change(settled: tuple[Agent, Path], cluster: dict[str, Group]) -> None:
-    """With BEGIN but no END nothing is written until that is mended; then the names are put right at once."""
+    """With BEGIN but no END nothing is written until that is fixed; then the names are put right at once."""
     agent, config = settled
     content = agent.hosts_file.read_text()
     damaged = content.replace("# END resolver-agent\n", "")

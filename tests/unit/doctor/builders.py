@@ -106,7 +106,7 @@ def fit() -> Facts:
     seen = {CN1: primary(started=1), CN2: standby(started=2), WK1: primary(started=3, system_id=2, lsn=1000)}
     nodes = {node(host): state(host, observation) for host, observation in seen.items()}
     nodes[node(WK2)] = state(WK2, standby(started=4, system_id=2, lsn=900))
-    return Facts(settings=settings, nodes=nodes, local=nodes[node(CN1)], server=server, host=host)
+    return Facts(config=settings, nodes=nodes, local=nodes[node(CN1)], server=server, host=host)
 
 
 def agent(*, alerts: int = 0, **addresses: str | None) -> Status:
@@ -170,7 +170,7 @@ def parameter(name: str, value: str) -> Change:
 
 def settings(**values: Any) -> Change:
     """Return a change of the configuration."""
-    return lambda fit: dataclasses.replace(fit, settings=dataclasses.replace(fit.settings, **values))
+    return lambda fit: dataclasses.replace(fit, config=dataclasses.replace(fit.config, **values))
 
 
 def probed(**observations: Observation) -> Change:
