@@ -103,7 +103,7 @@ class Agent:
     async def _remember(self) -> None:
         """Go on from what the block says. Without it nothing is decided: what a held name held would be forgotten."""
         while not self._stopping:
-            remembered = self._block.recall()
+            remembered = self._block.recall()  # A10
             self._change_log.decision(self._decision, self._alerts(), boottime(), written=False)
             if remembered is not None:
                 self._decision = resume(self._config, remembered)

@@ -127,7 +127,7 @@ class Flusher:
             return
         server = local.role_seen.identity
         if not self.flushed:
-            self._begin(config, flush=True, now=now)
+            self._begin(config, flush=True, now=now)  # A4
         elif server != self._server or now - self._begun >= _KEEP_S:
             self._begin(config, flush=not self.citus, now=now)  # a flush also tells whether there is Citus by now
         self._server = server
@@ -207,7 +207,8 @@ class Recoverer:
         if self._overdue:
             withdrawn = next((one.withdrawn for one in self._results if one.withdrawn), None)
             why = self._blocked_by or withdrawn or "it failed, or is still under way"
-            alerts.append(Alert(AlertCode.RECOVERY, f"2PC recovery is overdue by more than {_OVERDUE_S:g} s: {why}"))
+            text = f"2PC recovery is overdue by more than {_OVERDUE_S:g} s: {why}"
+            alerts.append(Alert(AlertCode.RECOVERY, text))  # A5
         return alerts
 
     def status(self, now: float) -> RecoveryStatus:

@@ -108,7 +108,7 @@ class HostsBlock:
         except (HostsFileError, ValueError) as error:
             self._fault = self._refused(error, "it stays as it is")
             self._failures += 1
-            self._not_before = now + backoff_s(self._failures, first_s=_FIRST_RETRY_S, max_s=_RETRY_MAX_S)
+            self._not_before = now + backoff_s(self._failures, first_s=_FIRST_RETRY_S, max_s=_RETRY_MAX_S)  # A11
             return False
         if not news and self._fault is None and outcome.state is not State.UNCHANGED:
             self._trample(now)

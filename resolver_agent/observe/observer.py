@@ -145,7 +145,7 @@ class Observer:
         groups = tuple(
             group
             for group in self.config.groups
-            if group.name in decision.groups or all(seen.nodes[node].latest is not None for node in group.nodes)
+            if group.name in decision.groups or all(seen.nodes[node].latest is not None for node in group.nodes)  # A9
         )
         return self.config if groups == self.config.groups else dataclasses.replace(self.config, groups=groups)
 

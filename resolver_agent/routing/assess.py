@@ -63,7 +63,7 @@ def assess(
         group,
         states,
         members=members,
-        refused=foreign_words | dict(trusted.excluded),
+        refused=foreign_words | dict(trusted.excluded),  # A7
         lsns=lsns,
         previous=memory.fitness,
         now=now,
@@ -79,7 +79,7 @@ def assess(
         fresh=fresh,
         memory=Memory(
             primary=primary.last,
-            primary_demoted=primary.lost,
+            primary_demoted=primary.demoted,
             system_id=system_id,
             foreign=foreign,
             lsns=lsns,

@@ -53,7 +53,7 @@ def resume(config: Config, remembered: Iterable[Target]) -> Decision:
             memory=Memory(primary=target.primary, primary_demoted=target.primary_demoted),
         )
     # Names that were held when the local role changed still say the old one: then each keeps its own wish.
-    return Decision(groups=groups, role=wishes.pop() if len(wishes) == 1 else None)
+    return Decision(groups=groups, role=wishes.pop() if len(wishes) == 1 else None)  # A8
 
 
 def decide(config: Config, observations: Observations, previous: Decision, now: float) -> Decision:
@@ -142,7 +142,7 @@ def _wanted_role(view: GroupView, local: Role | None) -> Role:
 def _settle(view: GroupView, own: str | None, choice: Choice | None, now: float) -> GroupState:
     """Return the group's part of the decision, from its own address or the choice made for it."""
     if own is not None:
-        choice = Choice(own, TargetKind.SELF, Reason(Code.SELF, "this server"), Role.PRIMARY)
+        choice = Choice(own, TargetKind.SELF, Reason(Code.SELF, "this server"), Role.PRIMARY)  # A1
     target = None
     if choice is not None and choice.address is not None:
         stays = view.target is not None and view.target.address == choice.address
@@ -152,7 +152,7 @@ def _settle(view: GroupView, own: str | None, choice: Choice | None, now: float)
             kind=choice.kind,
             wanted_role=None if choice.kind is TargetKind.SELF else choice.wanted_role,
             primary=view.primary.last,
-            primary_demoted=view.primary.lost,
+            primary_demoted=view.primary.demoted,
             reason=choice.reason,
             since=view.target.since if stays and view.target is not None else now,
         )

@@ -31,7 +31,7 @@ def local_role(
     """
     local = observations.local.role_seen
     if local is None:
-        return previous.role, previous.primary_run
+        return previous.role, previous.primary_run  # A2
     seen = [local, *(view.own_seen for view in views if view.own_seen is not None)]  # all of this run
     if any(one.role is Role.PRIMARY for one in seen):
         return Role.PRIMARY, local.identity
@@ -122,7 +122,7 @@ def how_it_ended(
     streams = seen is not None and announced.receiver_known and seen.receiver not in (None, announced.receiver)
     if claim is None and streams and primary_at is not None and primary_at >= announced.since:
         return "the local PostgreSQL streams from a primary"
-    return None
+    return None  # A3
 
 
 def believable(claim: LockClaim, *, local: NodeState) -> LockClaim | None:

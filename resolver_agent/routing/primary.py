@@ -54,27 +54,27 @@ def find_primary(
         return _accepted(primaries[0], Code.PRIMARY, f"primary, timeline {primaries[0].timeline}"), []  # P1
     last_at = nodes_at(before.memory.primary, group, states)
     # The address may belong to a node that was removed since: then all the others have to speak for it.
-    lost = before.memory.primary is not None and (
+    demoted = before.memory.primary is not None and (
         before.memory.primary_demoted or all(states[node].last_role is Role.STANDBY for node in last_at or group.nodes)
     )
     if primaries:
         alert = Alert(AlertCode.PRIMARIES, f"{group.name}: several primaries: {_claims(primaries)}", of=(group.name,))
         leader = members.get(status.leader) if status.leader else None
-        return _one_of(primaries, before, leader, lost=lost), [alert]  # P2, P3, P4
+        return _one_of(primaries, before, leader, demoted=demoted), [alert]  # P2, P3, P4
     words = "; ".join(
         foreign_words.get(node) or describe(node, state, members.get(node)) for node, state in states.items()
     )
     if before.memory.primary is None and not members:
         reason = Reason(Code.UNKNOWN, f"no primary known; {words}")
-        return Primary(None, reason, None, lost=False), []  # P7
-    if before.memory.primary is None or lost or not foreign.isdisjoint(last_at):
+        return Primary(None, reason, None, demoted=False), []  # P7
+    if before.memory.primary is None or demoted or not foreign.isdisjoint(last_at):
         reason = Reason(Code.FENCED, f"no primary; {words}")
-        return Primary(FENCE, reason, before.memory.primary, lost=lost), []  # P6
+        return Primary(FENCE, reason, before.memory.primary, demoted=demoted), []  # P6
     reason = Reason(Code.HELD, f"held; no primary; {words}")
-    return Primary(before.memory.primary, reason, before.memory.primary, lost=False), []  # P5
+    return Primary(before.memory.primary, reason, before.memory.primary, demoted=False), []  # P5
 
 
-def _one_of(primaries: list[Observation], before: GroupState, leader: Observation | None, *, lost: bool) -> Primary:
+def _one_of(primaries: list[Observation], before: GroupState, leader: Observation | None, *, demoted: bool) -> Primary:
     """Several primaries: the one with Patroni's leader lock, else the last known one, else none."""
     claims = _claims(primaries)
     if leader is not None and leader.role is Role.PRIMARY:
@@ -83,7 +83,7 @@ def _one_of(primaries: list[Observation], before: GroupState, leader: Observatio
     if last is not None:
         return _accepted(last, Code.LAST_PRIMARY, f"last known primary; several primaries: {claims}")  # P3
     reason = Reason(Code.FENCED, f"several primaries: {claims}, and nothing tells which is right")
-    return Primary(FENCE, reason, before.memory.primary, lost)  # P4
+    return Primary(FENCE, reason, before.memory.primary, demoted)  # P4
 
 
 def _claims(primaries: list[Observation]) -> str:
@@ -91,7 +91,7 @@ def _claims(primaries: list[Observation]) -> str:
 
 
 def _accepted(seen: Observation, code: Code, text: str) -> Primary:
-    return Primary(seen.address, Reason(code, text), seen.address, lost=False, seen=seen)
+    return Primary(seen.address, Reason(code, text), seen.address, demoted=False, seen=seen)
 
 
 def choose_primary(view: GroupView, _fallback: Fallback) -> Choice:

@@ -36,7 +36,7 @@ class Primary:
     address: str | None
     reason: Reason
     last: str | None
-    lost: bool
+    demoted: bool
     seen: Observation | None = None
 
 
@@ -135,6 +135,6 @@ class Choice:
 def hold(view: GroupView, wanted_role: Role, why: str) -> Choice:
     """Leave a name where it is (R1). A name that never led anywhere is left out of the file."""
     if view.target is None:
-        return Choice(None, TargetKind.FENCED, Reason(Code.UNKNOWN, why), wanted_role)
+        return Choice(None, TargetKind.FENCED, Reason(Code.UNKNOWN, why), wanted_role)  # A6
     held = view.target
     return Choice(held.address, held.kind, Reason(Code.HELD, f"held; {why}"), wanted_role)

@@ -97,7 +97,7 @@ def test_damaged_markers_stop_every_change(settled: tuple[Agent, Path], cluster:
     assert status(config)["trampled"] == 0
 
 
-def test_damaged_markers_at_the_start(
+def test_a10_damaged_markers_at_the_start(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent, hosts_file: Path
 ) -> None:
     """An agent that cannot read its memory says so once, does nothing, and goes on when the line is mended."""

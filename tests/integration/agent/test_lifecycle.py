@@ -94,7 +94,7 @@ def test_a_name_server_that_hangs_does_not_hold_up_the_stop(
 
 
 @pytest.mark.parametrize("local", ["up", "down"])
-def test_a_killed_agent_goes_on_from_the_block(
+def test_a8_killed_agent_goes_on_from_the_block(
     local: str, cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
 ) -> None:
     """After kill -9 the role and the own name come from the file, also while the local PostgreSQL is down."""

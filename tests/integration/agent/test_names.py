@@ -168,7 +168,7 @@ def test_a_node_that_a_reload_brings_is_asked_before_anything_is_written(
     assert count(agent, "alert: ") == 0
 
 
-def test_a_silent_node_that_a_reload_brings_delays_no_other(
+def test_a9_silent_node_that_a_reload_brings_delays_no_other(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
 ) -> None:
     """While a new name waits for its nodes the others follow what happens: here a promotion of the coordinator."""

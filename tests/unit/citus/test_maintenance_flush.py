@@ -88,7 +88,7 @@ def run(scenario: Callable[[Bed], Coroutine[None, None, None]]) -> None:
     asyncio.run(play())
 
 
-def test_flushes_at_the_start_and_after_each_change() -> None:
+def test_a4_flushes_at_the_start_and_after_each_change() -> None:
     """Nobody knows what was flushed before this run; afterwards each state of the file is flushed once."""
 
     async def scenario(bed: Bed) -> None:

@@ -130,7 +130,7 @@ def test_a_promotion_makes_it_due() -> None:
     run(scenario)
 
 
-def test_nothing_runs_while_a_precondition_fails() -> None:
+def test_a5_nothing_runs_while_a_precondition_fails() -> None:
     """While something blocks it fresh evidence is asked for again and again; overdue is an alert, and ends."""
 
     async def scenario(bed: Bed) -> None:

@@ -180,7 +180,7 @@ def test_backing_off_does_not_hold_up_a_decision(block: Block) -> None:
     assert block.leads() == B
 
 
-def test_a_failed_write_is_an_alert_and_tried_again_ever_later(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a11_failed_write_is_an_alert_and_tried_again_ever_later(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file stays as it is; a new decision is tried at once; success ends the alert and counts as no trampling."""
     tries, update = 0, HostsFileWriter.update
 

@@ -135,7 +135,7 @@ def test_since_is_when_the_address_changed() -> None:
     assert agent.wait(1).see({B: primary()}).decide().decision.targets[0].since == 102
 
 
-def test_targets_are_in_the_order_of_the_configuration() -> None:
+def test_a6_targets_are_in_the_order_of_the_configuration() -> None:
     """Targets come in the configured order, without the names that are left out."""
     agent = Agent(config(group("wk2", D, E), group("cn", CN1), group("wk1", A, B))).see_local(primary())
     agent.see({**BOTH, CN1: barred()}).decide()

@@ -50,15 +50,17 @@ STREAMS = "the local PostgreSQL streams from a primary"
     [
         pytest.param([standby()], None, False, STANDBY, A, id="standby"),
         pytest.param([primary()], None, False, STANDBY, B, id="primary"),
-        pytest.param([standby(), dead()], None, False, PRIMARY, A, id="dead: the last known one stands"),
-        pytest.param([primary(), unreachable(), barred()], None, False, STANDBY, B, id="silent: the last one stands"),
-        pytest.param([standby()], Role.PRIMARY, False, STANDBY, B, id="a pre-promote is under way"),
-        pytest.param([standby()], None, True, STANDBY, B, id="the local Patroni holds the leader lock"),
+        pytest.param([standby(), dead()], None, False, PRIMARY, A, id="A2 dead: the last known one stands"),
+        pytest.param(
+            [primary(), unreachable(), barred()], None, False, STANDBY, B, id="A2 silent: the last one stands"
+        ),
+        pytest.param([standby()], Role.PRIMARY, False, STANDBY, B, id="A3 a pre-promote is under way"),
+        pytest.param([standby()], None, True, STANDBY, B, id="A3 the local Patroni holds the leader lock"),
         pytest.param([primary()], Role.STANDBY, False, PRIMARY, A, id="--role standby"),
         pytest.param([], None, False, STANDBY, A, id="never known: the block says standby"),
         pytest.param([dead()], None, False, PRIMARY, B, id="never known: the block says primary"),
         pytest.param([barred()], None, False, FALLBACK, A, id="never known: the block says fallback, so standby"),
-        pytest.param([], None, False, None, B, id="never known, no block: primary"),
+        pytest.param([], None, False, None, B, id="A2 never known, no block: primary"),
         pytest.param([], None, True, None, B, id="never known, but Patroni's word"),
     ],
 )
@@ -111,7 +113,7 @@ def own_agent(*block: Target) -> Agent:
 
 
 @pytest.mark.parametrize("role", [primary(), standby()], ids=["primary", "standby"])
-def test_own_name_leads_to_the_own_address(role: Observation) -> None:
+def test_a1_own_name_leads_to_the_own_address(role: Observation) -> None:
     """The local server's own group leads to itself, whatever its role, and stays so while it is down or silent."""
     agent = own_agent().see_local(role, address=CN2)
     agent.see({CN2: role, CN1: primary()}).decide()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from resolver_agent.routing.observation import Observation
 
 
-def test_foreign_primary_is_never_a_target() -> None:
+def test_a7_foreign_primary_is_never_a_target() -> None:
     """A primary of another cluster is refused with an alert, also when the group's own nodes are gone."""
     agent = beside_primary().see({A: primary(), B: barred()}).decide()
     agent.see({B: primary(system_id=FOREIGN)}).decide()
