@@ -1,4 +1,4 @@
-"""Decides where each name leads. Everything here is a function of values: no clock, no file, no socket, no log.
+"""Decides what each name resolves to. Everything here is a function of values: no clock, no file, no socket, no log.
 
 The rules
 =========
@@ -6,32 +6,39 @@ The rules
 Citus trusts whatever a name resolves to, so a wrong name can lose committed transactions. These rules keep that from
 happening, and they stand above everything else in the program. Code that keeps a rule cites it by its number.
 
-R1  **Evidence.** A name moves only on evidence: a fresh observation of a server, or what Patroni says. When the agent
-    cannot tell, it changes nothing; the name is *held*. The local role is held likewise: while the local server cannot
-    be asked, its last known role stands. A failed login does not prove that a server is down.
-R2  **Never on a standby.** While the local server is a primary, or is about to become one, a name that follows it, and
-    a name with ``route: primary`` always, never leads to a server that was seen in recovery: Citus' 2PC recovery would
-    take that server's empty list of prepared transactions for the truth. A name with no better address is *fenced*: it
-    leads to 255.255.255.255, where ``connect()`` fails in the kernel at once. Fencing needs evidence too.
-R3  **Own name, own address.** A name of the group that the local server belongs to always leads to the local server's
-    own address. Citus reads its own intermediate results from the local disk, and takes a missing file for an empty
-    one.
-R4  **Before, not after.** On a promotion the names move before the server takes writes (Patroni's ``pre_promote``).
-    The hook never prevents a promotion, and never delays it by more than 3 s.
-R5  **No session left behind.** After every change of an address the connections that Citus has cached are flushed, and
-    the flush is confirmed.
+R1  **Evidence.** A name moves only on evidence: what a probe saw of a server, or what Patroni says. Silence alone is
+    no evidence, and a failed login does not prove that a server is down. When the agent cannot tell, it changes
+    nothing; the name is *held*. The local role is held likewise: while the local server cannot be asked, its last known
+    role stands.
+R2  **Never on a standby.** A name that wants a primary never resolves to a server that was last seen in recovery. These
+    are the names with ``route: primary`` and, while the local server is a primary or is about to become one, those with
+    ``route: follow``. On a standby Citus' 2PC recovery would find no prepared transactions, and take them for finished.
+    A name with no better address is *fenced*: it resolves to 255.255.255.255, where ``connect()`` fails in the kernel
+    at once. Fencing needs evidence too.
+R3  **Own name, own address.** Once the agent has recognised the local server among a name's nodes, that name resolves
+    to the local server's own address, whatever its role and the name's ``route``; R3 goes before R2. Citus reads its
+    own intermediate results from the local disk, and takes a missing file for an empty one.
+R4  **Before, not after.** When Patroni promotes the local server, the names move before it takes writes: Patroni's
+    ``pre_promote`` hook tells the agent and waits until the names have moved. The hook gives up within 3 s (later only
+    where Python itself starts slowly), and without ``--strict`` it always exits with 0, so it prevents no promotion.
+R5  **No session left behind.** After every change of an address in the file the agent flushes the connections that
+    Citus has cached, confirms the flush, and tries again until that succeeds.
 R6  **Citus' work on other nodes is guarded.** The agent runs 2PC recovery and the clean-up of orphaned resources in
-    place of Citus. A pass asks which servers Citus itself reaches, in the same transaction, and is rolled back unless
-    all of them were primaries. It runs only on its own group's accepted primary.
-R7  **The file.** Bytes outside the block never change. No reader sees a partial file. When the agent stops or is
-    killed, the file stays as it is.
-R8  **Say so.** Whatever is held, fenced, refused or overdue is an *alert*: a log line when it begins, another when it
-    ends, and an entry in ``status`` (and its exit code) for as long as it lasts.
+    place of Citus. Each of the two asks in its own transaction which servers Citus reaches, and rolls back unless all
+    of them were primaries. They run only while the local server is its group's accepted primary (and holds the leader
+    lock, where Patroni is configured), every name that wants a primary resolves to a confirmed one or is fenced, and
+    the last change is written and flushed.
+R7  **The file.** Bytes outside the block never change; only a newline that is missing before the block is added. The
+    file is replaced by a rename, so no reader sees a partial file. Where that is impossible (a bind mount) it is
+    written in place: ``hosts.atomic_file`` says what a reader may see then. An agent that stops or is killed leaves the
+    names as they are.
+R8  **Say so.** Whatever is held, fenced, fallen back, refused or overdue is an *alert*: a log line when it begins,
+    another when it ends, and an entry in ``status`` (and its exit code) for as long as it lasts.
 
 The order to read in
 ====================
 
-``observation`` (what probes and Patroni saw), ``state`` and ``decision`` (what comes out), ``view`` (one group at one
+``observation`` (what probes saw and Patroni says), ``state`` and ``decision`` (the result), ``view`` (one group at one
 moment), ``system_id`` (which servers belong to a group), ``primary`` (the rows P), ``standby`` (the rows S), ``assess``
 (one group, from observations to a view), ``local_server`` (the local role, R3 and R4), and ``decide``, which calls all
 of them.

@@ -1,6 +1,6 @@
-"""Looks at one group now, and takes the view before again where it would come out the same.
+"""Builds the view of one group from the observations, or returns the previous view where nothing has changed.
 
-Values in, values out. Where its names lead is decided elsewhere.
+Values in, values out. ``decide`` gives the names their targets.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def assess(
     now: float,
     max_age_s: float,
 ) -> GroupView:
-    """Return what is to be seen of one group ``now``; observations count for ``max_age_s`` seconds.
+    """Return the view of one group ``now``; observations count for ``max_age_s`` seconds.
 
-    The view before is taken again where it would come out the same: of a thousand groups, nearly all at any moment.
+    Where it would come out the same, the previous view is returned: at any moment that is so for nearly all of a
+    thousand groups.
     """
     if view_before is not None and _would_repeat(
         view_before, group, observations, before, now=now, max_age_s=max_age_s
@@ -91,7 +92,7 @@ def assess(
         own_seen=_find_own(states, observations),
         split=bool(split),
         alerts=(*replaced, *doubts, *alerts, *split),
-        # That the identifier was replaced is news once.
+        # The alert that the identifier was replaced lasts for one round.
         pending_until=now if replaced else min((at for at in fit_from.values() if at > now), default=float("inf")),
     )
 
@@ -105,7 +106,7 @@ def _would_repeat(
     now: float,
     max_age_s: float,
 ) -> bool:
-    """Report whether looking again would show nothing but later times and LSNs, and those matter to nobody."""
+    """Report whether a new view would differ only in times and LSNs, and nothing depends on those."""
     times_matter = view.own is not None or group.max_lag_bytes is not None or group.max_lag_s is not None
     return (
         group is view.group
@@ -125,9 +126,9 @@ def _would_repeat(
 def _trusted_status(
     group: Group, status: PatroniStatus, fresh: Mapping[Node, Observation]
 ) -> tuple[PatroniStatus, list[Alert]]:
-    """Return what Patroni says, or an empty status where it is of a database cluster that no server of the group is of.
+    """Return Patroni's status, or an empty one where no server of the group belongs to Patroni's database cluster.
 
-    A machine may have several servers, each with a Patroni, and the configuration the wrong one's port.
+    A machine may run several servers, each with a Patroni, and the configuration may have the wrong one's port.
     """
     seen = {one.identity.system_id for one in fresh.values() if one.identity is not None}
     if status.system_id is None or not seen or status.system_id in seen:
@@ -141,7 +142,7 @@ def _trusted_status(
 
 
 def _find_own(states: Mapping[Node, NodeState], observations: Observations) -> Observation | None:
-    """Return what was seen of the node that is the local server, if one is."""
+    """Return the observation of the node that is the local server, if one is."""
     local = observations.local.role_seen
     if local is None or local.identity is None:
         return None

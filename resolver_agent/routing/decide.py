@@ -1,8 +1,8 @@
-"""Decide where each name leads: values in, values out, by the rules R1, R2 and R3 and the tables of the design.
+"""Decide what each name resolves to: values in, values out.
 
-Every group is looked at (who belongs to it, who is its primary, who may serve reads), then every name is given its
-target: its own address, its primary or a standby. What is not known is held: each branch that moves or fences a name
-rests on something that was seen.
+The rules R1, R2 and R3 are in the package's docstring, the rows P in ``primary`` and the rows S in ``standby``. First
+each group is assessed: its members, its primary, the nodes that may serve reads. Then each name gets its target: the
+local server's own address, the primary or a standby. Every branch that moves or fences a name rests on evidence.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ def resume(config: Config, remembered: Iterable[Target]) -> Decision:
     """Return the decision that the hosts file's block remembers, for the first ``decide()`` of a run."""
     targets = {target.name: target for target in remembered}
     groups = {}
-    wishes = set()
+    wanted_roles = set()
     for group in config.groups:
         target = targets.get(group.name)
         if target is None:
             groups[group.name] = GroupState()
             continue
         if group.route is Route.FOLLOW and target.wanted_role is not None:
-            wishes.add(target.wanted_role)
+            wanted_roles.add(target.wanted_role)
         groups[group.name] = GroupState(
             target=target,
             reason=target.reason,
             own=target.address if target.kind is TargetKind.SELF else None,
             memory=Memory(primary=target.primary, primary_demoted=target.primary_demoted),
         )
-    # Names that were held when the local role changed still say the old one: then each keeps its own wish.
-    return Decision(groups=groups, role=wishes.pop() if len(wishes) == 1 else None)  # A8
+    # Names that were held when the local role changed still have the old wanted role: then each keeps its own.
+    return Decision(groups=groups, role=wanted_roles.pop() if len(wanted_roles) == 1 else None)  # A8
 
 
 def decide(config: Config, observations: Observations, previous: Decision, now: float) -> Decision:
-    """Return where every name leads now, given what was observed and what was decided before.
+    """Return what every name resolves to now, given the observations and the previous decision.
 
     ``now`` is in seconds of CLOCK_BOOTTIME, the clock of the observations.
     """
@@ -108,8 +108,8 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
 def _settled(
     views: list[GroupView], owns: Mapping[str, str], previous: Decision, made_for: tuple[Role | None, Fallback]
 ) -> dict[str, GroupState]:
-    """Return the groups of which the view is the one before, and that therefore would be decided as before."""
-    if previous.made_for != made_for or Fallback.ALL in made_for:  # there each name depends on all the others
+    """Return the groups whose view is the previous one: their decision would come out as before."""
+    if previous.made_for != made_for or Fallback.ALL in made_for:  # with `all` each name depends on all the others
         return {}
     return {
         view.group.name: before
@@ -122,7 +122,7 @@ def _settled(
 
 
 def _recheck_at(views: list[GroupView], observations: Observations, *, max_age_s: float) -> float:
-    """Return when an observation expires next, or a node has been healthy for long enough."""
+    """Return when the next observation expires or the next node has been healthy for long enough."""
     seen = (observations.nodes[node].role_seen for view in views for node in view.fresh)
     expiries = (one.at + max_age_s for one in seen if one is not None)
     return min(min(expiries, default=float("inf")), min((view.pending_until for view in views), default=float("inf")))
@@ -167,7 +167,7 @@ def _settle(view: GroupView, own: str | None, choice: Choice | None, now: float)
 
 
 def _name_alerts(state: GroupState, name: str) -> list[Alert]:
-    """R8: everything held, fenced, fallen back or left out is said."""
+    """Return the alert for a name that is held, fenced, fallen back or left out (R8)."""
     code = _ALERTED.get(state.reason.code)
     if code is None:
         return []

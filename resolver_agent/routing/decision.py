@@ -1,4 +1,4 @@
-"""Where every name leads: the value that a round decides, writes and reports."""
+"""What every name resolves to: the value that a round decides, writes and reports."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """Where every name leads.
+    """What every name resolves to.
 
     ``role`` is the last known local role, ``primary_run`` the run of the local server that was last seen as a primary.
-    ``recheck_at`` is when the passing of time alone may change something. ``made_for`` are the role that the names
-    followed, and the fallback. ``views`` is what it was decided from, by name.
+    ``recheck_at`` is when the decision may change without a new observation. ``made_for`` is the role that the names
+    followed, and the fallback. ``views`` are the views that it was decided from, by name.
     """
 
     groups: Mapping[str, GroupState]
@@ -37,8 +37,8 @@ class Decision:
         return tuple(state.target for state in self.groups.values() if state.target is not None)
 
     def afresh(self) -> Decision:
-        """Return the same without what it was decided from, so that the next looks at every group anew.
+        """Return the same without its views, so that the next decision assesses every group anew.
 
-        Nothing changes by that but times and LSNs.
+        That changes only times and LSNs.
         """
         return dataclasses.replace(self, views={})

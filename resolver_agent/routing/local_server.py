@@ -1,4 +1,4 @@
-"""Who the local server is among the nodes: its role, its own address, and a promotion that was announced.
+"""The local server: its role, its own address among the nodes, and a promotion of it that was announced.
 
 Values in, values out.
 """
@@ -25,9 +25,9 @@ def local_role(
 ) -> tuple[Role | None, Identity | None]:
     """Return the last known role of the local server, and the run of it that was last seen as a primary.
 
-    It is a primary as soon as any probe has seen this run of it as one, and for as long as this run is the last one
-    that its socket told of: only a restart leads back into recovery. Which probe was answered last is not known: what
-    is noted is when it began.
+    A run is one start of the server. Once any probe has seen a run as a primary, the server is a primary until the
+    local probe sees another run: only a restart puts a server back into recovery. The probes themselves cannot be
+    ordered by their answers, because an observation holds when its probe began.
     """
     local = observations.local.role_seen
     if local is None:
@@ -43,8 +43,8 @@ def local_role(
 def own_addresses(views: list[GroupView], local: NodeState, fresh: Observation | None) -> dict[str, str]:
     """Return the local server's own address for each name of its own group (R3).
 
-    It stays recognised while it is down: until it is recognised at another address, or both it and the server at that
-    address were asked, each after the other's last start, and are not the same.
+    The local server stays recognised while it is down. That ends when it is recognised at another address, or when both
+    it and the server at that address were asked, each after the other's last start, and are not the same server.
     """
     seen = {view.group.name: view.own_seen.address for view in views if view.own_seen and view.own_seen.address}
     addresses = set(seen.values())
@@ -58,7 +58,7 @@ def own_addresses(views: list[GroupView], local: NodeState, fresh: Observation |
 
 
 def own_nodes(config: Config, decision: Decision, states: Mapping[Node, NodeState]) -> dict[str, Node]:
-    """Return which node the local server is, for each name of its own group."""
+    """Return the node that the local server is, for each name of its own group."""
     return {
         group.name: node
         for group in config.groups
@@ -68,7 +68,7 @@ def own_nodes(config: Config, decision: Decision, states: Mapping[Node, NodeStat
 
 
 def _is_another(view: GroupView, own: str, local: NodeState, fresh: Observation | None) -> bool:
-    """Report whether the server at ``own``, or every one of the group, is seen to be another than the local server."""
+    """Report whether the server at ``own`` is another than the local one; every node, if none has that address."""
     return fresh is not None and all(
         node in view.fresh and view.fresh[node].at >= local.same_since and fresh.at >= view.states[node].same_since
         for node in nodes_at(own, view.group, view.states) or view.group.nodes
@@ -79,8 +79,8 @@ def _is_another(view: GroupView, own: str, local: NodeState, fresh: Observation 
 class Announced:
     """A promotion that was announced at ``since`` (seconds of CLOCK_BOOTTIME).
 
-    ``receiver`` is the process number of the WAL receiver that was connected then, if one was; ``receiver_known``
-    reports that the server was asked.
+    ``receiver`` is the process number of the WAL receiver that was connected then, if one was. ``receiver_known`` is
+    False until the server was asked for it.
     """
 
     since: float
@@ -88,14 +88,14 @@ class Announced:
     receiver_known: bool = True
 
     def after(self, local: NodeState) -> Announced:
-        """Return the same, with the WAL receiver if it was not known: right after the agent's start nothing is."""
+        """Return the same, with the WAL receiver filled in if it was not known (right after the agent's start)."""
         if self.receiver_known or local.role_seen is None:
             return self
         return Announced(since=self.since, receiver=local.role_seen.receiver)
 
     @property
     def alert(self) -> Alert:
-        """What an operator should know while it lasts: until its end no reads go to standbys."""
+        """The alert while the announcement lasts: until then no reads go to standbys."""
         text = (
             "a promotion of the local PostgreSQL was announced (pre-promote) and has not happened yet: names lead to "
             "primaries; if none is under way, `systemctl restart resolver-agent` takes it back"
@@ -108,9 +108,10 @@ def how_it_ended(
 ) -> str | None:
     """Return in words what ended an announced promotion, or None while it is under way.
 
-    Only what was asked since counts. ``claim`` is what the local Patroni said last of the leader lock; None where no
-    Patroni is configured or it never answered. Without its answer a new connection of the WAL receiver tells, while the
-    group has another primary (``primary_at`` is when one was seen last): the server follows that one.
+    Only answers to questions asked since the announcement count. ``claim`` is the local Patroni's last answer about the
+    leader lock, None where no Patroni is configured or it never answered. Without it, a new connection of the WAL
+    receiver ends the promotion if another primary of the group was seen since (``primary_at`` is when one was last
+    seen): the server follows that one.
     """
     seen = local.role_seen
     if seen is not None and seen.at < announced.since:
@@ -126,18 +127,18 @@ def how_it_ended(
 
 
 def believable(claim: LockClaim, *, local: NodeState) -> LockClaim | None:
-    """Return the claim, or None where it is of another database cluster than the local server.
+    """Return the claim, or None where it concerns another database cluster than the local server's.
 
-    A machine may have several servers, each with a Patroni, and the configuration the wrong one's port.
+    A machine may run several servers, each with a Patroni, and the configuration may have the wrong one's port.
     """
     identity = local.role_seen.identity if local.role_seen is not None else None
     return claim if identity is None or claim.system_id in (None, identity.system_id) else None
 
 
 def holds_lock(claim: LockClaim | None, *, local: NodeState, now: float, max_age_s: float) -> bool:
-    """Report whether the local Patroni holds the leader lock, so that its server is no standby, or not for long.
+    """Report whether the local Patroni holds the leader lock: its server is a primary, or is about to become one.
 
-    While it is silent for more than ``max_age_s`` seconds its last answer stands (R1), unless the server streams.
+    When Patroni has been silent for ``max_age_s`` seconds its last answer stands (R1), unless the server streams.
     """
     if claim is None or not claim.leads:
         return False

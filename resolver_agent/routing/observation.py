@@ -1,4 +1,4 @@
-"""What was seen of the servers, and what Patroni says of them: values only.
+"""What probes saw of the servers, and what Patroni says of them: values only.
 
 Times are seconds of CLOCK_BOOTTIME, LSNs and lags are bytes unless a field's name says otherwise.
 """
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Role(enum.Enum):
-    """What a PostgreSQL server is: writable, or in recovery. Also what a name wishes for."""
+    """The role of a PostgreSQL server: writable, or in recovery. Also the role that a name wants."""
 
     PRIMARY = "primary"
     STANDBY = "standby"
 
 
 class ProbeFailure(enum.Enum):
-    """Why a probe learned no role. Only DEAD is evidence (R1); the others say that nothing is known."""
+    """Why a probe learned no role. Only DEAD is evidence (R1); after the others nothing is known."""
 
     DEAD = "dead"
     UNREACHABLE = "unreachable"
@@ -43,11 +43,11 @@ class Identity:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What one probe of one node saw: ``result`` is the role that the server told, or why it told none.
+    """What one probe of one node saw: ``result`` is the role of the server, or why the probe learned none.
 
-    ``at`` is when the probe was begun, so that an answer is never taken for fresher than it is. ``address`` is the
-    one connected to. ``lsn`` is the current LSN of a primary, the replayed one of a standby. ``receiver`` is the
-    process number of a standby's WAL receiver while it is connected. ``detail`` is the fault in words if there is one.
+    ``at`` is when the probe began, so an answer never counts as fresher than it is. ``address`` is the one connected
+    to. ``lsn`` is the current LSN of a primary, the replayed one of a standby. ``receiver`` is the process number of a
+    standby's WAL receiver while it is connected. ``detail`` is the fault in words if there is one.
     """
 
     result: Role | ProbeFailure
@@ -61,7 +61,7 @@ class Observation:
 
     @property
     def role(self) -> Role | None:
-        """The role that the server told."""
+        """The role of the server, None where the probe failed."""
         return self.result if isinstance(self.result, Role) else None
 
 
@@ -69,10 +69,10 @@ class Observation:
 class NodeState:
     """What is known of one node: the latest probe, and the last one that saw a role.
 
-    A probe that could not ask (unreachable, rejecting) says nothing of the role, so it must not hide the last one that
-    did. ``seen_dead`` reports that the server which had this role was seen dead since: the role is then history, kept
-    because "was last seen in recovery" outlives the server (rule R2). ``same_since`` is when this very server was
-    first seen.
+    A probe that could not ask (unreachable, rejecting) says nothing about the role, so it must not hide the last one
+    that did. ``seen_dead`` reports that the server with this role was seen dead since. The role is kept all the same,
+    because "was last seen in recovery" still counts after the server died (R2). ``same_since`` is when this run of the
+    server was first seen.
     """
 
     latest: Observation | None = None
@@ -81,7 +81,7 @@ class NodeState:
     same_since: float = 0.0
 
     def after(self, observation: Observation) -> NodeState:
-        """Return the state with one more observation taken in."""
+        """Return the state after one more observation."""
         if observation.role is not None:
             same = self.role_seen is not None and self.role_seen.identity == observation.identity
             since = self.same_since if same else observation.at
@@ -90,14 +90,14 @@ class NodeState:
         return dataclasses.replace(self, latest=observation, seen_dead=seen_dead)
 
     def fresh(self, *, now: float, max_age_s: float) -> Observation | None:
-        """Return the observation of a role that still counts: not dead since, younger than ``max_age_s`` seconds."""
+        """Return the last observation of a role if it counts: not dead since, younger than ``max_age_s`` seconds."""
         if self.role_seen is None or self.seen_dead or now - self.role_seen.at >= max_age_s:
             return None
         return self.role_seen
 
     @property
     def change_key(self) -> tuple[object, ...]:
-        """What is worth a new decision at once when it changes: all but LSNs and times."""
+        """Everything but LSNs and times: when it changes, a new decision is due at once."""
         latest, seen = self.latest, self.role_seen
         return (
             latest and (latest.result, latest.detail),
@@ -113,7 +113,7 @@ class NodeState:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PatroniStatus:
-    """What Patroni says of one group. ``leader`` holds the leader lock; a ``benched`` node is no read target."""
+    """What Patroni says of one group. ``leader`` holds the leader lock; an ``excluded`` node must not serve reads."""
 
     leader: Node | None = None
     excluded: Mapping[Node, str] = dataclasses.field(default_factory=dict)
@@ -122,7 +122,7 @@ class PatroniStatus:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LockClaim:
-    """What one node's own Patroni said, asked at ``at``: whether it has the leader lock, of which database cluster."""
+    """What one node's own Patroni said, asked at ``at``: whether it has the leader lock, and its system identifier."""
 
     at: float
     leads: bool
@@ -133,8 +133,8 @@ class LockClaim:
 class Observations:
     """Everything a decision is made from, besides the configuration and the previous decision.
 
-    ``assumed`` takes the place of the local role (``--role``, a promotion about to happen). ``holds_lock`` reports that
-    the local Patroni holds its group's leader lock.
+    ``assumed`` replaces the local role (``--role``, an announced promotion). ``holds_lock`` reports that the local
+    Patroni holds its group's leader lock.
     """
 
     nodes: Mapping[Node, NodeState]
@@ -164,7 +164,7 @@ def describe(node: Node, state: NodeState, seen: Observation | None) -> str:
 
 
 def nodes_at(address: str | None, group: Group, states: Mapping[Node, NodeState]) -> tuple[Node, ...]:
-    """Return the nodes of a group that were last seen at ``address``, or are configured so and were never seen."""
+    """Return the nodes of a group that were last seen at ``address``, or have it configured and were never seen."""
     return tuple(node for node in group.nodes if _address(node, states[node]) == address)
 
 

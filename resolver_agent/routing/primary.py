@@ -1,18 +1,18 @@
-"""Which node of a group is its primary, and where a name that wants the primary leads: values in, values out.
+"""Which node of a group is its primary, and what a name that wants the primary resolves to: values in, values out.
 
 A node counts as a primary until it is seen dead or in recovery, or its observation expires.
 
 === ======================================================================= ==================================
 row what is seen                                                            the name
 === ======================================================================= ==================================
-P1  one primary                                                             leads to it
-P2  several primaries, and Patroni says which one holds the leader lock     leads to that one
-P3  several primaries, and the last known one is among them                 leads to the last known one
+P1  one primary                                                             resolves to it
+P2  several primaries, and Patroni says which one holds the leader lock     resolves to that one
+P3  several primaries, and the last known one is among them                 resolves to the last known one
 P4  several primaries otherwise                                             is fenced
 P5  no primary; the last known one has not been seen in recovery since      is held on the last known one
 P6  no primary otherwise                                                    is fenced
 P7  no primary was ever known, and no node answers                          stays; without an address, left out
-P8  as P7, and the name leads to a node that was a standby                  is fenced (R2)
+P8  as P7, and the name resolves to a node that was a standby               is fenced (R2)
 P9  as P5, and the name is fenced                                           stays fenced until a primary is seen
 === ======================================================================= ==================================
 """
@@ -48,12 +48,12 @@ def find_primary(
     foreign: frozenset[Node],
     foreign_words: Mapping[Node, str],
 ) -> tuple[Primary, list[Alert]]:
-    """Return the group's primary by rows P1 to P7, and the alert that there are several."""
+    """Return the group's primary by rows P1 to P7, and an alert where there are several."""
     primaries = [seen for seen in members.values() if seen.role is Role.PRIMARY]
     if len(primaries) == 1:
         return _accepted(primaries[0], Code.PRIMARY, f"primary, timeline {primaries[0].timeline}"), []  # P1
     last_at = nodes_at(before.memory.primary, group, states)
-    # The address may belong to a node that was removed since: then all the others have to speak for it.
+    # The address may belong to a node that was removed since. Then all other nodes must have been seen in recovery.
     demoted = before.memory.primary is not None and (
         before.memory.primary_demoted or all(states[node].last_role is Role.STANDBY for node in last_at or group.nodes)
     )
@@ -75,7 +75,7 @@ def find_primary(
 
 
 def _one_of(primaries: list[Observation], before: GroupState, leader: Observation | None, *, demoted: bool) -> Primary:
-    """Several primaries: the one with Patroni's leader lock, else the last known one, else none."""
+    """Return the one of several primaries with Patroni's leader lock, otherwise the last known one, otherwise none."""
     claims = _claims(primaries)
     if leader is not None and leader.role is Role.PRIMARY:
         return _accepted(leader, Code.LEADER, f"holds the leader lock; several primaries: {claims}")  # P2
@@ -95,13 +95,13 @@ def _accepted(seen: Observation, code: Code, text: str) -> Primary:
 
 
 def choose_primary(view: GroupView, _fallback: Fallback) -> Choice:
-    """Return where a name that wants the primary leads."""
+    """Return the target of a name that wants the primary."""
     held = view.target
     address = primary_address(view, Role.PRIMARY)
     if address is not None:
         kind = TargetKind.FENCED if address == FENCE else TargetKind.PRIMARY
         return Choice(address, kind, view.primary.reason, Role.PRIMARY)  # P1 to P6, P9
-    # R2: an earlier run saw in recovery what the block calls a standby.
+    # R2: an earlier run saw the server in recovery if the block calls it a standby.
     if held is not None and (held.kind is TargetKind.STANDBY or view.seen_in_recovery(held.address)):
         reason = Reason(Code.FENCED, f"no primary known; {held.address} was a standby")
         return Choice(FENCE, TargetKind.FENCED, reason, Role.PRIMARY)  # P8
@@ -109,10 +109,10 @@ def choose_primary(view: GroupView, _fallback: Fallback) -> Choice:
 
 
 def primary_address(view: GroupView, wanted_role: Role) -> str | None:
-    """Return where the group's primary is: FENCE without one, None where nothing was ever known.
+    """Return the address of the group's primary: FENCE without one, None where none was ever known.
 
-    A fence is left for a primary that is seen, not for one that is merely remembered (R1), unless the name was fenced
-    with another wish.
+    A fenced name stays fenced until a primary is seen: one that is merely remembered does not lift the fence (R1). A
+    name that was fenced while it wanted the other role is not bound by that.
     """
     held = view.target
     fenced = held is not None and held.kind is TargetKind.FENCED and held.wanted_role is wanted_role

@@ -1,22 +1,22 @@
-"""Which nodes of a group may serve reads, and where a name that wants a standby leads: values in, values out.
+"""Which nodes of a group may serve reads, and what a name that wants a standby resolves to: values in, values out.
 
-A node is fit while it is in recovery, is of the group's database cluster, is not excluded by Patroni, and does not lag
-too much. The order is that of the configuration.
+A node is fit while it is in recovery, belongs to the group's database cluster, is not excluded by Patroni, and does not
+lag too much. The order is that of the configuration.
 
 === ===================================================================== ============================================
 row what is seen                                                          the name
 === ===================================================================== ============================================
-S1  a fit standby, and the name leads to none that is fit                 leads to the first fit standby
+S1  a fit standby, and the name resolves to none that is fit              resolves to the first fit standby
 S2  its own standby is fit                                                stays, until a better one has been healthy
                                                                           for ``failback_delay``
 S3  its own standby refuses the login, or has not been asked yet          stays
 S4  it fell back to the primary, which is still seen                      returns to the first standby that has been
                                                                           healthy for ``failback_delay``
-S5  no fit standby, and no evidence against where the name leads          stays
+S5  no fit standby, and no evidence against the present target            stays
 S6  no fit standby, with ``fallback: none``                               is fenced
-S7  no fit standby, with ``fallback: primary`` or ``all``                 leads to the primary, by the rows P
-S8  another group has no fit standby, with ``fallback: all``              leads to its own primary, if that is seen or
-                                                                          the name leads there already
+S7  no fit standby, with ``fallback: primary`` or ``all``                 resolves to the primary, by the rows P
+S8  another group has no fit standby, with ``fallback: all``              resolves to its own primary, if that is seen
+                                                                          or the name resolves to it already
 === ===================================================================== ============================================
 """
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Group
 
 _HISTORY_STEPS = 64
-"""The history of a primary's LSN tells a lag to this part of its limit: about 1.5 % is close enough."""
+"""The history of a primary's LSN gives the lag in steps of 1/64 of its limit: about 1.5 % is close enough."""
 
 
 def extend_history(
@@ -44,7 +44,7 @@ def extend_history(
 ) -> tuple[tuple[float, int], ...]:
     """Return the history of the primary's LSN with one more observation, no longer than ``max_lag_s`` needs.
 
-    An LSN that stands still adds nothing, so that an idle primary's standbys do not seem to fall behind.
+    An unchanged LSN adds nothing, so the standbys of an idle primary do not seem to fall behind.
     """
     if primary is None or primary.lsn is None or (lsns and primary.lsn == lsns[-1][1]):
         return lsns
@@ -69,8 +69,8 @@ def assess_fitness(
 ) -> dict[Node, Fitness]:
     """Return the fitness of every node of a group.
 
-    ``members`` are the observations that count, ``refused`` the nodes that are no read targets whatever was observed,
-    with the reason in words.
+    ``members`` are the observations that count. ``refused`` are the nodes that must not serve reads, with the reason in
+    words.
     """
     reached = [seen.lsn for seen in members.values() if seen.lsn is not None]
     head = lsns[-1][1] if lsns else max(reached, default=None)
@@ -97,16 +97,16 @@ def _lag(
     if seen is None or seen.lsn is None or head is None or seen.role is not Role.STANDBY:
         return None, None
     replayed, lag_bytes = seen.lsn, max(0, head - seen.lsn)
-    if group.max_lag_s is None or not lsns:  # then there is no history to tell it from
+    if group.max_lag_s is None or not lsns:  # without a history the lag in time is not known
         return lag_bytes, None
-    # It lags since the primary was first seen beyond what is replayed here, and as long as it was itself seen to: a
-    # standby that was not asked since does not fall behind by the clock (R1).
+    # The lag runs from when the primary was first seen past the LSN replayed here, to when the standby was last asked:
+    # a standby that has not been asked since does not fall behind by the clock alone (R1).
     passed_at = next((at for at, lsn in lsns if lsn > replayed), seen.at)
     return lag_bytes, max(0.0, seen.at - passed_at)
 
 
 def _lagging(group: Group, *, lag_bytes: int | None, lag_s: float | None, before: Fitness) -> tuple[bool, str]:
-    """Report whether a node lags too much, and say so: beyond a limit, and then until it is below half of it."""
+    """Report whether a node lags too much, and why: once beyond a limit, it does until it is below half of it."""
     for lag, limit, unit in ((lag_bytes, group.max_lag_bytes, "bytes"), (lag_s, group.max_lag_s, "s")):
         if limit is None:
             continue
@@ -121,7 +121,10 @@ def _lagging(group: Group, *, lag_bytes: int | None, lag_s: float | None, before
 
 
 def choose_standby(view: GroupView, fallback: Fallback) -> Choice:
-    """The first fit standby in the configured order; voluntary changes wait for ``failback_delay`` of health."""
+    """Return the target of a name that wants a standby: the first fit one in the configured order.
+
+    A name leaves a target that works only for one that has been healthy for ``failback_delay``.
+    """
     target = view.target
     kind = target.kind if target is not None else None
     chosen = next(iter(view.fit), None)
@@ -134,7 +137,7 @@ def choose_standby(view: GroupView, fallback: Fallback) -> Choice:
         elif view.cannot_tell(target.address):
             return hold(view, Role.STANDBY, view.words_at(target.address))  # S3
     elif kind is TargetKind.FALLBACK and fallback is not Fallback.NONE and view.primary.seen is not None:
-        # The primary that it fell back to may have become a standby since: then there is nothing to return from.
+        # The primary that it fell back to may have become a fit standby since: then the name stays on it.
         chosen = next((node for node in view.fit if node in view.healthy), current)  # S4
     if chosen is not None:
         address = view.fresh[chosen].address
@@ -150,7 +153,7 @@ def choose_standby(view: GroupView, fallback: Fallback) -> Choice:
 
 
 def _fall_back(view: GroupView, why: str) -> Choice:
-    """Lead a name that wants a standby to its primary, by the rows P."""
+    """Return the primary, by the rows P, for a name that wants a standby."""
     address = primary_address(view, Role.STANDBY) or FENCE
     kind = TargetKind.FENCED if address == FENCE else TargetKind.FALLBACK
     code = Code.FENCED if address == FENCE else Code.FALLBACK
@@ -159,9 +162,10 @@ def _fall_back(view: GroupView, why: str) -> Choice:
 
 
 def fall_back_together(views: list[GroupView], choices: dict[str, Choice]) -> None:
-    """``fallback: all``: while one group lacks a standby every name that follows goes to its primary.
+    """Apply ``fallback: all``: while one group lacks a standby, every name that follows falls back to its primary.
 
-    Only where its primary is seen, or it is there already: a name is not taken from a working standby to nowhere.
+    A name falls back only where its primary is seen, or it resolves to it already: it does not leave a working standby
+    for a fence.
     """
     following = [
         view

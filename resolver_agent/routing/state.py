@@ -1,4 +1,4 @@
-"""What a decision says of one name, and what the next one has to remember of it: values only."""
+"""What a decision says of one name, and what the next one needs to know of it: values only."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Code(enum.Enum):
     LEADER = "leader"  # several primaries: the one with Patroni's leader lock
     LAST_PRIMARY = "last_primary"  # several primaries: the last known one is among them
     FALLBACK = "fallback"  # no fit standby: the primary, as configured
-    HELD = "held"  # nothing is known that would allow a change
+    HELD = "held"  # no evidence for a change
     FENCED = "fenced"  # R2, or no fit standby and fallback: none
     UNKNOWN = "unknown"  # nothing was ever known: the name is left out
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a name leads where it does: a code for programs and the same in words."""
+    """Why a name has its address: a code for programs, and the same in words."""
 
     code: Code
     text: str
@@ -50,11 +50,11 @@ class TargetKind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where a name leads, and what the block remembers of it.
+    """What a name resolves to, and what the block remembers of it.
 
-    ``wish`` is the role that the name wished for when this was decided. ``primary`` is the address of the group's last
-    known primary, and ``primary_lost`` reports that it has been seen in recovery since. ``since`` is when the address
-    last changed.
+    ``wanted_role`` is the role that the name wanted when this was decided. ``primary`` is the address of the group's
+    last known primary, and ``primary_demoted`` reports that it has been seen in recovery since. ``since`` is when the
+    address last changed.
     """
 
     name: str
@@ -91,7 +91,7 @@ class AlertCode(enum.Enum):
     MEMBERS = "members"  # a name: Patroni does not say who the members are
     FILE = "file"  # the hosts file cannot be read or written
     NOTE = "note"  # "file": how it was written
-    TRAMPLED = "trampled"  # "file": somebody else keeps changing the block
+    TRAMPLED = "trampled"  # "file": another program keeps changing the block
     CONFLICT = "conflict"  # a name and a line of the hosts file that also has it
     CONFIG = "config"  # the errors: the configuration was not read again
     FLUSH = "flush"  # cached connections are not flushed
@@ -102,7 +102,7 @@ class AlertCode(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Alert:
-    """Something held, fenced, refused or overdue (rule R8): its code, and the same in words.
+    """Something held, fenced, fallen back, refused or overdue (R8): its code, and the same in words.
 
     ``of`` is what it concerns: the name, node or database. Two alerts with the same code and ``of`` are one fault.
     """
@@ -113,7 +113,7 @@ class Alert:
 
     @property
     def key(self) -> str:
-        """What programs know the fault by: ``wk1:held``, ``10.0.0.1:5432:rejecting``."""
+        """The identifier of the fault for programs: ``wk1:held``, ``10.0.0.1:5432:rejecting``."""
         return ":".join((*self.of, self.code.value))
 
 
@@ -121,8 +121,9 @@ class Alert:
 class Fitness:
     """Whether a node may serve reads, and its replay lag behind the group's primary.
 
-    ``fit_since`` is None while it is not fit, and ``why`` then says why. ``lagging`` latches between the limit and half
-    of it. The lags are None while nothing is known to measure against, ``lag_s`` also where no limit is set on it.
+    ``fit_since`` is None while it is not fit, and ``why`` then says why. ``lagging`` is set when the lag exceeds its
+    limit, and is cleared below half of it. The lags are None while they cannot be measured, ``lag_s`` also where it has
+    no limit.
     """
 
     fit_since: float | None
@@ -134,11 +135,11 @@ class Fitness:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """What the next decision has to know of a group that no probe tells again.
+    """What the next decision needs to know of a group, and no probe can tell it.
 
-    ``primary`` is the last known primary's address, ``primary_lost`` that it has been seen in recovery since.
-    ``lsns`` is the history of the primary's LSN as (seen at, LSN), oldest first. ``foreign`` are the nodes refused for
-    a system identifier that is not the group's.
+    ``primary`` is the last known primary's address, and ``primary_demoted`` reports that it has been seen in recovery
+    since. ``lsns`` is the history of the primary's LSN as (seen at, LSN), oldest first. ``foreign`` are the nodes
+    refused because their system identifier is not the group's.
     """
 
     primary: str | None = None

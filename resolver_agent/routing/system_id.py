@@ -1,4 +1,4 @@
-"""Which database cluster a group is of: values in, values out."""
+"""Which database cluster a group belongs to: values in, values out."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def find_system_id(
     states: Mapping[Node, NodeState],
     fresh: Mapping[Node, Observation],
 ) -> tuple[int | None, list[Alert]]:
-    """Return the group's system identifier: its last known primary's.
+    """Return the group's system identifier, that of its last known primary, and an alert where it was replaced.
 
-    Another one is accepted when all nodes that answer agree on it and none has the old one (pg_upgrade,
-    re-initialisation), or Patroni reports it. Nodes that were foreign beside the old one do not count for that: else
-    a foreign server would take over as soon as the group's own were down.
+    Another one is accepted when Patroni reports it, or when all nodes that answer agree on it (pg_upgrade,
+    re-initialisation). It is not accepted from nodes that were all foreign before: otherwise a foreign server would
+    take over as soon as the group's own servers were down.
     """
     ids = {node: seen.identity.system_id for node, seen in fresh.items() if seen.identity is not None}
     known = before.memory.system_id
@@ -46,10 +46,11 @@ def find_system_id(
 def _presumed_system_id(
     states: Mapping[Node, NodeState], fresh: Mapping[Node, Observation], ids: Mapping[Node, int], before: GroupState
 ) -> int | None:
-    """Return the identifier to go by while no primary was accepted in this run.
+    """Return the identifier to use while no primary was accepted in this run of the agent.
 
-    The last known primary's, or where there is none, that of all primaries; else that of the name's present target;
-    else the one that all agree on. A vote waits until everybody was asked: nobody is believed for answering first.
+    It is that of the last known primary, or where none is known, of all primaries; otherwise that of the name's present
+    target; otherwise the one that all nodes agree on. Nodes vote only once all of them were asked, so the first answer
+    does not decide.
     """
     target = before.target.address if before.target is not None else None
     at_last, at_target = (
@@ -62,7 +63,7 @@ def _presumed_system_id(
 
 
 def describe_foreign(seen: Observation, system_id: int | None) -> str:
-    """Say why a node does not count that answered; ``system_id`` is the group's."""
+    """Say why a node that answered does not count; ``system_id`` is the group's."""
     found = seen.identity.system_id if seen.identity else "unknown"
     if system_id is None:
         return f"{seen.address} is of database cluster {found}, and which one is right is not known yet"

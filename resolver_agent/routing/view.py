@@ -1,4 +1,4 @@
-"""One group as it is seen at one moment: who belongs to it, who is its primary, who may serve reads.
+"""One group at one moment: its members, its primary, the nodes that may serve reads.
 
 Values in, values out.
 """
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Primary:
-    """Where a name that wishes for the group's primary leads: FENCE, or None where nothing was ever known.
+    """What a name that wants the group's primary resolves to.
 
-    ``last`` is the last known primary's address, ``lost`` that it has been seen in recovery since.
+    ``address`` is FENCE where no primary can be trusted, None where none was ever known. ``last`` is the last known
+    primary's address, and ``demoted`` reports that it has been seen in recovery since.
     """
 
     address: str | None
@@ -42,12 +43,12 @@ class Primary:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GroupView:
-    """One group as it is seen now.
+    """One group at one moment.
 
-    ``fresh`` holds what counts of every node that answered. ``fit`` are the nodes that may serve reads in the
-    configured order, ``healthy`` those of them that have been fit for ``failback_delay``; ``pending_until`` is when the
-    next one will be. ``split`` reports that there are several primaries. ``leader`` holds the leader lock, as Patroni
-    says. ``before`` is what was decided before, ``memory`` what the next decision has to know.
+    ``fresh`` has the observations that count, by node. ``fit`` are the nodes that may serve reads, in the configured
+    order, and ``healthy`` those of them that have been fit for ``failback_delay``; ``pending_until`` is when the next
+    one will be. ``split`` reports that there are several primaries. ``leader`` holds the leader lock, says Patroni.
+    ``before`` is the previous decision, ``memory`` what the next one needs to know.
     """
 
     group: Group
@@ -67,12 +68,12 @@ class GroupView:
 
     @property
     def target(self) -> Target | None:
-        """Where the name has led so far."""
+        """The name's target so far."""
         return self.before.target
 
     @property
     def own(self) -> str | None:
-        """The local server's address in this group, as far as it was recognised before."""
+        """The local server's address in this group, if it was recognised before."""
         return self.before.own
 
     @property
@@ -83,10 +84,10 @@ class GroupView:
 
     @property
     def has_evidence_against(self) -> bool:
-        """Whether something seen speaks against the present target; where that is no node's, against every node.
+        """Whether there is evidence against the present target; against every node where no node has its address.
 
-        Silence does not (R1): a node that cannot be asked keeps its reads. A target that is no standby already is
-        not in doubt.
+        Silence is none (R1): a node that cannot be asked keeps its reads. A name that is fenced, or on its primary
+        (fallback), is on no standby that could be held, so this is true of it as well.
         """
         target = self.target
         if target is not None and target.kind in (TargetKind.FENCED, TargetKind.FALLBACK):
@@ -95,7 +96,7 @@ class GroupView:
         return all(self.states[node].seen_dead or node in self.fresh for node in nodes)
 
     def cannot_tell(self, address: str) -> bool:
-        """Report whether nobody can say how the server at ``address`` is: it refuses us, or is yet to be asked."""
+        """Report whether the state of the server at ``address`` is unknown: it refuses the login, or was not asked."""
         return any(
             node not in self.fresh
             and not self.states[node].seen_dead
@@ -123,7 +124,11 @@ class GroupView:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Choice:
-    """Where a name should lead. ``address`` None leaves it as it is; ``lacks`` reports that no standby is fit."""
+    """What a name should resolve to.
+
+    With ``address`` None the name is left out of the file. ``lacks`` reports that the name wants a standby and leaves
+    it for want of a fit one (rows S6 and S7).
+    """
 
     address: str | None
     kind: TargetKind
@@ -133,7 +138,7 @@ class Choice:
 
 
 def hold(view: GroupView, wanted_role: Role, why: str) -> Choice:
-    """Leave a name where it is (R1). A name that never led anywhere is left out of the file."""
+    """Leave a name as it is (R1). A name that never had an address is left out of the file."""
     if view.target is None:
         return Choice(None, TargetKind.FENCED, Reason(Code.UNKNOWN, why), wanted_role)  # A6
     held = view.target
