@@ -1,1 +1,1 @@
-"""Observes the servers by SQL."""
+"""Observes the servers by SQL, and collects what Patroni says."""

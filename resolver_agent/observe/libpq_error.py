@@ -1,4 +1,4 @@
-"""What a failed connection tells of the server: libpq has no SQLSTATE for one, so its words are read."""
+"""What a failed connection says about the server, by libpq's text: a failed connection has no SQLSTATE."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 from resolver_agent.routing.observation import ProbeFailure
 
 NOT_SERVING = "the database system is "
-"""What a server that starts up or shuts down says in English (SQLSTATE 57P03) begins like this."""
+"""The message of a server that starts up or shuts down (SQLSTATE 57P03) begins like this in English."""
 
-# libpq words every error that the server sent as "severity, colon, two blanks, message", in any language.
+# libpq writes every error that the server sent as "severity, colon, two blanks, message", in any language.
 _FROM_SERVER = re.compile(r"(?:^|: )[^\s:]+:  (?P<message>.+)", re.DOTALL)
-# TLS and plain TCP have different words for one thing.
+# TLS and plain TCP have different texts for the same fault.
 _DEAD = (
     "Connection refused",
     "Connection reset",
@@ -23,17 +23,17 @@ _DEAD = (
     "unexpected eof",
 )
 HUNG_UP = "server closed the connection unexpectedly"
-"""libpq says this of hosts that nobody can reach, too (``ALL_CONNECTION_FAILURE_ERRNOS``)."""
+"""libpq also says this of hosts that are unreachable (``ALL_CONNECTION_FAILURE_ERRNOS``)."""
 
 _NO_SOCKET = "No such file or directory"
 _SILENT = ("No route to host", "Network is unreachable", "Host is down", "timed out", "timeout expired")
 
 
 def connect_failure(text: str) -> tuple[ProbeFailure, str]:
-    """Tell a server that is gone from one that does not answer, and both from one that answers but bars us (R1).
+    """Tell a dead server from one that does not answer, and both from one that rejects the connection (R1).
 
-    libpq has no SQLSTATE for a failed connection, so its words are read. They are English here: only the server's part
-    is translated, and any error that the server sent means that it lives.
+    The text is English: only the server's part is translated, and any error that the server sent means that it is
+    alive.
     """
     text = text.strip()
     said = _FROM_SERVER.search(text)
@@ -50,5 +50,5 @@ def _any_in(words: tuple[str, ...], text: str) -> bool:
 
 
 def _last_clause(text: str) -> str:
-    """Return what went wrong, without where it did and without the hint that libpq puts on a second line."""
+    """Return what went wrong, without the address and without the hint that libpq puts on a second line."""
     return text.splitlines()[0].rpartition(" failed: ")[2] if text else "no reason given"

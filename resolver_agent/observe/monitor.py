@@ -1,7 +1,7 @@
-"""Observes the nodes: one task and one open connection for each, and the newest of what they saw.
+"""Observes the nodes: one task and one open connection for each, and the latest state of each.
 
-Calm nodes are asked every ``interval``, those of a group without exactly one primary as often as the token bucket
-allows, and a connection that dies is noticed at once. What follows from it is routing's to decide.
+Nodes are asked every ``interval``. Those of a group without exactly one primary are asked as often as the token bucket
+allows. A connection that dies is noticed at once.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 _LOCAL_INTERVAL_S = 0.1
 
 _LOSS_GRACE_S = 0.25
-"""After its connection died a server has this long to show that it lives: somebody may have ended just our session.
+"""How long a server whose connection died has to accept a new one: an administrator may have ended just our session.
 
-A server that is gone shows it at once, by refusing; over TLS and a wide area a new connection takes its time.
+A dead server refuses the connection at once. Over TLS and a wide area a new connection takes longer.
 """
 
 _RECONNECT_COST = 10
 
 _SLOTS = 64
 _SLOT_S = 0.5
-"""So many first connections are opened side by side, not counting those that have taken this long already."""
+"""How many first connections are opened at a time, not counting those that have already taken ``_SLOT_S``."""
 
 
 class Monitor:
     """Watches the local server and all nodes of a configuration, from ``watch()`` to ``close()``.
 
-    ``changed`` is set whenever there is news other than an LSN, and ``on_local`` called whenever the local server was
-    asked. ``getaddrinfo`` resolves nodes given by DNS name.
+    ``changed`` is set whenever something other than an LSN or a time has changed. ``on_local`` is called whenever the
+    local server was asked. ``getaddrinfo`` resolves nodes given by DNS name.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Monitor:
         self._local: _Watcher | None = None
 
     def watch(self, config: Config) -> None:
-        """Watch what ``config`` names from now on. What is known of nodes that stay is kept."""
-        # The local server is first, and has a bucket of its own: no storm elsewhere may hide what it is.
+        """Watch the servers of ``config`` from now on. The states of nodes that stay are kept."""
+        # The local server is first, and has a bucket of its own: many probes elsewhere must not delay its own.
         interval_s = min(_LOCAL_INTERVAL_S, config.interval_s)
         options = _ProbeOptions(dict(config.local), config.timeout_s, interval_s)
         self._local = self._watcher(self._local, options, _bucket())
@@ -91,11 +91,11 @@ class Monitor:
 
     @property
     def asked_all(self) -> bool:
-        """Whether every node, and the local server, has answered or failed to at least once."""
+        """Whether every node and the local server were probed at least once, with or without success."""
         return all(watcher.state.latest is not None for watcher in self._all())
 
     def check(self) -> None:
-        """Raise what ended a watching task, if anything did: that is a defect, and no reason to go on half blind."""
+        """Raise the exception that ended a watching task, if one did: that is a defect, and its server goes unseen."""
         for watcher in self._all():
             if watcher.task.done():
                 watcher.task.result()
@@ -134,11 +134,11 @@ class Monitor:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self.changed.set()  # whoever waits for news is to check()
+        self.changed.set()  # wakes the agent's loop, which calls check()
 
 
 class _ProbeOptions(NamedTuple):
-    """What a watcher cannot change while it runs."""
+    """The options that a running watcher cannot change."""
 
     conninfo: dict[str, str]
     timeout_s: float
@@ -146,7 +146,7 @@ class _ProbeOptions(NamedTuple):
 
 
 class _Watcher:
-    """Keeps asking one server, and keeps what it saw."""
+    """Keeps probing one server, and keeps its state."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class _Watcher:
         self.task = asyncio.get_running_loop().create_task(self._run())
 
     def wake(self) -> None:
-        """Ask now, and once more if the server is just being asked: that answer may be older than the reason to."""
+        """Probe now. If a probe is under way, probe once more: its answer may be older than the reason for the call."""
         self._wakeup.set()
 
     async def _run(self) -> None:
@@ -213,7 +213,7 @@ class _Watcher:
         return min([self._interval_s, *(group.delay_s(self._interval_s) for group in self.groups)])
 
     def _lose(self) -> None:
-        """The connection died. Whether the server did too shows at once, by connecting again."""
+        """Note that the connection died, and connect again at once to learn whether the server died too."""
         if self._lost is not None:
             return
         closed = Observation(result=ProbeFailure.DEAD, at=boottime(), detail="connection closed")
@@ -230,7 +230,7 @@ class _Watcher:
         if self._lost is not None:
             self._lost.cancel()
             self._lost = None
-            # Whoever refuses only us lives (R1). Silence and "starting up" do not speak against the closed connection.
+            # A server that rejects just the login is alive (R1). Silence and "starting up" do not disprove a death.
             if seen.result is ProbeFailure.UNREACHABLE or (
                 seen.result is ProbeFailure.REJECTING and seen.detail.startswith(NOT_SERVING)
             ):
@@ -246,7 +246,7 @@ class _Watcher:
 
 
 class _ProbeGroup:
-    """The watchers of one group, who hurry together while it has not exactly one primary."""
+    """The watchers of one group. While it does not have exactly one primary, all of them probe more often."""
 
     def __init__(self, watchers: list[_Watcher], config: Config) -> None:
         self.watchers = watchers
@@ -260,7 +260,7 @@ class _ProbeGroup:
         return unsettled_delay_s(boottime() - self._unsettled_since, interval_s=interval_s)
 
     def review(self, *, role_changed: bool) -> None:
-        """Find out whether it is settled, after one of its watchers has seen something."""
+        """Find out whether the group has exactly one primary, after a probe of one of its nodes."""
         now = boottime()
         states = [watcher.state for watcher in self.watchers]
         primaries = [

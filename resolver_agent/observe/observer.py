@@ -1,6 +1,6 @@
-"""Everything that is observed, in one place: the servers by SQL, what Patroni says, and promotions that are announced.
+"""All observations in one place: the servers by SQL, what Patroni says, and an announced promotion.
 
-Observations come out of it, for routing to decide on. ``run`` and ``once`` look out alike.
+``run`` and ``once`` both use it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _LOOK_AGAIN_S = 0.1
 
 
 class Observer:
-    """Watches what a configuration names, from ``watch()`` to ``close()``.
+    """Watches the servers of a configuration, from ``watch()`` to ``close()``.
 
     ``on_local`` is called whenever the local server was asked. ``config`` is the configuration with the members that
-    Patroni knows of; ``own`` is which node the local server is, by name of its group.
+    Patroni added. ``own`` is the node that the local server is, by name of its group.
     """
 
     def __init__(self, *, on_local: Callable[[], None] = lambda: None) -> None:
@@ -45,7 +45,7 @@ class Observer:
 
     @property
     def changed(self) -> asyncio.Event:
-        """Set whenever there is news."""
+        """Set whenever something other than an LSN or a time has changed."""
         return self._monitor.changed
 
     @property
@@ -60,37 +60,37 @@ class Observer:
 
     @property
     def asked_all(self) -> bool:
-        """Whether every server has answered or failed to at least once."""
+        """Whether every server was probed at least once, with or without success."""
         return self._monitor.asked_all
 
     @property
     def heard_all(self) -> bool:
-        """Whether every Patroni that can be asked has said who is a member, and those are watched."""
+        """Whether each group's Patroni was asked for the members at least once, and those are watched."""
         return self._patroni.heard_all and self._patroni.extended(self._given) is self.config
 
     @property
     def alerts(self) -> list[Alert]:
-        """What is wrong with Patroni, and an announced promotion that has not come yet."""
+        """What is wrong with Patroni, and an announced promotion that has not happened yet."""
         return [*self._patroni.alerts, *([self.announced.alert] if self.announced is not None else [])]
 
     @property
     def claims(self) -> dict[str, LockClaim | None]:
-        """What the local Patroni said last of the leader lock, by name of the group."""
+        """The local Patroni's last answer about the leader lock, by name of the group."""
         claims = {name: self._patroni.claim(node) for name, node in self.own.items()}
         return {name: claim and local_server.believable(claim, local=self.local) for name, claim in claims.items()}
 
     def watch(self, config: Config) -> None:
-        """Watch what ``config`` names from now on. What is known of nodes that stay is kept."""
+        """Watch the servers of ``config`` from now on. The states of nodes that stay are kept."""
         self._given = config
         self._patroni.watch(config)
         self.config = self._patroni.extended(config)
         self._monitor.watch(self.config)
 
     def tick(self) -> None:
-        """Take in what is due: new members, what has expired, the end of an announced promotion. Once a round.
+        """Apply new members, expired answers and the end of an announced promotion; called once a round.
 
         Raises:
-            Exception: whatever ended a watching task, if anything did.
+            Exception: the one that ended a watching task, if one did.
         """
         self._monitor.check()
         self._patroni.check()
@@ -102,7 +102,7 @@ class Observer:
         self._review_announcement()
 
     def observations(self, assumed: Role | None = None) -> Observations:
-        """Return what is known now; ``assumed`` takes the place of an announced promotion."""
+        """Return what is known now; ``assumed`` replaces the role of an announced promotion."""
         return Observations(
             nodes=self.nodes,
             local=self.local,
@@ -119,7 +119,7 @@ class Observer:
         return max(claims, key=lambda one: one.at, default=None)
 
     def _review_announcement(self) -> None:
-        """End an announced promotion that was seen, or called off."""
+        """End an announced promotion that has happened or was called off."""
         if self.announced is None:
             return
         self.announced = self.announced.after(self.local)
@@ -134,14 +134,14 @@ class Observer:
             self.announced = None
 
     def _primary_of_own_group_at(self, nodes: Mapping[Node, NodeState]) -> float | None:
-        """Return when another node of the local server's group was last seen as a primary that has not died since."""
+        """Return when another node of the local server's group was last seen as a primary and has not died since."""
         others = {node for group in self.config.groups if group.name in self.own for node in group.nodes}
         states = [nodes[node] for node in others - set(self.own.values())]
         seen = [state.role_seen for state in states if state.last_role is Role.PRIMARY and not state.seen_dead]
         return max((one.at for one in seen if one is not None), default=None)
 
     def decidable(self, decision: Decision, seen: Observations) -> Config:
-        """Return the configuration without the names that a reload brought and that have nodes yet to be asked."""
+        """Return the configuration without the names that a reload added and whose nodes were not all asked yet."""
         groups = tuple(
             group
             for group in self.config.groups
@@ -154,18 +154,18 @@ class Observer:
         return self.announced is not None and boottime() - self.announced.since > patience_s
 
     def announce(self) -> None:
-        """Take the local server for a primary until its promotion is seen or called off."""
+        """Take the local server for a primary until its promotion has happened or was called off."""
         self.announced = local_server.Announced(since=boottime(), receiver_known=False).after(self.local)
         self.changed.set()
 
     def track(self, decision: Decision) -> None:
-        """Ask Patroni more often where a decision depends on it: of the local server, and of split groups."""
+        """Ask Patroni more often where the decision depends on it: the local one, and those of split groups."""
         self.own = own_nodes(self.config, decision, self.nodes)
         self._patroni.own(self.own.values())
         self._patroni.hurry([name for name, view in decision.views.items() if view.split])
 
     async def news_within(self, seconds: float) -> None:
-        """Wait for news, or until the time is up."""
+        """Wait until something has changed, for so many seconds at most."""
         news = asyncio.ensure_future(self.changed.wait())
         try:
             await asyncio.wait({news}, timeout=seconds)  # wait_for() may swallow a cancellation (before Python 3.12)
@@ -173,19 +173,19 @@ class Observer:
             news.cancel()
 
     async def look(self) -> None:
-        """Wait until every server was asked, and every Patroni who is a member; those have answered, or failed to."""
+        """Wait until every server was probed, and each group's Patroni was asked for the members."""
         while not (self.asked_all and self.heard_all):
             self.changed.clear()
             self.tick()
             await self.news_within(_LOOK_AGAIN_S)
 
     async def ask_patroni(self, decision: Decision, *, within_s: float) -> None:
-        """Learn whether the local Patroni holds the leader lock, if it says so in time."""
+        """Ask the local Patroni whether it holds the leader lock, and wait so many seconds at most for the answer."""
         self.track(decision)
         await self._patroni.ask_own(within_s=within_s)
 
     def refresh(self) -> None:
-        """Ask every server again now, and the local Patroni."""
+        """Ask every server and the local Patroni again now."""
         self._monitor.refresh()
         self._patroni.refresh_own()
 

@@ -1,7 +1,7 @@
-"""One server, one open connection, one cheap statement: what a probe sees of it.
+"""Probes one server with one cheap statement over a connection that stays open.
 
-All nodes are only ever asked this one statement; ``citus.session`` gives the sessions on the local server in which
-more is asked, and done. When to probe is the monitor's to say.
+The agent sends the nodes no other statement. Sessions on the local server that do more come from ``citus.session``.
+``monitor`` says when to probe.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from resolver_agent.system.dns import Resolver
 
-# All of it works for a role with LOGIN and nothing else: of a WAL receiver it may know the process number alone,
-# and that only while it is connected. A primary's timeline comes from its WAL file name, since the control file's lags
-# a promotion; the server never goes back into recovery, so the order of the two checks is safe.
-# Prepared once for each connection: planning it anew each time would cost the server twice as much as running it.
+# The statement works for a role with LOGIN and nothing else. Such a role sees only the process number of a WAL
+# receiver, and only while that is connected. A primary's timeline comes from its WAL file name, since the control
+# file's lags behind a promotion; a server never goes back into recovery, so the order of the two checks is safe.
+# It is prepared once for each connection: planning it each time would cost the server twice as much as running it.
 _AGAIN = b"EXECUTE resolver_agent"
 _FIRST = (
     b"""\
@@ -54,8 +54,8 @@ _CAUTIOUS_FIRST = (ProbeFailure.REJECTING, ProbeFailure.UNREACHABLE, ProbeFailur
 class Prober:
     """Asks one server, over a connection that stays open between probes.
 
-    ``conninfo`` are libpq keywords; a TCP ``host`` that is a DNS name is resolved by ``getaddrinfo`` at each connect,
-    off the event loop. ``on_loss`` is called when the kernel says that the connection died, also between two probes.
+    ``conninfo`` are libpq keywords. A TCP ``host`` that is a DNS name is resolved by ``getaddrinfo`` at each connect,
+    off the event loop. ``on_loss`` is called when the kernel reports that the connection died, also between probes.
     """
 
     def __init__(
@@ -74,25 +74,25 @@ class Prober:
 
     @property
     def connected(self) -> bool:
-        """Whether a connection is open, as far as the kernel has said."""
+        """Whether a connection is open, as far as the kernel has reported."""
         return self._connection is not None
 
     async def connect(self) -> Observation | None:
-        """Open the connection; return what was seen instead where that failed, after ``timeout_s`` at the latest."""
+        """Open the connection; if that fails, return an observation that says why, after ``timeout_s`` at most."""
         begun = boottime()
         opening = asyncio.ensure_future(self._open(begun))
         try:
             await asyncio.wait({opening}, timeout=self._timeout_s)
-        finally:  # wait_for() would now and then swallow that somebody cancels us (before Python 3.12)
+        finally:  # wait_for() sometimes swallows a cancellation (before Python 3.12)
             opening.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await opening  # else its traceback would keep the half-open connection
+                await opening  # otherwise its traceback would keep the half-open connection
         return self._silence(begun) if opening.cancelled() else opening.result()
 
     async def ask(self) -> Observation | None:
-        """Return what the connected server says of itself, after ``timeout_s`` at the latest; None if it hung up.
+        """Return what the connected server says of itself, after ``timeout_s`` at most; None if the connection died.
 
-        Whatever goes wrong closes the connection.
+        Any fault closes the connection.
         """
         if self._connection is None:
             return None
@@ -139,7 +139,7 @@ class Prober:
         return Observation(result=kind, at=begun, detail="; ".join(dict.fromkeys(detail for _, detail in failures)))
 
     async def _silence_of(self, address: str) -> str | None:
-        """Return why a host does not answer at all; None if it does, be it that it refuses."""
+        """Return why a host does not answer at all; None if it does, even by refusing the connection."""
         try:
             _, stream = await asyncio.open_connection(address, self._conninfo.get("port", 5432))
         except ConnectionError:
@@ -150,7 +150,7 @@ class Prober:
         return None
 
     async def _addresses(self) -> list[dict[str, str]]:
-        """Return where to connect to, one after the other; raise OSError where the host has no address."""
+        """Return the addresses to try in turn, as libpq keywords; raise OSError where the host has none."""
         host = self._conninfo.get("host", "")
         if not host or host.startswith(("/", "@")):
             return [{}]
@@ -162,7 +162,7 @@ class Prober:
             found = await asyncio.shield(self._lookup)
         if isinstance(found, Exception):
             raise found
-        # Those with a zone (fe80::1%eth0) mean something on this host only, and a hosts file cannot hold them.
+        # Addresses with a zone (fe80::1%eth0) are valid on this host only, and a hosts file cannot hold them.
         usable = [{"hostaddr": address} for address in found if "%" not in address]
         if not usable:
             raise OSError(0, "it has only link-local addresses")
@@ -171,9 +171,9 @@ class Prober:
     def _keep(self, connection: psycopg.AsyncConnection) -> None:
         self._connection = connection
         self._statement = _FIRST
-        self._fileno = connection.fileno()  # remembered, since libpq forgets it when the connection dies
+        self._fileno = connection.fileno()  # kept, since libpq forgets it when the connection dies
         self._address = connection.pgconn.hostaddr.decode() or None
-        # Watched all the time: between probes a readable socket is the kernel's word that the connection died.
+        # Watched all the time: between probes a readable socket means that the connection died.
         asyncio.get_running_loop().add_reader(self._fileno, self._readable)
 
     def _send(self, pgconn: pq.abc.PGconn) -> None:
@@ -184,13 +184,13 @@ class Prober:
             self._lose(str(error))
 
     def _readable(self) -> None:
-        """Take in what has arrived: part of an answer, all of it, or the end of the connection."""
+        """Read what has arrived: part of an answer, all of it, or the end of the connection."""
         if self._connection is None:
             return
         pgconn = self._connection.pgconn
         try:
             pgconn.consume_input()
-            while self._waits and not pgconn.is_busy():  # else get_result() would block, and everybody with it
+            while self._waits and not pgconn.is_busy():  # while busy, get_result() would block the event loop
                 result = pgconn.get_result()
                 if result is None:
                     self._answer(self._results[-1])
@@ -213,7 +213,7 @@ class Prober:
             self._end(Observation(result=ProbeFailure.REJECTING, at=self._begun, detail=" ".join(words.split())))
 
     def _lose(self, text: str) -> None:
-        """Take in that the connection ended, at once: libpq closed the socket, and its number is soon another's."""
+        """Close the connection that ended, at once: libpq closed the socket, and its number may soon be reused."""
         self.close()
         kind, reason = connect_failure(text)
         if self._waits and kind is ProbeFailure.UNREACHABLE:
