@@ -1,1 +1,1 @@
-"""Asks Patroni's REST API, and says what its answers come to."""
+"""Asks Patroni's REST API: who holds the leader lock, who is a member, which members must not serve reads."""

@@ -1,7 +1,7 @@
-"""Asks one Patroni's REST API one thing, and reads the answer.
+"""Sends one request to one Patroni's REST API, and reads the answer.
 
-Everything here blocks, for no longer than its time limit but for name lookups: it is run in threads. ``poller`` says
-when to ask, and ``membership`` what follows from the answers.
+Everything here blocks and runs in threads. Only name lookups may outlast the time limit. ``poller`` says when to ask,
+and ``membership`` what follows from the answers.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import PatroniApi
 
     Fetch = Callable[[str, PatroniApi, str, float], "Reply"]
-    """What ``fetch`` is."""
+    """The type of ``fetch``."""
 
 _T = TypeVar("_T")
 
 _LIMIT_BYTES = 2**20
 _HEAD_LIMIT_BYTES = 2**14
-"""So much is received before the headers are at an end: the time to parse them grows with the square of it."""
+"""The limit for the headers: the time to parse them grows with the square of their length."""
 
 _MOST_MEMBERS = 100
 _TLS_FILES_S = 60
-"""How long TLS files once read are good for: certificates are renewed, and reading the system's own costs 20 ms."""
+"""How long TLS files are cached: certificates are renewed, but reading the system's own costs 20 ms."""
 
 _HOLDS_LOCK, _DOES_NOT = 200, 503
 
 
 class ApiError(Exception):
-    """No answer, or none of Patroni's; the message says why, for people."""
+    """There was no answer, or it was not Patroni's; the message says why, for people."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole HTTP answer."""
+    """A complete HTTP response."""
 
     status: int
     body: bytes
@@ -59,7 +59,7 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Leadership:
-    """What a node's own Patroni says of the leader lock of its cluster, ``scope``, and which database cluster it is."""
+    """What a node's own Patroni says of the leader lock of its cluster, ``scope``, and its system identifier."""
 
     leads: bool
     scope: str
@@ -67,7 +67,7 @@ class Leadership:
 
 
 def attempt(get: Callable[[], Reply], read: Callable[[Reply], _T]) -> _T | ApiError:
-    """Return what ``read`` makes of what ``get`` gets, or the error: nobody may be left to raise it to."""
+    """Return ``read(get())``, or the error: it is not raised, because the caller may have stopped waiting."""
     try:
         return read(get())
     except ApiError as error:
@@ -75,17 +75,17 @@ def attempt(get: Callable[[], Reply], read: Callable[[Reply], _T]) -> _T | ApiEr
 
 
 def silence(timeout_s: float) -> ApiError:
-    """Return the error for an answer that is not there in time."""
+    """Return the error for an answer that does not come in time."""
     return ApiError(f"no answer within {timeout_s:g} s")
 
 
 def fetch(host: str, api: PatroniApi, path: str, timeout_s: float) -> Reply:
-    """Return the answer to one GET request, by HTTPS where ``api`` has a ``cacert`` or a ``cert``.
+    """Return the answer to one GET request, over HTTPS where ``api`` has a ``cacert`` or a ``cert``.
 
     No redirect is followed and no proxy used.
 
     Raises:
-        ApiError: the answer was not there within ``timeout_s`` seconds, all in all, or is longer than 1 MiB.
+        ApiError: the answer was not complete within ``timeout_s`` seconds, is longer than 1 MiB, or is not HTTP.
     """
     deadline = Deadline(timeout_s)
     secure = _tls(api, int(time.monotonic()) // _TLS_FILES_S) if api.cacert or api.cert else None
@@ -105,18 +105,18 @@ def fetch(host: str, api: PatroniApi, path: str, timeout_s: float) -> Reply:
     except ssl.SSLError as error:
         raise ApiError(f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}") from None
     except http.client.RemoteDisconnected:
-        raise ApiError("it hung up without an answer") from None
+        raise ApiError("it closed the connection without an answer") from None
     except (OSError, UnicodeError) as error:
         raise ApiError(getattr(error, "strerror", None) or str(error)) from None
     except Exception:  # noqa: BLE001 -- http.client has email.parser read the headers, which raises even TypeError
-        raise ApiError("what answers is no HTTP server") from None
+        raise ApiError("the answer is not HTTP") from None
 
 
 def read_leadership(reply: Reply) -> Leadership:
-    """Return what ``GET /leader`` answered: the status is the lock, the body who says it.
+    """Return the answer to ``GET /leader``: the status says who holds the lock, the body which Patroni it is.
 
     Raises:
-        ApiError: that is not how Patroni answers.
+        ApiError: the answer is not Patroni's.
     """
     if reply.status not in (_HOLDS_LOCK, _DOES_NOT):
         raise ApiError(f"HTTP status {reply.status} to GET /leader")
@@ -129,20 +129,20 @@ def read_leadership(reply: Reply) -> Leadership:
             system_id=int(system_id) if system_id else None,
         )
     except (LookupError, TypeError, ValueError):
-        raise ApiError("what answers is not Patroni") from None
+        raise ApiError("the answer is not Patroni's") from None
 
 
 def read_members(reply: Reply) -> tuple[Member, ...]:
-    """Return the members that ``GET /cluster`` listed; one that has not said yet where it is, is left out.
+    """Return the members that ``GET /cluster`` lists, without those that have not announced their address yet.
 
     Raises:
-        ApiError: that is no list of Patroni's, or an empty one.
+        ApiError: the answer is not Patroni's, or lists no members or more than 100.
     """
     if reply.status != _HOLDS_LOCK:
         raise ApiError(f"HTTP status {reply.status} to GET /cluster")
     rows = _json(reply.body).get("members")
     if not isinstance(rows, list) or not 0 < len(rows) <= _MOST_MEMBERS:
-        raise ApiError("the list of members is empty, or none")
+        raise ApiError("the list of members is missing, empty, or longer than 100")
     try:
         return tuple(_member(row) for row in rows if "host" in row and "port" in row)
     except (LookupError, TypeError, ValueError, AttributeError):
@@ -164,7 +164,7 @@ def _member(row: dict[str, Any]) -> Member:
 
 
 def _printable(value: object) -> str:
-    """Return a piece of text that can be logged."""
+    """Return ``value`` if it is text that can be logged; raise ValueError otherwise."""
     if not isinstance(value, str) or not value.isprintable():
         raise ValueError
     return value
@@ -176,12 +176,12 @@ def _json(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         told = None
     if not isinstance(told, dict):
-        raise ApiError("what answers is not Patroni: no JSON object")
+        raise ApiError("the answer is not Patroni's: no JSON object")
     return told
 
 
 class _Stream(io.RawIOBase):
-    """An open connection, as http.client uses a socket; no wait outlasts the deadline, and what comes is limited."""
+    """An open connection that http.client uses as a socket, with a deadline and a limit on what is received."""
 
     def __init__(self, connection: socket.socket, deadline: Deadline) -> None:
         self.in_head = True
@@ -190,20 +190,20 @@ class _Stream(io.RawIOBase):
         self._received_bytes = 0
 
     def sendall(self, data: bytes) -> None:
-        """Send all of it."""
+        """Send all of ``data``."""
         self._connection.settimeout(self._deadline.left_s())
         self._connection.sendall(data)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """Return what the answer is read from."""
+        """Return the stream that the answer is read from."""
         return io.BufferedReader(self)
 
     def readable(self) -> bool:
-        """Tell the reader that it may read."""
+        """Report that this can be read from."""
         return True
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Take what comes next, however little."""
+        """Receive what has arrived, at least one byte unless the connection ended."""
         self._connection.settimeout(self._deadline.left_s())
         count = self._connection.recv_into(buffer)
         self._received_bytes += count
@@ -232,7 +232,7 @@ def _tls(api: PatroniApi, _period: int) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=api.cacert)
         if api.cert is not None:
             context.load_cert_chain(api.cert, api.key, password="")  # an encrypted key must not ask on the terminal
-    except (OSError, ValueError) as error:  # which of the files it was, neither says
+    except (OSError, ValueError) as error:  # neither names the file at fault
         files = ", ".join(file for file in (api.cacert, api.cert, api.key) if file)
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
         raise ApiError(f"{files} cannot be used: {reason}") from None

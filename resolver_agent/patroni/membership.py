@@ -1,4 +1,4 @@
-"""What Patroni's answers come to: who holds a group's leader lock, who belongs to it, who is no read target.
+"""What follows from Patroni's answers: a group's leader, its members, and those that must not serve reads.
 
 Values in, values out. ``poller`` says when Patroni is asked, and ``client`` how.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Group, Node, Route
 
 _SERVES = frozenset(("running", "streaming"))
-"""The states of a member that may be read from. ``GET /cluster`` gives its replication state (streaming, in archive
+"""The states of a member that may serve reads. ``GET /cluster`` gives its replication state (streaming, in archive
 recovery) or, without one, what Patroni did with the server last (running, starting, stopped, creating replica, …)."""
 
 
@@ -27,7 +27,7 @@ recovery) or, without one, what Patroni did with the server last (running, start
 class Answer:
     """What one node's own Patroni says of the leader lock of its cluster, ``scope``.
 
-    ``at`` is when the request was begun. The answer counts until ``until``: when the next is overdue.
+    ``at`` is when the request began. The answer counts until ``until``, when the next one is overdue.
     """
 
     at: float
@@ -39,9 +39,9 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Member:
-    """A member as Patroni lists it. ``fault`` says why its host can be no node's.
+    """A member as Patroni lists it. ``fault`` says why its host cannot be a node's.
 
-    ``missing_since`` is when an answer first did not list it any more.
+    ``missing_since`` is when an answer first no longer listed it.
     """
 
     node: Node
@@ -52,7 +52,7 @@ class Member:
 
     @property
     def exclusion(self) -> str:
-        """Why it is no read target; nothing where it may be one."""
+        """Why it must not serve reads, empty where it may."""
         if self.noloadbalance:
             return f"{self.node.host} is tagged noloadbalance"
         return "" if self.state in _SERVES else f"{self.node.host} is {self.state or 'in no state'}, says Patroni"
@@ -62,8 +62,8 @@ class Member:
 class Placement:
     """A group's members among the nodes.
 
-    ``joined`` are those that the configuration does not have, sorted. ``benched`` are the nodes that are no read
-    targets, with the reason.
+    ``joined`` are those that the configuration does not have, sorted. ``excluded`` are the nodes that must not serve
+    reads, with the reason.
     """
 
     joined: tuple[Node, ...] = ()
@@ -72,9 +72,10 @@ class Placement:
 
 
 def find_scope(known: str | None, answers: Mapping[Node, Answer], *, asked_all: bool) -> str | None:
-    """Return the Patroni cluster that a group is of: the one that all who answered agree on, and then that for good.
+    """Return the Patroni cluster that a group belongs to.
 
-    Nobody is believed for answering first.
+    It is found once all APIs were asked and those that answered agree, so the first answer does not decide. It stays
+    the same from then on.
     """
     heard = {answer.scope for answer in answers.values()}
     return heard.pop() if known is None and asked_all and len(heard) == 1 else known
@@ -85,9 +86,9 @@ def find_status(
 ) -> PatroniStatus:
     """Return what Patroni says of a group: the leader is the only node whose own Patroni claims the lock.
 
-    A claim counts until the next answer is overdue, so that a deposed primary whose Patroni hangs soon claims nothing.
-    Patroni gives the lock away a ttl (20 s at the least) after it was last renewed: by then the claim of the successor
-    is the only one. Where the lock changes hands faster both claim it for a moment, and two claims settle nothing.
+    A claim counts until the next answer is overdue, so the claim of a deposed primary whose Patroni hangs soon expires.
+    Patroni gives the lock away a ttl (20 s or more) after it was last renewed. By then only the successor's claim
+    counts. Where the lock changes hands faster, both claim it for a moment, and with two claims there is no leader.
     """
     claims = [node for node, answer in answers.items() if answer.leads and now < answer.until and answer.scope == scope]
     if len(claims) != 1:
@@ -96,7 +97,7 @@ def find_status(
 
 
 def scope_alerts(name: str, scope: str | None, answers: Mapping[Node, Answer]) -> list[Alert]:
-    """Return the alerts for nodes whose Patroni is of another cluster than the group's."""
+    """Return the alerts for nodes whose Patroni belongs to another cluster than the group's."""
     if scope is None:
         if len({answer.scope for answer in answers.values()}) < 2:  # noqa: PLR2004 - agreement takes one
             return []
@@ -118,7 +119,7 @@ def scope_alerts(name: str, scope: str | None, answers: Mapping[Node, Answer]) -
 def remember(
     known: Mapping[Node, Member], listed: Iterable[Member], *, now: float, gone_after_s: float
 ) -> dict[Node, Member]:
-    """Return the members after an answer listed these: the others leave when they were missing for so long."""
+    """Return the members after an answer; one that was missing for ``gone_after_s`` seconds is dropped."""
     members = {member.node: member for member in listed}
     for node, member in known.items():
         since = now if member.missing_since is None else member.missing_since
@@ -140,7 +141,7 @@ def place(
         groups: all groups, as configured.
         members: by the group's name.
         addresses: of hosts given by DNS name, as far as they were looked up; empty where that failed.
-        before: the last result. Who has joined stays, whatever cannot be resolved now.
+        before: the last result. A member that has joined stays, even if a host cannot be resolved now.
     """
     groups = tuple(groups)
     places = _Places(groups, addresses)
@@ -152,7 +153,7 @@ def place(
 
 
 def names_to_resolve(groups: Iterable[Group], members: Iterable[Member]) -> set[str]:
-    """Return the DNS names whose addresses ``place`` wants to know."""
+    """Return the DNS names whose addresses ``place`` needs."""
     hosts = {node.host for group in groups for node in group.nodes}
     hosts |= {member.node.host for member in members if not member.fault}
     return {host for host in hosts if _is_name(host)}
@@ -163,7 +164,7 @@ class _MisfitError(Exception):
 
 
 class _Places:
-    """Who is where, so that no server becomes two nodes by two spellings of its address."""
+    """The nodes by address, so that two spellings of one server's address do not make it two nodes."""
 
     def __init__(self, groups: tuple[Group, ...], addresses: Mapping[str, frozenset[str]]) -> None:
         self._managed = {group.name for group in groups}
@@ -199,7 +200,7 @@ class _Places:
         if member.fault:
             raise _MisfitError(member.fault)
         if host in self._managed:
-            raise _MisfitError("that is a name which this agent manages")
+            raise _MisfitError("its host is a name that this agent manages")
         if member.node.port != port:
             raise _MisfitError(f"all nodes behind a name need the same port, and here that is {port}")
         found = (self._taken.get((group.route, spelling)) for spelling in self._spellings(host))
@@ -209,7 +210,7 @@ class _Places:
         return node
 
     def _join(self, group: Group, node: Node, before: Placement) -> Node | None:
-        """Make a member a node of the group; a new one only when it cannot be one already, by another spelling."""
+        """Make a member a node of the group, once it is certain that no node is the same server by another spelling."""
         if self._is_at_loopback(node) and not any(map(self._is_at_loopback, group.nodes)):
             raise _MisfitError("it is at a loopback address")
         if node not in before.joined:
@@ -219,7 +220,7 @@ class _Places:
                 (one.host for one in (node, *group.nodes) if self._addresses.get(one.host) == frozenset()), None
             )
             if lost is not None:
-                raise _MisfitError(f"{lost} cannot be resolved, so that nobody knows whether it is a node already")
+                raise _MisfitError(f"{lost} cannot be resolved, so the agent cannot tell whether it is a node already")
         self._take(group, node)
         return node
 

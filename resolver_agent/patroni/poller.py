@@ -1,4 +1,4 @@
-"""Asks Patroni: one node's API in turns for the leader lock, and one API of each group for its members."""
+"""Polls Patroni: each node's API for the leader lock, and one API of each group for the members."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _T = TypeVar("_T")
 
 
 class NodeApi:
-    """The REST API of the Patroni beside one node, asked by ``run()`` at the pace that is set.
+    """The REST API of one node's own Patroni, asked by ``run()`` at the pace that is set.
 
     ``answer`` is its last answer, ``asked`` whether it was asked at all. ``fault`` is since when it has not answered,
-    and why. ``on_turn`` is called whenever it was asked, with the answer before.
+    and why. ``on_turn`` is called after each request, with the previous answer.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class NodeApi:
         self._running: asyncio.Future[Any] | None = None
 
     async def run(self) -> None:
-        """Ask for the leader lock in turns, until cancelled."""
+        """Ask for the leader lock at the set pace, until cancelled."""
         now = asyncio.get_running_loop().time
         while True:
             while (left_s := self._due - now()) > 0:
@@ -64,25 +64,25 @@ class NodeApi:
             await self.ask_leader()
 
     def set_pace(self, pace_s: float, *, delay_s: float = 0.0) -> None:
-        """Take turns at this pace; where it is faster than before, the next one is in ``delay_s`` seconds."""
+        """Ask every ``pace_s`` seconds; where that is faster than before, ask next in ``delay_s`` seconds."""
         faster = pace_s < self._pace_s
         self._pace_s = pace_s
         if faster:
             self.hurry(delay_s=delay_s)
 
     def hurry(self, *, delay_s: float = 0.0) -> None:
-        """Ask in ``delay_s`` seconds, if that is not due sooner, and be it just being asked."""
+        """Ask in ``delay_s`` seconds at the latest, even if a request is under way."""
         self._due = min(self._due, asyncio.get_running_loop().time() + delay_s)
         self._wakeup.set()
 
     async def ask_leader(self) -> None:
-        """Ask now whether it holds the leader lock."""
+        """Ask now whether the node holds the leader lock."""
         before, pace_s = self.answer, self._pace_s
         try:
             at, told = await self.ask("/leader", client.read_leadership)
         except ApiError as error:
             self.fault = (self.fault[0] if self.fault else boottime(), str(error))
-            if before is not None:  # it may have been asked more seldom then
+            if before is not None:  # the pace may have been slower then, and the answer valid for longer
                 until = min(before.until, before.at + pace_s + self.timeout_s)
                 self.answer = dataclasses.replace(before, until=until)
         else:
@@ -93,10 +93,10 @@ class NodeApi:
         self._on_turn(self, before)
 
     async def ask(self, path: str, read: Callable[[Reply], _T]) -> tuple[float, _T]:
-        """Return when the request was begun, and what ``read`` makes of the answer.
+        """Return when the request began, and what ``read`` makes of the answer.
 
         Raises:
-            ApiError: there is none within ``timeout_s`` seconds, or a request before has not ended within them.
+            ApiError: there is no answer within ``timeout_s`` seconds, or an earlier request has not ended within them.
         """
         while self._running is not None and not self._running.done():
             await self._wait_for(self._running)
@@ -110,23 +110,23 @@ class NodeApi:
         return begun, told
 
     async def _wait_for(self, running: asyncio.Future[Any]) -> None:
-        """Wait for a request, which ends by itself where nobody waits any more: a name look-up may take its time."""
+        """Wait for a request. After the time limit it ends by itself: a name lookup cannot be interrupted."""
         await asyncio.wait({running}, timeout=self.timeout_s)
         if not running.done():
             raise client.silence(self.timeout_s)
 
 
 _LISTS_COUNT = 3
-"""A list of members speaks against read targets until this many more should have come."""
+"""A list of members excludes nodes from reads until this many more lists should have come."""
 
 _NO_STATUS = PatroniStatus()
 
 
 class PatroniGroup:
-    """The nodes of a group, those that Patroni added included; ``run()`` asks one of them for the members in turns.
+    """The nodes of a group, with those that Patroni added; ``run()`` asks one of them at a time for the members.
 
-    ``on_news`` is called when an answer is to be reviewed, ``on_members`` when members are to be placed. ``status`` is
-    what Patroni said at the last review, and is to be reviewed at ``expires_at``; None where that was nothing.
+    ``on_news`` is called when an answer has to be reviewed, ``on_members`` when members have to be placed. ``status``
+    is what Patroni said at the last review, None where it said nothing; it has to be reviewed again at ``expires_at``.
     """
 
     def __init__(
@@ -159,17 +159,17 @@ class PatroniGroup:
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """Whom to ask: the configured nodes, then those that joined."""
+        """The nodes to ask: those configured, then those that joined."""
         return (*self.group.nodes, *self.placement.joined)
 
     @property
     def heard(self) -> bool:
-        """Whether members were placed or asked for in vain at least once, or nobody was there to be asked."""
+        """Whether the members were placed, a request for them failed, or no API can be asked for them."""
         tried = self._placed or self._fault is not None
         return tried or (all(api.asked for api in self.apis.values()) and self._whom_to_ask() is None)
 
     def take(self, placement: Placement) -> None:
-        """Take in which nodes the members are."""
+        """Set which nodes the members are."""
         self.placement = placement
         self._placed = bool(self.members)
 
@@ -180,11 +180,11 @@ class PatroniGroup:
             await self._scope_found.wait(self.calm_s)
 
     def status_at(self, now: float) -> PatroniStatus | None:
-        """Return what Patroni says now: the same object until it says something else."""
+        """Return what Patroni says now, as the same object until that changes."""
         return self.status if now < self.expires_at else self._find_word(now)
 
     def review(self, now: float) -> bool:
-        """Take in what was answered and what has expired; report whether there is another status now, or the first."""
+        """Apply new answers and expiries; report whether the status has changed, or the first one is there."""
         answers = self._answers
         scope = find_scope(self.scope, answers, asked_all=all(api.asked for api in self.apis.values()))
         if scope != self.scope:
@@ -198,7 +198,7 @@ class PatroniGroup:
         return before != (self.status, self._was_heard)
 
     def alerts(self, *, failing_since: float) -> list[Alert]:
-        """Return what keeps this group's Patroni from counting; of APIs those that have failed for so long."""
+        """Return why this group's Patroni does not count, with the APIs that have failed since ``failing_since``."""
         alerts = [*scope_alerts(self.group.name, self.scope, self._answers), *self.placement.alerts]
         for node, api in self.apis.items():
             if api.fault is not None and api.fault[0] <= failing_since:
@@ -213,7 +213,7 @@ class PatroniGroup:
         excluded = self.placement.excluded if now < self._counts_until else {}
         status = find_status(self._answers, self.scope, excluded, now=now)
         if status == (self.status or _NO_STATUS):
-            return self.status  # the object stays, so that whoever compares those sees no change
+            return self.status  # the same object: routing compares statuses by identity
         return status if status != _NO_STATUS else None
 
     @property
@@ -223,7 +223,7 @@ class PatroniGroup:
     async def _list(self) -> None:
         api = self._whom_to_ask()
         if api is None:
-            self._fault = None  # that nobody answers is said of each node
+            self._fault = None  # each node has an alert of its own that its API does not answer
             return
         try:
             at, listed = await api.ask("/cluster", read_members)
@@ -239,7 +239,7 @@ class PatroniGroup:
         self._on_news(self)
 
     def _whom_to_ask(self) -> NodeApi | None:
-        """Return one that answered; the own node's API has better to do: it is asked for its claim every second."""
+        """Return an API that answered, if possible not the own node's: that one is asked for its claim every second."""
         fit = [api for api in self.apis.values() if api.fault is None and api.answer and api.answer.scope == self.scope]
         fit = [api for api in fit if api.node not in self.own] or fit
         return fit[self._turn % len(fit)] if fit else None

@@ -1,7 +1,7 @@
-"""Asks Patroni about the groups that have it: who holds the leader lock, who else is a member, who is no read target.
+"""Watches Patroni for the groups that have it: leader lock, members, and members that must not serve reads.
 
-SQL alone decides as long as Patroni says nothing, so nobody waits for anything here. One node's API and one group are
-in ``poller``, and what the answers come to in ``membership``.
+While Patroni says nothing, SQL alone decides, so no decision waits for Patroni. ``poller`` has one node's API and one
+group, and ``membership`` what follows from the answers.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
     from resolver_agent.system.dns import Resolver
 
 _RATE = 100
-"""So many requests a second are made of all calm nodes together, and of those in a hurry: the more, the slower.
+"""The most requests a second to all calm nodes together, and to all hurried ones: with more nodes each is asked less.
 
-With the time limit of each that bounds the number of threads.
+Together with the time limit of a request this bounds the number of threads.
 """
 
 _TOGETHER_S = 0.2
-"""Lists of members that change at about the same time are taken in together: with very many groups that takes long."""
+"""How long a changed list of members waits for others: placing members takes long with very many groups."""
 
 _REST = 20
-"""And so many times as long as it took, it is not done again."""
+"""Members are not placed again for this many times as long as it took the last time."""
 
 
 class PatroniWatch:
-    """Watches Patroni beside the nodes of a configuration, from ``watch()`` to ``close()``.
+    """Watches Patroni on the nodes of a configuration, from ``watch()`` to ``close()``.
 
     ``changed`` is set whenever a status, the list of nodes or the claim of an own node changes. Nodes are asked every
     ``calm_s`` seconds, less often where there are very many. A member leaves when answers have not listed it for
-    ``gone_after_s`` seconds. An API that fails for ``patience_s`` seconds is an alert: a restart is over sooner.
+    ``gone_after_s`` seconds. An API that fails for ``patience_s`` seconds is an alert: a restart takes less time.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class PatroniWatch:
         self._tasks: dict[NodeApi | PatroniGroup, asyncio.Task[None]] = {}
 
     def watch(self, config: Config) -> None:
-        """Watch the groups of ``config`` that have Patroni from now on. What is known of what stays is kept."""
+        """Watch the groups of ``config`` that have Patroni from now on. The state of those that stay is kept."""
         before, self._groups = self._groups, {}
         for group in config.groups:
             if group.patroni is not None:
@@ -90,24 +90,24 @@ class PatroniWatch:
         self._place()
 
     def own(self, nodes: Collection[Node]) -> None:
-        """Ask these nodes every ``interval``: those of the local server."""
+        """Ask these nodes, those of the local server, every ``interval``."""
         if self._own != (own := frozenset(nodes)):
             self._own = own
             self._set_paces()
 
     def hurry(self, names: Collection[str]) -> None:
-        """Ask all nodes of these groups now and every ``interval``, for as long as they are named."""
+        """Ask all nodes of these groups now and every ``interval``, until called without them."""
         if self._hurried != (hurried := frozenset(names)):
             self._hurried = hurried
             self._set_paces()
 
     def refresh_own(self) -> None:
-        """Ask the own nodes now; those that are just being asked once more."""
+        """Ask the own nodes now, once more where a request is under way."""
         for api in self._own_apis:
             api.hurry()
 
     async def ask_own(self, *, within_s: float) -> None:
-        """Ask the own nodes now, and wait for their answers for so many seconds at most."""
+        """Ask the own nodes now, and wait ``within_s`` seconds at most for their answers."""
         asking = [asyncio.ensure_future(api.ask_leader()) for api in self._own_apis]
         try:
             if asking:
@@ -119,24 +119,24 @@ class PatroniWatch:
 
     @property
     def heard_all(self) -> bool:
-        """Whether every group's members were asked for at least once, or nobody was there to be asked."""
+        """Whether each group was asked for its members at least once, or has no API that can be asked."""
         return all(watched.heard for watched in self._groups.values())
 
     @property
     def statuses(self) -> dict[str, PatroniStatus]:
-        """What Patroni says now, by name, of those groups that it says something of."""
+        """What Patroni says now, by name, without the groups of which it says nothing."""
         now = boottime()
         statuses = {name: watched.status_at(now) for name, watched in self._groups.items()}
         return {name: status for name, status in statuses.items() if status is not None}
 
     def tick(self, now: float) -> None:
-        """Take in which words have expired; called once a round."""
+        """Apply expired answers; called once a round."""
         for watched in self._groups.values():
             if now >= watched.expires_at and watched.review(now):
                 self._changed.set()
 
     def extended(self, config: Config) -> Config:
-        """Return ``config`` with the members added that Patroni knows of: the same object until they change."""
+        """Return ``config`` with the members that Patroni added, as the same object until they change."""
         if self._extended is None or self._extended[0] is not config:
             joined = {name: nodes for name, watched in self._groups.items() if (nodes := watched.placement.joined)}
             groups = tuple(
@@ -147,7 +147,7 @@ class PatroniWatch:
         return self._extended[1]
 
     def claim(self, node: Node) -> LockClaim | None:
-        """Return what a node's own Patroni said last of the leader lock."""
+        """Return the last answer of a node's own Patroni about the leader lock."""
         answer = self._apis[node].answer if node in self._apis else None
         if answer is None or any(watched.scope not in (None, answer.scope) for watched in self._groups_of[node]):
             return None
@@ -155,7 +155,7 @@ class PatroniWatch:
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
-        """What keeps a Patroni from counting: an API that fails, a foreign cluster, a member that cannot be a node."""
+        """Why a Patroni does not count: an API that fails, a foreign cluster, a member that cannot be a node."""
         watched_groups = self._groups.values()
         found = (
             alert for watched in watched_groups for alert in watched.alerts(failing_since=boottime() - self._patience_s)
@@ -163,7 +163,7 @@ class PatroniWatch:
         return tuple({alert.key: alert for alert in found}.values())
 
     def check(self) -> None:
-        """Raise what ended a task, if anything did: that is a defect."""
+        """Raise the exception that ended a task, if one did: that is a defect."""
         for task in self._tasks.values():
             if task.done():
                 task.result()
@@ -191,7 +191,7 @@ class PatroniWatch:
             self._placing = asyncio.get_running_loop().call_later(delay_s, self._place)
 
     def _place(self) -> None:
-        """Find out which nodes the members are, and ask those as well."""
+        """Find out which nodes the members are, and ask the new ones as well."""
         self._placing = None
         if self._config is None:
             return
@@ -213,7 +213,7 @@ class PatroniWatch:
         self._placing_took_s = boottime() - begun
 
     def _attach(self, config: Config) -> None:
-        """Ask the nodes of all groups that have Patroni, and no others any more."""
+        """Ask the nodes of all groups that have Patroni, and stop asking any others."""
         wanted: dict[Node, PatroniApi] = {}
         self._groups_of = {}
         for watched in self._groups.values():
@@ -226,7 +226,7 @@ class PatroniWatch:
             if known is None or (known.api, known.timeout_s) != (api, config.timeout_s):
                 answer = known.answer if known is not None and known.api.port == api.port else None
                 known = NodeApi(node, api, fetch=self._fetch, timeout_s=config.timeout_s, on_turn=self._take_turn)
-                known.answer = answer  # what it said stands until it is asked anew: a promotion may rest on it
+                known.answer = answer  # it stands until the next one: an announced promotion may depend on it
             self._apis[node] = known
         for watched in self._groups.values():
             watched.apis = {node: self._apis[node] for node in watched.nodes}
@@ -234,7 +234,7 @@ class PatroniWatch:
         self._keep_running()
 
     def _set_paces(self) -> None:
-        """Let own nodes be asked most often, then those of groups in a hurry, and all others at leisure."""
+        """Set the pace of each node: the own ones fastest, then those of hurried groups, then all others."""
         if self._config is None:
             return
         interval_s = self._config.interval_s
@@ -250,23 +250,23 @@ class PatroniWatch:
             watched.calm_s, watched.own = calm_s, self._own
 
     def _keep_running(self) -> None:
-        """Let every API and every group have its task, and nobody else."""
+        """Start a task for each API and group that has none, and cancel those of removed ones."""
         running: list[NodeApi | PatroniGroup] = [*self._apis.values(), *self._groups.values()]
         for gone in self._tasks.keys() - set(running):
             self._tasks.pop(gone).cancel()
         for one in running:
             if one not in self._tasks:
                 self._tasks[one] = asyncio.get_running_loop().create_task(one.run())
-                self._tasks[one].add_done_callback(lambda _: self._changed.set())  # whoever waits for news is to check
+                self._tasks[one].add_done_callback(lambda _: self._changed.set())  # wakes the loop, which calls check()
 
     def _take_turn(self, api: NodeApi, before: Answer | None) -> None:
-        """Take in that a node answered, or failed to."""
+        """Review a node's groups after a request to it, with or without an answer."""
         for watched in self._groups_of.get(api.node, ()):
             self._review(watched)
         if api.node in self._own and api.answer is not None and (before is None or before.leads != api.answer.leads):
             self._changed.set()
 
     def _review(self, watched: PatroniGroup) -> None:
-        """Find out what Patroni says of a group now."""
+        """Review what Patroni says of a group now."""
         if watched.review(boottime()):
             self._changed.set()

@@ -171,7 +171,7 @@ def test_no_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 HEAD = b"HTTP/1.0 200 OK\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 SILENT = f"no answer within {TIMEOUT_S:g} s"
-NO_HTTP = "what answers is no HTTP server"
+NO_HTTP = "the answer is not HTTP"
 LONG_HEAD = "its headers are longer than 16 KiB"
 LONG = "the answer is longer than 1 MiB"
 
@@ -200,7 +200,7 @@ def typed(content_type: bytes) -> bytes:
         pytest.param(flood(HEAD, b"x" * 65536), LONG_HEAD, id="a huge header"),
         pytest.param(flood(HEAD + b"X: y\r\n", b" z\r\n" * 9999), NO_HTTP, id="a header on very many lines"),
         pytest.param(flood(b"", b"HTTP/1.1 100 \r\n\r\n" * 9999), LONG_HEAD, id="a flood of 100 Continue"),
-        pytest.param(hang_up, "it hung up without an answer", id="hangs up"),
+        pytest.param(hang_up, "it closed the connection without an answer", id="hangs up"),
         pytest.param(say(b"SSH-2.0-OpenSSH_9.2\r\n"), NO_HTTP, id="something else"),
         pytest.param(say(b"\x15\x03\x03\x00\x02\x02\x50"), NO_HTTP, id="TLS"),
         pytest.param(say(b'{"patroni": {"scope": "wk1"}}\r\n'), NO_HTTP, id="HTTP/0.9"),

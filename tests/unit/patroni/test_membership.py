@@ -175,7 +175,7 @@ IGNORED_KEY, IGNORED = "wk1:{}:member", "wk1: Patroni's member {} is ignored: {}
             [node("wk2")],
             {},
             [],
-            {node("wk2"): "that is a name which this agent manages"},
+            {node("wk2"): "its host is a name that this agent manages"},
             id="a managed name",
         ),
         pytest.param(
@@ -204,7 +204,7 @@ IGNORED_KEY, IGNORED = "wk1:{}:member", "wk1: Patroni's member {} is ignored: {}
             [node("pg-3")],
             {"pg-3": set()},
             [],
-            {node("pg-3"): "pg-3 cannot be resolved, so that nobody knows whether it is a node already"},
+            {node("pg-3"): "pg-3 cannot be resolved, so the agent cannot tell whether it is a node already"},
             id="a name that cannot be resolved",
         ),
         pytest.param([group()], [node("pg-2")], {"pg-2": {B}}, [], {}, id="a configured address by name"),
@@ -235,7 +235,7 @@ IGNORED_KEY, IGNORED = "wk1:{}:member", "wk1: Patroni's member {} is ignored: {}
             [node(C)],
             {"pg-1": {A}, "pg-2": set()},
             [],
-            {node(C): "pg-2 cannot be resolved, so that nobody knows whether it is a node already"},
+            {node(C): "pg-2 cannot be resolved, so the agent cannot tell whether it is a node already"},
             id="a configured name cannot be resolved",
         ),
         pytest.param(
