@@ -1,1 +1,1 @@
-"""The hosts file: what the block says, and how the file is replaced."""
+"""The hosts file: the text of the block, and how the file is replaced."""

@@ -1,15 +1,15 @@
-"""Reads one file and replaces it atomically; every oddity of file systems lives here.
+"""Reads one file and replaces it atomically; everything that depends on the file system is here.
 
-A reader sees the old file or the new one, never a part, and a writer killed at any moment leaves either. Where the
-file cannot be replaced (a bind mount, a read-only folder) it is written in place, which is nearly as good: a reader
-may meet both halves of a file larger than a page, and a writer killed between two steps may leave blank lines at the
-end.
+A reader sees the old file or the new one, never a part, and a writer killed at any moment leaves one of the two. Where
+the file cannot be replaced (a bind mount, a read-only folder) it is written in place, which is nearly as good: a reader
+may get old and new parts of a file larger than a page, and a writer killed between two steps may leave blank lines at
+the end.
 
-An edit that somebody else makes meanwhile starts the write over. Only what falls into the microseconds between the
-last look at the file and the change goes unseen: writers who hold no lock in common cannot close that gap.
+If another program changes the file during a write, the write starts over. A change in the microseconds between the
+last check of the file and the rename goes unseen: writers that share no lock cannot close that gap.
 
-Everything here blocks, and nothing of the process is changed (umask, working directory), so any thread may call it.
-What the file says is not known here.
+Everything here blocks. It changes no state of the process (umask, working directory), so any thread may call it. This
+module knows nothing about the content of the file.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ _R = TypeVar("_R")
 
 _CHUNK_BYTES = 1 << 20
 _ACL = "system.posix_acl_access"
-_NOT_COPIED = ("security.ima", "security.evm")  # the kernel's own digests of what a file holds
+_NOT_COPIED = ("security.ima", "security.evm")  # the kernel's own digests of a file's content
 
 
 class System:
-    """Makes the calls. Errors are the calls' own, and the file offset of a descriptor plays no part."""
+    """Makes the system calls. Their errors are raised as they are, and no file offset is used or changed."""
 
     def call(self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Return what ``function`` returns; everything below goes through here."""
+        """Return what ``function`` returns; all calls but ``close`` go through here."""
         return function(*args, **kwargs)
 
     @contextlib.contextmanager
     def opened(self, path: str, flags: int) -> Iterator[int]:
-        """Give a descriptor for as long as the context lasts; a file that is created is its owner's alone."""
-        # O_NONBLOCK: a pipe in a file's place must not hold the caller up.
+        """Yield a descriptor that is closed with the context; a new file has mode 0600."""
+        # O_NONBLOCK: opening a pipe in the file's place must not block.
         fd = self.call(os.open, path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
         try:
             yield fd
@@ -61,7 +61,7 @@ class System:
         return bytes(content)
 
     def write_all(self, fd: int, content: bytes, *, offset: int = 0) -> None:
-        """Write ``content`` at ``offset``, in one call if the kernel takes it in one."""
+        """Write ``content`` at ``offset``, in one call if the kernel accepts all of it."""
         done = 0
         while done < len(content):
             done += self.call(os.pwrite, fd, content[done:], offset + done)
@@ -69,10 +69,10 @@ class System:
     def copy_attributes(self, source: str, status: os.stat_result, fd: int) -> list[str]:
         """Give ``fd`` the extended attributes, mode and owner of ``source``; return in words what could not be kept.
 
-        The extended attributes include ACL and SELinux label. ``status`` is what ``stat`` said of ``source``.
+        The extended attributes include the ACL and the SELinux label. ``status`` is the ``stat`` result of ``source``.
         """
         wanted, have = self._xattrs(source), self._xattrs(fd)
-        if _ACL in have.keys() - wanted.keys():  # by the folder's default
+        if _ACL in have.keys() - wanted.keys():  # from the folder's default ACL
             self.call(os.removexattr, fd, _ACL)
         lost = [self._set_xattr(fd, name, value) for name, value in sorted(wanted.items() - have.items())]
         self.call(os.fchmod, fd, stat.S_IMODE(status.st_mode))
@@ -103,13 +103,13 @@ class System:
 
 
 Signature = tuple[int, int, int, int, int]
-"""A file's identity and state as ``stat`` tells them: device, inode, size, mtime and ctime in ns."""
+"""A file's identity and state from ``stat``: device, inode, size, mtime and ctime in ns."""
 
 _ATTEMPTS = 20
 _TEMPORARY = re.compile(r"hosts\.resolver-agent\.\d+\.[0-9a-f]{8}")
 
-# These say that the file cannot be replaced, but nothing against writing it in place. All others do: a disk that is
-# full or broken, a file that somebody made immutable.
+# With these errors the file cannot be replaced, but perhaps written in place. All others rule that out as well: a disk
+# that is full or broken, a file that was made immutable.
 _NOT_REPLACEABLE = (errno.EBUSY, errno.EXDEV, errno.EROFS, errno.EACCES)
 
 _FIXES = {
@@ -120,7 +120,7 @@ _FIXES = {
     errno.EACCES: "run as a user that may read and write it",
     errno.EROFS: "mount it writable; under systemd name its folder in ReadWritePaths=",
     errno.ENOENT: "create its folder",
-    errno.ELOOP: "correct the symbolic links that lead to each other",
+    errno.ELOOP: "correct the symbolic links that point to each other",
 }
 
 
@@ -153,7 +153,7 @@ class State(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What was on disk at one moment; without a file the content is empty and the signature None."""
+    """The file on disk at one moment; where it is missing the content is empty and the signature None."""
 
     content: bytes
     signature: Signature | None
@@ -161,7 +161,7 @@ class Snapshot:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an update did, what is on disk since, and in words what an operator should know of it, if anything."""
+    """What an update did, the file on disk after it, and in words what an operator should know, if anything."""
 
     state: State
     snapshot: Snapshot
@@ -169,12 +169,12 @@ class Outcome:
 
 
 class _ChangedError(Exception):
-    """Somebody else changed the file meanwhile."""
+    """Another program changed the file during the write."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Found:
-    """The file that the path led to when it was read, and that it must still lead to when it is written."""
+    """The file that the path pointed to when it was read, and must still point to when it is written."""
 
     real: str
     snapshot: Snapshot
@@ -184,8 +184,8 @@ class _Found:
 class HostsFileWriter:
     """Reads and writes one file, following symbolic links to it.
 
-    A file that somebody else changed less than ``settle_s`` seconds ago may be half written (emptied and not filled
-    yet, moved away and not put back) and would be taken for whole, so a write waits that long before it reads.
+    A file that another program changed less than ``settle_s`` seconds ago may be half written (emptied and not filled
+    yet, moved away and not put back). So a write waits until the last change is that old before it reads.
     """
 
     def __init__(self, path: str, *, settle_s: float = 0.1, system: System | None = None) -> None:
@@ -196,7 +196,7 @@ class HostsFileWriter:
         self._own: Signature | None = None
 
     def signature(self) -> Signature | None:
-        """Return what changes whenever the file does, for the price of one system call; None without a file.
+        """Return the file's signature, at the cost of one system call; None where the file is missing.
 
         Raises:
             ReadError: the file could not be looked up.
@@ -217,13 +217,13 @@ class HostsFileWriter:
         return self._find().snapshot
 
     def update(self, transform: Callable[[bytes], bytes]) -> Outcome:
-        """Replace the file by what ``transform`` makes of its content; called anew when the file changed meanwhile.
+        """Replace the file's content by ``transform(content)``, which is called again if the file changed meanwhile.
 
         A missing file counts as empty and is created with mode 0644. Nothing is written when nothing changes.
 
         Raises:
             ReadError: the file could not be read.
-            WriteError: the file could not be written, or never came to rest.
+            WriteError: the file could not be written, or another program kept changing it.
         """
         import tenacity  # noqa: PLC0415  (slow to import, and `status` only reads)
 
@@ -248,8 +248,8 @@ class HostsFileWriter:
     def sweep(self) -> tuple[str, ...]:
         """Remove the temporary files of writers that were killed, and return their names.
 
-        Only for the holder of the agent's lock: the temporary file of a writer at work looks the same (that writer
-        would start over).
+        Only the holder of the agent's lock may call this: the temporary file of a running writer looks the same, and
+        that writer would have to start over.
         """
         folder = Path(self._call(os.path.realpath, self._path)).parent
         removed = []
@@ -297,7 +297,7 @@ class HostsFileWriter:
 
     def _replace(self, found: _Found, new: bytes) -> Outcome:
         folder = Path(found.real).parent
-        # SELinux policies label /etc/hosts* alike, so the name begins like that whatever the file's own is.
+        # SELinux policies label /etc/hosts* alike, so the name begins with "hosts" whatever the file's own name is.
         temporary = str(folder / f"hosts.resolver-agent.{os.getpid()}.{os.urandom(4).hex()}")
         with self._system.opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as fd:
             try:
@@ -312,10 +312,10 @@ class HostsFileWriter:
                 self._confirm(found)
                 self._rename(temporary, found.real)
                 signature = _signature(self._call(os.fstat, fd))
-                if signature[:4] != made[:4]:  # somebody was quick to change it: that must not pass for ours
+                if signature[:4] != made[:4]:  # another program has already changed it: that is not our version
                     signature = made
             finally:
-                with contextlib.suppress(OSError):  # once renamed it is gone
+                with contextlib.suppress(OSError):  # after the rename it is gone
                     self._call(os.unlink, temporary)
         try:
             with self._system.opened(str(folder), os.O_RDONLY | os.O_DIRECTORY) as fd:
@@ -327,7 +327,7 @@ class HostsFileWriter:
     def _rename(self, temporary: str, real: str) -> None:
         try:
             self._call(os.rename, temporary, real)
-        except FileNotFoundError as error:  # swept away, or the folder is gone
+        except FileNotFoundError as error:  # removed by a sweep, or the folder is gone
             raise _ChangedError from error
 
     def _overwrite(self, found: _Found, new: bytes, *, why: OSError) -> Outcome:
@@ -347,9 +347,10 @@ class HostsFileWriter:
         return Outcome(State.IN_PLACE, Snapshot(new, signature), f"it cannot be replaced: {why.strerror}")
 
     def _put(self, fd: int, old: bytes, new: bytes) -> None:
-        """Write ``new`` over ``old`` so that a full disk harms nothing, and no reader misses a line meanwhile.
+        """Write ``new`` over ``old`` so that a full disk loses nothing, and no reader misses a line meanwhile.
 
-        Space is claimed, and too long a rest covered, with blank lines: posix_fallocate() would show readers NULs.
+        Blank lines first allocate the space, and then overwrite the rest of a longer ``old``: posix_fallocate() would
+        show readers NULs.
         """
         try:
             self._system.write_all(fd, b"\n" * (len(new) - len(old)), offset=len(old))
@@ -362,7 +363,7 @@ class HostsFileWriter:
             raise
 
     def _confirm(self, found: _Found) -> None:
-        """Raise unless the path still leads to what was read. The content too: two edits may share a time stamp."""
+        """Raise unless the path still points to the file and content read: two edits may share a time stamp."""
         if self._find() != found or self.signature() != found.snapshot.signature:
             raise _ChangedError
 

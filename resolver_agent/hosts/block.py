@@ -1,16 +1,16 @@
-"""The managed block of a hosts file: bytes in, bytes out, and nothing outside the block is ever touched.
+"""The managed block of a hosts file: bytes in, bytes out. Nothing outside the block is changed.
 
 The block is also the agent's only memory. Each of its lines is ``address<TAB>name<TAB># comment``, and the comment is::
 
-    <standing>[; no standby][; primary ADDRESS | ; primary was ADDRESS, now in recovery | ; no primary]
+    <kind>[; no standby][; primary ADDRESS | ; primary was ADDRESS, now in recovery | ; no primary]
 
-``standing`` is a value of ``Standing``. ``no standby`` stands on fenced names that wish for a standby. The last clause
-is the group's last known primary; it is left out where the standing implies it: ``primary`` and ``fallback`` lines lead
-to the primary, ``self`` and ``standby`` lines know of none. Comments depend on nothing else, so that an unchanged
-decision leaves an unchanged file.
+``kind`` is a value of ``TargetKind``. ``no standby`` is on fenced names that want a standby. The last clause is the
+group's last known primary. It is left out where the kind implies it: ``primary`` and ``fallback`` lines have the
+primary's address, and ``self`` and ``standby`` lines without the clause have no known primary. Comments depend on
+nothing else, so an unchanged decision leaves the file unchanged.
 
-Not here: reading and writing files (``atomic_file``), and other people's lines, which python-hosts would reformat and
-whose names it does not always see as glibc does.
+Files are read and written by ``atomic_file``. Lines outside the block are not parsed with python-hosts: it would
+reformat them, and does not always read their names as glibc does.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _WISHES = {
 
 
 class BlockError(ValueError):
-    """The markers do not make one block; the message names the line and what to do. Nothing may be changed then."""
+    """The markers do not make one block, so the file must not be changed. The message names the line and the fix."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,13 +69,13 @@ class Conflict:
 
     @property
     def fix(self) -> str:
-        """What to do about it."""
+        """How to fix it."""
         return f"remove that name from «{self.text}»"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Parts:
-    """A hosts file taken apart: ``head + block + tail`` is the file, and ``block`` is empty where there is none."""
+    """A hosts file in parts: ``head + block + tail`` is the file, and ``block`` is empty where there is none."""
 
     head: bytes
     block: bytes
@@ -87,9 +87,9 @@ class _Parts:
 
 
 def render(content: bytes, targets: Sequence[Target]) -> bytes:
-    """Return ``content`` with the block replaced where it stands, or added at the end, in the order of ``targets``.
+    """Return ``content`` with the block replaced in its place, or added at the end, in the order of ``targets``.
 
-    At the end, because a reverse lookup takes the first line that matches. Without targets no block is added.
+    It is added at the end because a reverse lookup returns the first line that matches. Without targets none is added.
 
     Raises:
         BlockError: the markers in ``content`` do not make one block.
@@ -118,7 +118,7 @@ def remove(content: bytes) -> bytes:
 
 
 def recall(content: bytes) -> tuple[Target, ...]:
-    """Return what the block remembers. Lines in it that were damaged by hand are skipped.
+    """Return the targets that the block remembers. Lines in it that were damaged by hand are skipped.
 
     Raises:
         BlockError: the markers in ``content`` do not make one block.
@@ -128,10 +128,11 @@ def recall(content: bytes) -> tuple[Target, ...]:
 
 
 def conflicts(content: bytes, names: Collection[str]) -> tuple[Conflict, ...]:
-    """Return the active lines outside the block that carry one of ``names``: lookups return their addresses too.
+    """Return the active lines outside the block that have one of ``names``: lookups return their addresses too.
 
-    Lines are read as glibc reads them: fields between any white space of C, up to a ``#`` or a NUL, names without
-    regard to case. Only that the address is one is not asked: such a line is a mistake, and other resolvers are laxer.
+    Lines are read as glibc reads them: fields separated by white space of the C locale, up to a ``#`` or a NUL, names
+    without regard to case. Unlike in glibc the address need not be valid: such a line is a mistake, and other resolvers
+    are laxer.
 
     Raises:
         BlockError: the markers in ``content`` do not make one block.
@@ -149,7 +150,7 @@ def conflicts(content: bytes, names: Collection[str]) -> tuple[Conflict, ...]:
 
 
 def unified_diff(old: bytes, new: bytes, *, path: str) -> str:
-    """Return the difference as ``diff -u`` shows it, empty where there is none. Bytes that are no UTF-8 are escaped."""
+    """Return the output of ``diff -u``, empty without a difference. Bytes that are not UTF-8 are escaped."""
     lines = difflib.unified_diff(_lines(old), _lines(new), fromfile=path, tofile=f"{path} (new)")
     return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
@@ -175,9 +176,9 @@ def _split(content: bytes) -> _Parts:
     return _Parts(content[: begin.start()], content[begin.start() : others[0].end()], content[others[0].end() :])
 
 
-@functools.lru_cache(maxsize=8192)  # of a thousand names most stay at each write
+@functools.lru_cache(maxsize=8192)  # with a thousand names, most lines stay the same at each write
 def _entry(target: Target) -> bytes:
-    """Return the target's line; python-hosts validates it, and reading it back must give the same again."""
+    """Return the target's line; python-hosts must accept it, and reading it back must give the same target."""
     from python_hosts import HostsEntry  # noqa: PLC0415  (slow to import, and `status` only reads)
 
     line = f"{target.address}\t{target.name}\t# {_comment(target)}"

@@ -1,6 +1,6 @@
-"""Keeps the block of the real hosts file as decided: writes it, sees when somebody else did, and says what is wrong.
+"""Keeps the block of the real hosts file as decided: writes it, puts back foreign changes, and raises alerts.
 
-Between the pure ``block`` and the ``atomic_file`` that knows file systems. Nothing here decides where names lead.
+``block`` makes the text, and ``atomic_file`` writes the file.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _log = logging.getLogger(__name__)
 
 _FIRST_RETRY_S, _RETRY_MAX_S = 0.2, 30.0
 _TOLERATED = 3
-"""So often somebody else may change the block in a row before it is put back ever later."""
+"""How many changes by another program in a row are put back at once; later ones wait longer and longer."""
 
 _QUIET_S = 60.0
-"""After so long without a change by somebody else the count starts anew."""
+"""After this time without a change by another program the count starts again."""
 
 
 class HostsBlock:
     """The managed block on disk.
 
-    ``trampled`` counts how often somebody else changed it. ``alerts`` are the faults that last.
+    ``trampled`` counts how often another program changed it.
     """
 
     def __init__(self, path: str) -> None:
@@ -54,7 +54,7 @@ class HostsBlock:
         """What is wrong with the file now."""
         often = (
             f"{self._path}: somebody else keeps changing resolver-agent's lines; "
-            f"they are put back ever later, after {_RETRY_MAX_S:g} s in the end"
+            f"they are put back at growing intervals, up to {_RETRY_MAX_S:g} s"
         )
         return (
             *([self._fault] if self._fault is not None else []),
@@ -63,12 +63,12 @@ class HostsBlock:
         )
 
     def recall(self) -> tuple[Target, ...] | None:
-        """Return what the block remembers, and remove what a killed agent left; None, and an alert, if that fails."""
+        """Remove what a killed agent left, and return what the block remembers; None, with an alert, if that fails."""
         try:
             swept = self._writer.sweep()
             remembered = block.recall(self._writer.read().content)
         except (HostsFileError, block.BlockError) as error:
-            self._fault = self._refused(error, "nothing is done before that is fixed")
+            self._fault = self._refused(error, "the agent does nothing until that is fixed")
             return None
         self._fault = None
         if swept:
@@ -76,7 +76,7 @@ class HostsBlock:
         return remembered
 
     def disturbed(self) -> bool:
-        """Report whether the file is not as this agent left it, for the price of one system call."""
+        """Report whether the file is not as this agent left it, at the cost of one system call."""
         if self._on_disk is None:
             return True
         try:
@@ -85,11 +85,11 @@ class HostsBlock:
             return True
 
     def says(self, targets: Sequence[Target]) -> bool:
-        """Report whether the file says ``targets``, as last seen; while it is being written it says nothing yet."""
+        """Report whether the file has ``targets``, as last seen; False while it is being written."""
         return self._done and self._wanted == tuple(targets)
 
     async def put(self, targets: Sequence[Target], now: float) -> bool:
-        """Make the file say ``targets``, and return whether it does. A failure is an alert, and tried again later."""
+        """Write ``targets`` to the file, and report whether it has them. A failure is an alert and is retried later."""
         self._done = False
         self._done = await self._put(tuple(targets), now)
         return self._done
@@ -136,7 +136,7 @@ class HostsBlock:
             _log.warning("%s: somebody else changed resolver-agent's lines; they are put back", self._path)
 
     def _notes(self, outcome: Outcome) -> list[Alert]:
-        """Return what an operator should know of how the file was written."""
+        """Return the alert about how the file was written, if an operator should know."""
         if outcome.state is State.UNCHANGED:
             return [alert for alert in self._found if alert.code is AlertCode.NOTE]
         if not outcome.detail:

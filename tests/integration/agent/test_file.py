@@ -105,7 +105,7 @@ def test_a10_damaged_markers_at_the_start(
     hosts_file.write_text(damaged)
     config = write_config(cluster["cn"].primary, cluster)
     agent = start_agent(config)
-    agent.wait_for_line("alert: .*hosts: line 2: '# BEGIN resolver-agent' has no .* nothing is done before that")
+    agent.wait_for_line("alert: .*hosts: line 2: '# BEGIN resolver-agent' has no .* the agent does nothing until that")
     wait_until(lambda: "unknown" not in [node["kind"] for node in status(config)["nodes"]])
     assert "file" in alerts(config)
     assert hosts_file.read_text() == damaged
