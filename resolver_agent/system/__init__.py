@@ -1,1 +1,1 @@
-"""What the operating system and the event loop are used for, without a word of PostgreSQL."""
+"""Helpers for the operating system and the event loop. Nothing here knows PostgreSQL."""

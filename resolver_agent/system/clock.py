@@ -1,4 +1,4 @@
-"""The clocks by which everything is timed."""
+"""The clocks that all times are measured with."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import time
 
 
 def boottime() -> float:
-    """Return the seconds since boot, time in suspension included: observations grow old while a host sleeps."""
+    """Return the seconds since boot, including suspended time: observations grow old while a host sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Deadline:
-    """A moment ``timeout_s`` seconds after its making, on ``time.monotonic``, by which everything must be done."""
+    """A deadline ``timeout_s`` seconds after its creation, on ``time.monotonic``."""
 
     def __init__(self, timeout_s: float) -> None:
         self._at = time.monotonic() + timeout_s
 
     def left_s(self) -> float:
-        """Return the seconds left; to ``socket.settimeout`` 0 would mean not to wait, and less is refused.
+        """Return the seconds left, always more than 0: ``socket.settimeout`` takes 0 for non-blocking.
 
         Raises:
             TimeoutError: none are left.

@@ -1,4 +1,4 @@
-"""The addresses of DNS names, looked up off the event loop and again from time to time."""
+"""The addresses of DNS names, looked up off the event loop and refreshed from time to time."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     Resolver = Callable[..., Any]
-    """What ``socket.getaddrinfo`` is."""
+    """The type of ``socket.getaddrinfo``."""
 
 _SIDE_BY_SIDE = 8
 
 
 class AddressBook:
-    """Looks up names by ``getaddrinfo``, and calls ``on_change`` when an address is new.
+    """Looks up names with ``getaddrinfo``, and calls ``on_change`` when the addresses of a name change.
 
-    ``known`` has the last known addresses of every name that was looked up; none where that has always failed. They
-    are good for ``again_s`` seconds.
+    ``known`` has the last known addresses of every name that was looked up, empty where that has always failed. Each
+    name is looked up again after ``again_s`` seconds.
     """
 
     def __init__(self, *, getaddrinfo: Resolver, on_change: Callable[[], None], again_s: float = 60.0) -> None:
@@ -36,7 +36,7 @@ class AddressBook:
         self._looked_at: dict[str, float] = {}
 
     def want(self, names: Collection[str]) -> None:
-        """Look up these names, and no others from now on."""
+        """Look up these names from now on, and no others."""
         self._names = names
         self.go_on()
 
@@ -44,7 +44,7 @@ class AddressBook:
         """Look up what is due."""
         now = boottime()
         due = [name for name in self._names if now - self._looked_at.get(name, -self._again_s) >= self._again_s]
-        free = _SIDE_BY_SIDE - len(self._looking)  # a look-up that hangs keeps its place until the resolver gives up
+        free = _SIDE_BY_SIDE - len(self._looking)  # a lookup that hangs keeps its slot until the resolver gives up
         for name in [name for name in due if name not in self._looking][:free]:
             self._looking.add(name)
             threads.start(look_up, name, self._getaddrinfo).add_done_callback(partial(self._take, name))
@@ -61,7 +61,7 @@ class AddressBook:
 
 
 def look_up(name: str, getaddrinfo: Resolver) -> list[str] | Exception:
-    """Return the addresses of a name, each once, or why it has none: nobody may be waiting for it any more."""
+    """Return the addresses of a name, each once, or the error: not raised, as the caller may have stopped waiting."""
     try:
         found = getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:

@@ -1,6 +1,6 @@
 """One agent per hosts file: a lock on a file of our own, held for as long as the process lives.
 
-Never on the hosts file: it is replaced at each write, and a lock on it would be on a file that is gone.
+The lock cannot be on the hosts file itself: each write replaces that file, and the lock would stay on the old one.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ class LockedError(Exception):
 
 
 class LockUnavailableError(Exception):
-    """The lock's file cannot be made; the message names it and the fix."""
+    """The lock file cannot be created; the message names it and the fix."""
 
 
 @contextlib.contextmanager
 def exclusive(runtime_dir: str) -> Iterator[None]:
-    """Hold ``runtime_dir``/lock, with our process number in it where there is room for it.
+    """Hold ``runtime_dir``/lock, with our process number in it unless the disk is full.
 
     Raises:
         LockedError: another process holds it.
-        LockUnavailableError: the folder or the file cannot be made.
+        LockUnavailableError: the folder or the file cannot be created.
     """
     path = Path(runtime_dir) / "lock"
     try:
@@ -45,10 +45,10 @@ def exclusive(runtime_dir: str) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             raise LockedError(f"{path} is held by another agent, process {holder}") from None
-        with contextlib.suppress(PermissionError):  # the file was another user's
-            os.fchmod(descriptor, 0o600)  # whoever may open it may lock it, and so keep the agent from starting
+        with contextlib.suppress(PermissionError):  # the file belongs to another user
+            os.fchmod(descriptor, 0o600)  # a user who can open it can lock it, and so keep the agent from starting
         os.ftruncate(descriptor, 0)
-        with contextlib.suppress(OSError):  # a full disk: the number is a courtesy, the lock is not in it
+        with contextlib.suppress(OSError):  # a full disk: the lock works without the number
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
@@ -56,7 +56,7 @@ def exclusive(runtime_dir: str) -> Iterator[None]:
 
 
 def is_held(runtime_dir: str) -> bool:
-    """Report whether an agent holds the lock. The kernel tells anybody; where it does not, say that one does."""
+    """Report whether an agent holds the lock, by ``/proc/locks``, which any user may read; True where that fails."""
     try:
         inode = (Path(runtime_dir) / "lock").stat().st_ino
     except FileNotFoundError:
@@ -67,6 +67,6 @@ def is_held(runtime_dir: str) -> bool:
         locks = Path("/proc/locks").read_text()
     except OSError:
         return True
-    # E.g. "1: FLOCK  ADVISORY  WRITE 708 00:15:23 0 EOF". Of the device some file systems say another number there.
+    # E.g. "1: FLOCK  ADVISORY  WRITE 708 00:15:23 0 EOF". On some file systems the device differs from that of stat().
     fields = (line.split() for line in locks.splitlines())
     return any(kind == "FLOCK" and file.endswith(f":{inode}") for _, kind, _, _, _, file, *_ in fields)

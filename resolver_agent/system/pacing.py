@@ -1,4 +1,4 @@
-"""How often to ask, and whose turn it is: values, and things to wait for. What is asked is the watchers' to know."""
+"""How often to probe and who is next: back-off, wakeups, a token bucket and slots for connections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HASTE_S = 60.0
 
 
 def backoff_s(failures: float, *, first_s: float, max_s: float) -> float:
-    """Return the seconds to wait after so many failures in a row: ``first_s`` after one, doubled with each more."""
+    """Return the seconds to wait after so many failures in a row: ``first_s`` after one, doubled for each more."""
     return min(max_s, first_s * math.pow(2, min(failures - 1, 16)))
 
 
@@ -29,20 +29,20 @@ def unsettled_delay_s(age_s: float, *, interval_s: float) -> float:
 
 
 class Wakeup:
-    """Lets one task wait for a while, or until somebody wakes it."""
+    """Lets one task wait for some time, or until another calls ``set()``."""
 
     def __init__(self) -> None:
         self._is_set = False
         self._waiting: asyncio.Future[None] | None = None
 
     def set(self) -> None:
-        """End the wait, or the next one where nobody waits."""
+        """End the wait, or the next one if no task is waiting."""
         self._is_set = True
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
     async def wait(self, seconds: float) -> None:
-        """Wait for so many seconds, or until it is set."""
+        """Wait for so many seconds, or until ``set()`` is called."""
         if not self._is_set:
             loop = asyncio.get_running_loop()
             self._waiting = loop.create_future()
@@ -55,10 +55,10 @@ class Wakeup:
 
 
 class TokenBucket:
-    """Limits what all groups together may do, in turn: so many tokens a second, and what each thing costs.
+    """Limits the probes of all groups together: ``rate`` tokens a second, and a cost for each kind of work.
 
-    Waiters of one cost are served in the order they came; those of different costs share the tokens equally, so that
-    many dear reconnects to a lost site do not keep the cheap probes of the others waiting.
+    Waiters of the same cost are served in order. Different costs share the tokens equally, so many expensive reconnects
+    to a lost site do not delay the cheap probes of other nodes.
     """
 
     def __init__(self, *, rate: float, burst: float) -> None:
@@ -71,10 +71,10 @@ class TokenBucket:
         self._timer: asyncio.TimerHandle | None = None
 
     async def take(self, cost: int) -> None:
-        """Wait until ``cost`` tokens are there, which may be no more than the burst, and take them."""
+        """Wait until ``cost`` tokens are available, and take them; ``cost`` must not exceed the burst."""
         queue = self._waiting.setdefault(cost, collections.deque())
         if not queue:
-            # Whoever was idle does not come back with a claim on all that the others spent meanwhile.
+            # A cost that was idle gets no credit for what the others spent meanwhile.
             busy = [self._spent[other] for other, waiters in self._waiting.items() if waiters]
             self._spent[cost] = max(self._spent.get(cost, 0.0), min(busy, default=0.0))
         turn = asyncio.get_running_loop().create_future()
@@ -89,7 +89,7 @@ class TokenBucket:
         self._filled_at = now
         while (cost := self._next()) is not None and self._tokens >= cost:
             turn = self._waiting[cost].popleft()
-            if not turn.done():  # else its waiter was cancelled
+            if not turn.done():  # otherwise its waiter was cancelled
                 self._tokens -= cost
                 self._spent[cost] += cost
                 turn.set_result(None)
@@ -105,7 +105,7 @@ class TokenBucket:
 
 
 class ConnectSlots:
-    """Lets so many in side by side. Whoever stays longer than ``patience_s`` seconds gives its place to the next."""
+    """Limits how many tasks connect at a time. A task that takes longer than ``patience_s`` no longer counts."""
 
     def __init__(self, places: int, *, patience_s: float) -> None:
         self._free = asyncio.Semaphore(places)
@@ -113,9 +113,9 @@ class ConnectSlots:
 
     @contextlib.asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Wait for a place, and hold it inside the context, or for ``patience_s``."""
+        """Wait for a slot, and hold it inside the context, or for ``patience_s``."""
         await self._free.acquire()
-        with contextlib.ExitStack() as place:  # closed twice it does nothing more
+        with contextlib.ExitStack() as place:  # closing it a second time does nothing
             place.callback(self._free.release)
             asyncio.get_running_loop().call_later(self._patience_s, place.close)
             yield

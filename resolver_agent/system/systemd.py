@@ -1,7 +1,7 @@
-"""What systemd and a service tell each other: sd_notify(3) messages, and sd_listen_fds(3) sockets.
+"""Messages to systemd by sd_notify(3), and sockets from it by sd_listen_fds(3).
 
-Nothing here depends on systemd: without its environment variables every call does nothing. Telling systemd must never
-harm the service, so no message blocks and no failure is raised.
+Without systemd's environment variables every call does nothing. A notification must never harm the service, so no
+message blocks and no failure is raised.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class Notifier:
         self.watchdog_s = _watchdog_s(environ)
 
     def ready(self) -> None:
-        """Say that start-up, or a reload, is complete."""
+        """Tell systemd that start-up, or a reload, is complete."""
         self._send("READY=1")
 
     def reloading(self) -> None:
-        """Say that a reload has begun; ``ready()`` ends it."""
+        """Tell systemd that a reload has begun; ``ready()`` ends it."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """Say that the service is about to end."""
+        """Tell systemd that the service is stopping."""
         self._send("STOPPING=1")
 
     def watchdog(self) -> None:
-        """Say that the service is alive."""
+        """Tell systemd that the service is alive."""
         self._send("WATCHDOG=1")
 
     def status(self, text: str) -> None:

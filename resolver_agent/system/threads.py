@@ -1,6 +1,6 @@
-"""Blocking calls off the event loop, in daemon threads: a call that hangs must not hold up the end of the process.
+"""Blocking calls off the event loop, in daemon threads: a call that hangs must not delay the end of the process.
 
-``asyncio.to_thread`` waits for its threads at exit, and lets a few hung name lookups keep file writes waiting.
+``asyncio.to_thread`` waits for its threads at exit, and a few hung name lookups could delay file writes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _T = TypeVar("_T")
 
 
 async def call(function: Callable[..., _T], *arguments: Any) -> _T:
-    """Return what ``function`` returns, or raise what it raises. Cancelled, the call goes on and nobody hears of it."""
+    """Return what ``function`` returns, or raise what it raises. After a cancellation the call goes on unnoticed."""
     return await start(function, *arguments)
 
 
 def start(function: Callable[..., _T], *arguments: Any) -> asyncio.Future[_T]:
-    """Begin a call, and return the future of what comes of it: no task, so that nothing is left to wait for."""
+    """Begin a call, and return a future of its result: not a task, so no task is left over when the loop ends."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
 
@@ -38,9 +38,9 @@ def start(function: Callable[..., _T], *arguments: Any) -> asyncio.Future[_T]:
         result, error = None, None
         try:
             result = function(*arguments)
-        except BaseException as caught:  # noqa: BLE001 -- it is raised where it is awaited
+        except BaseException as caught:  # noqa: BLE001 -- it is raised where the future is awaited
             error = caught
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and no task waits for the result
             loop.call_soon_threadsafe(settle, result, error)
 
     threading.Thread(target=run, daemon=True).start()
