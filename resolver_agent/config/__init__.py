@@ -1,1 +1,1 @@
-"""The configuration file: what it may say, how it is read, and what comes of it."""
+"""The configuration file: its keys and values, how it is read, and the result."""

@@ -1,8 +1,8 @@
 """From the text of the configuration file to a ``Config``, or to every error in it at once.
 
-Only ``load`` touches the file system; ``parse`` is a function of its arguments. This module knows the keys and what has
-to fit together; ``values.py`` knows what a single value may look like, ``reading.py`` how plain values are taken apart
-and faults collected, ``yamltext.py`` how YAML is read, ``patronifile.py`` what Patroni's own section says.
+Only ``load`` touches the file system; ``parse`` is a function of its arguments. This module knows the keys and which
+values must agree; ``values.py`` parses a single value, ``reader.py`` applies tables of keys and collects the errors,
+``yaml12.py`` reads YAML, ``patroni_yml.py`` reads Patroni's own section.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class ConfigError(ValueError):
-    """Everything that is wrong with a configuration file: ``errors`` holds one ``FILE: key: fault`` each."""
+    """All errors in a configuration file: ``errors`` has one ``FILE: key: fault`` for each."""
 
     def __init__(self, errors: Iterable[str]) -> None:
         self.errors = tuple(errors)
@@ -36,8 +36,8 @@ class ConfigError(ValueError):
 
 _FALLBACK = (
     "there is no default, expected none (reads through a name stop while it has no fit standby), primary (that name "
-    "then leads to its primary: only where readers on standbys use a database role of their own) or all (as primary, "
-    "with every name at once)"
+    "then resolves to its primary: only where readers on standbys use a database role of their own) or all (as "
+    "primary, with every name at once)"
 )
 _NAMES = "expected the names in pg_dist_node, e.g. wk1: {nodes: [192.168.234.203, 192.168.234.204]}"
 _NODES = "expected a list of addresses, e.g. [192.168.234.203, 192.168.234.204]"
@@ -74,7 +74,7 @@ _LOG: Table = {
 _UNDER_A_NAME = {key: f"it belongs under a name: names.NAME.{key}" for key in ("nodes", "patroni")}
 _AT_THE_TOP = dict.fromkeys(_TOP.keys() - _PER_NAME.keys(), "it is set once for all names, at the top level")
 
-# Connection keywords that the agent sets itself, or that would keep it from seeing a server.
+# Connection keywords that the agent sets itself, or that would hide a server from it.
 _ANY_SERVER = {
     "connect_timeout": "`timeout` bounds every probe: remove it",
     "replication": "probes are ordinary sessions: remove it",
@@ -93,7 +93,7 @@ _DEFAULT_LOGIN = {"user": "resolver_agent", "dbname": "postgres"}
 def _nodes(
     reader: Reader, key: str, group: Mapping[str, Any], *, managed: Iterable[str], seen: dict[tuple[Route, Node], str]
 ) -> tuple[Node, ...]:
-    """Return the nodes of one name. ``seen`` has the key of every node read so far, and takes in these."""
+    """Return the nodes of one name. ``seen`` has the key of every node read so far; these are added."""
     nodes = []
     for i, item in enumerate(group["nodes"] or ()):
         at = f"{key}[{i}]"
@@ -105,7 +105,9 @@ def _nodes(
         nodes.append(node := Node(host, group["port"]))
         first = seen.setdefault((group["route"], node), at)
         if first != at:
-            reader.error(at, f"{host} is {first} already, expected each node once, and behind one name of a route")
+            reader.error(
+                at, f"{host} is already given as {first}, expected each node once, and under one name per route"
+            )
     return tuple(nodes)
 
 
@@ -116,7 +118,7 @@ def _patroni_api(reader: Reader, key: str, found: Any) -> PatroniApi | None:
 def _groups(
     reader: Reader, key: str, names: Mapping[str, Any], *, defaults: Mapping[str, Any], hostname: str
 ) -> tuple[Group, ...]:
-    """Return the names in the file's order; what a name does not set is as at the top level."""
+    """Return the names in the file's order; what a name does not set is taken from the top level."""
     table = {
         "nodes": (values.filled(list, _NODES), Required(_NODES)),
         "patroni": (as_is, None),
@@ -144,7 +146,7 @@ def _groups(
 
 
 def _with_login(given: dict[str, str], patroni: dict[str, str]) -> dict[str, str]:
-    """Return the keywords with a login added where they have none of their own; two logins are never mixed."""
+    """Return the keywords, with a login added where they have none; two logins are never mixed."""
     if "service" in given:
         return given
     own = given.keys() & {"user", "password", "passfile"}
@@ -152,7 +154,7 @@ def _with_login(given: dict[str, str], patroni: dict[str, str]) -> dict[str, str
 
 
 def parse(text: str | bytes, *, path: str, hostname: str) -> Config:
-    """Return the configuration that the text holds: all of it, or its ``resolver_agent:`` section if it is Patroni's.
+    """Return the configuration in the text: the whole text, or the ``resolver_agent:`` section of Patroni's file.
 
     Args:
         text: YAML.
@@ -160,7 +162,7 @@ def parse(text: str | bytes, *, path: str, hostname: str) -> Config:
         hostname: this host's own name, which cannot be managed.
 
     Raises:
-        ConfigError: with every error in the text.
+        ConfigError: the text has errors; it holds all of them.
     """
     try:
         document, faults = yaml12.read(text)
@@ -172,7 +174,7 @@ def parse(text: str | bytes, *, path: str, hostname: str) -> Config:
         raise ConfigError([f"{path}: {prefix}: missing, expected this section in Patroni's configuration"])
     reader = Reader()
     for key, fault in faults.items():
-        if key.startswith(prefix):  # the rest of the file is Patroni's to judge
+        if key.startswith(prefix):  # errors in the rest of the file are Patroni's to report
             reader.error(key, fault)
     section = document[prefix] if is_patronis else document
     address, login = patroni_yml.local_server(document.get("postgresql")) if is_patronis else ({}, {})
@@ -209,7 +211,7 @@ def load(path: str) -> Config:
     """Return the configuration in a file, with warnings about the file itself.
 
     Raises:
-        ConfigError: the file cannot be read, or with every error in it.
+        ConfigError: the file cannot be read, or has errors.
     """
     try:
         with Path(path).open("rb") as file:
@@ -218,18 +220,16 @@ def load(path: str) -> Config:
         raise ConfigError([f"{path}: {exc.strerror}, expected a configuration file that can be read"]) from exc
     config = parse(text, path=path, hostname=socket.gethostname())
     if mode & stat.S_IROTH and not _SECRETS.isdisjoint({*config.postgresql, *config.local}):
-        warning = (
-            f"{path}: holds a password and everybody can read it (mode {mode:04o}): chmod {mode & ~0o007:04o} {path}"
-        )
+        warning = f"{path}: holds a password and is world-readable (mode {mode:04o}): chmod {mode & ~0o007:04o} {path}"
         return dataclasses.replace(config, warnings=(warning,))
     return config
 
 
 def load_again(current: Config) -> Config:
-    """Return the configuration that the file of ``current`` holds now.
+    """Return the configuration that is now in the file of ``current``.
 
     Raises:
-        ConfigError: as ``load``, or it changes what a running agent cannot.
+        ConfigError: as for ``load``, or a key has changed that needs a restart.
     """
     new = load(current.path)
     fixed = [key for key in ("hosts_file", "runtime_dir") if getattr(new, key) != getattr(current, key)]
@@ -239,6 +239,6 @@ def load_again(current: Config) -> Config:
 
 
 def fingerprint(config: Config) -> str:
-    """Return what tells whether two processes have the same configuration, without telling what it is."""
+    """Return a hash by which two processes can tell whether they have the same configuration."""
     items = [(key, str(getattr(config, key))) for key in config.__slots__ if key not in ("path", "warnings")]
     return hashlib.sha256(repr(items).encode()).hexdigest()

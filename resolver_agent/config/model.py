@@ -1,4 +1,4 @@
-"""A configuration in which everything fits together: values only.
+"""A valid configuration: values only.
 
 Everything is keyed by the name in Citus' metadata (``wk1``) or by ``Node`` (one server's address and port).
 """
@@ -22,7 +22,7 @@ class Route(enum.Enum):
 
 
 class Fallback(enum.Enum):
-    """What a name that wishes for a standby does while none is fit."""
+    """What a name that wants a standby does while none is fit."""
 
     NONE = "none"
     PRIMARY = "primary"
@@ -65,7 +65,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """A configuration in which everything fits together.
+    """A valid configuration.
 
     ``groups`` are in the file's order. ``postgresql`` holds the libpq keywords for every node, without host and port;
     ``local`` those for the server on this node, complete. Both may hold passwords. ``citus`` is False for ``off``.
@@ -87,5 +87,5 @@ class Config:
 
     @property
     def max_age_s(self) -> float:
-        """How long an observation counts, in seconds."""
+        """The age in seconds up to which an observation counts."""
         return self.interval_s + self.timeout_s

@@ -1,6 +1,6 @@
 """Address and login of the local PostgreSQL, as the ``postgresql:`` section of Patroni's own configuration gives them.
 
-What the section does not say is left out, and its faults are Patroni's to report: nothing here is an error.
+What the section does not set is left out. Patroni reports faults in it; this module reports none.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 DEFAULT_SOCKET_DIR = "/var/run/postgresql"
-"""Debian's and Red Hat's; the libpq in psycopg's wheel has another one compiled in."""
+"""The default of Debian and Red Hat; the libpq in psycopg's wheel has another one compiled in."""
 
 _ALSO_LOCALHOST = {"*", "localhost", "0.0.0.0", "127.0.0.1"}  # noqa: S104 - compared with, not bound to
 
 
 def local_server(postgresql: Any) -> tuple[dict[str, str], dict[str, str]]:
-    """Return address and login by libpq's keywords, as Patroni itself uses them.
+    """Return address and login as libpq's keywords, as Patroni itself uses them.
 
-    Patroni connects over TCP unless ``use_unix_socket`` is set. Its login is known to work only the way Patroni goes,
-    so the agent goes the same (ConfigHandler.resolve_connection_addresses in patroni/postgresql/config.py).
+    Patroni connects over TCP unless ``use_unix_socket`` is set. Its login may work only over that connection, so the
+    agent uses the same (ConfigHandler.resolve_connection_addresses in patroni/postgresql/config.py).
     """
     section = _map(postgresql)
     address: dict[str, str] = {}

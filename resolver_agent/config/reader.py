@@ -1,6 +1,6 @@
-"""Takes plain values apart by tables of keys, and keeps every fault, so that all are reported at once.
+"""Reads maps by tables of keys, and collects every error, so that all are reported at once.
 
-Knows no key by itself: the tables are the caller's.
+The caller gives the tables; this module knows no keys.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from resolver_agent.config.yaml12 import dotted
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Required:
-    """Stands in the place of a default where there is none, with what to write."""
+    """Takes the place of a default for a required key; ``fix`` says what to write."""
 
     fix: str
 
@@ -26,22 +26,22 @@ Table = Mapping[str, tuple[Callable[[Any], Any], Any]]
 
 
 def as_is(value: Any) -> Any:
-    """Return a value that is looked into later."""
+    """Return the value unchanged; it is parsed later."""
     return value
 
 
 class Reader:
-    """Takes plain values apart and keeps every error, so that all of them are reported at once."""
+    """Reads plain values and collects every error, so that all are reported at once."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
 
     def error(self, key: str, fault: object) -> None:
-        """Note a fault under its dotted key; an empty one stands for the whole file."""
+        """Add an error under its dotted key; an empty key stands for the whole file."""
         self.errors.append(f"{key}: {fault}" if key else str(fault))
 
     def value(self, key: str, parse: Callable[[Any], Any], found: Any, default: Any = None) -> Any:
-        """Return what a value means, or the default where it is wrong."""
+        """Return the parsed value, or the default where it is invalid."""
         try:
             return parse(found)
         except ValueError as exc:
@@ -49,7 +49,7 @@ class Reader:
             return default
 
     def map(self, key: str, found: Any, *, fix: str = "expected a map") -> dict[str, Any]:
-        """Return a map. Nothing at all (all of it commented out) is an empty one; else it is an error."""
+        """Return a map. Null (everything in it is commented out) is an empty one; anything else is an error."""
         if isinstance(found, dict):
             return found
         if found is not None:
@@ -57,7 +57,7 @@ class Reader:
         return {}
 
     def fields(self, key: str, found: Any, table: Table, *, misplaced: Mapping[str, str]) -> dict[str, Any]:
-        """Return a value for each key of the table; None for a required one that is missing or wrong."""
+        """Return a value for each key of the table; None for a required key that is missing or invalid."""
         present = self.map(key, found, fix=f"expected a map of {', '.join(table)}")
         for name in present:
             if name not in table:

@@ -1,7 +1,7 @@
-"""What a single value of the configuration file may look like.
+"""Parsers for single values of the configuration file.
 
-Each parser takes a plain value (text, a whole number, a bool, None, a list or a map), returns what it means, and raises
-``ValueError`` saying what was found and what was expected. Which key a value stands under is the caller's business.
+Each parser takes a plain value (text, a whole number, a bool, None, a list or a map) and returns what it means, or
+raises ``ValueError`` saying what was found and what was expected. The caller adds the key.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _NAME_RULES: tuple[tuple[Callable[[str], object], str], ...] = (
 
 
 def shown(value: Any) -> str:
-    """Return a value as an error message shows it; lists and maps by kind only."""
+    """Return a value as an error message shows it; of lists and maps only the type."""
     if value in ([], {}):
         return f"an empty {'list' if value == [] else 'map'}"
     kinds = {dict: "a map", list: "a list", type(None): "null", bool: str(value).lower()}
@@ -50,7 +50,7 @@ def shown(value: Any) -> str:
 
 
 def text(value: Any) -> str:
-    """Return a piece of text, also where YAML reads a whole number."""
+    """Return text; a whole number is accepted as text too."""
     if type(value) not in (str, int):
         raise ValueError(f"{shown(value)} found, expected text (put it in quotes if it is meant as such)")
     if "\0" in str(value):
@@ -78,7 +78,7 @@ def port_text(value: Any) -> str:
 
 
 def word(*words: str) -> Callable[[Any], str]:
-    """Return a parser that accepts just these words."""
+    """Return a parser that accepts only these words."""
 
     def parse(value: Any) -> str:
         if value not in words:
@@ -89,13 +89,13 @@ def word(*words: str) -> Callable[[Any], str]:
 
 
 def member(kind: type[_E]) -> Callable[[Any], _E]:
-    """Return a parser for the values of an enumeration of words."""
+    """Return a parser for the values of an enum."""
     parse_word = word(*(item.value for item in kind))
     return lambda value: kind(parse_word(value))
 
 
 def filled(kind: type[_T], expected: str) -> Callable[[Any], _T]:
-    """Return a parser for a list or a map with something in it."""
+    """Return a parser for a list or map that is not empty."""
 
     def parse(value: Any) -> _T:
         if isinstance(value, kind) and value:
@@ -106,7 +106,7 @@ def filled(kind: type[_T], expected: str) -> Callable[[Any], _T]:
 
 
 def optional(parse: Callable[[Any], _T]) -> Callable[[Any], _T | None]:
-    """Return a parser that lets null through as None."""
+    """Return a parser that also accepts null, as None."""
     return lambda value: None if value is None else parse(value)
 
 
@@ -142,7 +142,7 @@ def host_name(value: str) -> str:
 
 
 def managed_name(value: str, *, hostname: str) -> str:
-    """Return a name for the block in lower case; neither a name of the loopback nor one of this host's own."""
+    """Return a name for the block in lower case; names of the loopback address and of this host are refused."""
     name = host_name(value)
     if _LOOPBACK.fullmatch(name):
         raise ValueError(f"{value!r} is a name of the loopback address, expected one that no other line gives")
@@ -153,7 +153,7 @@ def managed_name(value: str, *, hostname: str) -> str:
 
 
 def node_host(value: Any) -> str:
-    """Return a node's IPv4 or IPv6 address in its one usual spelling, or its DNS name in lower case."""
+    """Return a node's IPv4 or IPv6 address in its canonical spelling, or its DNS name in lower case."""
     if isinstance(value, dict) or (isinstance(value, str) and _WITH_PORT.fullmatch(value)):
         raise ValueError(
             f"{shown(value)} found, expected an address without a port or brackets: all nodes behind a name "
@@ -178,7 +178,7 @@ def node_host(value: Any) -> str:
 
 @functools.cache
 def libpq_keywords() -> frozenset[str]:
-    """Return the connection keywords that the libpq in use knows, without those for debugging (``replication``)."""
+    """Return the connection keywords of the libpq in use, without its debug options (``replication``)."""
     from psycopg import pq  # noqa: PLC0415 - costs 0.1 s
 
     return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults() if option.dispchar != b"D")

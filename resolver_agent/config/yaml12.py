@@ -1,9 +1,9 @@
 """YAML text to plain values: maps, lists, text, whole numbers, true, false and null, and nothing else.
 
-PyYAML's own reading follows YAML 1.1, which is full of traps for whoever writes a configuration: ``off`` is False,
-``010`` is 8, ``10:30`` is 630, and of two equal keys the first is dropped in silence. Here a plain scalar is a number
-only if it is written as people write one; ``true``, ``false`` and ``null`` are the only words with a meaning of their
-own; keys are always text; and a key that is given twice is an error.
+PyYAML follows YAML 1.1, which surprises the authors of a configuration: ``off`` is False, ``010`` is 8, ``10:30`` is
+630, and of two equal keys the first is silently dropped. Here a plain scalar is a number only if it is a decimal whole
+number without leading zeros; only ``true``, ``false`` and ``null`` have a meaning of their own; keys are always text;
+and a key that is given twice is an error.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 
 
 class YamlError(ValueError):
-    """Text that is not YAML; says where, by line and column, and quotes no line, which may hold a password."""
+    """The text is not YAML. The message has line and column but quotes no line, as it may hold a password."""
 
 
 def dotted(key: str, name: str) -> str:
-    """Return the dotted key of an entry; a name that would make it hard to read is quoted."""
+    """Return the dotted key of an entry; a name with unusual characters is quoted."""
     name = name if re.fullmatch(r"[\w.-]+", name) else repr(name)
     return f"{key}.{name}" if key else name
 
 
 def read(text: str | bytes) -> tuple[Any, dict[str, str]]:
-    """Return what one YAML document holds, and the faults in its keys, by dotted key.
+    """Return the content of one YAML document, and the faults in its keys by dotted key.
 
     Raises:
         YamlError: the text is not UTF-8, not YAML, or not a single document.
@@ -47,7 +47,7 @@ def read(text: str | bytes) -> tuple[Any, dict[str, str]]:
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
         raise YamlError(f"{where}: {', '.join(filter(None, (exc.context, exc.problem)))}") from exc
     except RecursionError as exc:
-        raise YamlError("nested too deeply, or an alias inside of what it stands for") from exc
+        raise YamlError("nested too deeply, or an alias inside its own anchor") from exc
 
 
 def _position(before: str) -> str:

@@ -22,8 +22,8 @@ SIZE = "a size such as 16kB, 64MB or 1GB"
 SIZE_UNIT = f"found, expected a number with its unit (B, kB, MB, GB, TB): {SIZE}"
 FALLBACK = (
     "fallback: missing, there is no default, expected none (reads through a name stop while it has no fit standby), "
-    "primary (that name then leads to its primary: only where readers on standbys use a database role of their own) or "
-    "all (as primary, with every name at once)"
+    "primary (that name then resolves to its primary: only where readers on standbys use a database role of their own) "
+    "or all (as primary, with every name at once)"
 )
 SOME_NAMES = "expected the names in pg_dist_node, e.g. wk1: {nodes: [192.168.234.203, 192.168.234.204]}"
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SAMPLE = Path(__file__).parents[3] / "systemd" / "resolver-agent.yml"
 
 SOME_NODES = "expected a list of addresses, e.g. [192.168.234.203, 192.168.234.204]"
-ALREADY = "already, expected each node once, and behind one name of a route"
+ONCE = "expected each node once, and under one name per route"
 
 SHAPE = {
     "empty file": ("", [FALLBACK, f"names: missing, {SOME_NAMES}"]),
@@ -94,15 +94,15 @@ NAMES_AND_NODES = {
     ),
     "node given twice": (
         nodes("10.0.0.1, 10.0.0.2, 10.0.0.1"),
-        f"names.wk1.nodes[2]: 10.0.0.1 is names.wk1.nodes[0] {ALREADY}",
+        f"names.wk1.nodes[2]: 10.0.0.1 is already given as names.wk1.nodes[0], {ONCE}",
     ),
     "IPv6 node given twice in two spellings": (
         nodes("'2001:db8::1', 2001:DB8:0:0::1"),
-        f"names.wk1.nodes[1]: 2001:db8::1 is names.wk1.nodes[0] {ALREADY}",
+        f"names.wk1.nodes[1]: 2001:db8::1 is already given as names.wk1.nodes[0], {ONCE}",
     ),
     "node under two names": (
         names("wk1: {nodes: [10.0.0.1]}, wk2: {nodes: ['::ffff:10.0.0.1']}"),
-        f"names.wk2.nodes[0]: 10.0.0.1 is names.wk1.nodes[0] {ALREADY}",
+        f"names.wk2.nodes[0]: 10.0.0.1 is already given as names.wk1.nodes[0], {ONCE}",
     ),
     "node given by a managed name written in another case": (
         names("WK1: {nodes: [10.0.0.1]}, wk2: {nodes: [wk1]}"),
@@ -352,7 +352,7 @@ def test_a_password_that_everybody_can_read_is_warned_about(
 ) -> None:
     """The warning names the mode and the command that mends it; it is no error."""
     path = write(tmp_path / "agent.yml", f"{MINIMAL}{line}\n", mode=mode)
-    warning = f"{path}: holds a password and everybody can read it (mode {mode:04o}): chmod {mend or 0:04o} {path}"
+    warning = f"{path}: holds a password and is world-readable (mode {mode:04o}): chmod {mend or 0:04o} {path}"
     assert load(path).warnings == (() if mend is None else (warning,))
 
 

@@ -30,7 +30,7 @@ SHAPE = {
     "undefined alias": ("fallback: *x\n", ["line 1, column 11: found undefined alias 'x'"]),
     "alias inside of itself": (
         "names: &x {wk1: *x}\n",
-        ["nested too deeply, or an alias inside of what it stands for"],
+        ["nested too deeply, or an alias inside its own anchor"],
     ),
     "two documents": (
         "fallback: none\n---\nnames: {}\n",
