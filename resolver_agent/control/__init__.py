@@ -1,1 +1,1 @@
-"""The control socket: who asks, who answers, and what is answered."""
+"""The control socket: its client, its server, and what is sent."""

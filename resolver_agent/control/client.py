@@ -1,6 +1,6 @@
 """Asks the agent over its control socket: one line of JSON asks, one line answers.
 
-The promotion hook comes this way, so only what it needs is imported: a few modules of the standard library.
+The promotion hook uses this module, so it imports only a few modules of the standard library.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ENDED = "the agent ended before it answered"
 
 
 class ControlError(Exception):
-    """The agent could not be asked, or cannot be made to listen; the message names the socket and the fix."""
+    """The agent could not be asked, or its socket could not be made; the message names the socket and the fix."""
 
 
 class NoAgentError(ControlError):
@@ -31,13 +31,13 @@ def socket_path(runtime_dir: str) -> str:
 
 
 def ask_running(runtime_dir: str, command: str, *, timeout_s: float = 5.0, **arguments: Any) -> dict[str, Any]:
-    """Return what ``ask`` does, of an agent that holds its lock: to ask a stopped one may start it.
+    """Return what ``ask`` returns, but ask only an agent that holds its lock: asking a stopped one may start it.
 
     Raises:
         NoAgentError: no agent runs.
         ControlError: as for ``ask``.
     """
-    from resolver_agent.system import lock  # noqa: PLC0415 -- the hook, which must start quickly, has no use for it
+    from resolver_agent.system import lock  # noqa: PLC0415 -- the hook, which must start quickly, does not need it
 
     if not lock.is_held(runtime_dir):
         raise NoAgentError(f"no agent runs in {runtime_dir}")
@@ -45,10 +45,10 @@ def ask_running(runtime_dir: str, command: str, *, timeout_s: float = 5.0, **arg
 
 
 def ask(path: str, command: str, *, timeout_s: float = 5.0, **arguments: Any) -> dict[str, Any]:
-    """Return the agent's answer to ``command``; all in all within ``timeout_s``.
+    """Return the agent's answer to ``command``; ``timeout_s`` bounds the whole exchange.
 
     Raises:
-        ControlError: there is no agent, or it did not answer in time, or not what was asked.
+        ControlError: there is no agent, or it did not answer in time, or it answered with an error.
     """
     deadline = Deadline(timeout_s)
     try:
@@ -61,7 +61,7 @@ def ask(path: str, command: str, *, timeout_s: float = 5.0, **arguments: Any) ->
     except OSError as error:
         raise ControlError(_words(path, error)) from error
     except ValueError as error:
-        raise ControlError(f"{path}: what answers there is no agent") from error
+        raise ControlError(f"{path}: another program answers there, not the agent") from error
     if not isinstance(answer, dict) or "error" in answer:
         fault = answer.get("error") if isinstance(answer, dict) else answer
         raise ControlError(f"{path}: the agent answered: {fault}")
@@ -97,7 +97,7 @@ def _words(path: str, error: OSError) -> str:
         errno.ENOENT: "there is no such socket: is the agent running, with this runtime_dir?",
         errno.ECONNRESET: ENDED,
         errno.EPIPE: ENDED,
-        errno.ECONNREFUSED: "nobody listens there any more: the agent has ended; start it",
+        errno.ECONNREFUSED: "no agent listens there: it has ended; start it",
         errno.EACCES: "you may not ask the agent: do it as root, or as a member of the socket's group",
     }
     return f"{path}: {hints.get(error.errno or 0, error.strerror or error)}"

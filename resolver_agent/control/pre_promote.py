@@ -1,7 +1,7 @@
-"""The promotion hook: ask the agent in time, judge its answer, and wait for nobody.
+"""The promotion hook: ask the agent, judge its answer, and end within 3 s.
 
-Patroni waits for its hook without a limit, and promotes nobody when it fails (rule R4). So it starts quickly: of the
-standard library it imports little, and no ``dataclasses``, which would cost a quarter of its start.
+Patroni waits for its hook without a limit, and does not promote when the hook fails (rule R4). So the hook starts
+quickly: it imports little of the standard library, and no ``dataclasses``, which would take a quarter of its start.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ NAME = "pre-promote"
 
 _SOCKET = "/run/resolver-agent/control.sock"
 _ASK_S, _LIMIT_S = 2.5, 2.7
-"""Seconds since the process was begun, of the 3 that a promotion may wait: give up asking, and give up."""
+"""Seconds after the process began at which the hook stops asking, and ends. A promotion may wait for 3."""
 
 _SLOW_START_S = 1.5
-"""Of a start that took longer no more counts: some time is needed to ask at all."""
+"""A slower start is counted as this long, so that time is left to ask."""
 
 _SAY_S = 0.1
 _STDERR = 2
@@ -41,7 +41,7 @@ _LEFT_ALONE = {
 
 
 class Outcome(NamedTuple):
-    """What came of it. ``ready``: no name leads to a standby, neither on disk nor in Citus' cached connections."""
+    """The result. ``ready``: no name resolves to a standby, on disk or through a connection that Citus has cached."""
 
     ready: bool
     text: str
@@ -49,14 +49,16 @@ class Outcome(NamedTuple):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Give a parser the options of this command."""
-    parser.add_argument("--strict", action="store_true", help="exit 1 unless no name is known to lead to a standby")
     parser.add_argument(
-        "--socket", metavar="PATH", default=_SOCKET, help=f"where an agent with another runtime_dir listens ({_SOCKET})"
+        "--strict", action="store_true", help="exit 1 unless it is known that no name resolves to a standby"
+    )
+    parser.add_argument(
+        "--socket", metavar="PATH", default=_SOCKET, help=f"the agent's socket in its runtime_dir (default: {_SOCKET})"
     )
 
 
 def run(arguments: Sequence[str], *, leave: Callable[[int], NoReturn]) -> NoReturn:
-    """Ask, say in one line what came of it, and leave with 0 whatever that is; with ``--strict`` 1 unless all is well.
+    """Ask, print the result in one line, and exit with 0 whatever it is; with ``--strict`` with 1 unless ready.
 
     ``leave`` ends the process at once: a signal during Python's own end would still make the hook fail.
     """
@@ -77,7 +79,7 @@ def run(arguments: Sequence[str], *, leave: Callable[[int], NoReturn]) -> NoRetu
 
 
 def _age_s() -> float:
-    """Return how long ago the process was begun: on a busy machine Python's start takes its time."""
+    """Return how long ago the process began: on a busy machine Python is slow to start."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
@@ -85,7 +87,7 @@ def _age_s() -> float:
 
 
 def _catch_signals(end: Callable[[Outcome], NoReturn], *, limit_s: float) -> None:
-    """Call ``end`` on every signal that would end the process, and when a promotion must wait no longer."""
+    """Call ``end`` on every signal that would end the process, and after ``limit_s``."""
 
     def caught(number: int, _frame: object) -> None:
         end(_unknown(f"not done after {_LIMIT_S} s" if number == signal.SIGALRM else f"ended by signal {number}"))
@@ -97,7 +99,7 @@ def _catch_signals(end: Callable[[Outcome], NoReturn], *, limit_s: float) -> Non
 
 
 def _understand(arguments: Sequence[str]) -> tuple[str, str]:
-    """Return the socket, and what is wrong with the command line: no reason not to ask."""
+    """Return the socket, and what is wrong with the command line; the agent is asked all the same."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     add_options(parser)
     try:
@@ -109,7 +111,7 @@ def _understand(arguments: Sequence[str]) -> tuple[str, str]:
 
 
 def _ask(path: str, *, until: float) -> Outcome:
-    from resolver_agent.control import client  # noqa: PLC0415 -- takes a while: first the signals, then this
+    from resolver_agent.control import client  # noqa: PLC0415 -- takes a while, and the signals come first
 
     try:
         return judge(client.ask(path, NAME, timeout_s=until - time.monotonic()))
@@ -118,13 +120,13 @@ def _ask(path: str, *, until: float) -> Outcome:
 
 
 def judge(answer: dict[str, Any]) -> Outcome:
-    """Return what an agent's answer comes to; what it does not say is not known."""
+    """Return the result of an agent's answer; a field that is missing counts as not ready."""
     faults = []
-    misrouted = answer.get("misrouted", answer.get("astray"))  # the agent may be of the version before
+    misrouted = answer.get("misrouted", answer.get("astray"))  # the agent may be of an older version
     if not isinstance(misrouted, list):
-        faults.append("it is not known where the names lead")
+        faults.append("it is not known what the names resolve to")
     elif misrouted:
-        faults.append(f"names still lead to standbys: {', '.join(map(str, misrouted))}")
+        faults.append(f"names still resolve to standbys: {', '.join(map(str, misrouted))}")
     if answer.get("written") is not True:
         faults.append("the hosts file is not written")
     if answer.get("flushed", False) not in (True, None):  # None: there is no Citus here
@@ -139,8 +141,8 @@ def _unknown(why: str) -> Outcome:
 
 
 def _say(text: str) -> None:
-    """Write one line to standard error, which is Patroni's own, unless that would mean to wait for its reader."""
-    if sys.stderr is None:  # it was closed, and its number may be another file's by now
+    """Write one line to standard error, which is Patroni's own, unless the write would block."""
+    if sys.stderr is None:  # it was closed, and another file may have its number
         return
     line = f"resolver-agent {NAME}: {' '.join(text.split())}".encode(errors="replace")[: select.PIPE_BUF - 1]
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What the agent says of itself: as values, as plain data for the socket and ``--json``, and as text.
+"""The agent's answers: as values, as plain data for the socket and ``--json``, and as text.
 
 Standard library only, so that ``resolver-agent status`` starts quickly.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_NOTHING = GroupState()  # a name that a reload has just brought
+_NOTHING = GroupState()  # for a name that a reload has just added
 _UNASKED = (ProbeFailure.REJECTING, ProbeFailure.UNREACHABLE)
 
 # --- values; their fields are the keys that programs read
@@ -36,7 +36,7 @@ _UNASKED = (ProbeFailure.REJECTING, ProbeFailure.UNREACHABLE)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStatus:
-    """What is known of a server. ``kind`` and ``detail`` are of the last probe, ``age_s`` seconds ago."""
+    """What is known about a server. ``kind`` and ``detail`` are of the last probe, ``age_s`` seconds ago."""
 
     kind: str
     detail: str
@@ -49,7 +49,7 @@ class ServerStatus:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus(ServerStatus):
-    """What is known of a name's node, and whether it may serve reads; None while that is not known."""
+    """What is known about a node of a name. ``fit``: it may serve reads; None while that is not known."""
 
     name: str
     node: str
@@ -60,7 +60,7 @@ class NodeStatus(ServerStatus):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NameStatus:
-    """Where a name leads and why. ``address`` and all that belongs to it are None where the name is left out."""
+    """What a name resolves to, and why. ``address`` and its details are None where the name is left out."""
 
     name: str
     address: str | None
@@ -75,7 +75,7 @@ class NameStatus:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AlertStatus:
-    """An alert and when it began, by the clock on the wall."""
+    """An alert, and when it began by wall-clock time."""
 
     key: str
     text: str
@@ -83,14 +83,14 @@ class AlertStatus:
 
     @property
     def subject_and_code(self) -> tuple[str, str]:
-        """The name, node or database that it concerns, and what is wrong."""
+        """The name, node or database that the alert is about, and what is wrong."""
         subject, _, code = self.key.rpartition(":")
         return subject, code
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FlushStatus:
-    """Whether cached connections are flushed. ``citus`` is None while it is not known whether there is Citus."""
+    """Whether cached connections are flushed. ``citus`` is None while the agent does not know if there is Citus."""
 
     citus: bool | None
     flushed: bool
@@ -99,7 +99,7 @@ class FlushStatus:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedTransaction:
-    """A transaction that is prepared on the local server, and for how many seconds it has been so."""
+    """A prepared transaction of the local server, and its age in seconds."""
 
     gid: str
     age_s: float
@@ -122,7 +122,7 @@ class RecoveredDatabase:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryStatus:
-    """What blocks 2PC recovery, and what the last pass did, which ended ``age_s`` seconds ago."""
+    """What blocks 2PC recovery, and the result of the last pass, which ended ``age_s`` seconds ago."""
 
     under_way: bool
     blocked_by: str | None
@@ -132,7 +132,7 @@ class RecoveryStatus:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """What ``status`` answers. ``written`` reports that the hosts file says all that the names say."""
+    """The answer to ``status``. ``written``: the hosts file has all the names as shown."""
 
     version: str
     pid: int
@@ -151,9 +151,9 @@ class Status:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Where names would lead now, and what stood in the way.
+    """What the names would resolve to now, and what is wrong.
 
-    ``unasked`` are the servers that could not be asked, each with the reason in words; ``alerts`` are all others.
+    ``unasked`` are the servers that could not be asked, each with the reason; ``alerts`` is everything else.
     """
 
     targets: tuple[Target, ...]
@@ -163,9 +163,9 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PromotionAnswer:
-    """What whoever announced a promotion has to know.
+    """The answer to ``pre-promote``.
 
-    ``misrouted`` are the names that do not lead as a primary's must; ``flushed`` is None where there is no Citus.
+    ``misrouted`` are the names that still resolve to standbys; ``flushed`` is None where there is no Citus.
     """
 
     took_ms: int
@@ -200,7 +200,7 @@ _OLD_WORDS = {
     "primary_demoted": "primary_lost",
     "wanted_role": "wish",
 }
-"""Keys that have another name since: programs may know the old one, and find both."""
+"""The old name of each renamed key. Programs may still read it, so answers have both."""
 
 
 def _in_old_words(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,20 +208,20 @@ def _in_old_words(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_json(kind: type[_T], data: object) -> _T:
-    """Return the value of this kind that ``as_json`` made the data of.
+    """Return the value of this kind from the data that ``as_json`` returned.
 
-    The agent may be of another version: keys that are not known here are ignored, and what may be None may be missing.
+    The agent may be of another version: unknown keys are ignored, and a field that may be None may be missing.
 
     Raises:
-        ControlError: it is something else; the message says where.
+        ControlError: the data has another shape; the message says where.
     """
     found: _T = _read(kind, data, "")
     return found
 
 
 def _read(kind: Any, data: Any, where: str) -> Any:
-    """Return plain data as a value of a type that a field of this module has."""
-    if isinstance(kind, types.UnionType):  # with None, of which there are no others here
+    """Return plain data as a value of the type of one of this module's fields."""
+    if isinstance(kind, types.UnionType):  # always of one type and None
         return None if data is None else _read(typing.get_args(kind)[0], data, where)
     if typing.get_origin(kind) is tuple and isinstance(data, list):
         one = typing.get_args(kind)[0]
@@ -230,13 +230,13 @@ def _read(kind: Any, data: Any, where: str) -> Any:
         try:
             return target_from_json(data)
         except (KeyError, ValueError) as error:
-            raise ControlError(f"the agent did not answer what was asked: {where}: {error!r}") from error
+            raise ControlError(f"the agent gave an unexpected answer: {where}: {error!r}") from error
     if isinstance(data, dict) and isinstance(kind, type) and dataclasses.is_dataclass(kind):
         fields = _fields(kind).items()
         return kind(**{name: _read(of, data.get(name), f"{where}.{name}".lstrip(".")) for name, of in fields})
     if type(data) is kind or (kind is float and type(data) is int):
         return data
-    raise ControlError(f"the agent did not answer what was asked: {where or 'all'}: {data!r} found")
+    raise ControlError(f"the agent gave an unexpected answer: {where or 'all'}: {data!r} found")
 
 
 @functools.cache
@@ -251,7 +251,7 @@ def target_to_json(target: Target) -> dict[str, Any]:
 
 
 def target_from_json(data: Mapping[str, Any]) -> Target:
-    """Return what ``target_to_json`` was given."""
+    """Return the target from the data that ``target_to_json`` returned."""
     return Target(
         name=data["name"],
         address=data["address"],
@@ -280,7 +280,7 @@ def _target_fields(target: Target) -> dict[str, Any]:
 
 
 def plan(decision: Decision, nodes: Mapping[Node, NodeState], local: NodeState) -> Plan:
-    """Return where the names of a decision lead, and what stood in its way."""
+    """Return the targets of a decision, and what is wrong."""
     return Plan(
         targets=decision.targets,
         alerts=tuple(alert.text for alert in decision.alerts if alert.code is not AlertCode.REJECTING),
@@ -295,13 +295,13 @@ def plan(decision: Decision, nodes: Mapping[Node, NodeState], local: NodeState) 
 def promotion(
     decision: Decision, *, written: bool, flush: FlushStatus, alerts: Iterable[Alert], took_s: float
 ) -> PromotionAnswer:
-    """Return the answer to an announced promotion. That it was announced is no news to it."""
+    """Return the answer to an announced promotion, without the alert that it was announced."""
     made_for = decision.made_for[0] if decision.made_for is not None else None
     told = [one.text for one in alerts if one.code is not AlertCode.ANNOUNCED]
-    # Of a primary's names only those wish for a standby that always do (`route: standby`).
+    # On a primary only names with `route: standby` want a standby, and those may.
     misrouted = [] if made_for is Role.PRIMARY else [one for one in decision.targets if one.wanted_role is Role.STANDBY]
     waited_for = {
-        "the names are still a standby's": made_for is not Role.PRIMARY,
+        "the names are still those of a standby": made_for is not Role.PRIMARY,
         "the hosts file could not be written yet": not written,
         "cached connections are not flushed yet": not flush.flushed,
     }
@@ -327,10 +327,10 @@ def status(
     recovery: RecoveryStatus,
     now: float,
 ) -> Status:
-    """Return how this process and its names, nodes and alerts are; ``now`` in seconds of CLOCK_BOOTTIME."""
+    """Return the status of this process, its names, nodes and alerts; ``now`` is in seconds of CLOCK_BOOTTIME."""
 
     def wall(at: float) -> str | None:
-        """Return a moment of CLOCK_BOOTTIME by the clock on the wall; None if it was before this run."""
+        """Return a moment of CLOCK_BOOTTIME as wall-clock time; None if it was before this run."""
         return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - (now - at))) if at else None
 
     def name(group: Group) -> NameStatus:
@@ -386,7 +386,7 @@ def _server(state: NodeState, *, now: float) -> dict[str, Any]:
 
 
 def as_text(status: Status) -> str:
-    """Return a status as an operator reads it: what an alert says at length, the tables say in a word."""
+    """Return a status as text. The tables give a reason in one word where an alert below gives it in full."""
     alerted = {alert.subject_and_code for alert in status.alerts}
     names = [
         [
@@ -407,10 +407,10 @@ def as_text(status: Status) -> str:
         + (f", put back {trampled} times" if trampled else ""),
         f"local PostgreSQL: {local.kind}"
         + (f" ({local.detail})" if local.detail else "")
-        + (f", known as {role}" if role and role != local.kind else ""),
+        + (f", last seen as a {role}" if role and role != local.kind else ""),
         *_citus_lines(status),
         "",
-        *_table(["name", "leads to", "since", "reason"], names),
+        *_table(["name", "address", "since", "reason"], names),
         *([] if status.written else ["", "THE HOSTS FILE DOES NOT SAY THIS YET."]),
         "",
         *_table(["name", "node", "state", "timeline", "lag", "asked", ""], nodes),
@@ -422,7 +422,7 @@ def as_text(status: Status) -> str:
 
 
 def _citus_lines(status: Status) -> list[str]:
-    """Say how Citus is looked after, where there is Citus."""
+    """Return the line on flush and recovery, where there is Citus."""
     flush, recovery = status.flush, status.recovery
     if not flush.citus:
         return []
@@ -430,7 +430,7 @@ def _citus_lines(status: Status) -> list[str]:
     if recovery.age_s is not None:
         withdrawn = next((one.withdrawn for one in recovery.databases if one.withdrawn), None)
         recovered = f"last recovery {recovery.age_s:.0f} s ago"
-        recovered += f", not to its end: {withdrawn}" if withdrawn else ""
+        recovered += f", cut short: {withdrawn}" if withdrawn else ""
     else:
         recovered = f"no recovery: {recovery.blocked_by or 'not due yet'}"
     return [f"Citus: cached connections are {told}; {recovered}"]

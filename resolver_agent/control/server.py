@@ -1,7 +1,7 @@
 """The control socket: one line of JSON asks, one line answers.
 
-The server runs in the agent's loop. The client needs the standard library only, so that it starts quickly. Whoever can
-connect may look; what changes something is for those whom the kernel names (SO_PEERCRED).
+The server runs in the agent's loop. Every client that can connect may read. A command that changes something is
+accepted only from root, the agent's own user and the socket's group, as the kernel reports the client (SO_PEERCRED).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _GUARDED = frozenset({"pre-promote"})
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Peer:
-    """Who asks, as the kernel saw it connect."""
+    """The client, as the kernel saw it connect."""
 
     pid: int
     uid: int
@@ -56,13 +56,13 @@ async def serve(
     passed: socket.socket | None,
     request_timeout_s: float = 5.0,
 ) -> AsyncIterator[None]:
-    """Answer requests on systemd's socket where it ``passed`` one, else on one of our own at ``path``.
+    """Answer requests on the socket that systemd ``passed``, or on a new one at ``path``.
 
-    A socket of our own replaces what a killed agent left there; the caller holds the agent's lock. A client that takes
-    ``request_timeout_s`` to ask, or to read the answer, is cut off.
+    A new socket replaces one that a killed agent left; the caller holds the agent's lock. A client that takes longer
+    than ``request_timeout_s`` to ask, or to read the answer, is disconnected.
 
-    A handler gets the request, with the ``Peer`` that asks as its "peer". It may be a coroutine function; how long the
-    answer may take is then its own affair, and others are answered meanwhile.
+    A handler gets the request, with the client's ``Peer`` as "peer". It may be a coroutine function; then it bounds its
+    own time, and other clients are answered meanwhile.
 
     Raises:
         ControlError: the socket cannot be made.
@@ -70,7 +70,7 @@ async def serve(
     socket_file = passed.getsockname() if passed is not None else path
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Cancelled, because the agent ends, this task must not say so: asyncio of Python 3.11 would log it.
+        # The agent's end cancels this task; asyncio of Python 3.11 would log the CancelledError.
         quiet = contextlib.suppress(OSError, asyncio.TimeoutError, asyncio.CancelledError, ValueError)
         with quiet, contextlib.ExitStack() as end:
             end.callback(writer.transport.abort)  # close() alone would wait for ever for a client that does not read
@@ -80,7 +80,7 @@ async def serve(
             writer.close()
             await asyncio.wait_for(writer.wait_closed(), request_timeout_s)
 
-    # Python 3.13 would unlink systemd's socket, through which a stopped agent is started.
+    # Python 3.13 would unlink systemd's socket, whose use starts a stopped agent.
     keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
     server = await asyncio.start_unix_server(answer, sock=passed if passed is not None else _listen(path), **keep)
     try:
@@ -89,7 +89,7 @@ async def serve(
         server.close()
         if passed is None:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)  # noqa: PTH108 -- quick, and pathlib's is no more asynchronous
+                os.unlink(path)  # noqa: PTH108 -- quick, and pathlib's would block as well
 
 
 async def _answer(handlers: Handlers, line: bytes, peer: Peer, socket_file: str) -> dict[str, Any]:
@@ -107,7 +107,7 @@ async def _answer(handlers: Handlers, line: bytes, peer: Peer, socket_file: str)
             return {"error": refusal}
         answer = handlers[command](request | {"peer": peer})
         return await answer if inspect.isawaitable(answer) else answer
-    except Exception as error:  # noqa: BLE001 -- whoever asks for nonsense is told so, as is whoever meets a defect
+    except Exception as error:  # noqa: BLE001 -- the client gets every error, even that of a defect
         _log.exception("the request %r cannot be answered", command)
         return {"error": repr(error)}
 
@@ -118,12 +118,12 @@ def _peer(connection: socket.socket) -> Peer:
 
 
 def _refusal(command: str, peer: Peer, socket_file: str) -> str | None:
-    """Return why the peer may not ask this, None where it may. To look up a user's groups may block."""
+    """Return why the peer may not use this command, None where it may. The lookup of a user's groups may block."""
     if peer.uid in (0, os.geteuid()):
         return None
     try:
         found = Path(socket_file).stat()
-        if not found.st_mode & stat.S_IWOTH:  # the kernel itself has let in nobody but owner and group
+        if not found.st_mode & stat.S_IWOTH:  # the kernel itself admits only owner and group
             return None
         gid = found.st_gid
         if gid == peer.gid or gid in os.getgrouplist(pwd.getpwuid(peer.uid).pw_name, peer.gid):
@@ -135,14 +135,14 @@ def _refusal(command: str, peer: Peer, socket_file: str) -> str | None:
 
 
 def _listen(path: str) -> socket.socket:
-    """Return a listening socket at ``path`` that was never open to more than its owner and group."""
+    """Return a listening socket at ``path`` that only its owner and group could ever connect to."""
     temporary = f"{path}.{os.getpid()}"
     listener = socket.socket(socket.AF_UNIX)
     try:
         with contextlib.suppress(FileNotFoundError):
             Path(temporary).unlink()
         listener.bind(temporary)
-        # Nobody can connect before listen().
+        # No client can connect before listen().
         Path(temporary).chmod(_MODE)
         listener.listen()
         Path(temporary).rename(path)

@@ -100,7 +100,7 @@ def accepting(listener: socket.socket, behave: Callable[[socket.socket], None]) 
     [
         pytest.param(WELL, 0, r"ready for the promotion \(after 42 ms\)", id="ready"),
         pytest.param(
-            MISROUTED, 1, r"not ready .*: names still lead to standbys: wk1 → 10.0.0.4 \(standby\)", id="standby"
+            MISROUTED, 1, r"not ready .*: names still resolve to standbys: wk1 → 10.0.0.4 \(standby\)", id="standby"
         ),
         pytest.param(WELL | {"written": False}, 1, "not ready .*: the hosts file is not written", id="not written"),
         pytest.param(WELL | {"flushed": False}, 1, "not ready .*: .* not flushed", id="not flushed"),
@@ -184,9 +184,9 @@ def trickle(connection: socket.socket) -> None:
         pytest.param(mute, "does not answer", id="mute"),
         pytest.param(trickle, "does not answer", id="trickles"),
         pytest.param(lambda _connection: None, "ended before it answered", id="hangs up"),
-        pytest.param(lambda connection: connection.sendall(b"\x00\xff\n"), "is no agent", id="garbage"),
+        pytest.param(lambda connection: connection.sendall(b"\x00\xff\n"), "not the agent", id="garbage"),
         pytest.param(lambda connection: connection.sendall(b"[1]\n"), r"answered: \[1\]", id="no object"),
-        pytest.param(lambda connection: connection.sendall(b'{"misrouted": {}}\n'), "not known where", id="nonsense"),
+        pytest.param(lambda connection: connection.sendall(b'{"misrouted": {}}\n'), "not known what", id="nonsense"),
     ],
 )
 def test_agents_that_fail(
@@ -256,9 +256,9 @@ def make_stale(path: Path) -> None:
     ("make", "said"),
     [
         pytest.param(lambda _path: None, "there is no such socket", id="nothing"),
-        pytest.param(make_stale, "nobody listens there", id="stale"),
-        pytest.param(make_folder, "nobody listens there", id="a folder"),
-        pytest.param(make_file, "nobody listens there", id="a file"),
+        pytest.param(make_stale, "no agent listens there", id="stale"),
+        pytest.param(make_folder, "no agent listens there", id="a folder"),
+        pytest.param(make_file, "no agent listens there", id="a file"),
     ],
 )
 def test_no_agent(make: Callable[[Path], None], said: str, path: Path) -> None:

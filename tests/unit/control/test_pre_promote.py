@@ -29,7 +29,7 @@ WELL = {"took_ms": 42, "written": True, "flushed": True, "misrouted": [], "why":
         pytest.param(
             WELL | {"misrouted": ["wk1 → 10.0.0.4 (standby)", "wk2 → 10.0.0.6 (standby)"], "why": "nobody answers"},
             False,
-            "not ready for the promotion (after 42 ms): names still lead to standbys: wk1 → 10.0.0.4 (standby), "
+            "not ready for the promotion (after 42 ms): names still resolve to standbys: wk1 → 10.0.0.4 (standby), "
             "wk2 → 10.0.0.6 (standby); nobody answers",
             id="names lead to standbys",
         ),
@@ -43,14 +43,14 @@ WELL = {"took_ms": 42, "written": True, "flushed": True, "misrouted": [], "why":
         pytest.param(
             {},
             False,
-            "not ready for the promotion (after None ms): it is not known where the names lead; "
+            "not ready for the promotion (after None ms): it is not known what the names resolve to; "
             "the hosts file is not written; the connections that Citus cached are not flushed",
             id="nothing is said",
         ),
         pytest.param(
             WELL | {"misrouted": None},
             False,
-            "not ready for the promotion (after 42 ms): it is not known where the names lead",
+            "not ready for the promotion (after 42 ms): it is not known what the names resolve to",
             id="not known",
         ),
     ],

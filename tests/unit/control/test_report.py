@@ -221,7 +221,7 @@ def test_a_status_of_another_version() -> None:
 )
 def test_a_status_that_is_none(change: dict[str, Any], where: str) -> None:
     """Where something else is answered, or what must be there is missing, one error says where."""
-    with pytest.raises(ControlError, match=f"^the agent did not answer what was asked: {where}$"):
+    with pytest.raises(ControlError, match=f"^the agent gave an unexpected answer: {where}$"):
         from_json(Status, report(seen()) | change)
 
 
@@ -236,7 +236,7 @@ def test_a_status_that_is_none(change: dict[str, Any], where: str) -> None:
 )
 def test_a_plan_that_is_none(data: object, where: str) -> None:
     """Nothing that an agent answers ends in a traceback."""
-    with pytest.raises(ControlError, match=f"^the agent did not answer what was asked: {where}$"):
+    with pytest.raises(ControlError, match=f"^the agent gave an unexpected answer: {where}$"):
         from_json(Plan, data)
 
 
@@ -248,7 +248,7 @@ def test_text_of_what_is_well() -> None:
         rf"""resolver-agent {__version__}, process {os.getpid()}, c.yml; hosts
 local PostgreSQL: standby
 
-name  leads to  since                     reason
+name  address   since                     reason
 wk1   {B}  {moment}  standby
 
 name  node           state    timeline  lag            asked
@@ -274,7 +274,7 @@ def test_text_of_what_is_not() -> None:
 def test_text_of_a_local_server_that_is_gone() -> None:
     """The fault and the role that stands are both said."""
     text = as_text(status(seen().see_local(dead()).decide()))
-    assert "local PostgreSQL: dead (Connection refused), known as standby\n" in text
+    assert "local PostgreSQL: dead (Connection refused), last seen as a standby\n" in text
 
 
 def test_text_of_what_is_not_in_the_file() -> None:
@@ -339,7 +339,7 @@ def test_reasons_of_every_code_can_be_sent() -> None:
         ),
         pytest.param(
             care(citus=True, age_s=3.0, databases=[Recovered(database="app", withdrawn="wk1 is held")]),
-            "Citus: cached connections are flushed; last recovery 3 s ago, not to its end: wk1 is held",
+            "Citus: cached connections are flushed; last recovery 3 s ago, cut short: wk1 is held",
             id="withdrawn",
         ),
         pytest.param(
@@ -378,7 +378,14 @@ STANDBY_NAMES = [remembered(B, TargetKind.STANDBY, last=A)]
             id="not written",
         ),
         pytest.param(
-            STANDBY_NAMES, Role.STANDBY, True, care(), None, 1, "the names are still a standby's", id="called off"
+            STANDBY_NAMES,
+            Role.STANDBY,
+            True,
+            care(),
+            None,
+            1,
+            "the names are still those of a standby",
+            id="called off",
         ),
         pytest.param([], None, False, care(citus=None, flushed=False), False, 0, None, id="only just started"),
     ],
