@@ -1,7 +1,7 @@
 """The daemon: observe, decide, write, flush; round after round.
 
-What is observed is in ``observe``, what is decided in ``routing``, the file in ``hosts``, Citus in ``citus``; whoever
-asks over the control socket is answered by ``requests``. Here are the loop, signals and reloads.
+This module has the loop, signals and reloads. ``observe`` probes the nodes, ``routing`` decides, ``hosts`` writes the
+file, ``citus`` flushes and recovers, and ``requests`` answers on the control socket.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BREATH_S = 1.0
-"""How often the watchdog hears, at least, of a start that waits."""
+"""How often, at least, a waiting start notifies the watchdog."""
 
 _LAST_WRITE_S = 1.0
 """How long a stopping agent waits for the round under way."""
 
 _SHORT_LOOK_S = 0.5
-"""How long an announced promotion waits for nodes that were not asked yet, right after the start."""
+"""How long an announced promotion waits for nodes that have not been asked yet, right after the start."""
 
 _EVIDENCE_S = 0.1
-"""How soon after asking everybody again it is looked at what they said."""
+"""How soon after asking every node again a round looks at the answers."""
 
 
 class Agent:
-    """One agent, for one hosts file, from ``run()`` until it is told to stop."""
+    """One agent, for one hosts file, from ``run()`` until a signal stops it."""
 
     def __init__(self, config: Config, *, notifier: Notifier, passed: socket.socket | None = None) -> None:
         self._config = config
@@ -71,14 +71,19 @@ class Agent:
         """Keep the names right until SIGTERM or SIGINT; SIGHUP reads the configuration again.
 
         Raises:
-            lock.LockedError: another agent keeps this file.
+            lock.LockedError: another agent runs with this runtime folder.
             lock.LockUnavailableError, control.ControlError: the runtime folder cannot be used.
         """
         path = client.socket_path(self._config.runtime_dir)
         with lock.exclusive(self._config.runtime_dir):
             self._handle_signals()
             async with server.serve(self._requests.handlers, path=path, passed=self._passed):
-                _log.info("resolver-agent %s keeps %s, by %s", __version__, self._config.hosts_file, self._config.path)
+                _log.info(
+                    "resolver-agent %s keeps %s; configuration: %s",
+                    __version__,
+                    self._config.hosts_file,
+                    self._config.path,
+                )
                 self._notifier.ready()
                 self._work = asyncio.get_running_loop().create_task(self._keep())
                 try:
@@ -101,7 +106,10 @@ class Agent:
             await self._pause()
 
     async def _remember(self) -> None:
-        """Go on from what the block says. Without it nothing is decided: what a held name held would be forgotten."""
+        """Resume from the block in the file.
+
+        The agent decides nothing without the block, because it would forget what each held name points to.
+        """
         while not self._stopping:
             remembered = self._block.recall()  # A10
             self._change_log.decision(self._decision, self._alerts(), boottime(), written=False)
@@ -112,9 +120,9 @@ class Agent:
             await asyncio.sleep(self._patience_s(_BREATH_S))
 
     async def _first_look(self) -> None:
-        """Wait until every node was asked: what is decided on half the evidence may have to be taken back."""
+        """Wait until every node was asked: a decision on half the evidence may have to be reversed."""
         left, due = 0, 0.0
-        # A name may lead to a node that only Patroni knows. Its word is not waited for long: SQL alone has to do.
+        # A name may point to a node that only Patroni knows. The wait for Patroni is short: SQL alone has to do.
         patroni_until = boottime() + 2 * self._config.timeout_s
         while not self._stopping and not self._observer.pressed(_SHORT_LOOK_S):
             if self._observer.asked_all and (self._observer.heard_all or boottime() > patroni_until):
@@ -123,7 +131,7 @@ class Agent:
             before, left = left, sum(state.latest is None for state in self._observer.nodes.values())
             if left != before:
                 due = boottime() + self._config.timeout_s
-            if boottime() <= due:  # a look that gets on is alive, one that does not is for the watchdog to end
+            if boottime() <= due:  # without progress the watchdog may end the process
                 self._notifier.watchdog()
             await self._observer.news_within(self._patience_s(_SHORT_LOOK_S))
             self._observer.tick()
@@ -131,7 +139,7 @@ class Agent:
         await self._observer.ask_patroni(first, within_s=min(self._config.timeout_s, _SHORT_LOOK_S))
 
     async def _round(self) -> None:
-        """One pass from observations to a verified file, and to what Citus has to be told."""
+        """One pass: from observations to a verified file, then to Citus and the log."""
         self._observer.changed.clear()
         self._observer.tick()
         if self._reloading:
@@ -141,7 +149,7 @@ class Agent:
         decision = decide(self._observer.decidable(self._decision, seen), seen, self._decision, begun)
         took_s = boottime() - begun
         written = await self._block.put(decision.targets, begun)
-        # Nothing is waited for from here to what Citus is told: nobody must hear of the one what is true of the other.
+        # No await before the maintenance's tick: decision, file and what Citus is told must be of the same round.
         self._decision = decision
         self._observer.track(decision)
         self._maintenance.tick(self._observer, decision, written=written, puts=self._block.trampled, now=boottime())
@@ -151,16 +159,16 @@ class Agent:
         self._notifier.status(f"{len(self._config.groups)} names, {len(self._change_log.alerts)} alerts")
         self._notifier.watchdog()
         await self._requests.round_over()
-        # With many names deciding takes its time: half of it is for the probes.
+        # With many names a decision takes time: the probes get as much.
         await asyncio.sleep(took_s)
 
     def _ask_again(self) -> None:
-        """Bring fresh evidence, and look at it soon."""
+        """Ask every node again, and look at the answers soon."""
         self._observer.refresh()
         asyncio.get_running_loop().call_later(_EVIDENCE_S, self._observer.changed.set)
 
     async def _pause(self) -> None:
-        """Wait for news, for the time at which the decision may change by itself, or for the file to change."""
+        """Wait for an event, for the time at which the decision may change by itself, or for the file to change."""
         due = min(self._decision.recheck_at, boottime() + self._patience_s(self._config.interval_s))
         await self._observer.news_within(max(0.0, due - boottime()))
 
@@ -169,7 +177,7 @@ class Agent:
             self._observer.changed.set()
 
     def _patience_s(self, seconds: float) -> float:
-        """Return ``seconds``, or less where the watchdog wants to hear sooner."""
+        """Return ``seconds``, or less where the watchdog has to be notified sooner."""
         return min(seconds, self._notifier.watchdog_s / 2) if self._notifier.watchdog_s else seconds
 
     def _state(self) -> AgentState:
@@ -198,7 +206,7 @@ class Agent:
     def _stop(self) -> None:
         self._stopping = True
         self._observer.changed.set()
-        # A write that hangs does not hold up the end: killed at any moment it leaves the old file or the new one.
+        # A write that hangs does not delay the end: whenever it is killed, it leaves the old file or the new one.
         if self._work is not None:
             asyncio.get_running_loop().call_later(_LAST_WRITE_S, self._work.cancel)
 
@@ -207,7 +215,7 @@ class Agent:
         self._observer.changed.set()
 
     def _reload(self) -> None:
-        """Read the configuration again; a bad one changes nothing and is an alert until a good one comes."""
+        """Read the configuration again; a faulty one changes nothing, and is an alert until a valid one is read."""
         self._reloading = False
         self._notifier.reloading()
         self._reload_fault = None
@@ -215,7 +223,8 @@ class Agent:
             new = load_again(self._config)
         except ConfigError as error:
             text = f"the configuration stays as it was: {'; '.join(error.errors)}"
-            self._reload_fault = Alert(AlertCode.CONFIG, text, of=tuple(error.errors))  # other errors are other news
+            # `of`: other errors begin another alert.
+            self._reload_fault = Alert(AlertCode.CONFIG, text, of=tuple(error.errors))
         else:
             if (new.log_format, new.log_level) != (self._config.log_format, self._config.log_level):
                 log.configure(new.log_format, new.log_level)
@@ -228,9 +237,9 @@ class Agent:
 
 
 def _spare_the_collector() -> None:
-    """Keep Python's garbage collector from what stays, and from running often: of cycles there are next to none.
+    """Exempt long-lived objects from Python's garbage collector, and run it rarely: there are hardly any cycles.
 
-    With thousands of nodes it held up a round now and then for a quarter of a second.
+    With thousands of nodes it delayed a round now and then by a quarter of a second.
     """
     gc.collect()
     gc.freeze()

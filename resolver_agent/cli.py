@@ -1,4 +1,4 @@
-"""The command line: arguments, output and exit codes. Only it exits, and only it and the demonstration print.
+"""The command line: arguments, output and exit codes. Only this module exits; only it and the demonstration print.
 
 Each command imports what it needs: ``pre-promote`` and ``status`` must start quickly, with the standard library alone.
 """
@@ -33,31 +33,31 @@ _COLOURS = {"+": "32", "-": "31", "@": "36"}
 
 
 class _TroubleError(Exception):
-    """Ends the command with exit code 2 and its text on standard error."""
+    """Ends the command with exit code 2; its text goes to standard error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if pre_promote.NAME in given and _HELP.isdisjoint(given):  # before anything else can fail or take its time
+    if pre_promote.NAME in given and _HELP.isdisjoint(given):  # before anything else can fail or take time
         pre_promote.run(given, leave=os._exit)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # there are arrows in what we say, but not in every locale
+        sys.stdout.reconfigure(errors="backslashreplace")  # the output has arrows, which not every locale has
     parser = _parser()
     options = parser.parse_args(given)
     if options.command is not _without_command and (
         options.validate_config or (options.dry_run and options.command is not _once)
     ):
-        parser.error("--dry-run and --validate-config change nothing and go with no such command")
+        parser.error("--dry-run takes no command but `once`, and --validate-config takes none")
     try:
         code = int(options.command(options))
-        print(end="", flush=True)  # here, where a reader that has left is no surprise
+        print(end="", flush=True)  # here, where BrokenPipeError is caught
     except _TroubleError as error:
         print(f"resolver-agent: {error}", file=sys.stderr)
         return TROUBLE
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has left
+    except BrokenPipeError:  # the reader has closed the pipe; Python's own flush at exit must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return TROUBLE
     return code
@@ -65,15 +65,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("-c", "--config", default=argparse.SUPPRESS, help=f"configuration file ({_DEFAULT_CONFIG})")
+    common.add_argument(
+        "-c", "--config", default=argparse.SUPPRESS, help=f"configuration file (default: {_DEFAULT_CONFIG})"
+    )
     common.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="log every decision")
     parser = argparse.ArgumentParser(prog="resolver-agent", description=_DESCRIPTION, parents=[common])
     parser.add_argument("--version", action="version", version=f"resolver-agent {__version__}")
     alone = parser.add_mutually_exclusive_group()
     alone.add_argument(
-        "--dry-run", action="store_true", help="show what `once` would change: exit 0 nothing, 1 something, 2 trouble"
+        "--dry-run",
+        action="store_true",
+        help="show what `once` would change, and write nothing; exit 0: no difference, 1: a difference, 2: trouble",
     )
-    alone.add_argument("--validate-config", action="store_true", help="report everything wrong with the configuration")
+    alone.add_argument(
+        "--validate-config", action="store_true", help="report all errors in the configuration; exit 0: none, 2: some"
+    )
     parser.set_defaults(command=_without_command, role="auto")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
@@ -82,30 +88,43 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=run)
         return added
 
-    command("run", _run, "keep the names right until stopped")
-    once = command("once", _once, "put the names right, once")
+    command("run", _run, "run the agent: keep every name on the right server until stopped")
+    once = command("once", _once, "ask every node once, write the hosts file, and exit")
     once.add_argument(
-        "--role", choices=["auto", "primary", "standby"], default="auto", help="take this for the local role"
+        "--role",
+        choices=["auto", "primary", "standby"],
+        default="auto",
+        help="decide as if the local server had this role; auto asks it (default: auto)",
     )
-    # Without a default of its own: it would undo a --dry-run given before the command.
+    # A default would undo a --dry-run given before the command.
     once.add_argument(
-        "--dry-run", action="store_true", default=argparse.SUPPRESS, help="show the difference and change nothing"
+        "--dry-run", action="store_true", default=argparse.SUPPRESS, help="show the difference, and write nothing"
     )
-    shown = command("status", _status, "say where the names lead, and why: exit 0 as wished, 1 alerts, 2 no agent")
-    shown.add_argument("--json", action="store_true", help="for programs")
-    checked = command("doctor", _doctor, "say what is wrong here and what fixes it: exit 0 fit, 1 findings, 2 trouble")
-    checked.add_argument("--json", action="store_true", help="for programs")
-    checked.add_argument("--to-addresses", action="store_true", help="only the script that puts back addresses")
-    checked.add_argument("--way-back", dest="to_addresses", action="store_true", help=argparse.SUPPRESS)  # as it was
-    hook = "move the names before a promotion, as Patroni's pre_promote; reads no configuration"
+    shown = command(
+        "status", _status, "show where each name resolves, and why; exit 0: no alerts, 1: alerts, 2: no agent"
+    )
+    shown.add_argument("--json", action="store_true", help="print JSON, for programs")
+    checked = command(
+        "doctor", _doctor, "check this node, and show how to fix each finding; exit 0: fit, 1: findings, 2: trouble"
+    )
+    checked.add_argument("--json", action="store_true", help="print JSON, for programs")
+    checked.add_argument(
+        "--to-addresses",
+        action="store_true",
+        help="print only the script for psql that puts addresses back into pg_dist_node",
+    )
+    checked.add_argument("--way-back", dest="to_addresses", action="store_true", help=argparse.SUPPRESS)  # old spelling
+    hook = "move the names before this node is promoted, as Patroni's pre_promote hook; needs no configuration"
     pre_promote.add_options(command(pre_promote.NAME, None, hook))
-    removal = command("remove", _remove, "take the names out of the hosts file, unless pg_dist_node uses them")
-    removal.add_argument("--force", action="store_true", help="do not ask the local PostgreSQL whether it uses them")
-    command("demo", _demo, "show all of it on throw-away PostgreSQL servers")
+    removal = command("remove", _remove, "remove the block from the hosts file, unless pg_dist_node uses its names")
+    removal.add_argument("--force", action="store_true", help="do not check whether pg_dist_node uses the names")
+    command("demo", _demo, "show the agent at work on throw-away PostgreSQL servers")
     return parser
 
 
-_DESCRIPTION = "Keeps the names in a Citus cluster's metadata pointed at the right PostgreSQL servers, in /etc/hosts."
+_DESCRIPTION = (
+    "Keep the names in a Citus cluster's metadata pointed at the right PostgreSQL servers, through /etc/hosts."
+)
 
 
 def _without_command(options: argparse.Namespace) -> int:
@@ -113,7 +132,7 @@ def _without_command(options: argparse.Namespace) -> int:
         return _validate(options)
     if options.dry_run:
         return _once(options)
-    raise _TroubleError("say what to do: `resolver-agent --help` lists it")
+    raise _TroubleError("no command given: `resolver-agent --help` lists them")
 
 
 def _load(options: argparse.Namespace) -> Config:
@@ -201,7 +220,7 @@ def _status(options: argparse.Namespace) -> int:
     from resolver_agent.system import lock
 
     config = None
-    # Where the agent is expected it is asked without the configuration, so without PyYAML and quickly.
+    # An agent with the default runtime folder is asked without the configuration: loading PyYAML takes time.
     if hasattr(options, "config") or (not lock.is_held(_DEFAULT_RUNTIME_DIR) and os.access(_DEFAULT_CONFIG, os.R_OK)):
         config = _load(options)
     runtime_dir = config.runtime_dir if config else _DEFAULT_RUNTIME_DIR
@@ -215,7 +234,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _status_of_file(why: str, hosts_file: str, options: argparse.Namespace) -> int:
-    """Say what the file says, since there is no agent to ask."""
+    """Show what the hosts file says, as no agent can be asked."""
     from resolver_agent.control import report
     from resolver_agent.hosts import block
 
@@ -249,13 +268,13 @@ def _remove(options: argparse.Namespace) -> int:
         raise _TroubleError(f"{error}; nothing was removed") from error
     except block.BlockError as error:
         raise _TroubleError(f"{config.hosts_file}: {error}; nothing was removed") from error
-    done = "had no names of ours" if outcome.state is atomic_file.State.UNCHANGED else "is as it was without us"
+    done = "had no block" if outcome.state is atomic_file.State.UNCHANGED else "no longer has the block"
     print(f"{config.hosts_file} {done}")
     try:
         if config.citus:
             flush.reset(config)
     except flush.FlushError as error:
-        left = f"citus.node_conninfo is not as it was without us: {error}"
+        left = f"citus.node_conninfo could not be reset to its value without the agent: {error}"
         if not options.force:
             raise _TroubleError(left) from error
         print(f"warning: {left}", file=sys.stderr)
@@ -263,7 +282,7 @@ def _remove(options: argparse.Namespace) -> int:
 
 
 def _refuse_if_used(config: Config, targets: Sequence[Target]) -> None:
-    """A name that Citus' metadata holds and no resolver knows costs every query a vain lookup, and then fails it."""
+    """Raise if the metadata holds one of the names: without the block, every query through it would fail."""
     from resolver_agent.citus import metadata
 
     names = [target.name for target in targets]
@@ -273,8 +292,8 @@ def _refuse_if_used(config: Config, targets: Sequence[Target]) -> None:
         raise _TroubleError(f"{error}\nnothing was removed; --force removes without asking") from error
     if used:
         raise _TroubleError(
-            f"pg_dist_node still holds {', '.join(used)}: give its nodes addresses again first, with "
-            "citus_update_node(); nothing was removed"
+            f"pg_dist_node still holds {', '.join(used)}: put addresses back first, with the script of "
+            "`resolver-agent doctor --to-addresses`; nothing was removed"
         )
 
 

@@ -1,4 +1,4 @@
-"""What is logged, and how: lines on standard error, one for each change and for each fault that begins or ends."""
+"""The log: lines on standard error, one for each change and for each alert that begins or ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from resolver_agent.routing.state import Alert
 
 _FIELDS = ("node", "name_", "address", "code", "alert")
-"""The fields that a record may have besides its message."""
+"""The fields that a record may have in addition to its message."""
 
 
 class _Json(logging.Formatter):
@@ -35,7 +35,7 @@ class _Json(logging.Formatter):
 
 
 def configure(form: str, level: str) -> None:
-    """Send everything of ``level`` and above to standard error; ``form`` is text or json."""
+    """Log everything of ``level`` and above to standard error; ``form`` is text or json."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
@@ -61,7 +61,7 @@ class ChangeLog:
         self._role: Role | None = None
 
     def nodes(self, states: Mapping[Node, NodeState]) -> None:
-        """Log every node that is not as it was."""
+        """Log every node whose state has changed."""
         before, self._nodes = self._nodes, {node: state.latest.result for node, state in states.items() if state.latest}
         for node, kind in self._nodes.items():
             latest = states[node].latest
@@ -73,8 +73,8 @@ class ChangeLog:
     def decision(self, decision: Decision, alerts: Iterable[Alert], now: float, *, written: bool) -> None:
         """Log the local role, the alerts that end and begin, and every name whose address or kind of reason is new.
 
-        A name of which an alert says just that as it begins is not logged twice. Where names lead is said when it is
-        ``written``.
+        Names are logged once they are ``written``. A name is not logged a second time if an alert that begins has the
+        same text.
         """
         if decision.role is not self._role and decision.role is not None:
             self._role = decision.role

@@ -1,4 +1,4 @@
-"""One pass, and done: what ``once`` and ``--dry-run`` do, on the agent's own path from observations to the file."""
+"""A single pass: what ``once`` and ``--dry-run`` do, with the agent's own code from observations to the file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pass:
-    """What one pass found: where the names should lead, how the file would change, and what stood in the way.
+    """What one pass found: the targets of the names, how the file would change, and what was wrong.
 
     ``unasked`` are the nodes that could not be asked, with the reason.
     """
@@ -39,7 +39,7 @@ class Pass:
 def look(config: Config, *, role: Role | None) -> Pass:
     """Return what a pass would do, for the local role or the one given, and change nothing.
 
-    A running agent with the same configuration is asked what it sees; else every node is asked once.
+    A running agent with the same configuration is asked for its plan; otherwise every node is asked once.
 
     Raises:
         HostsFileError: the hosts file cannot be read.
@@ -51,13 +51,13 @@ def look(config: Config, *, role: Role | None) -> Pass:
 
 
 def write(config: Config, found: Pass) -> None:
-    """Make the file say what the pass found, and flush what Citus has cached (R5).
+    """Write what the pass found to the file, and flush the connections that Citus has cached (R5).
 
     Raises:
-        lock.LockedError: an agent keeps this file.
+        lock.LockedError: an agent runs with this runtime folder.
         lock.LockUnavailableError: the runtime folder cannot be used.
         HostsFileError: the file cannot be written.
-        FlushError: it is written, but sessions may keep their connections to other nodes.
+        FlushError: the file is written, but sessions may keep old connections.
     """
     with lock.exclusive(config.runtime_dir):
         HostsFileWriter(config.hosts_file).update(lambda content: block.render(content, found.targets))
@@ -66,7 +66,7 @@ def write(config: Config, found: Pass) -> None:
 
 
 def _ask_agent(config: Config, role: Role | None) -> report.Plan | None:
-    """Return what a running agent would decide; None if none runs, or it has another configuration or no answer yet."""
+    """Return what a running agent would decide; None if none runs, or it has another configuration or no plan yet."""
     try:
         answer = client.ask_running(config.runtime_dir, "plan", role=role and role.value, config=fingerprint(config))
         return report.from_json(report.Plan, answer)
@@ -79,11 +79,11 @@ async def _look_alone(config: Config, role: Role | None, content: bytes) -> repo
     observer.watch(config)
     try:
         await observer.look()
-        # Nobody has watched for how long nodes have been healthy, so no delay is owed.
+        # A single pass does not know for how long a node has been healthy, so it applies no delay.
         groups = tuple(dataclasses.replace(group, failback_delay_s=0.0) for group in observer.config.groups)
         at_once = dataclasses.replace(observer.config, groups=groups)
         decision = resume(at_once, block.recall(content))
-        for _ in range(2):  # only the first tells which Patroni is the local one
+        for _ in range(2):  # only the first decision tells which Patroni is the local one
             seen = observer.observations(role)
             decision = decide(at_once, seen, decision, boottime())
             await observer.ask_patroni(decision, within_s=config.timeout_s)

@@ -1,6 +1,6 @@
-"""The answers on the control socket: how everything is, what would be decided, and that a promotion is to come.
+"""The answers on the control socket: the status, the plan, and whether the names are ready for a promotion.
 
-The agent's rounds decide and write. Here nothing is decided on but what somebody asks about.
+The agent's rounds decide and write. A request only reads what they leave behind, or announces a promotion to them.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _ANNOUNCED_S = 1.5
-"""After so long whoever announced a promotion is told how far we are: the hook may take 3 s, our start included."""
+"""How long an announced promotion waits for its answer: the hook may take 3 s, the agent's start included."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AgentState:
-    """Where the agent stands between two rounds.
+    """The agent's state between two rounds.
 
-    ``alerts`` is what is wrong at this moment; ``lasting`` what was at the end of the last round, each alert with the
-    time (seconds of CLOCK_BOOTTIME) at which it began.
+    ``alerts`` are those of this moment; ``lasting`` those at the end of the last round, each with the time (seconds of
+    CLOCK_BOOTTIME) at which it began.
     """
 
     config: Config
@@ -49,7 +49,7 @@ class AgentState:
 
 
 class Requests:
-    """Answers whoever asks, from what the agent's rounds leave behind: ``state()`` says what that is by now."""
+    """Answers requests from what the agent's rounds leave behind, as ``state()`` returns it."""
 
     def __init__(
         self, state: Callable[[], AgentState], *, observer: Observer, block: HostsBlock, maintenance: CitusMaintenance
@@ -62,11 +62,11 @@ class Requests:
 
     @property
     def handlers(self) -> server.Handlers:
-        """What the control socket answers."""
+        """The handler of each command on the control socket."""
         return {"status": self._status, "plan": self._plan, "pre-promote": self._pre_promote}
 
     async def round_over(self) -> None:
-        """Tell those who wait that there is a new decision."""
+        """Wake the requests that wait for a new decision."""
         async with self._round_over:
             self._round_over.notify_all()
 
@@ -91,7 +91,7 @@ class Requests:
         return answer
 
     def _plan(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer what would be decided now, for an assumed role where one is given."""
+        """Answer with what would be decided now, for an assumed role where one is given."""
         state = self._state()
         if request.get("config") != fingerprint(state.config) or not self._observer.asked_all:
             return {"look_yourself": True}
@@ -101,7 +101,7 @@ class Requests:
         return answer
 
     async def _pre_promote(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Take the local server for a primary from now on, and answer when the names are right, or time is up (R4)."""
+        """Treat the local server as a primary from now on, and answer once the names are ready, or time is up (R4)."""
         begun = boottime()
         _log.info("a promotion is announced by %s", request["peer"])
         self._observer.announce()
@@ -118,11 +118,11 @@ class Requests:
                 took_s=boottime() - begun,
             )
         )
-        _log.info("answered after %d ms: %s", answer["took_ms"], answer)
+        _log.info("pre-promote answered after %d ms: %s", answer["took_ms"], answer)
         return answer
 
     def _ready_for_writes(self) -> bool:
-        """Report whether a local primary's names are on disk and flushed, or the promotion is called off."""
+        """Report whether the names of a primary are on disk and flushed, or the promotion is called off."""
         decision = self._state().decision
         made_for = decision.made_for[0] if decision.made_for is not None else None
         called_off = self._observer.announced is None and made_for is Role.STANDBY

@@ -25,11 +25,11 @@ def test_remove_restores_the_file_to_the_byte(config: Path, hosts_file: Path) ->
     left = hosts_file.with_name("hosts.resolver-agent.1.0a1b2c3d")
     left.touch()
     ran = run("remove", "-c", config)
-    assert (ran.returncode, ran.stdout) == (0, f"{hosts_file} is as it was without us\n")
+    assert (ran.returncode, ran.stdout) == (0, f"{hosts_file} no longer has the block\n")
     assert hosts_file.read_bytes() == original
     assert not left.exists()
     again = run("remove", "-c", config)
-    assert (again.returncode, again.stdout) == (0, f"{hosts_file} had no names of ours\n")
+    assert (again.returncode, again.stdout) == (0, f"{hosts_file} had no block\n")
 
 
 def test_remove_refuses_while_pg_dist_node_holds_a_name(
