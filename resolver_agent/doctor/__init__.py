@@ -1,1 +1,1 @@
-"""Whether this node is fit: gathers facts, and judges them."""
+"""The command ``doctor``: gathers facts about this node and reports what is wrong with it."""

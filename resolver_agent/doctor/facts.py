@@ -1,6 +1,6 @@
-"""What doctor goes by and what it says: facts, and findings. Values only.
+"""The facts that doctor judges. Values only.
 
-A fact that could not be had is ``Unknown``, with the reason, so that no rule takes it for fine.
+A fact that could not be gathered is ``Unknown``, with the reason, so that no check takes it for fine.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unknown:
-    """Stands for a fact that could not be had; ``why`` says why in words."""
+    """A fact that could not be gathered; ``why`` is the reason in words."""
 
     why: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TextFile:
-    """A file: its text, or None where there is no such file; and its permission bits."""
+    """A file: its text, or None if it does not exist, and its permission bits."""
 
     path: str
     text: str | Unknown | None
@@ -39,13 +39,13 @@ class TextFile:
 
 
 def text_of(file: TextFile | None) -> str | None:
-    """Return the text of a file that there is and that could be read."""
+    """Return the text of a file that exists and could be read, else None."""
     return file.text if file is not None and isinstance(file.text, str) else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setting:
-    """A PostgreSQL parameter: its value, and where that comes from in words (the source's name, or file and line)."""
+    """A PostgreSQL parameter: its value, and the source of that value (the source's name, or file and line)."""
 
     value: str
     source: str
@@ -55,8 +55,9 @@ class Setting:
 class Database:
     """A database that has Citus.
 
-    ``group_id`` is the local server's in it, 0 on a coordinator. ``faults`` are the functions of ``systemd/role.sql``
-    that the agent cannot use, with the reason. ``poolers`` is the number of rows in ``pg_dist_poolinfo``.
+    ``group_id`` is the local server's group in that database, 0 on a coordinator. ``faults`` are the functions of
+    ``systemd/role.sql`` that the agent cannot use, with the reason. ``poolers`` is the number of rows in
+    ``pg_dist_poolinfo``.
     """
 
     citus_version: str
@@ -69,7 +70,7 @@ class Database:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """The local PostgreSQL. ``user`` is the agent's login there, ``os_user`` the one that the server runs as.
+    """The local PostgreSQL. ``user`` is the agent's login there, ``os_user`` the user that the server runs as.
 
     ``may_alter`` reports that the login may use ALTER SYSTEM on ``citus.node_conninfo``, ``may_reload`` that it may
     call ``pg_reload_conf()``. ``conninfo`` says where ``citus.node_conninfo`` comes from. ``prepared`` are the ages in
@@ -94,7 +95,7 @@ class Server:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Patroni:
-    """Patroni on this node: its own configuration file, and the dynamic one as its REST API gives it."""
+    """Patroni on this node: its configuration file, and the dynamic configuration that its REST API returns."""
 
     path: str
     local: Mapping[str, Any]
@@ -103,7 +104,7 @@ class Patroni:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unit:
-    """A systemd unit, by systemd's own words: e.g. ``enabled`` and ``active``."""
+    """The state of a systemd unit, in systemd's words: e.g. ``enabled`` and ``active``."""
 
     load: str
     enabled: str
@@ -112,11 +113,12 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What this node says besides its PostgreSQL. None: there is no such thing here.
+    """What is known of this node apart from its PostgreSQL. None means that the node has no such thing.
 
     ``agent`` is the answer of a running agent to ``status``. ``nscd`` is the configuration of an nscd that runs.
-    ``cloud`` are cloud-init's files, the one that counts most last. ``patroni_faults`` say of each REST API that does
-    not answer, by name and node, why; ``hook_fault`` says why Patroni's hook could not ask the agent.
+    ``cloud`` are cloud-init's files, in the order in which later ones override earlier ones. ``patroni_faults`` are the
+    REST APIs that do not answer, by name and node, with the reason. ``hook_fault`` is the reason why Patroni's hook
+    cannot ask the agent.
     """
 
     hosts: TextFile
@@ -134,10 +136,10 @@ class Host:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """Everything that findings are made from.
+    """Everything that doctor judges.
 
-    ``config`` has the members that Patroni knows of; ``nodes`` and ``local`` are what one probe of each server saw,
-    ``alerts`` what keeps Patroni's word from counting.
+    ``config`` includes the members that Patroni reports. ``nodes`` and ``local`` are the results of one probe of each
+    server. ``alerts`` are the reasons why answers of Patroni do not count.
     """
 
     config: Config
@@ -148,27 +150,27 @@ class Facts:
     host: Host
 
     def seen(self, group: Group) -> dict[Node, Observation]:
-        """Return what was seen of the nodes of a group that told their role."""
+        """Return the observations of those nodes of a group whose role was seen."""
         states = {node: self.nodes[node] for node in group.nodes}
         return {node: state.role_seen for node, state in states.items() if state.role_seen is not None}
 
     def primary(self, group: Group) -> str | None:
-        """Return the address of a group's primary, if just one is seen."""
+        """Return the address of a group's primary, if exactly one is seen."""
         primaries = [seen.address for seen in self.seen(group).values() if seen.role is Role.PRIMARY]
         return primaries[0] if len(primaries) == 1 else None
 
     def addresses(self, group: Group) -> set[str]:
-        """Return what the nodes of a group are called in the configuration, and their addresses where they answer."""
+        """Return the hosts of a group's nodes in the configuration, and the addresses of those that answer."""
         return {node.host for node in group.nodes} | {seen.address or "" for seen in self.seen(group).values()}
 
     def group_at(self, host: str) -> Group | None:
-        """Return whose node a host is. A name that always leads to standbys has no nodes of its own."""
+        """Return the group that a host is a node of. A name with ``route: standby`` shares the nodes of another."""
         groups = (group for group in self.config.groups if group.route is not Route.STANDBY)
         return next((group for group in groups if host in self.addresses(group)), None)
 
     @property
     def own(self) -> Group | None:
-        """The group that the local server is recognised in."""
+        """The group that the local server belongs to, found by its identity."""
         local = self.local.role_seen
         groups = (group for group in self.config.groups if group.route is not Route.STANDBY)
         return next(

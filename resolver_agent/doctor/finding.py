@@ -1,4 +1,4 @@
-"""What doctor says of a fault: values only."""
+"""A finding of doctor: values only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import enum
 
 
 class Severity(enum.Enum):
-    """How bad a finding is. Notes alone leave a node fit."""
+    """How bad a finding is. A node with notes only is fit."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -16,7 +16,11 @@ class Severity(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is wrong. ``key`` names it for programs, ``fix`` is a command or the line to write."""
+    """Something that is wrong.
+
+    ``key`` names it for programs. ``text`` and ``fix`` follow PostgreSQL's style: ``text`` begins in lower case and has
+    no period; ``fix``, shown as HINT, is a command or a sentence.
+    """
 
     severity: Severity
     key: str

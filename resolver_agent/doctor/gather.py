@@ -1,6 +1,6 @@
-"""Gathers what doctor goes by, all of it side by side and within seconds, and changes nothing.
+"""Gathers the facts for doctor, concurrently and within seconds, and changes nothing.
 
-What cannot be had is an ``Unknown`` with the reason. What follows from it all is the rules' to say.
+A fact that cannot be gathered is an ``Unknown`` with the reason. The checks judge the facts.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _T = TypeVar("_T")
 UNITS = ("resolver-agent.service", "resolver-agent.socket")
 
 _STATEMENTS = 5
-"""A server that takes its whole time for so many answers is given up."""
+"""The local server is given up after so many times ``timeout``."""
 
 _PATRONI_FILES = ("etc/patroni.yml", "etc/patroni/*.yml", "etc/patroni/*.yaml")
 _CLOUD_FILES = ("etc/cloud/cloud.cfg", "etc/cloud/cloud.cfg.d/*.cfg", "var/lib/cloud/instance/cloud-config.txt")
 
 
 async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
-    """Return the facts of this node; those of its own files are looked for below ``root``."""
+    """Return the facts of this node; its files are looked for below ``root``."""
     limit_s = config.timeout_s
 
     async def within(seconds: float, function: Callable[..., _T], *arguments: Any) -> _T | Unknown:
@@ -87,7 +87,7 @@ async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
 
 
 async def _look_out(config: Config) -> dict[str, Any]:
-    """Return what one look at every server, and at Patroni, shows: a part of the facts, by name."""
+    """Probe every server once, ask Patroni, and return that part of the facts, by name."""
     observer = Observer()
     observer.watch(config)
     try:
@@ -118,7 +118,7 @@ def _read(path: Path) -> TextFile:
 
 
 def _passfile_of(user: str | None) -> TextFile | None:
-    """Return the password file that libpq takes in a server that a user runs."""
+    """Return the password file that libpq uses inside a server that runs as ``user``."""
     try:
         return _read(Path(pwd.getpwnam(user).pw_dir, ".pgpass")) if user else None
     except KeyError:
@@ -126,7 +126,7 @@ def _passfile_of(user: str | None) -> TextFile | None:
 
 
 def _hook_fault(path: Path, user: str | None) -> str | None:
-    """Return why a user cannot ask the agent over its socket; None if that is possible, or not known."""
+    """Return why a user cannot ask the agent over its socket; None if it can, or if that is not known."""
     try:
         entry, found = pwd.getpwnam(user or ""), path.stat()
     except (KeyError, OSError):
@@ -134,11 +134,12 @@ def _hook_fault(path: Path, user: str | None) -> str | None:
     member = found.st_gid in os.getgrouplist(entry.pw_name, entry.pw_gid) and found.st_mode & stat.S_IWGRP
     if member or found.st_uid == entry.pw_uid or found.st_mode & stat.S_IWOTH:
         return None
-    return f"{path} is not for user {entry.pw_name} (mode {stat.S_IMODE(found.st_mode):04o}, group {found.st_gid})"
+    mode = stat.S_IMODE(found.st_mode)
+    return f"user {entry.pw_name} may not connect to {path} (mode {mode:04o}, group {found.st_gid})"
 
 
 def _listens(path: Path) -> bool:
-    """Report whether somebody listens on a Unix socket, or may."""
+    """Report whether a process listens on a Unix socket, or may do so."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.setblocking(False)  # noqa: FBT003 -- the name of the argument is "flag"
@@ -151,7 +152,7 @@ def _listens(path: Path) -> bool:
 
 
 def _units(root: Path) -> dict[str, Unit] | Unknown | None:
-    """Return what systemd says of our units; None where it is not in charge."""
+    """Return the state of the agent's units; None where systemd does not run."""
     systemctl = shutil.which("systemctl")
     if systemctl is None or not (root / "run/systemd/system").is_dir():
         return None
@@ -159,7 +160,7 @@ def _units(root: Path) -> dict[str, Unit] | Unknown | None:
     ran = subprocess.run(show, capture_output=True, text=True, check=False)
     blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in ran.stdout.strip().split("\n\n")]
     if ran.returncode != 0 or len(blocks) != len(UNITS):
-        return Unknown(ran.stderr.strip() or "systemctl show says nothing of use")
+        return Unknown(ran.stderr.strip() or "the output of systemctl show cannot be read")
     return {
         name: Unit(block.get("LoadState", ""), block.get("UnitFileState", ""), block.get("ActiveState", ""))
         for name, block in zip(UNITS, blocks, strict=True)
@@ -167,7 +168,7 @@ def _units(root: Path) -> dict[str, Unit] | Unknown | None:
 
 
 def _agent(config: Config) -> Status | Unknown | None:
-    """Return what a running agent says of itself; None where none runs."""
+    """Return the status of the running agent; None if no agent runs."""
     try:
         return from_json(Status, client.ask_running(config.runtime_dir, "status", timeout_s=config.timeout_s))
     except client.NoAgentError:
@@ -177,7 +178,7 @@ def _agent(config: Config) -> Status | Unknown | None:
 
 
 def _patroni(config: Config, root: Path) -> tuple[Patroni | Unknown, ...]:
-    """Return every Patroni that is configured here: by the agent's own file, else in the usual places."""
+    """Return every Patroni that is configured here, in the agent's own file or else in the usual places."""
     own = _configured(Path(config.path), config.timeout_s)
     if own is not None:
         return (own,)
@@ -186,7 +187,7 @@ def _patroni(config: Config, root: Path) -> tuple[Patroni | Unknown, ...]:
 
 
 def _configured(path: Path, timeout_s: float) -> Patroni | Unknown | None:
-    """Return what a file says, and the dynamic configuration beside it; None where the file is not Patroni's."""
+    """Return a Patroni's file and its dynamic configuration; None if the file is not Patroni's."""
     file = _read(path)
     if not isinstance(file.text, str):
         return Unknown(f"{path}: {file.text.why}") if file.text is not None else None
@@ -200,23 +201,23 @@ def _configured(path: Path, timeout_s: float) -> Patroni | Unknown | None:
 
 
 def _dynamic(restapi: Any, timeout_s: float) -> dict[str, Any] | Unknown:
-    """Return the dynamic configuration by the word of the local Patroni."""
+    """Return the dynamic configuration as the REST API of the local Patroni gives it."""
     try:
         host, port = str(restapi.get("connect_address") or restapi["listen"]).rsplit(":", 1)
         api = PatroniApi(port=int(port), cacert=restapi.get("cafile") or restapi.get("certfile"))
     except (AttributeError, KeyError, TypeError, ValueError):
-        return Unknown("it has no restapi.connect_address")
+        return Unknown("it has no usable restapi.connect_address")
     try:
         document = json.loads(fetch(host.strip("[]"), api, "/config", timeout_s).body)
     except ApiError as error:
         return Unknown(f"its REST API: {error}")
     except ValueError:
         document = None
-    return document if isinstance(document, dict) else Unknown("its REST API answers something else")
+    return document if isinstance(document, dict) else Unknown("its REST API returned no configuration")
 
 
 def _leadership(host: str, api: PatroniApi, timeout_s: float) -> Unknown | None:
-    """Ask a Patroni what the agent asks it; return what was wrong with the answer, if anything."""
+    """Ask a Patroni who leads, as the agent does; return what was wrong with the answer, if anything."""
     try:
         read_leadership(fetch(host, api, "/leader", timeout_s))
     except ApiError as error:

@@ -1,4 +1,4 @@
-"""What doctor asks the local PostgreSQL, as the agent would: with its login, and read only."""
+"""What doctor asks the local PostgreSQL, with the agent's login and read only."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SELECT current_user, has_function_privilege('pg_reload_conf()', 'EXECUTE'),
        has_parameter_privilege('citus.node_conninfo', 'ALTER SYSTEM')
 """
 
-# A parameter's file and line are for superusers and members of pg_read_all_settings; its source is for everybody.
+# Only superusers and members of pg_read_all_settings see a parameter's file and line; every role sees its source.
 _SETTINGS = """
 SELECT name, current_setting(name), coalesce(sourcefile || ' line ' || sourceline, source)
   FROM pg_settings WHERE name = ANY (%s)
@@ -58,7 +58,7 @@ SELECT nodeid AS node_id, groupid AS group_id, nodename AS name, nodeport AS por
 
 
 def ask(config: Config) -> Server | Unknown:
-    """Return what the local server says of itself and of Citus in its databases."""
+    """Return the facts about the local server, and about Citus in its databases."""
     try:
         found = session.databases(config)
         with session.connect(config, limit_s=config.timeout_s) as connection:
@@ -84,7 +84,7 @@ def ask(config: Config) -> Server | Unknown:
 
 
 def _database(config: Config, name: str) -> Database | Unknown:
-    """Return what one database says of Citus."""
+    """Return the facts about Citus in one database."""
     try:
         with session.connect(config, dbname=name, limit_s=config.timeout_s) as connection:
             [(version, group_id, poolers)] = connection.execute(_CITUS)
@@ -105,7 +105,7 @@ def _settings(connection: psycopg.Connection, names: list[str]) -> dict[str, Set
 
 
 def _conninfo(connection: psycopg.Connection) -> flush.Setting | Unknown:
-    """Return where ``citus.node_conninfo`` comes from, which only a superuser, or a function of one, may know."""
+    """Return where ``citus.node_conninfo`` comes from, which only a superuser, or a superuser's function, may read."""
     fault = session.fault_of(connection, flush.FUNCTION)
     if fault is not None:
         return Unknown(fault)
@@ -116,7 +116,7 @@ def _conninfo(connection: psycopg.Connection) -> flush.Setting | Unknown:
 
 
 def _os_user(connection: psycopg.Connection) -> str | None:
-    """Return the user that the server runs as, by the word of the kernel; None over TCP."""
+    """Return the user that the server runs as, according to the kernel; None over TCP."""
     if not connection.info.host.startswith("/"):
         return None
     with socket.socket(fileno=os.dup(connection.fileno())) as peer:

@@ -1,6 +1,6 @@
-"""Is this node fit? What is wrong, and below each finding a hint what fixes it. Nothing is ever changed from here.
+"""Reports what is wrong on this node, each finding with a hint how to fix it. Nothing is changed.
 
-``gather`` brings the facts, and each module of ``checks`` judges those of its subject.
+``gather`` collects the facts, and each module of ``checks`` judges those of its subject.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WORST_FIRST = list(Severity)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What doctor says: findings, the worst first, and scripts for psql that nobody has run.
+    """What doctor found, the worst first, and scripts for psql that the operator may run.
 
     ``to_names`` moves the cluster from addresses to names, ``to_addresses`` back; None where there is nothing to do.
     """
@@ -34,11 +34,11 @@ class Report:
 
     @property
     def fit(self) -> bool:
-        """Whether there is nothing but notes."""
+        """Whether there are no findings other than notes."""
         return all(one.severity is Severity.NOTE for one in self.findings)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as plain data."""
+        """Return the report as plain data."""
         return {
             "fit": self.fit,
             "findings": [
@@ -50,19 +50,19 @@ class Report:
         }
 
     def as_text(self) -> str:
-        """Return the findings, each with its hint on the next line, and the scripts where names are still to come."""
+        """Return the findings, each with its hint on the next line, and the scripts if addresses are still in use."""
         lines = [str(one) for one in self.findings] or ["nothing is wrong here"]
         scripts = [self.to_names, self.to_addresses] if self.to_names is not None else []
         return "\n\n".join(["\n".join(lines), *(script.rstrip() for script in scripts if script is not None)])
 
 
 def examine(config: Config) -> Report:
-    """Return what is wrong on this node, within some seconds."""
+    """Return what is wrong on this node; takes some seconds at most."""
     return report(asyncio.run(gather.gather(config)))
 
 
 def report(facts: Facts) -> Report:
-    """Return what the facts say."""
+    """Return what follows from the facts."""
     found = dict.fromkeys(
         finding for rules in (host, passfiles, postgres, metadata, nodes, patroni) for finding in rules.findings(facts)
     )

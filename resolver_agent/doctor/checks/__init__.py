@@ -1,1 +1,1 @@
-"""The rules of doctor: facts in, findings out."""
+"""The checks of doctor: facts in, findings out."""

@@ -1,6 +1,6 @@
-"""What is wrong on this node beside its PostgreSQL: facts in, findings out.
+"""Checks name lookups, the hosts file, the agent and its units: facts in, findings out.
 
-The agent's own alerts (a file that cannot be written, ...) are not repeated, only pointed at.
+The agent's own alerts (a file that cannot be written, ...) are counted, not repeated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SERVICE, _SOCKET = "resolver-agent.service", "resolver-agent.socket"
 
 _HARMLESS = {"myhostname", "mymachines"}
-"""What these answer before ``files`` is asked are names of this host, and of containers on it."""
+"""Services that may stand before ``files``: they answer only for this host and for containers on it."""
 
 
 def findings(facts: Facts) -> Iterator[Finding]:
@@ -44,7 +44,7 @@ def _unchecked(host: Host) -> Iterator[Finding]:
 
 
 def _lookups(host: Host) -> Iterator[Finding]:
-    """What stands between the hosts file and whoever looks a name up."""
+    """Yield what keeps a lookup from finding what the hosts file says."""
     if not isinstance(host.nsswitch.text, Unknown):
         yield from _nsswitch(host.nsswitch.path, text_of(host.nsswitch) or "")
     caching = re.findall(r"^\s*enable-cache\s+hosts\s+(\w+)", text_of(host.nscd) or "", re.MULTILINE)
@@ -52,8 +52,8 @@ def _lookups(host: Host) -> Iterator[Finding]:
         yield Finding(
             Severity.ERROR,
             "nscd",
-            "nscd runs and caches host names, so that names move late",
-            f"in {host.nscd.path}: enable-cache hosts no; then: systemctl restart nscd",
+            "nscd runs and caches host names: after a name has moved, lookups still return its old address",
+            f"Set `enable-cache hosts no` in {host.nscd.path}, then run: systemctl restart nscd",
         )
     managed = [
         (file.path, value.strip("'\""))
@@ -64,9 +64,9 @@ def _lookups(host: Host) -> Iterator[Finding]:
         yield Finding(
             Severity.WARNING,
             "cloud-init",
-            f"{managed[-1][0]}: manage_etc_hosts: {managed[-1][1]}: cloud-init writes the hosts file anew at every "
-            "boot, without our block",
-            "set manage_etc_hosts: false there",
+            f"{managed[-1][0]}: manage_etc_hosts: {managed[-1][1]}: cloud-init rewrites the hosts file at every boot "
+            "and drops the agent's block",
+            f"Set `manage_etc_hosts: false` in {managed[-1][0]}.",
         )
 
 
@@ -74,7 +74,7 @@ def _nsswitch(path: str, text: str) -> Iterator[Finding]:
     line = re.search(r"^\s*hosts:([^#\n]*)", text, re.MULTILINE)
     if line is None:
         yield Finding(
-            Severity.WARNING, "nsswitch", f"{path} has no line for hosts", f"write to {path}: hosts: files dns"
+            Severity.WARNING, "nsswitch", f"{path} has no line for hosts", f"Write to {path}: hosts: files dns"
         )
         return
     words = re.findall(r"\[[^]]*\]|\S+", line[1])
@@ -88,13 +88,13 @@ def _nsswitch(path: str, text: str) -> Iterator[Finding]:
         Severity.WARNING if late else Severity.ERROR,
         "nsswitch",
         f"{path}: {first} is asked for host names before the hosts file"
-        + (": systemd-resolved notices a change of it up to 2 s late" if late else ""),
-        f"write to {path}: hosts: {' '.join(['files', *(word for word in words if word != 'files')])}",
+        + (": systemd-resolved sees a change of that file up to 2 s late" if late else ""),
+        f"Write to {path}: hosts: {' '.join(['files', *(word for word in words if word != 'files')])}",
     )
 
 
 def _hosts(facts: Facts) -> Iterator[Finding]:
-    """The block, and other people's lines for our names."""
+    """Yield what is wrong with the agent's block, and other lines that have one of its names."""
     path, text = facts.host.hosts.path, facts.host.hosts.text
     if isinstance(text, Unknown):
         return
@@ -113,14 +113,14 @@ def _hosts(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             Severity.ERROR,
             "hosts:missing",
-            f"{path} has no line of ours for {', '.join(missing)}: lookups go on to the DNS",
-            "systemctl start resolver-agent; resolver-agent status says why if they stay away",
+            f"{path} has no line of the agent for {', '.join(missing)}: lookups go on to the DNS",
+            "Run `systemctl start resolver-agent`. If the lines are still missing, `resolver-agent status` says why.",
         )
     agent = facts.host.agent
     if agent is None or isinstance(agent, Unknown):
         return
     stale = [
-        f"{one.name} leads to {said[one.name]}, not {one.address}"
+        f"{one.name} resolves to {said[one.name]}, not {one.address}"
         for one in agent.names
         if one.address and said.get(one.name, one.address) != one.address
     ]
@@ -128,7 +128,7 @@ def _hosts(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             Severity.ERROR,
             "hosts:stale",
-            f"{path} is not as the agent has it: {'; '.join(stale)}",
+            f"{path} differs from what the agent has decided: {'; '.join(stale)}",
             "resolver-agent status",
         )
 
@@ -138,7 +138,7 @@ def _agent(host: Host) -> Iterator[Finding]:
         yield Finding(
             Severity.ERROR,
             "agent",
-            "no agent runs here: names stay as they are, whatever happens",
+            "no agent runs here: the names follow no failover",
             "systemctl enable --now resolver-agent.socket resolver-agent.service",
         )
     elif not isinstance(host.agent, Unknown) and (alerts := len(host.agent.alerts)):
@@ -160,8 +160,8 @@ def _units(host: Host) -> Iterator[Finding]:
             continue
         if unit.enabled != "enabled":
             why = {
-                _SERVICE: "no agent runs after the next boot",
-                _SOCKET: "after the next boot nothing starts a stopped agent when Patroni promotes",
+                _SERVICE: "the agent does not start at the next boot",
+                _SOCKET: "after the next boot Patroni's hook cannot start a stopped agent before a promotion",
             }[name]
             yield Finding(
                 Severity.ERROR, "systemd", f"{name} is {unit.enabled or unit.load}: {why}", f"systemctl enable {name}"

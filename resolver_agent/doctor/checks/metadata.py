@@ -1,4 +1,4 @@
-"""What is wrong with ``pg_dist_node`` by the configuration, and what ``cutover`` is to write: facts in, values out."""
+"""Compares ``pg_dist_node`` with the configuration, and writes the metadata scripts: facts in, values out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FIRST_WITH_CHECK = 11
 
 
 def findings(facts: Facts) -> Iterator[Finding]:
-    """Yield what is wrong with the rows of every database. Workers that Citus keeps no metadata on have none."""
+    """Yield what is wrong with the rows of every database. A worker without metadata has no rows."""
     databases = _databases(facts)
     for name, database in databases.items():
         for row in database.rows:
@@ -37,19 +37,20 @@ def findings(facts: Facts) -> Iterator[Finding]:
             yield Finding(
                 Severity.WARNING,
                 "metadata:unused",
-                f"{group.name} is in the configuration, and in no row of pg_dist_node",
-                f"SELECT {function}('{group.name}', {_port(group)}) on the coordinator, or take it out of `names`",
+                f"{group.name} is in the configuration, but in no row of pg_dist_node: Citus does not use it",
+                f"On the coordinator, run SELECT {function}('{group.name}', {_port(group)}); or take {group.name} out "
+                "of `names`.",
             )
 
 
 def coordinator(facts: Facts) -> Group | None:
-    """Return the coordinator's group, as far as ``pg_dist_node`` tells."""
+    """Return the coordinator's group, if ``pg_dist_node`` has it."""
     rows = (row for one in _databases(facts).values() for row in one.rows if row.group_id == COORDINATOR_GROUP)
     return next((group for row in rows if (group := _group_of(facts, row)) is not None), None)
 
 
 def to_names(facts: Facts) -> str | None:
-    """Return the script that puts names in the place of addresses; None where there is nothing for it to do."""
+    """Return the script that replaces addresses by names; None if there is nothing to replace."""
     changes = {}
     for database, found in _coordinated(facts).items():
         addressed = _addressed(facts, found)
@@ -60,12 +61,12 @@ def to_names(facts: Facts) -> str | None:
             ]
     if not changes:
         return None
-    title = "From addresses to names, when `resolver-agent doctor` finds nothing else on any node."
+    title = "From addresses to names. Run it when `resolver-agent doctor` finds nothing else on any node."
     return metadata.script(f"{title} {_place(facts)}", changes, check=_can_check(facts))
 
 
 def to_addresses(facts: Facts) -> str | None:
-    """Return the way back: each row of a name is given the address of its primary. None where there is none to give."""
+    """Return the way back: each row that has a name gets the address of its primary. None if no primary is seen."""
     changes: dict[str, list[metadata.Change]] = {}
     left_out = set()
     for database, found in _coordinated(facts).items():
@@ -81,7 +82,7 @@ def to_addresses(facts: Facts) -> str | None:
         return None
     title = f"The way back, from names to the addresses of the primaries of now. {_place(facts)}"
     if left_out:
-        title += f" Left out, as not just one primary is seen: {', '.join(sorted(left_out))}."
+        title += f" Left out, because exactly one primary is not seen: {', '.join(sorted(left_out))}."
     return metadata.script(title, changes, check=_can_check(facts))
 
 
@@ -96,7 +97,7 @@ def _databases(facts: Facts) -> dict[str, Database]:
 
 
 def _coordinated(facts: Facts) -> dict[str, Database]:
-    """Return the databases whose metadata may be changed here: those that the local server coordinates."""
+    """Return the databases in which the local server is the coordinator: only there may metadata be changed."""
     return {name: one for name, one in _databases(facts).items() if one.group_id == COORDINATOR_GROUP}
 
 
@@ -109,12 +110,12 @@ def _port(group: Group) -> int:
 
 
 def _named(facts: Facts, row: Row) -> Group | None:
-    """Return the group whose name a row has."""
+    """Return the group whose name is in a row."""
     return next((group for group in facts.config.groups if group.name == row.name.lower()), None)
 
 
 def _meant(facts: Facts, row: Row) -> Group | None:
-    """Return the group one of whose nodes a row has the address of."""
+    """Return the group that has a node with the address in a row."""
     if row.group_id == COORDINATOR_GROUP and row.name in _LOOPBACK:
         return facts.own if _coordinated(facts) else None
     return facts.group_at(row.name)
@@ -125,7 +126,7 @@ def _group_of(facts: Facts, row: Row) -> Group | None:
 
 
 def _addressed(facts: Facts, database: Database) -> list[tuple[Row, Group]]:
-    """Return the rows that have an address and could have a name, with it."""
+    """Return the rows that have an address, each with the group whose name could replace it."""
     return [
         (row, group)
         for row in database.rows
@@ -134,7 +135,7 @@ def _addressed(facts: Facts, database: Database) -> list[tuple[Row, Group]]:
 
 
 def _rivals(facts: Facts, database: Database) -> set[str]:
-    """Return the names that more than one row would have."""
+    """Return the names that would be in more than one row."""
     names = [group.name for row in database.rows if row.is_primary and (group := _group_of(facts, row)) is not None]
     return {name for name in names if names.count(name) > 1}
 
@@ -145,19 +146,23 @@ def _addresses(facts: Facts, where: str, database: Database) -> Iterator[Finding
         yield Finding(
             Severity.ERROR,
             "metadata:twice",
-            f"{where}: several rows are nodes of {', '.join(sorted(rivals))}, and two rows cannot have one name",
-            "make each row a name of its own in `names`",
+            f"{where}: several rows are nodes of {', '.join(sorted(rivals))}, but two rows cannot have the same name",
+            "Give each row a name of its own in `names`.",
         )
     addressed = _addressed(facts, database)
     if addressed:
         rows = ", ".join(f"{row.name} (of {group.name})" for row, group in addressed)
         at_home = database.group_id == COORDINATOR_GROUP
-        fix = "the first script below" if at_home else "resolver-agent doctor on the coordinator prints a script"
+        fix = (
+            "Run the first script below with psql."
+            if at_home
+            else "Run the script that `resolver-agent doctor` prints on the coordinator."
+        )
         if any(_named(facts, row) is not None for row in database.rows):
-            text = f"{where} has names and also addresses, which follow no failover: {rows}"
+            text = f"{where} has addresses besides names, and an address does not follow a failover: {rows}"
             yield Finding(Severity.ERROR, "metadata:address", text, fix)
         else:
-            text = f"{where} has no names yet, so that standbys are not used: {rows}"
+            text = f"{where} has no names yet: standbys are not used: {rows}"
             yield Finding(Severity.NOTE, "metadata:address", text, fix)
 
 
@@ -168,8 +173,8 @@ def _row(facts: Facts, where: str, row: Row) -> Iterator[Finding]:
         yield Finding(
             Severity.WARNING,
             "metadata:secondary",
-            f"{where} has {row.name}:{row.port} as a secondary: with names Citus needs to know of no standby",
-            f"SELECT citus_remove_node({place}) on the coordinator",
+            f"{where} has {row.name}:{row.port} as a secondary: with names the metadata needs no standbys",
+            f"On the coordinator, run: SELECT citus_remove_node({place});",
         )
         return
     if not row.is_active:
@@ -177,7 +182,7 @@ def _row(facts: Facts, where: str, row: Row) -> Iterator[Finding]:
             Severity.WARNING,
             "metadata:inactive",
             f"{where}: {row.name}:{row.port} is not active: Citus does not use it",
-            f"SELECT citus_activate_node({place}) on the coordinator",
+            f"On the coordinator, run: SELECT citus_activate_node({place});",
         )
     group = _named(facts, row)
     if group is None:
@@ -185,21 +190,22 @@ def _row(facts: Facts, where: str, row: Row) -> Iterator[Finding]:
             yield Finding(
                 Severity.ERROR,
                 "metadata:unknown",
-                f"{where} has {row.name}:{row.port}, which is neither a name nor a node of the configuration",
-                f"add it and its nodes to `names` in {facts.config.path}",
+                f"{where} has {row.name}:{row.port}, which is neither a name nor a node in the configuration: "
+                "it follows no failover",
+                f"Add a name for it, with its nodes, to `names` in {facts.config.path}.",
             )
     elif group.route is Route.STANDBY:
         yield Finding(
             Severity.ERROR,
             "metadata:standby",
-            f"{where} has {row.name} as a primary, and it always leads to a standby (route: standby)",
-            f"write to the configuration: names.{group.name}.route: follow",
+            f"{where} has {row.name} as a primary, but that name always resolves to a standby (route: standby)",
+            f"Write to the configuration: names.{group.name}.route: follow",
         )
     elif _port(group) != row.port:
         yield Finding(
             Severity.ERROR,
             "metadata:port",
-            f"{where} has port {row.port} for {row.name}, and the configuration {_port(group)}",
-            f"on the coordinator {metadata.Change.of(row, group.name, _port(group)).call} or in the configuration "
-            f"names.{group.name}.port: {row.port}",
+            f"{where} has port {row.port} for {row.name}, but the configuration has {_port(group)}",
+            f"On the coordinator, run {metadata.Change.of(row, group.name, _port(group)).call} or write to the "
+            f"configuration: names.{group.name}.port: {row.port}",
         )

@@ -1,4 +1,4 @@
-"""What is wrong with password files: facts in, findings out."""
+"""Checks the password files: facts in, findings out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _GROUP_AND_OTHERS = 0o077
 _FIELDS = 4
-"""Of a line of a password file, before the password."""
+"""The fields of a line of a password file before the password."""
 
 
 def findings(facts: Facts) -> Iterator[Finding]:
@@ -40,12 +40,14 @@ def _matches(entries: Iterable[list[str]], wanted: list[str]) -> bool:
 
 
 def _agents_passfile(facts: Facts) -> Iterator[Finding]:
-    """The agent's own password file. libpq matches the host as it is given: here the node's, never a managed name."""
+    """Check the agent's password file. libpq matches the host that it is given: a node's, never a managed name."""
     file, login = facts.host.passfile, facts.config.postgresql
     if file is None or isinstance(file.text, Unknown) or "password" in login:
         return
     if file.text is None:
-        yield Finding(Severity.WARNING, "passfile", f"{file.path}: there is no such password file")
+        yield Finding(
+            Severity.WARNING, "passfile", f"{file.path}: no such password file: the agent logs in without a password"
+        )
         return
     yield from _too_open(file)
     entries = _entries(file.text)
@@ -60,12 +62,12 @@ def _agents_passfile(facts: Facts) -> Iterator[Finding]:
     names = {group.name for group in facts.config.groups}
     by_name = sorted({entry[0] for entry in entries} & names)
     if refused:
-        why = f" (entries for {', '.join(by_name)} do not help: nodes are reached by address)" if by_name else ""
+        why = f" (entries for {', '.join(by_name)} do not help: the agent connects by address)" if by_name else ""
         yield Finding(
             Severity.ERROR,
             "passfile",
             f"{file.path} has no entry for {', '.join(str(node) for node in refused)}{why}",
-            f"write to it: {_line(refused[0].host, str(refused[0].port), dbname, user)}",
+            f"Add the line: {_line(refused[0].host, str(refused[0].port), dbname, user)}",
         )
 
 
@@ -80,7 +82,7 @@ def _too_open(file: TextFile) -> Iterator[Finding]:
 
 
 def _citus_passfile(facts: Facts) -> Iterator[Finding]:
-    """The password file of the server's user, which Citus' connections use: they are made by name."""
+    """Check the password file of the server's user: Citus uses it, and connects by name."""
     text = text_of(facts.host.citus_passfile)
     citus = isinstance(facts.server, Server) and facts.server.databases
     if facts.host.citus_passfile is None or not text or not citus:
@@ -96,8 +98,8 @@ def _citus_passfile(facts: Facts) -> Iterator[Finding]:
                 yield Finding(
                     Severity.WARNING,
                     "passfile:citus",
-                    f"{facts.host.citus_passfile.path} has an entry for {host} and none for {group.name}: "
-                    "Citus connects by the name",
-                    f"write to it: {_line(group.name, *rest)}",
+                    f"{facts.host.citus_passfile.path} has an entry for {host} but none for {group.name}: "
+                    f"Citus connects to {group.name} and finds no password",
+                    f"Add the line: {_line(group.name, *rest)}",
                 )
                 break

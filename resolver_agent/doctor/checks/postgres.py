@@ -1,4 +1,4 @@
-"""What is wrong with the local PostgreSQL and Citus' settings in it: facts in, findings out."""
+"""Checks the local PostgreSQL and the settings of Citus: facts in, findings out."""
 
 from __future__ import annotations
 
@@ -18,14 +18,22 @@ _EVERYWHERE = {"*", "0.0.0.0", "::", "localhost", "127.0.0.1", "::1"}  # noqa: S
 _HOST = {"host", "hostaddr"}
 _LOCAL_HOSTNAME = "citus.local_hostname"
 _RIGHT = (
-    ("citus.recover_2pc_interval", "-1", "Citus' own 2PC recovery takes a standby's word for a primary's"),
-    ("citus.defer_shard_delete_interval", "-1", "Citus' own clean-up takes a standby's word for a primary's"),
+    (
+        "citus.recover_2pc_interval",
+        "-1",
+        "Citus' own 2PC recovery does not notice when it reaches a standby, and then loses committed transactions",
+    ),
+    (
+        "citus.defer_shard_delete_interval",
+        "-1",
+        "Citus' own clean-up does not notice when it reaches a standby, and then forgets what is left to clean up",
+    ),
     ("citus.use_secondary_nodes", "never", "Citus looks for secondaries in pg_dist_node, and refuses writes"),
 )
-"""What a parameter has to be, and why."""
+"""The value that a parameter must have, and what follows from any other."""
 
-_HBA = "in pg_hba.conf: local all resolver_agent peer map=resolver_agent"
-_ROLE_SQL = "psql -d {} -f systemd/role.sql, as a superuser on this group's primary"
+_HBA = "Write to pg_hba.conf: local all resolver_agent peer map=resolver_agent"
+_ROLE_SQL = "Run `psql -d {} -f systemd/role.sql` as a superuser on this group's primary."
 
 
 def findings(facts: Facts) -> Iterator[Finding]:
@@ -37,7 +45,8 @@ def findings(facts: Facts) -> Iterator[Finding]:
             "local",
             f"the local PostgreSQL cannot be asked: {server.why}; not checked: pg_dist_node, the settings of Citus, "
             "privileges, prepared transactions",
-            "start it; or see `local` in the configuration, and the comments in systemd/role.sql",
+            "If it is down, start it. Otherwise correct `local` in the configuration, or let the agent in as the "
+            "comments in systemd/role.sql say.",
         )
         return
     for name, database in server.databases.items():
@@ -49,8 +58,9 @@ def findings(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             Severity.ERROR,
             "citus",
-            f"citus is off, and database {next(iter(server.with_citus))} has it: nobody flushes or recovers",
-            "write to the configuration: citus: auto",
+            f"the configuration says citus: off, but database {next(iter(server.with_citus))} has Citus: cached "
+            "connections are not flushed, and 2PC recovery is not run",
+            "Write to the configuration: citus: auto",
         )
     yield from dict.fromkeys(_settings(facts, server))
     yield from _conninfo(facts, server)
@@ -59,16 +69,16 @@ def findings(facts: Facts) -> Iterator[Finding]:
 
 
 def _set(facts: Facts, name: str, value: str, setting: Setting | None = None) -> str:
-    """Return how to give a parameter a value, the way that it is done here."""
+    """Return how to set a parameter on this node: where it is set now, through Patroni, or by ALTER SYSTEM."""
     if setting is not None and setting.source in ("database", "user", "database user", "command line"):
-        return f"set {name} = {value} there (it is set for the {setting.source})"
+        return f"Set {name} = {value} where it is set now: for the {setting.source}."
     if any(isinstance(one, Patroni) for one in facts.host.patroni):
         return f"patronictl edit-config: postgresql: parameters: {name}: {value}"
     return f"ALTER SYSTEM SET {name} = {value}; SELECT pg_reload_conf();"
 
 
 def _settings(facts: Facts, server: Server) -> Iterator[Finding]:
-    """Yield what is wrong with Citus' parameters, which a database may have of its own."""
+    """Yield what is wrong with Citus' parameters; each database may have its own values."""
     for dbname, database in server.with_citus.items():
         for name, right, otherwise in _RIGHT:
             found = database.settings.get(name)
@@ -78,45 +88,50 @@ def _settings(facts: Facts, server: Server) -> Iterator[Finding]:
         if _LOCAL_HOSTNAME in database.settings:
             yield from _local_hostname(facts, server, database.settings[_LOCAL_HOSTNAME])
         if database.poolers:
-            text = f"pg_dist_poolinfo (database {dbname}) is not empty: Citus connects where it says, past the names"
-            yield Finding(Severity.ERROR, "pg_dist_poolinfo", text, "DELETE FROM pg_dist_poolinfo; on the coordinator")
+            text = f"pg_dist_poolinfo (database {dbname}) is not empty: Citus connects to its addresses, not the names"
+            fix = "On the coordinator, run: DELETE FROM pg_dist_poolinfo;"
+            yield Finding(Severity.ERROR, "pg_dist_poolinfo", text, fix)
 
 
 def _local_hostname(facts: Facts, server: Server, found: Setting) -> Iterator[Finding]:
-    """Yield what is wrong with where Citus connects to reach its own server. R3 makes the own name a right choice."""
+    """Yield what is wrong with the name by which Citus connects to its own server. R3 allows the own name there."""
     host = found.value.lower()
     own = facts.own.name if facts.own is not None else None
     if host in {group.name for group in facts.config.groups} - {own}:
-        text = f"{_LOCAL_HOSTNAME} is {host}, by which Citus connects to itself, and that name leads elsewhere"
+        text = f"{_LOCAL_HOSTNAME} is {host}: Citus connects to itself by that name and reaches another server"
         yield Finding(
             Severity.ERROR, _LOCAL_HOSTNAME, text, _set(facts, _LOCAL_HOSTNAME, f"'{own or 'localhost'}'", found)
         )
     listens = {word.strip() for word in server.settings["listen_addresses"].value.split(",")}
     if host == "localhost" and listens.isdisjoint(_EVERYWHERE):
-        text = f"{_LOCAL_HOSTNAME} is localhost, where this server does not listen: Citus cannot connect to itself"
+        text = f"{_LOCAL_HOSTNAME} is localhost, but this server does not listen there: Citus cannot connect to itself"
         yield Finding(
             Severity.WARNING, _LOCAL_HOSTNAME, text, _set(facts, _LOCAL_HOSTNAME, f"'{own or 'ADDRESS'}'", found)
         )
 
 
 def _conninfo(facts: Facts, server: Server) -> Iterator[Finding]:
-    """Yield what is wrong with ``citus.node_conninfo``, the value that the agent flushes by."""
+    """Yield what is wrong with ``citus.node_conninfo``, the parameter that the agent changes to flush."""
     found, name = server.conninfo, "citus.node_conninfo"
     if isinstance(found, Unknown):
-        yield Finding(Severity.ERROR, "role.sql", f"connections cannot be flushed, nor {name} be checked: {found.why}")
+        text = f"cached connections cannot be flushed, and {name} cannot be checked: {found.why}"
+        yield Finding(Severity.ERROR, "role.sql", text)
         return
     if found.faults is not None:
         text = f"PostgreSQL refuses to load its configuration files: {found.faults}"
-        yield Finding(Severity.ERROR, "reload", text, "correct that; SELECT pg_reload_conf();")
+        yield Finding(Severity.ERROR, "reload", text, "Correct the file, then run: SELECT pg_reload_conf();")
     if found.on_command_line:
-        text = f"{name} is set on the command line of PostgreSQL, above all files: connections cannot be flushed"
-        yield Finding(Severity.ERROR, name, text, "set it in postgresql.conf instead, and restart PostgreSQL")
+        text = (
+            f"{name} is set on the command line of PostgreSQL, which overrides all files: cached connections cannot be "
+            "flushed"
+        )
+        yield Finding(Severity.ERROR, name, text, "Set it in postgresql.conf instead, and restart PostgreSQL.")
     if (wrong := flush.orphaned(found)) is not None:
         yield Finding(Severity.WARNING, name, *wrong)
     keywords = conninfo_to_dict(flush.due(found).base)
     if not _HOST.isdisjoint(keywords):
         rest = make_conninfo("", **{key: str(value) for key, value in keywords.items() if key not in _HOST})
-        text = f"{name} contains host, so that Citus takes names for addresses"
+        text = f"{name} contains host: Citus then takes the names for IP addresses, and cannot connect"
         yield Finding(Severity.ERROR, name, text, _set(facts, name, f"'{rest}'"))
 
 
@@ -126,26 +141,26 @@ def _privileges(server: Server) -> Iterator[Finding]:
         if server.version >= flush.FIRST_WITH_GRANT or not server.may_reload:
             fix = _ROLE_SQL.format("postgres")
         else:
-            fix = "before PostgreSQL 15 a superuser's login under `local`: systemd/role.sql says how"
-        text = f"role {server.user} may not change citus.node_conninfo and reload: connections cannot be flushed"
+            fix = "Before PostgreSQL 15, give `local` a superuser's login, as the comments in systemd/role.sql say."
+        text = f"role {server.user} may not change citus.node_conninfo and reload: cached connections cannot be flushed"
         yield Finding(Severity.ERROR, "role.sql", text, fix)
     allowed = server.settings.get("allow_alter_system")
     if allowed is not None and allowed.value != "on":
-        text = "allow_alter_system is off: connections cannot be flushed"
-        yield Finding(Severity.ERROR, "allow_alter_system", text, "write to postgresql.conf: allow_alter_system = on")
+        text = "allow_alter_system is off: cached connections cannot be flushed"
+        yield Finding(Severity.ERROR, "allow_alter_system", text, "Write to postgresql.conf: allow_alter_system = on")
     for name, database in server.with_citus.items():
         if database.faults:
-            text = f"database {name}: {', '.join(database.faults)}: recovery and clean-up cannot be done"
+            text = f"database {name}: {', '.join(database.faults)}: 2PC recovery and clean-up cannot run"
             yield Finding(Severity.ERROR, "role.sql", text, _ROLE_SQL.format(name))
 
 
 def _transactions(server: Server) -> Iterator[Finding]:
     if server.settings["max_prepared_transactions"].value == "0":
-        text = "max_prepared_transactions is 0: Citus cannot commit on several nodes"
-        fix = "write to postgresql.conf: max_prepared_transactions = 200; and restart PostgreSQL"
+        text = "max_prepared_transactions is 0: Citus cannot commit a transaction on several nodes"
+        fix = "Set max_prepared_transactions = 200 in postgresql.conf, and restart PostgreSQL."
         yield Finding(Severity.ERROR, "max_prepared_transactions", text, fix)
     for gid, age_s in server.prepared.items():
         if age_s >= OLD_S:
             text = f"{gid} has been prepared for {age_s:.0f} s, and holds its locks until it is recovered"
-            fix = "resolver-agent status on the node that it came from (the coordinator: citus_0_...)"
+            fix = "Run `resolver-agent status` on the node that it came from (citus_0_...: the coordinator)."
             yield Finding(Severity.WARNING, "prepared", text, fix)

@@ -295,7 +295,7 @@ def test_units(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PATH", str(systemctl.parent), prepend=os.pathsep)
     report = doctor_report.report(asyncio.run(gather.gather(load(str(config)), root=tmp_path)))
     assert [one.text for one in report.findings if one.key == "systemd"] == [
-        "resolver-agent.service is disabled: no agent runs after the next boot",
+        "resolver-agent.service is disabled: the agent does not start at the next boot",
         "systemd does not know resolver-agent.socket",
     ]
 
@@ -401,7 +401,7 @@ def test_what_is_wrong_with_citus(citus: CitusCluster) -> None:
         "role.sql",
     }
     assert "is 1min (configuration file)" in texts["citus.recover_2pc_interval"]
-    assert "citus.local_hostname is wk1, by which" in texts["citus.local_hostname"]
+    assert "citus.local_hostname is wk1: Citus connects to itself by that name" in texts["citus.local_hostname"]
     assert "resolver_agent.reached() does not exist" in texts["role.sql"]
 
 
@@ -425,9 +425,8 @@ def test_from_addresses_to_names_and_back(citus: CitusCluster) -> None:
 
     ran = doctor_on(cn, citus)
     assert "\n\n-- From addresses to names" in ran.stdout
-    assert (
-        f"note: pg_dist_node (database app) has no names yet, so that standbys are not used: {addresses[0]} (of cn)"
-        in (ran.stdout)
+    assert f"note: pg_dist_node (database app) has no names yet: standbys are not used: {addresses[0]} (of cn)" in (
+        ran.stdout
     )
     ran = psql(citus, cn, script(citus, "to_names"))
     assert (ran.returncode, ran.stderr) == (0, "")

@@ -28,7 +28,7 @@ CASES = [
         database(rows=(row(1, "cn"), row(2, WK1))),
         ERROR,
         "metadata:address",
-        f"follow no failover: {WK1} (of wk1)",
+        f"not follow a failover: {WK1} (of wk1)",
         "first script",
     ),
     (
@@ -37,7 +37,7 @@ CASES = [
         NOTE,
         "metadata:address",
         "no names yet",
-        "on the coordinator",
+        "doctor` prints on the coordinator",
     ),
     (
         "the coordinator is localhost",
@@ -77,8 +77,8 @@ CASES = [
         database(rows=(row(1, "cn"), row(2, "wk1", port=6432))),
         ERROR,
         "metadata:port",
-        "port 6432 for wk1, and the configuration 5432",
-        "citus_update_node(2, 'wk1', 5432); or in the configuration names.wk1.port: 6432",
+        "port 6432 for wk1, but the configuration has 5432",
+        "citus_update_node(2, 'wk1', 5432); or write to the configuration: names.wk1.port: 6432",
     ),
     (
         "route: standby",

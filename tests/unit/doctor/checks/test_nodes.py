@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 CASES = [
     ("a warning of the configuration", settings(warnings=("a: bad",)), WARNING, "config", "a: bad", ""),
     ("barred", probed(wk2=barred()), ERROR, "node", f"{WK2}:5432 cannot be asked: password", "role.sql"),
-    ("dead", probed(wk2=dead()), WARNING, "node", f"{WK2}:5432 is down: Connection refused", "start"),
+    ("dead", probed(wk2=dead()), WARNING, "node", f"{WK2}:5432 is down: Connection refused", "Start"),
     ("silent", probed(wk2=unreachable()), WARNING, "node", f"{WK2}:5432 does not answer: no", "network"),
     (
         "two primaries",
@@ -41,15 +41,22 @@ CASES = [
         ERROR,
         "primaries",
         "wk1: several",
-        "stop the wrong",
+        "Stop the wrong",
     ),
-    ("no primary", probed(wk1=standby(started=3, system_id=2)), WARNING, "primary", "wk1: no primary", "promote"),
+    (
+        "no primary",
+        probed(wk1=standby(started=3, system_id=2)),
+        WARNING,
+        "primary",
+        "wk1: no primary",
+        "promote a standby",
+    ),
     (
         "foreign",
         probed(wk2=standby(started=4, system_id=9)),
         ERROR,
         "foreign",
-        f"{WK2}:5432 is of 9",
+        f"{WK2}:5432 has 9",
         "names.wk1.nodes",
     ),
     ("lag", probed(wk2=standby(started=4, system_id=2, lsn=400)), WARNING, "lag", "lags 600 bytes", "wal_receiver"),
@@ -78,7 +85,7 @@ CASES = [
         WARNING,
         "readers",
         f"{CN2}:5432, {CN3}:5432",
-        "database role of their own",
+        "different database role",
     ),
     ("fallback: all", settings(fallback=Fallback.ALL), NOTE, "fallback", "fallback: all is safe only", ""),
 ]

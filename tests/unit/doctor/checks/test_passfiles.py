@@ -68,7 +68,7 @@ def test_password_file(text: str, missing: str | None) -> None:
     """A node that refuses the login, and that the password file has no entry for, gets the line to write."""
     report = doctor_report.report(both(host(passfile=file(text)), probed(wk2=barred()))(fit()))
     fixes = [one.fix for one in report.findings if one.key == "passfile"]
-    assert fixes == ([f"write to it: {missing}"] if missing else [])
+    assert fixes == ([f"Add the line: {missing}"] if missing else [])
     assert ("entries for wk1 do not help" in report.as_text()) == text.startswith("wk1")
 
 
@@ -77,7 +77,7 @@ def test_password_file_of_citus() -> None:
     text = f"{WK1}:5432:app:a\\:b:x\n{WK2}:5432:app:a\\:b:x\n10.0.9.9:*:*:*:y\n"
     report = doctor_report.report(host(citus_passfile=file(text))(fit()))
     assert [(one.severity, one.fix) for one in report.findings] == [
-        (WARNING, r"write to it: wk1:5432:app:a\:b:PASSWORD")
+        (WARNING, r"Add the line: wk1:5432:app:a\:b:PASSWORD")
     ]
 
 
@@ -87,4 +87,4 @@ def test_password_file_with_ipv6() -> None:
     facts = settings(groups=(*GROUPS[:1], dataclasses.replace(GROUPS[1], nodes=(node(WK1), six))))(fit())
     facts = dataclasses.replace(facts, nodes={**facts.nodes, six: state("fd00::2", barred())})
     report = doctor_report.report(both(host(passfile=file("x:*:*:*:x")))(facts))
-    assert r"write to it: fd00\:\:2:5432:postgres:resolver_agent:PASSWORD" in report.as_text()
+    assert r"Add the line: fd00\:\:2:5432:postgres:resolver_agent:PASSWORD" in report.as_text()

@@ -35,11 +35,11 @@ UNASKED = settings(groups=(group("cn", CN1, CN2), *GROUPS[1:]))
 
 CASES = [
     ("an unread patroni.yml", host(patroni=(Unknown("/p.yml: denied"),)), WARNING, "unchecked", "/p.yml: denied", ""),
-    ("citus: of Patroni", patroni(**PATRONI, citus={"group": 0}), ERROR, "patroni:citus", "section citus", "take that"),
+    ("citus: of Patroni", patroni(**PATRONI, citus={"group": 0}), ERROR, "patroni:citus", "section citus", "Take that"),
     ("no hook", patroni(), ERROR, "patroni:hook", "does not call", HOOK),
     ("another's hook", hook("/bin/true"), ERROR, "patroni:hook", "does not call", HOOK),
     ("half a hook", hook("sh -c 'resolver-agent"), ERROR, "patroni:hook", "does not call", HOOK),
-    ("no guard", hook("timeout 5 resolver-agent pre-promote"), ERROR, "patroni:guard", "nobody is promoted", HOOK),
+    ("no guard", hook("timeout 5 resolver-agent pre-promote"), ERROR, "patroni:guard", "promotes nobody", HOOK),
     ("a guard no shell sees", hook(HOOK.split("'")[1]), ERROR, "patroni:guard", "that a shell sees", HOOK),
     ("no limit", hook("sh -c 'resolver-agent pre-promote || :'"), WARNING, "patroni:limit", "has no timeout", HOOK),
     (

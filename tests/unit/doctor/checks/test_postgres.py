@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CASES = [
     ("down", lambda fit: dataclasses.replace(fit, server=Unknown("refused")), ERROR, "local", "refused", "start it"),
     ("a closed database", server(databases={"b": Unknown("no entry")}), WARNING, "unchecked", "database b: no", "peer"),
-    ("citus: off", settings(citus=False), ERROR, "citus", "nobody flushes", "citus: auto"),
+    ("citus: off", settings(citus=False), ERROR, "citus", "are not flushed", "citus: auto"),
     *[
         (name, citus(name, value, "/x.conf line 7"), ERROR, name, f"{name} is {value} (/x.conf line 7)", right)
         for name, value, right in (
@@ -45,7 +45,7 @@ CASES = [
         both(host(patroni=()), citus("citus.recover_2pc_interval", "1min")),
         ERROR,
         "citus.recover_2pc_interval",
-        "standby's word for a primary's",
+        "does not notice when it reaches a standby",
         "ALTER SYSTEM SET citus.recover_2pc_interval = '-1'; SELECT pg_reload_conf();",
     ),
     (
@@ -54,9 +54,16 @@ CASES = [
         ERROR,
         "citus.recover_2pc_interval",
         "is 1min (database)",
-        "set for the database",
+        "where it is set now: for the database",
     ),
-    ("another's name", citus("citus.local_hostname", "wk1"), ERROR, "citus.local_hostname", "elsewhere", ": 'cn'"),
+    (
+        "another's name",
+        citus("citus.local_hostname", "wk1"),
+        ERROR,
+        "citus.local_hostname",
+        "reaches another server",
+        ": 'cn'",
+    ),
     ("not on localhost", parameter("listen_addresses", CN1), WARNING, "citus.local_hostname", "not listen", ": 'cn'"),
     ("poolers", database(poolers=1), ERROR, "pg_dist_poolinfo", "database app", "DELETE FROM pg_dist_poolinfo"),
     (
