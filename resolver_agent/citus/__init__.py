@@ -1,1 +1,1 @@
-"""Looks after Citus on the local server: its cached connections, its 2PC recovery, its metadata."""
+"""Citus on the local server: flushing its cached connections, its 2PC recovery and clean-up, its metadata."""

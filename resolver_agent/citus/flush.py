@@ -1,15 +1,16 @@
-"""Flush: no session of the local server keeps a connection that Citus opened before a name moved (rule R5).
+"""Flush: after a name moved, no session of the local server keeps a connection that Citus opened before (rule R5).
 
-Citus marks the cached connections of a session for closing when ``citus.node_conninfo`` changes there, and compares no
-more than the text. So the same text with other white space at its end, which libpq ignores, makes every session
-connect anew, at its next command and without disconnecting anybody. ``ALTER SYSTEM`` works on standbys too.
+When ``citus.node_conninfo`` changes in a session, Citus marks the cached connections of that session for closing. It
+compares only the text. So the same text with different white space at its end, which libpq ignores, makes every session
+open new connections at its next command, and no client is disconnected. ``ALTER SYSTEM`` works on standbys too.
 
-The value is left in place: a session that idles through a change and its undoing would notice neither. For the same
-reason the white space is random, as a count would come round again, or begin again after a reset.
+The new value stays in place: a session that is idle while it is set and reset would notice neither change. For the same
+reason the white space is random: a counter would wrap around, or start over after a reset.
 
-An administrator's own value is never hidden. One set by ``ALTER SYSTEM`` is kept inside ours, which says so; else ours
-follows the other files. A value that is gone from them stands, and that is said: Patroni loses it, since what is set by
-``ALTER SYSTEM`` is not what it takes over when it starts beside a running server (``load_current_server_parameters``).
+An administrator's own value stays in force. If it was set by ``ALTER SYSTEM``, ours contains it and marks it as kept;
+otherwise ours follows the other files. A value that is removed from those files stays in force, with a warning: Patroni
+loses it, because it does not take over what is set by ``ALTER SYSTEM`` when it starts while PostgreSQL runs
+(``load_current_server_parameters``).
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Config
 
 FUNCTION = "resolver_agent.node_conninfo"
-"""Tells where the value comes from; only a superuser, or a function of one, may know."""
+"""Returns where the value comes from; only a superuser, or a superuser's function, may read that."""
 
 _ASK = sql.SQL("SELECT * FROM resolver_agent.node_conninfo()")
-# Any role may read this one, so it tells whether Citus is loaded where the function is missing.
+# Any role may read this parameter, so it shows whether Citus is loaded even if the function is missing.
 _CITUS_IS_LOADED = "SELECT current_setting('citus.shard_count', true) IS NOT NULL"
 _SET = sql.SQL("ALTER SYSTEM SET citus.node_conninfo = {}")
 _RESET = sql.SQL("ALTER SYSTEM RESET citus.node_conninfo")
@@ -45,7 +46,7 @@ _RELOAD = sql.SQL("SELECT pg_reload_conf()")
 _CONFIRM_S = 1.0
 _POLL_S = 0.01
 FIRST_WITH_GRANT = 150000
-"""The PostgreSQL since which ALTER SYSTEM can be granted for one parameter."""
+"""The first PostgreSQL version in which ALTER SYSTEM can be granted for one parameter."""
 
 STAMP_BITS = 30
 _OURS = re.compile(rf"(?P<base>.*)(?P<kept>[ \t])[ \t]{{{STAMP_BITS}}} ", re.DOTALL)
@@ -53,16 +54,16 @@ _BLANK_OR_TAB = str.maketrans("01", " \t")
 
 
 class FlushError(Exception):
-    """Sessions may still keep old connections; the message says why, and the fix."""
+    """Sessions may still keep old connections; the message has the reason and the fix."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flushed:
-    """What came of a flush.
+    """The result of a flush.
 
     Attributes:
-        base: the value in force, without what was put to its end.
-        done: every session was told to connect anew, as that was due.
+        base: the value in force, without the white space added at its end.
+        done: a flush was due, and every session opens new connections.
         warning: what is wrong with the value, and the fix.
     """
 
@@ -73,7 +74,7 @@ class Flushed:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """Where the value of ``citus.node_conninfo`` comes from; ``systemd/role.sql`` tells what the fields are."""
+    """Where the value of ``citus.node_conninfo`` comes from; ``systemd/role.sql`` explains the fields."""
 
     loaded: str | None = None
     altered: str | None = None
@@ -84,13 +85,13 @@ class Setting:
 
     @property
     def below(self) -> str:
-        """What is in force without any ``ALTER SYSTEM``."""
+        """The value that would be in force without any ``ALTER SYSTEM``."""
         return next((value for value in (self.configured, self.boot) if value is not None), "")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Override:
-    """A value of ours. ``kept`` reports that ``base`` is an administrator's own ``ALTER SYSTEM``, to be put back."""
+    """A value set by the agent. ``kept``: ``base`` was an administrator's ``ALTER SYSTEM``, which a reset restores."""
 
     base: str
     kept: bool = False
@@ -101,13 +102,13 @@ class Override:
 
 
 def recall(value: str | None) -> Override | None:
-    """Return what a value of ours says, None for anybody else's."""
+    """Return what a value of the agent contains, or None if the agent did not set it."""
     found = _OURS.fullmatch(value or "")
     return Override(found["base"], found["kept"] == "\t") if found else None
 
 
 def due(setting: Setting) -> Override:
-    """Return what our value has to say now."""
+    """Return what the agent's value has to contain now."""
     ours = recall(setting.altered)
     if ours is not None and (ours.kept or setting.configured is None):
         return ours
@@ -117,29 +118,30 @@ def due(setting: Setting) -> Override:
 
 
 def orphaned(setting: Setting) -> tuple[str, str] | None:
-    """Return what is wrong where our value alone still says what a file once said, and the fix; else None."""
+    """Return what is wrong, and the fix, if no file sets the value any more that ours was made from; else None."""
     ours = recall(setting.altered)
     if ours is None or ours.kept or setting.configured is not None or ours.base == setting.below:
         return None
-    text = f"no configuration file sets citus.node_conninfo any more; its last value, {ours.base!r}, stands"
+    text = f"no configuration file sets citus.node_conninfo any more; its last value, {ours.base!r}, stays in force"
     fix = (
-        "put it back (Patroni forgets it when it starts beside a running PostgreSQL: `patronictl reload`), or give it "
-        "up: ALTER SYSTEM RESET citus.node_conninfo; SELECT pg_reload_conf();"
+        "`patronictl reload` puts it back if Patroni left it out (as it does when it starts while PostgreSQL runs), "
+        "otherwise add it to the file again; to give it up: ALTER SYSTEM RESET citus.node_conninfo; "
+        "SELECT pg_reload_conf();"
     )
     return text, fix
 
 
 def is_kept(setting: Setting) -> bool:
-    """Report whether there is no value of ours, or the one that is due, and sessions have it."""
+    """Report whether the agent's value is the one that is due and loaded, or the agent has set none."""
     ours = recall(setting.altered)
     return ours is None or (ours == due(setting) and setting.loaded == setting.altered)
 
 
 def flush(config: Config) -> Flushed | None:
-    """Make every session of the local server connect anew to other nodes; None where the server has no Citus.
+    """Make every session of the local server open new connections to other nodes; None if the server has no Citus.
 
     Raises:
-        FlushError: it could not be done, or not be confirmed.
+        FlushError: the flush failed, or could not be confirmed.
     """
     with _session(config) as connection:
         setting = _read(connection)
@@ -149,10 +151,10 @@ def flush(config: Config) -> Flushed | None:
 def keep(config: Config) -> Flushed | None:
     """Flush again if the administrator's value has changed below ours, or if a flush was left half done.
 
-    None where there was nothing to do and nothing is wrong.
+    Return None if there was nothing to do and nothing is wrong.
 
     Raises:
-        FlushError: a flush would not succeed, whether or not one is due now.
+        FlushError: a flush would fail, whether or not one is due now.
     """
     with _session(config) as connection:
         setting = _read(connection)
@@ -165,10 +167,10 @@ def keep(config: Config) -> Flushed | None:
 
 
 def reset(config: Config) -> None:
-    """Take our value away, and put back an administrator's that was kept in it.
+    """Remove the agent's value, and restore an administrator's value that was kept in it.
 
     Raises:
-        FlushError: it could not be done, or not be confirmed.
+        FlushError: the reset failed, or could not be confirmed.
     """
     with _session(config) as connection:
         setting = _read(connection)
@@ -182,7 +184,7 @@ def reset(config: Config) -> None:
 
 @contextlib.contextmanager
 def _session(config: Config) -> Iterator[psycopg.Connection]:
-    """Connect to the local server, and say in an operator's words what goes wrong there."""
+    """Connect to the local server; turn an error into a FlushError with a fix."""
     try:
         with session.connect(config, limit_s=config.timeout_s + _CONFIRM_S) as connection:
             try:
@@ -192,7 +194,7 @@ def _session(config: Config) -> Iterator[psycopg.Connection]:
             except errors.FeatureNotSupported as error:  # PostgreSQL 17
                 raise FlushError(f"{session.words(error)}: set allow_alter_system = on") from error
     except psycopg.Error as error:
-        raise FlushError(f"the local PostgreSQL could not be told to flush: {session.words(error)}") from error
+        raise FlushError(f"the flush failed on the local PostgreSQL: {session.words(error)}") from error
 
 
 def _warning(setting: Setting) -> str | None:
@@ -204,21 +206,21 @@ def _fix(connection: psycopg.Connection) -> str:
     fix = "run systemd/role.sql on this group's primary"
     if connection.info.server_version >= FIRST_WITH_GRANT:
         return fix
-    return f"{fix}, and give `local` a superuser's login, as that file says for PostgreSQL before 15"
+    return f"{fix}, and give `local` a superuser's login, as the comments in that file say for PostgreSQL before 15"
 
 
 def read_setting(connection: psycopg.Connection) -> Setting:
-    """Return where the value of ``citus.node_conninfo`` comes from, by a function that may be called.
+    """Return where the value of ``citus.node_conninfo`` comes from; the caller has checked the function.
 
     Raises:
-        psycopg.Error: it could not be asked.
+        psycopg.Error: the query failed.
     """
     [setting] = connection.cursor(row_factory=class_row(Setting)).execute(_ASK)
     return setting
 
 
 def _read(connection: psycopg.Connection) -> Setting | None:
-    """Return where the value comes from, None without Citus."""
+    """Return where the value comes from, or None without Citus."""
     fault = session.fault_of(connection, FUNCTION)
     if fault is not None:
         if connection.execute(_CITUS_IS_LOADED).fetchone() == (False,):
@@ -227,11 +229,11 @@ def _read(connection: psycopg.Connection) -> Setting | None:
     setting = read_setting(connection)
     if setting.loaded is None:
         return None
-    if setting.faults is not None:  # then `altered` may be missing, and setting anything could hide a value
+    if setting.faults is not None:  # then `altered` may be missing, and a new value could replace an administrator's
         raise FlushError(f"PostgreSQL refuses to load its configuration files: {setting.faults}")
     if setting.on_command_line:
         raise FlushError(
-            "citus.node_conninfo is set on the command line of the local PostgreSQL, above all files: "
+            "citus.node_conninfo is set on the command line of the local PostgreSQL, which overrides all files: "
             "set it in postgresql.conf instead, and restart PostgreSQL"
         )
     return setting
@@ -244,15 +246,15 @@ def _flush(config: Config, connection: psycopg.Connection, setting: Setting) -> 
         connection.execute(_SET.format(value))
         connection.execute(_RELOAD)
         setting = _confirm(config, value)
-        if due(setting) == override:  # else a file was just being written when it was read
+        if due(setting) == override:  # otherwise a file was changed while it was read
             return Flushed(override.base, warning=_warning(setting))
 
 
 def _confirm(config: Config, value: str) -> Setting:
-    """Wait until a fresh session has the value, and return all that it says.
+    """Wait until a new session has the value, and return where it comes from there.
 
-    The value is then every session's: the postmaster, once it has loaded the files, signals all its children before it
-    starts another, and a child that was signalled loads the files before its next command.
+    Then every session gets it: once the postmaster has loaded the files, it signals all its children before it starts
+    another one, and a child that was signalled loads the files before its next command.
     """
     deadline = time.monotonic() + _CONFIRM_S
     while True:

@@ -1,4 +1,4 @@
-"""When Citus on the local server is looked after: its cached connections (R5), its work on other nodes (R6)."""
+"""Schedules the work for Citus on the local server: flushes (R5), 2PC recovery and clean-up (R6)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 
 class BackgroundCall:
-    """One blocking call at a time, begun in one round of a loop and heard of in a later one.
+    """One blocking call at a time, in a thread: begun in one round of the loop, its result taken in a later one.
 
-    ``changed`` is set when it has ended. A call that hangs holds up only the next one.
+    ``changed`` is set when the call has ended. A call that hangs delays only the next call.
     """
 
     def __init__(self, changed: asyncio.Event) -> None:
@@ -38,16 +38,16 @@ class BackgroundCall:
 
     @property
     def under_way(self) -> bool:
-        """Whether a call has been begun and has not ended."""
+        """Whether a call is running."""
         return self._call is not None and not self._call.done()
 
     def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Begin a call; none may be under way."""
+        """Begin a call; no other may be under way."""
         self._call = start(function, *arguments)
         self._call.add_done_callback(lambda _: self._changed.set())
 
     def take(self) -> asyncio.Future[Any] | None:
-        """Return the call that has ended, once."""
+        """Return the call if it has ended, once; else None."""
         if self._call is None or not self._call.done():
             return None
         ended, self._call = self._call, None
@@ -57,16 +57,16 @@ class BackgroundCall:
 _log = logging.getLogger(__name__)
 
 _KEEP_S = 60.0
-"""How often the administrator's own value is looked at for changes."""
+"""How often the administrator's own value is checked for changes."""
 
 _FIRST_RETRY_S, _RETRY_MAX_S = 1.0, 10.0
 _HUNG_S = 5.0
 
 
 class Flusher:
-    """Flushes after every change; ``tend()`` is called once a round and never waits.
+    """Flushes after every change of the hosts file; ``tick()`` is called once a round and never blocks.
 
-    ``do_flush`` and ``do_keep`` are those of ``flush``. ``changed`` is set when one of them has ended.
+    ``do_flush`` and ``do_keep`` stand for ``flush.flush`` and ``flush.keep``. ``changed`` is set when one has ended.
     """
 
     def __init__(
@@ -97,23 +97,23 @@ class Flusher:
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
-        """What stands in the way of a flush, and what is wrong with the value that it is done by."""
+        """Why a flush fails, and what is wrong with ``citus.node_conninfo``."""
         said = {AlertCode.FLUSH: self._fault, AlertCode.CONNINFO: self._warning}
         return tuple(Alert(code, text) for code, text in said.items() if text is not None)
 
     @property
     def status(self) -> FlushStatus:
-        """How it stands."""
+        """The state of the flush."""
         return FlushStatus(citus=self.citus, flushed=self.flushed, fault=self._fault)
 
     def tick(self, config: Config, *, said: Hashable, local: NodeState, now: float) -> None:
-        """Begin what is due. ``said`` tells one state of the hosts file from every other; it was written just now."""
+        """Begin what is due. ``said`` identifies the state of the hosts file, which has just been written."""
         if said != self._said:
-            # Counted, as what the file said before is no longer flushed once it has said something else in between.
+            # Counted, because a state that comes back after another one has to be flushed again.
             self._said, self._wanted = said, self._wanted + 1
             self._not_before = now  # what failed before may work now, and a promotion may be waiting for it
         if not config.citus:
-            # What it says now is new again once there is a reason to flush it.
+            # Once citus is on again, the present state of the file counts as new.
             self._flushed, self._said, self.citus = self._wanted, None, None
             self._fault = self._warning = None
             return
@@ -122,14 +122,14 @@ class Flusher:
                 self._fault = "cached connections are not flushed: the local PostgreSQL does not answer"
             return
         self._take_in(now)
-        # A server that is down has no sessions; those of its next run look names up anew.
+        # A server that is down has no sessions. Sessions of its next run look names up again.
         if now < self._not_before or local.role_seen is None or local.seen_dead:
             return
         server = local.role_seen.identity
         if not self.flushed:
             self._begin(config, flush=True, now=now)  # A4
         elif server != self._server or now - self._begun >= _KEEP_S:
-            self._begin(config, flush=not self.citus, now=now)  # a flush also tells whether there is Citus by now
+            self._begin(config, flush=not self.citus, now=now)  # a flush also finds out whether Citus is there by now
         self._server = server
 
     def _begin(self, config: Config, *, flush: bool, now: float) -> None:
@@ -137,7 +137,7 @@ class Flusher:
         self._call.begin(self._do_flush if flush else self._do_keep, config)
 
     def _take_in(self, now: float) -> None:
-        """Learn how the last call ended, if one has."""
+        """Take the result of the last call, if it has ended."""
         ended = self._call.take()
         if ended is None:
             return
@@ -145,9 +145,9 @@ class Flusher:
             found = ended.result()
         except Exception as error:  # noqa: BLE001 -- whatever it is, the names have to be kept
             if not isinstance(error, citus_flush.FlushError) and self._fault is None:
-                _log.error("a flush ended as none should", exc_info=error)
+                _log.error("a flush ended with an unexpected error", exc_info=error)
             self._failures += 1
-            if self._under_way == self._wanted:  # what has changed since is worth a try of its own
+            if self._under_way == self._wanted:  # a change since then is flushed without a delay
                 self._not_before = now + backoff_s(self._failures, first_s=_FIRST_RETRY_S, max_s=_RETRY_MAX_S)
             words = str(error) if isinstance(error, citus_flush.FlushError) else repr(error)
             self._fault = f"cached connections are not flushed: {words}"
@@ -164,13 +164,14 @@ PERIOD_S = 60.0
 _OVERDUE_S = 3 * PERIOD_S
 _RETRY_S = 10.0
 _STALE_S = 3.0
-"""Preconditions that were not checked for so long count as not met."""
+"""After so long without a check, the preconditions count as not met."""
 
 
 class Recoverer:
-    """Lets Citus recover and clean up; ``tend()`` is called once a round and never waits.
+    """Runs 2PC recovery and clean-up; ``tick()`` is called once a round and never blocks.
 
-    ``ask_again`` is to bring fresh evidence. ``do_recover`` is that of ``recovery``. ``changed`` is set when it ends.
+    ``ask_again`` has all servers and Patroni asked again. ``do_recover`` stands for ``recovery.recover_all``.
+    ``changed`` is set when it has ended.
     """
 
     def __init__(
@@ -195,7 +196,7 @@ class Recoverer:
 
     @property
     def alerts(self) -> list[Alert]:
-        """What is overdue, refused or old."""
+        """Recovery that is overdue or has failed, and transactions that have been prepared for too long."""
         alerts = [
             Alert(AlertCode.RECOVERY, f"2PC recovery in database {one.database}: {one.fault}", of=(one.database,))
             for one in self._results
@@ -212,7 +213,7 @@ class Recoverer:
         return alerts
 
     def status(self, now: float) -> RecoveryStatus:
-        """Return how it stands."""
+        """Return the state of recovery."""
         return RecoveryStatus(
             under_way=self._call.under_way,
             blocked_by=self._blocked_by,
@@ -221,9 +222,10 @@ class Recoverer:
         )
 
     def tick(self, config: Config, *, role: Role | None, blocker: _Blocker, now: float) -> None:
-        """Begin what is due, and check the preconditions of what is under way again.
+        """Begin a pass when one is due, and check the preconditions again while one is under way.
 
-        ``role`` is that of the local server; ``blocker(since)`` is that of ``preconditions`` on what was asked since.
+        ``role`` is that of the local server. ``blocker(since)`` is ``preconditions.blocker`` on answers to questions
+        asked at ``since`` or later.
         """
         self._take_in(config, now)
         if role is not self._role or not config.citus:
@@ -231,11 +233,11 @@ class Recoverer:
             self._next_at, self._good_at, self._asked_at = now, now, None
         self._looked_at = now
         if role is not Role.PRIMARY or not config.citus:
-            self._blocked_by, self._overdue, self._results = "the local PostgreSQL is no primary", False, []
+            self._blocked_by, self._overdue, self._results = "the local PostgreSQL is not a primary", False, []
             return
         self._overdue = now - self._good_at > _OVERDUE_S
         if self._call.under_way:
-            # Once blocked, the pass stays blocked: it could not see that a name moved and came back.
+            # Once blocked, the pass stays blocked: it would not notice that a name moved and came back.
             self._blocked_by = self._blocked_by or blocker(self._asked_at or now)
         elif now >= self._next_at:
             self._consider(config, blocker, now)
@@ -246,19 +248,19 @@ class Recoverer:
             if self._blocked_by is None:
                 self._call.begin(self._do_recover, config, self._withdrawn)
                 return
-        # To ask again lets go of answers that are on their way: they may take their time, and wait for one before.
+        # Asking again drops answers that are on their way. So it waits: one may take `timeout`, after an earlier one.
         if self._asked_at is None or now - self._asked_at >= config.interval_s + 2 * config.timeout_s:
             self._asked_at = now
             self._ask_again()
 
     def _withdrawn(self) -> str | None:
-        """Return why the preconditions no longer hold, or None; called in the thread that recovers."""
+        """Return why the preconditions no longer hold, or None; called in the thread of the recovery."""
         if boottime() - self._looked_at > _STALE_S:
-            return "the agent has not looked around for a while"
+            return f"the agent has not checked the preconditions for {_STALE_S:g} s"
         return self._blocked_by
 
     def _take_in(self, config: Config, now: float) -> None:
-        """Learn what the last pass over all databases brought, if one has ended."""
+        """Take the results of the last pass over all databases, if it has ended."""
         ended = self._call.take()
         if ended is None:
             return
@@ -268,7 +270,7 @@ class Recoverer:
             before = self._results
             self._results = [recovery.Recovered(database=config.local.get("dbname", ""), fault=repr(error))]
             if self._results != before:
-                _log.error("a recovery ended as none should", exc_info=error)
+                _log.error("a 2PC recovery ended with an unexpected error", exc_info=error)
         self._ended_at, self._asked_at = now, None
         well = all(one.fault is None and one.withdrawn is None for one in self._results)
         self._next_at = now + (PERIOD_S if well else _RETRY_S)
@@ -276,15 +278,17 @@ class Recoverer:
             self._good_at = now
         for one in self._results:
             if one.withdrawn:
-                _log.info("2PC recovery in database %s begins anew later: %s", one.database, one.withdrawn)
+                _log.info(
+                    "2PC recovery in database %s was broken off and is tried again: %s", one.database, one.withdrawn
+                )
             if one.recovered or one.cleaned:
                 _log.info("%s", one)
 
 
 class CitusMaintenance:
-    """Begins what is due; ``tend()`` is called once a round and never waits.
+    """Flushes and recovers when that is due; ``tick()`` is called once a round and never blocks.
 
-    ``ask_again`` is to bring fresh evidence, and ``changed`` is set when something that was begun has ended.
+    ``ask_again`` has all servers and Patroni asked again. ``changed`` is set when a flush or a recovery has ended.
     """
 
     def __init__(self, *, changed: asyncio.Event, ask_again: Callable[[], None]) -> None:
@@ -298,20 +302,20 @@ class CitusMaintenance:
 
     @property
     def alerts(self) -> list[Alert]:
-        """What is wrong with either."""
+        """The alerts of both."""
         return [*self._flusher.alerts, *self._recoverer.alerts]
 
     @property
     def flush_status(self) -> FlushStatus:
-        """How the flushing of cached connections stands."""
+        """The state of the flush."""
         return self._flusher.status
 
     def recovery_status(self, now: float) -> RecoveryStatus:
-        """Return how recovery stands."""
+        """Return the state of recovery."""
         return self._recoverer.status(now)
 
     def tick(self, observer: Observer, decision: Decision, *, written: bool, puts: int, now: float) -> None:
-        """Begin what is due after a round. ``puts`` counts how often somebody else's change was put back."""
+        """Begin what is due after a round. ``puts`` counts how often the agent undid another program's change."""
         if written:
             said = (puts, *((target.name, target.address) for target in decision.targets))
             self._flusher.tick(observer.config, said=said, local=observer.local, now=now)
@@ -328,7 +332,7 @@ class CitusMaintenance:
             )
             return preconditions.blocker(observer.config, decision, evidence)
 
-        # Where there is no Citus nothing is overdue. Whoever lets nobody flush may have it.
+        # Without Citus nothing is overdue. A server on which every flush fails may have Citus.
         may_have_citus = self._flusher.citus or (self._flusher.citus is None and self._flusher.alerts)
         role = decision.role if may_have_citus else None
         self._recoverer.tick(observer.config, role=role, blocker=blocker, now=now)

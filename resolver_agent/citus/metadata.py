@@ -1,4 +1,4 @@
-"""What ``pg_dist_node`` says of the names, and the statements that change it: text for psql, never run from here."""
+"""Looks for names in ``pg_dist_node``, and writes the scripts that change it: text for psql, never run from here."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _NAMES = "SELECT DISTINCT nodename FROM pg_dist_node WHERE nodename = ANY (%s) O
 
 
 class MetadataUnknownError(Exception):
-    """The local server could not be asked; the message says why."""
+    """The local server could not be asked what ``pg_dist_node`` holds; the message says why."""
 
 
 def names_in_use(config: Config, names: Collection[str]) -> list[str]:
-    """Return those of ``names`` that ``pg_dist_node`` holds in any database of the local server, with the database.
+    """Return those of ``names`` that are in ``pg_dist_node`` of any database of the local server, with the database.
 
     Raises:
         MetadataUnknownError: the local server, or one of its databases, could not be asked.
@@ -61,7 +61,7 @@ def _names_in_use(config: Config, names: Collection[str]) -> Iterator[str]:
 _LOCK_TIMEOUT = "5s"
 
 _REACHABLE = """\
--- An ERROR here: some node does not reach every other by what is to be written, and nothing has changed.
+-- An ERROR here: some node cannot connect to what is about to be written. Nothing has changed.
 DO $check$
 DECLARE
     failed text;
@@ -80,7 +80,8 @@ $check$;
 """
 
 _SEEN = """\
--- The workers are told by and by: this waits, for a minute at most. Every line has to end in t; else look again.
+-- Citus changes the workers after the commit. This waits for them, one minute at most. Then every line must end in t;
+-- if one does not, run the last query again.
 DO $told$
 BEGIN
     FOR look IN 1..300 LOOP
@@ -95,7 +96,7 @@ SELECT nodename, nodeport, metadatasynced FROM pg_dist_node ORDER BY groupid;
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What is to become of one row of ``pg_dist_node``; ``note`` goes beside it."""
+    """The new host and port of one row of ``pg_dist_node``; ``note`` becomes a comment behind the statement."""
 
     node_id: int
     group_id: int
@@ -110,7 +111,7 @@ class Change:
 
     @property
     def call(self) -> str:
-        """The statement that does it."""
+        """The statement that makes the change."""
         place = f"{_literal(self.host)}, {self.port}"
         if self.group_id == COORDINATOR_GROUP:
             return f"SELECT citus_set_coordinator_host({place});"
@@ -118,18 +119,18 @@ class Change:
 
 
 def script(title: str, changes: Mapping[str, Sequence[Change]], *, check: bool) -> str:
-    """Return a script for psql that makes the changes, by database, all of one database or none.
+    """Return a script for psql that makes the changes: in each database all of them, or none.
 
-    ``check`` adds that every node reaches every place that is written; Citus has had the functions for it since 11.0.
+    ``check`` adds a check that every node can connect to each new host and port; Citus has the functions since 11.0.
     """
     parts = [f"-- {title}", "\\set ON_ERROR_STOP on"]
     for database, those in changes.items():
         places = ", ".join(f"({_literal(one.host)}, {one.port})" for one in those)
         parts += [
             f"\\connect {_connect_name(database)}",
-            "SET search_path = pg_catalog;",  # and not what the owner of the database would have a superuser call
+            "SET search_path = pg_catalog;",  # else a superuser could call functions that the database's owner planted
             *([_REACHABLE.format(places=places).rstrip()] if check else []),
-            "-- A lock timeout here: nothing has changed; try again at a quieter time.",
+            "-- A lock timeout here: nothing has changed. Try again at a quieter time.",
             "BEGIN;",
             f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}';",
             *(f"{one.call}  -- {one.note}" for one in sorted(those, key=lambda one: (one.group_id, one.node_id))),
@@ -144,5 +145,5 @@ def _literal(text: str) -> str:
 
 
 def _connect_name(database: str) -> str:
-    r"""Return a database's name as ``\connect`` takes it; in double quotes psql takes it whole and as it is."""
+    r"""Return a database's name for ``\connect``: in double quotes psql takes it literally."""
     return '"' + database.replace('"', '""') + '"'

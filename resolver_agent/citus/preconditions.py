@@ -1,8 +1,8 @@
-"""Whether Citus may do its background work on other nodes from here: values in, values out (rule R6).
+"""Decides whether 2PC recovery and clean-up may run on the local server: values in, values out (rule R6).
 
-2PC recovery that meets a standby, or runs on a coordinator that was deposed, loses committed transactions. What Citus
-itself reached is checked again inside the transaction (``recovery``); this is what has to be true before it begins,
-and until it ends.
+2PC recovery that reaches a standby, or runs on a coordinator that was deposed, loses committed transactions. These
+preconditions must hold before a pass begins and until it ends. Inside the transaction, ``recovery`` also checks which
+servers Citus itself reached.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _UNDECIDED = GroupState()
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What the preconditions are checked on, besides the decision.
+    """What the preconditions are checked against, besides the decision.
 
-    Only what was asked from ``since`` on counts, and for no longer than ``max_age_s`` seconds before ``now``.
-    ``claims`` are what the local Patroni said of the leader lock, by name of the group. ``written`` and ``flushed``
-    report that the decision is on disk, and that Citus' cached connections were closed since.
+    An answer counts only if its question was asked at ``since`` or later, and no more than ``max_age_s`` seconds before
+    ``now``. ``claims`` are the local Patroni's answers about the leader lock, by name of the group. ``written`` reports
+    that the decision is on disk, ``flushed`` that Citus' cached connections were closed since.
     """
 
     now: float
@@ -41,29 +41,33 @@ class Evidence:
     flushed: bool
 
     def counts(self, at: float) -> bool:
-        """Report whether an answer to what was asked at ``at`` counts."""
+        """Report whether the answer to a question that was asked at ``at`` counts."""
         return at >= self.since and self.now - at < self.max_age_s
 
 
 def blocker(config: Config, decision: Decision, evidence: Evidence) -> str | None:
-    """Return in words why recovery and clean-up must not run here now, or None where they may.
+    """Return in words why recovery and clean-up must not run here now, or None if they may.
 
-    They may where the local server is its own group's accepted primary, its Patroni (where configured) holds the leader
-    lock, every name on disk leads to a confirmed primary (that with the leader lock, if Patroni says who has it) or is
-    fenced, and the last change is flushed.
+    They may run if all of these hold:
+
+    - the local server is the accepted primary of its group;
+    - its Patroni, if configured, holds the leader lock;
+    - every name on disk resolves to a confirmed primary (the one with the leader lock, if Patroni says which) or is
+      fenced;
+    - the last change is flushed.
     """
     local = evidence.local.role_seen
     if local is None or evidence.local.seen_dead or local.role is not Role.PRIMARY or not evidence.counts(local.at):
         return "the local PostgreSQL has not just been seen as a primary"
     own = [group for group in config.groups if _state(decision, group).own is not None]
     if not own:
-        return "the local PostgreSQL is no node of any name"
+        return "the local PostgreSQL is not a node of any name"
     others = [group for group in config.groups if group not in own and group.route is not Route.STANDBY]
     blockers = [
         *(_own_blocker(group, decision, evidence) for group in own),
         *(_lock_blocker(group, evidence) for group in own if group.patroni is not None),
         *(_name_blocker(group, decision) for group in others),
-        None if evidence.written else "the hosts file does not say what was decided",
+        None if evidence.written else "the hosts file does not hold the last decision",
         None if evidence.flushed else "cached connections are not flushed yet",
     ]
     return next((words for words in blockers if words is not None), None)
@@ -81,8 +85,8 @@ def _own_blocker(group: Group, decision: Decision, evidence: Evidence) -> str | 
     if primary.seen is None or primary.reason.code not in _CONFIRMED or primary.address != _state(decision, group).own:
         return f"the local PostgreSQL is not the accepted primary of {group.name} ({primary.reason.text})"
     if not evidence.counts(primary.seen.at):
-        return f"the primary of {group.name} has not just been asked"
-    # Who was a standby a moment ago may have been promoted since.
+        return f"the primary of {group.name} has not just been seen"
+    # A node that was a standby a moment ago may have been promoted since.
     rival = next((node for node, seen in view.fresh.items() if seen.at < evidence.since), None)
     if rival is not None:
         return f"{rival.host} of {group.name} has not answered again yet"
@@ -99,13 +103,13 @@ def _lock_blocker(group: Group, evidence: Evidence) -> str | None:
 def _name_blocker(group: Group, decision: Decision) -> str | None:
     state, view = _state(decision, group), decision.views.get(group.name)
     if state.target is None:
-        return f"{group.name} is left out"
+        return f"{group.name} is left out of the hosts file"
     if state.target.kind is TargetKind.FENCED:
         return None
     if view is None or state.target.kind is not TargetKind.PRIMARY or state.reason.code not in _CONFIRMED:
         return f"no confirmed primary: {state.target}"
-    # What is resolved on a primary that was deposed is lost with it, and with its record here it could not come back.
+    # What is resolved on a primary that was deposed is lost with it. Its commit record here would be gone as well.
     leader = view.leader
     if leader is not None and leader not in nodes_at(state.target.address, group, view.states):
-        return f"{group.name}: {leader.host} holds the leader lock, and is not yet seen as the primary"
+        return f"{group.name}: {leader.host} holds the leader lock, but is not yet seen as the primary"
     return None

@@ -1,10 +1,11 @@
-"""Citus' recovery of prepared transactions and clean-up of orphaned resources, on the local server (rule R6).
+"""Runs Citus' recovery of prepared transactions and its clean-up of orphaned resources on the local server (rule R6).
 
-Both believe whatever they reach. On a standby they find nothing to resolve, take all of it for resolved, and forget it:
-committed transactions are rolled back later. So each pass also asks, over connections that Citus makes, who is reached,
-before and after, and what was forgotten comes back by a rollback unless all of them were primaries. That costs nothing:
-what was resolved on a primary stays resolved, and the next pass sees so. On the primary of another group nothing may be
-resolved at all, so that a pass that would reach one does not begin.
+Citus trusts whatever server a name resolves to. On a standby, recovery finds no prepared transactions, takes all of
+them for resolved, and deletes its commit records: committed transactions are rolled back later. So each pass asks,
+before and after and over connections that Citus itself makes, which servers are reached. Unless all of them were
+primaries, it rolls back, which restores the records. The rollback is harmless: what was resolved on a primary stays
+resolved, and the next pass finds it so. On the primary of another group nothing may be resolved at all, so a pass that
+would reach one does not begin.
 """
 
 from __future__ import annotations
@@ -29,64 +30,64 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Config
 
     Look = Mapping[str, str | None]
-    """Who was reached: for each node that Citus dials, as ``name:port``, its role and identity, or None.
+    """The servers reached: for each node in ``pg_dist_node``, as ``name:port``, its role and identity, or None.
 
-    What does not begin with "primary" is a standby, or a stranger: a server of another group than the node's.
+    An answer begins with "primary", "standby", or "stranger": a server of another group than the node's.
     """
 
     Still = Callable[[], str | None]
-    """Says why a pass may not go on, or None; called in other threads.
+    """Returns why a pass must not go on, or None; called in other threads.
 
-    A name that moved and came back since the pass began is a reason: who was reached before and after does not show it.
+    A name that moved and came back since the pass began is a reason: the answers before and after do not show it.
     """
 
-# Citus' own words, which it never translates. Every node that recovery cannot reach gives the first of them, and one
-# that says nothing at all the second as well.
+# Citus' messages, which it never translates. Recovery warns with the first for every node that it cannot connect to,
+# and with the second as well for a node that does not answer at all.
 _UNREACHED = re.compile(r"transaction recovery cannot connect to (\S+)")
 _SLOW = re.compile(r"could not establish connection after \d+ ms")
 
 _ASTRAY = {
-    "standby": "a standby; see what `resolver-agent status` says of its name",
-    "stranger": "a server of another group; see what `resolver-agent status` and `getent ahosts` say of its name",
+    "standby": "a standby; see what `resolver-agent status` says about the name",
+    "stranger": "a server of another group; see what `resolver-agent status` and `getent ahosts` say about the name",
 }
 
 
 def refusal(before: Look) -> str | None:
     """Return why recovery must not even begin, with the fix, or None.
 
-    On a server of another group it would roll back what that group is about to commit, and nothing brings that back.
+    On a server of another group it would roll back what that group is about to commit, and that cannot be undone.
     """
     strangers = (node for node, answer in before.items() if _kind(answer) == "stranger")
     return next((f"{node} leads to {_ASTRAY['stranger']}" for node in strangers), None)
 
 
 def objection(before: Look, after: Look, warnings: Sequence[str]) -> str | None:
-    """Return why what a recovery has forgotten must come back, with the fix, or None where it may stay forgotten.
+    """Return why a recovery must be rolled back, with the fix, or None if it may be committed.
 
-    It may where every node that answered was a primary and the same both times, and where recovery reached those nodes
-    and no other, and warned of nothing else.
+    It may be committed if every node that answered was a primary and the same server both times, and recovery reached
+    exactly those nodes and gave no other warning.
 
     Args:
-        before: who was reached just before.
-        after: who was reached just after.
-        warnings: what Citus warned of from before to after; what stands after a line's end is the context.
+        before: the servers reached just before.
+        after: the servers reached just after.
+        warnings: Citus' warnings between the two; the second line of each is its context.
     """
     if before.keys() != after.keys():
-        return "pg_dist_node has changed meanwhile; the next pass goes by the new one"
+        return "pg_dist_node has changed during the pass; the next pass uses the new rows"
     if before and not any(before.values()):
-        return "no node answered; see what `resolver-agent status` says of them"
+        return "no node answered; see what `resolver-agent status` says about them"
     for node, answer in before.items():
         for kind, words in _ASTRAY.items():
             if kind in (_kind(answer), _kind(after[node])):
                 return f"{node} led to {words}"
         if answer != after[node]:
             changed = "led to another server" if answer and after[node] else "answered only"
-            return f"{node} {changed} {'afterwards' if after[node] else 'at first'}; the next pass will tell"
+            return f"{node} {changed} {'afterwards' if after[node] else 'at first'}; the next pass tries again"
     silent = {node for node, answer in before.items() if answer is None}
     heads = {warning: warning.partition("\n")[0] for warning in warnings}
     unreached = {match[1] for head in heads.values() if (match := _UNREACHED.fullmatch(head))}
     if silent != unreached:
-        return f"{', '.join(sorted(silent ^ unreached))} answered only now and then; the next pass will tell"
+        return f"{', '.join(sorted(silent ^ unreached))} answered only now and then; the next pass tries again"
     other = [text for text, head in heads.items() if not (_UNREACHED.fullmatch(head) or _SLOW.fullmatch(head))]
     return f"Citus warned: {'; '.join(' '.join(text.split()) for text in other)}" if other else None
 
@@ -96,13 +97,13 @@ def _kind(answer: str | None) -> str:
 
 
 LIMIT_S = 20.0
-"""How long one statement may take. What a pass has resolved until then is resolved, and the next goes on from there."""
+"""How long one statement may take. What a pass resolved until then stays resolved, and the next pass goes on."""
 
 OLD_S = 180.0
-"""A transaction that has been prepared for so long is not just being committed."""
+"""A transaction that has been prepared for longer than this is not one that is just being committed."""
 
-# How long a lock is waited for. Also, a server that was frozen for longer ends the transaction instead of doing what it
-# was asked meanwhile, since the preconditions may no longer hold.
+# The lock timeout. It is also the idle timeout of the transaction: a server that was frozen for longer ends it instead
+# of executing what was sent meanwhile, because the preconditions may no longer hold.
 _PATIENCE_S = 2.0
 
 _LOOK_S = 0.5
@@ -113,7 +114,7 @@ FUNCTIONS = (
     "resolver_agent.recover_prepared_transactions",
     "resolver_agent.cleanup_orphaned_resources",
 )
-"""What a pass calls, of systemd/role.sql."""
+"""The functions of ``systemd/role.sql`` that a pass calls."""
 
 _LIMITS = """
 SELECT set_config(name, value, false)
@@ -137,13 +138,13 @@ SELECT (SELECT count(*) FROM pg_dist_transaction), gid, EXTRACT(epoch FROM clock
  ORDER BY prepared LIMIT 1
 """
 
-# Citus' own words, which it never translates.
+# Citus' messages, which it never translates.
 _CLEANED = re.compile(r"cleaned up (\d+) orphaned resources")
 _NOT_CLEANED = re.compile(r"failed to clean up (\d+) orphaned resources")
 
 
 class _StoppedError(Exception):
-    """The pass must not go on; the message says why, with the fix."""
+    """The pass must not go on; the message has the reason and the fix."""
 
 
 class _WithdrawnError(_StoppedError):
@@ -152,7 +153,7 @@ class _WithdrawnError(_StoppedError):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A transaction that another node has prepared on the local server, and for how long it has been so, in seconds."""
+    """A transaction that another node has prepared on the local server, and its age in seconds."""
 
     gid: str
     age_s: float
@@ -162,12 +163,12 @@ class Prepared:
 class Recovered:
     """What one pass did in one database.
 
-    ``fault`` says what went wrong and what fixes it; ``withdrawn``, where nothing did, which
-    precondition stopped holding in the middle.
-    ``recovered`` transactions were resolved on other nodes all the same. ``cleaned`` and ``not_cleaned`` are numbers of
-    orphaned resources. ``not_reached`` are the nodes that did not answer, as ``name:port``: what concerns them waits.
-    ``records`` is the number of commit records that are left, and ``oldest`` the oldest of Citus' transactions that are
-    prepared on the local server; None where unknown or none.
+    ``fault`` is what went wrong, with the fix. ``withdrawn`` is the precondition that stopped holding during the pass,
+    if nothing went wrong. ``recovered`` is the number of transactions resolved on other nodes, in either case.
+    ``cleaned`` and ``not_cleaned`` are numbers of orphaned resources. ``not_reached`` are the nodes that did not
+    answer, as ``name:port``: their transactions wait. ``records`` is the number of commit records that are left.
+    ``oldest`` is the oldest of Citus' transactions that are prepared on the local server. Both are None if unknown or
+    none.
     """
 
     database: str
@@ -188,7 +189,7 @@ class Recovered:
 
     @property
     def old_words(self) -> str | None:
-        """What is to be said of a transaction that has been prepared on the local server for too long."""
+        """The alert about a transaction that has been prepared on the local server for too long."""
         if self.oldest is None or self.oldest.age_s < OLD_S:
             return None
         return (
@@ -198,7 +199,7 @@ class Recovered:
 
     @property
     def status(self) -> RecoveredDatabase:
-        """The same as ``status`` tells it."""
+        """The same for ``status``."""
         oldest = self.oldest
         return RecoveredDatabase(
             database=self.database,
@@ -214,9 +215,9 @@ class Recovered:
 
 
 def recover_all(config: Config, still: Still) -> list[Recovered]:
-    """Make a pass over every database of the local server that has Citus, and tell of each that could not be asked.
+    """Make a pass over every database of the local server that has Citus.
 
-    What goes wrong is told in the results. ``still`` is as for ``recover``.
+    Errors are in the results, also for databases that could not be asked. ``still`` is as for ``recover``.
     """
     try:
         found = session.databases(config)
@@ -225,18 +226,21 @@ def recover_all(config: Config, still: Still) -> list[Recovered]:
         return [Recovered(database=config.local.get("dbname", ""), fault=fault)]
     return [
         *(recover(config, name, still=still) for name in found.with_citus),
-        *(Recovered(database=name, fault=f"it cannot be asked for Citus: {why}") for name, why in found.faults.items()),
+        *(
+            Recovered(database=name, fault=f"cannot find out whether it has Citus: {why}")
+            for name, why in found.faults.items()
+        ),
     ]
 
 
 def recover(config: Config, database: str, *, still: Still, limit_s: float = LIMIT_S) -> Recovered:
-    """Make a pass over one database in a session of its own. What goes wrong is told in the result.
+    """Make a pass over one database in a session of its own. Errors are in the result.
 
     Args:
-        config: where the local server is; it has to be a primary.
+        config: tells how to reach the local server, which must be a primary.
         database: one that has Citus.
-        still: asked before and while anything is done on other nodes, and right before anything is forgotten here; a
-            reason ends the pass.
+        still: called before and while other nodes are changed, and right before the commit here; a reason ends the
+            pass.
         limit_s: how long one statement may take, in seconds. Three times that is the limit of the pass.
     """
     limits = {"connect": config.timeout_s, "statement": limit_s, "patience": min(limit_s, _PATIENCE_S)}
@@ -248,7 +252,7 @@ def recover(config: Config, database: str, *, still: Still, limit_s: float = LIM
                 _Pass(connection, still, done).run()
             except (psycopg.Error, _StoppedError) as error:
                 if connection.closed:
-                    raise  # the session knows whether it was too late
+                    raise  # session.connect() knows whether it hit the limit
                 done |= _told(error)
             done |= _left(connection)
     except (psycopg.Error, _StoppedError) as error:
@@ -257,7 +261,7 @@ def recover(config: Config, database: str, *, still: Still, limit_s: float = LIM
 
 
 class _Pass:
-    """One pass, in a session where every statement is limited. ``done`` takes in fields of ``Recovered``."""
+    """One pass, in a session where every statement has a timeout. ``done`` collects fields of ``Recovered``."""
 
     def __init__(self, connection: psycopg.Connection, still: Still, done: dict[str, Any]) -> None:
         self._connection = connection
@@ -268,7 +272,7 @@ class _Pass:
         connection.add_notice_handler(self._hear)
 
     def run(self) -> None:
-        """Recover and clean up; raise _StoppedError or psycopg.Error where something is against it."""
+        """Recover and clean up; raise _StoppedError or psycopg.Error if that must not be or fails."""
         self._check_the_server()
         with self._connection.transaction():
             self._recover()
@@ -280,7 +284,7 @@ class _Pass:
             raise _StoppedError("off: the local server is in recovery")
         [(not_off,)] = self._ask(_NOT_OFF)
         if not_off is not None:
-            raise _StoppedError(f"off: {not_off}; set both to -1 and reload, else Citus does it unguarded")
+            raise _StoppedError(f"off: {not_off}; set both to -1 and reload, otherwise Citus does it without any check")
         for function in FUNCTIONS:
             fault = session.fault_of(self._connection, function)
             if fault is not None:
@@ -293,7 +297,7 @@ class _Pass:
 
     @contextlib.contextmanager
     def _while_preconditions_hold(self) -> Iterator[None]:
-        """Cancel the statement when a precondition stops holding: from then on it may resolve another node's work."""
+        """Cancel the statement when a precondition stops holding: from then on it may reach the wrong servers."""
         ended = threading.Event()
 
         def watch() -> None:
@@ -350,12 +354,12 @@ def _left(connection: psycopg.Connection) -> dict[str, Any]:
 
 
 def _text(said: Diagnostic) -> str:
-    """Return a message, and on a line of its own where it comes from, as Citus names the node there."""
+    """Return a message and, on the next line, its context, in which Citus names the node."""
     return "\n".join([said.message_primary or "", *(said.context or "").splitlines()[:1]])
 
 
 def _told(error: psycopg.Error | _StoppedError) -> dict[str, str]:
-    """Return why a pass ended early, as the field of ``Recovered`` that it belongs in."""
+    """Return why a pass ended early, as a field of ``Recovered``."""
     if isinstance(error, psycopg.Error):
         return {"fault": _words(error)}
     if isinstance(error, _WithdrawnError):
@@ -364,8 +368,8 @@ def _told(error: psycopg.Error | _StoppedError) -> dict[str, str]:
 
 
 def _words(error: psycopg.Error) -> str:
-    """Return what went wrong, in one line, with the fix where our own functions refuse us."""
+    """Return what went wrong in one line, with the fix if the login may not call the functions of role.sql."""
     said, context = session.words(error), error.diag.context
     if isinstance(error, psycopg.errors.InsufficientPrivilege) and not context:
         return f"{said}: run systemd/role.sql in this database, on this group's primary"
-    return ", ".join(part.splitlines()[0] for part in (said, context) if part)  # what libpq says further is a guess
+    return ", ".join(part.splitlines()[0] for part in (said, context) if part)  # libpq's further lines are guesses

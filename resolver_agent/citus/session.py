@@ -1,4 +1,4 @@
-"""Sessions on the local server, and which of its databases have Citus."""
+"""Opens sessions on the local server, and finds the databases that have Citus."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SELECT wanted || '() ' || fault
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Databases:
-    """The local server's databases that have Citus, and of those that could not be asked, why."""
+    """The local server's databases that have Citus, and those that could not be asked, with the reason."""
 
     with_citus: tuple[str, ...]
     faults: Mapping[str, str]
@@ -47,15 +47,15 @@ class Databases:
 
 @contextlib.contextmanager
 def connect(config: Config, *, limit_s: float, **keywords: str) -> Iterator[psycopg.Connection]:
-    """Give a new session on the local server, in autocommit mode, that ends after ``limit_s`` at the latest.
+    """Open a session on the local server, in autocommit mode, that ends after ``limit_s`` at the latest.
 
-    ``keywords`` are libpq's and go before those of the configuration. Names without a schema are PostgreSQL's own.
+    ``keywords`` are libpq's and override those of the configuration. The search path is ``pg_catalog`` alone.
 
     Raises:
-        psycopg.Error: no session was to be had within ``timeout_s`` (2 s where that is less, libpq's floor), something
-            failed in it, or it had to end.
+        psycopg.Error: the connection took longer than ``timeout_s`` (at least 2 s, libpq's minimum), a statement
+            failed, or the limit was reached.
     """
-    # Without an encoding of its own a session in a SQL_ASCII database gives bytes for text.
+    # Without a client encoding, a session in a SQL_ASCII database returns bytes for text.
     given = {"client_encoding": "UTF8", **config.local, **keywords}
     options = f"{given.get('options', '')} -c search_path=pg_catalog"
     timeout_s = max(2, round(config.timeout_s))
@@ -70,7 +70,7 @@ def databases(config: Config) -> Databases:
     Raises:
         psycopg.Error: the local server could not be asked.
     """
-    # As they are: each may be in the encoding of whatever database it was made from.
+    # As raw bytes: each name may be in the encoding of the database from which it was created.
     with connect(config, limit_s=config.timeout_s, client_encoding="SQL_ASCII") as connection:
         names = [name for (name,) in connection.execute(_DATABASES)]
     asked = dict(_has_citus(config, name) for name in names)
@@ -83,8 +83,8 @@ def databases(config: Config) -> Databases:
 def faults_of(connection: psycopg.Connection, functions: Sequence[str], *, privileges: bool = False) -> list[str]:
     """Return which functions of ``systemd/role.sql`` must not be called, each with the reason.
 
-    A login that is a superuser would run whatever somebody else has put in its place. Whether the login lacks
-    ``privileges`` is asked where it is not found out by calling them.
+    A superuser's login would otherwise run a function that another role has put in its place. ``privileges`` also
+    checks that the login may call them, for callers that do not find out by a call.
     """
     found = connection.execute(_FAULTS, {"functions": [*functions], "privileges": privileges})
     return [fault for (fault,) in found]
@@ -98,7 +98,7 @@ def fault_of(connection: psycopg.Connection, function: str) -> str | None:
 
 
 def words(error: psycopg.Error, *, with_place: bool = True) -> str:
-    """Return what an error says, in one line; of a failed connection also where to, unless without ``with_place``."""
+    """Return an error's message in one line; for a failed connection ``with_place`` includes the server's address."""
     text = str(error)
     return error.diag.message_primary or (" ".join(text.split()) if with_place else connect_failure(text)[1])
 
@@ -106,7 +106,7 @@ def words(error: psycopg.Error, *, with_place: bool = True) -> str:
 def _has_citus(config: Config, name: bytes) -> tuple[str, bool | str]:
     """Return a database's name as text, and whether it has Citus, or why it could not be asked."""
     database = name.decode(errors="replace")
-    if database.encode() != name or not database.isprintable():  # nothing to put into logs, or into scripts for psql
+    if database.encode() != name or not database.isprintable():  # not fit for logs, nor for scripts for psql
         return name.decode("latin-1").encode("unicode_escape").decode(), "its name is no printable UTF-8: rename it"
     try:
         with connect(config, dbname=database, limit_s=config.timeout_s) as connection:
@@ -117,12 +117,12 @@ def _has_citus(config: Config, name: bytes) -> tuple[str, bool | str]:
 
 @contextlib.contextmanager
 def ended_after(limit_s: float, connection: psycopg.Connection) -> Iterator[None]:
-    """End a session in time, whatever it waits for; a statement timeout would need a server that is not hung."""
+    """End a session after ``limit_s``, whatever it waits for; a hung server would not apply a statement timeout."""
     late = threading.Event()
 
     def end() -> None:
         late.set()
-        with contextlib.suppress(OSError):  # the server was quicker
+        with contextlib.suppress(OSError):  # the server has closed it already
             ours.shutdown(socket.SHUT_RDWR)
 
     with socket.socket(fileno=os.dup(connection.fileno())) as ours:

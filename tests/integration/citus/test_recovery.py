@@ -399,7 +399,8 @@ def test_off_while_citus_does_it(citus: Citus, parameter: str, value: str) -> No
     citus.run(f"ALTER DATABASE app SET {parameter} = '{value}'")
     found = recover(citus.settings, "app", still=nothing)
     assert found == dataclasses.replace(
-        UNTOUCHED, fault=f"off: {parameter} is {value}; set both to -1 and reload, else Citus does it unguarded"
+        UNTOUCHED,
+        fault=f"off: {parameter} is {value}; set both to -1 and reload, otherwise Citus does it without any check",
     )
     assert citus.calls() == (0, 0, 0)
 
@@ -545,7 +546,7 @@ def test_databases_with_strange_names(citus: Citus) -> None:
     with psycopg.connect(**where, client_encoding="latin1", autocommit=True) as session:  # type: ignore[arg-type]
         session.execute(f'DROP DATABASE "{names[0]}"')
     citus.server.run_sql("DROP DATABASE latin")
-    refused = "it cannot be asked for Citus: its name is no printable UTF-8: rename it"
+    refused = "cannot find out whether it has Citus: its name is no printable UTF-8: rename it"
     assert found[0] == DONE
     assert {one.database: one.fault for one in found[1:]} == {r"k\xe4": refused, r"two\nlines": refused}
 

@@ -154,7 +154,7 @@ def test_preconditions_stop_holding_in_the_middle() -> None:
     async def scenario(bed: Bed) -> None:
         for blocker, role, expected in [
             ("wk1 moved", Role.PRIMARY, "wk1 moved"),
-            (None, Role.STANDBY, "the local PostgreSQL is no primary"),
+            (None, Role.STANDBY, "the local PostgreSQL is not a primary"),
         ]:
             bed.citus.go_on.clear()
             bed.blocker, bed.role = None, Role.PRIMARY
@@ -243,7 +243,7 @@ def test_preconditions_that_nobody_checks_do_not_hold() -> None:
 
     async def scenario(bed: Bed) -> None:
         bed.wait(-10)
-        assert (await bed.settle()).citus.withdrawn == ["the agent has not looked around for a while"]
+        assert (await bed.settle()).citus.withdrawn == ["the agent has not checked the preconditions for 3 s"]
 
     run(scenario)
 
@@ -264,7 +264,7 @@ def test_a_blocker_in_the_middle_is_no_fault(caplog: pytest.LogCaptureFixture) -
         assert (await bed.wait(10).settle()).tick().alerts == []
 
     run(scenario)
-    assert caplog.messages[0] == "2PC recovery in database app begins anew later: wk1 moved"
+    assert caplog.messages[0] == "2PC recovery in database app was broken off and is tried again: wk1 moved"
 
 
 def test_a_failed_pass_is_an_alert_and_tried_again_soon() -> None:

@@ -117,7 +117,7 @@ def worker_splits(agent: Agent) -> None:
     [
         pytest.param(in_recovery, "has not just been seen as a primary", id="the local server is a standby"),
         pytest.param(down, "has not just been seen as a primary", id="the local server is down"),
-        pytest.param(unknown_here, "is no node of any name", id="the local server is in no group"),
+        pytest.param(unknown_here, "is not a node of any name", id="the local server is in no group"),
         pytest.param(rival, "not the accepted primary of cn (last known primary; several", id="two primaries"),
         pytest.param(rival_leads, "not the accepted primary of cn (holds the leader lock", id="another leads"),
         pytest.param(worker_dies, "no confirmed primary: wk1 → 10.0.0.3 (held", id="a worker is held"),
@@ -135,7 +135,7 @@ def test_what_is_seen_forbids_it(change: Callable[[Agent], None], words: str) ->
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        pytest.param({"written": False}, "the hosts file does not say", id="not written"),
+        pytest.param({"written": False}, "the hosts file does not hold", id="not written"),
         pytest.param({"flushed": False}, "not flushed yet", id="not flushed"),
         pytest.param({"claims": {}}, "does not say that it leads cn", id="Patroni was never heard"),
         pytest.param({"claims": {"cn": None}}, "does not say that it leads cn", id="Patroni is silent"),
@@ -187,4 +187,4 @@ def test_a_name_that_is_left_out_forbids_it() -> None:
     """Nobody knows where a name leads that is not in the file."""
     agent = Agent(config(CN, WK1))
     agent.see({"10.0.0.1": primary(), "10.0.0.2": standby()}).see_local(primary(), address="10.0.0.1").decide()
-    assert asked(agent) == "wk1 is left out"
+    assert asked(agent) == "wk1 is left out of the hosts file"
