@@ -1,1 +1,1 @@
-"""The demonstration, on PostgreSQL servers that are thrown away."""
+"""The demonstration, on throw-away PostgreSQL servers."""

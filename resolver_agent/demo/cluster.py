@@ -1,7 +1,7 @@
-"""The cluster that ``demo`` plays on: six throw-away servers, and an agent beside each of the two coordinators.
+"""The cluster of ``demo``: six throw-away servers, and an agent for each of the two coordinators.
 
-Servers, agents and files are in the folder of a ``throwaway.Site``, which goes with every process that works in it,
-however their owner ends.
+Servers, agents and files are in the folder of a ``Site``. However the owner ends, the folder is removed, and every
+process that works in it is killed.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _LOG_TAIL = 10
 
 
 class NotShownError(Exception):
-    """What the demonstration is there to show did not happen; the text says how things are instead."""
+    """The expected outcome of a step did not come; the text describes the state instead."""
 
 
 class Coordinator:
-    """One coordinator, the agent beside it, and where that one's hosts file should lead each name (``expected``)."""
+    """One coordinator, its agent, and the address that each name should have in its hosts file (``expected``)."""
 
     def __init__(self, server: Postgres, folder: Path, agent: Sequence[str]) -> None:
         """Start the agent, whose command line is ``agent``, in ``folder``."""
@@ -79,7 +79,7 @@ class Coordinator:
             self.agent = self.start("run", output=log.fileno())
 
     def start(self, *arguments: str, output: int = subprocess.PIPE) -> subprocess.Popen[str]:
-        """Start a command of the agent, with the modules that we have, in its folder: so it cannot outlive the site."""
+        """Start a command of the agent with our ``sys.path``, in its folder: so it cannot outlive the site."""
         return subprocess.Popen(
             [*self._command, *arguments, "-c", "agent.yml"],
             cwd=self._folder,
@@ -96,29 +96,29 @@ class Coordinator:
         self.agent.wait()
 
     def names(self) -> dict[str, str]:
-        """Return where the hosts file leads our names, read as a resolver would."""
+        """Return the address of each name in the hosts file, read as a resolver would."""
         lines = [line.partition("#")[0].split() for line in self._hosts_file.read_text().splitlines()]
         return {fields[1]: fields[0] for fields in lines if fields and fields[1] in ADDRESSES}
 
     def alerts(self) -> list[str]:
-        """Return the agent's alerts; none from one that does not answer yet."""
+        """Return the agent's alerts, or none if it does not answer yet."""
         with contextlib.suppress(client.ControlError):
             answer = client.ask(client.socket_path(str(self._folder)), "status")
             return [alert.text for alert in from_json(Status, answer).alerts]
         return []
 
     def describe(self) -> str:
-        """Say all that helps to find out why an expectation was not met."""
+        """Describe the state, to help to find out why an expectation was not met."""
         ended = "" if self.agent.poll() is None else f"; its agent has ended with {self.agent.returncode}"
         log = (self._folder / "log").read_text(errors="replace").splitlines()[-_LOG_TAIL:]
         return "\n    ".join([f"  {self} has {self.names()}, expected {self.expected}{ended}; the agent's log:", *log])
 
 
 class Cluster:
-    """A coordinator pair and two worker pairs, each with the server first that was the primary to begin with."""
+    """A coordinator pair and two worker pairs; the first server of each pair is the primary at the start."""
 
     def __init__(self, site: Site, agent: Sequence[str], *, deadline_s: float) -> None:
-        """Start everything; whatever is waited for may take ``deadline_s`` seconds.
+        """Start everything; each wait may take ``deadline_s`` seconds.
 
         Raises:
             ThrowawayError: a server could not be started.
@@ -131,26 +131,26 @@ class Cluster:
             primary.run_sql(f"CREATE ROLE {_ROLE} LOGIN")
             standby.wait_for_replay(of=primary)
         self.agents_started_at = time.monotonic()
-        self.coordinators = [Coordinator(one, site.folder / f"beside-{one.name}", agent) for one in self.cn]
+        self.coordinators = [Coordinator(one, site.folder / f"agent-{one.name}", agent) for one in self.cn]
 
     def close(self) -> None:
-        """End the agents; the rest is the site's to do."""
+        """End the agents; the site ends the rest."""
         for one in self.coordinators:
             one.kill_agent()
 
     def expect(
         self, since: float, event: str, *, cn1: Mapping[str, str] | None = None, cn2: Mapping[str, str] | None = None
     ) -> str:
-        """Wait until these names lead where they are to lead and all others where they did, and return that as text.
+        """Wait until these names have their new addresses and all others have not changed; return that as text.
 
         Args:
-            since: when the event was complete, of the monotonic clock.
-            event: what happened, in words that go on from "5 ms after".
-            cn1: the names that change beside the first coordinator, with their addresses.
-            cn2: the same beside the second.
+            since: when the event was complete, on the monotonic clock.
+            event: what happened, in words that continue "5 ms after".
+            cn1: the names that change on the first coordinator, with their new addresses.
+            cn2: the same on the second.
 
         Raises:
-            NotShownError: they do not, in time.
+            NotShownError: that did not happen in time.
         """
         changes = dict(zip(self.coordinators, (cn1 or {}, cn2 or {}), strict=True))
         took_s: dict[Coordinator, float] = {}
@@ -175,7 +175,7 @@ class Cluster:
         """Wait until ``condition()`` is true.
 
         Raises:
-            NotShownError: it was not in time, or an agent has ended; the text begins with ``fault``.
+            NotShownError: it did not become true in time, or an agent has ended; the text begins with ``fault``.
         """
         deadline = time.monotonic() + self._deadline_s
         while not condition():
@@ -184,13 +184,13 @@ class Cluster:
             time.sleep(_POLL_S)
 
     def reload_agents(self, *, fallback: str) -> None:
-        """Give both agents another configuration, and have them read it."""
+        """Give both agents another configuration, and make them read it."""
         for one in self.coordinators:
             one.configure(fallback=fallback)
             one.agent.send_signal(signal.SIGHUP)
 
     def alter_role(self, right: str) -> None:
-        """Give the agents' database role a right, or take it, on all servers."""
+        """Give an attribute to the agents' database role, or take it away, on all servers."""
         for primary, standby in (sorted(g, key=lambda one: one.is_in_recovery) for g in (self.cn, self.wk1, self.wk2)):
             primary.run_sql(f"ALTER ROLE {_ROLE} {right}")
             standby.wait_for_replay(of=primary)
@@ -205,7 +205,7 @@ class Cluster:
 
 
 def promote(server: Postgres) -> float:
-    """Promote a standby, and return when it was last seen in recovery: rather too early than too late to count from."""
+    """Promote a standby, and return when it was last seen in recovery: the start of the time to measure."""
     server.promote(wait=False)
     promoted_at = time.monotonic()
     while server.is_in_recovery:

@@ -1,8 +1,8 @@
 """Throw-away PostgreSQL servers with real streaming replication, for the demonstration, the tests and the benchmark.
 
-A site is a temporary folder of servers that share one TCP port, each on a loopback address of its own, as the nodes of
-a cluster do. Not for data that anybody wants to keep: nothing is synced, everybody is trusted, and all of it is gone
-when the site is left, also when its owner was killed.
+A site is a temporary folder of servers that share one TCP port, each on a loopback address of its own, like the nodes
+of a cluster. It is not for data to keep: nothing is synced, every login is trusted, and all of it is removed when the
+site is left or its owner is killed.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": si
 
 
 class Postgres:
-    """One server. Made by a ``Site``, which also ends it.
+    """One server. A ``Site`` creates it and ends it.
 
     Attributes:
-        name: unique in its site; also the ``cluster_name`` and, of a standby, the ``application_name``.
+        name: unique in its site; also the ``cluster_name`` and, for a standby, the ``application_name``.
         address: the loopback address that it listens on.
         port: the TCP port, the same for all servers of a site.
         folder: holds its Unix socket, ``data`` and ``log``.
-        launcher: what its command line begins with; it has to take on the servers' user, and to keep the process id.
+        launcher: the beginning of its command line; it must switch to the servers' user and keep the process id.
     """
 
     def __init__(
@@ -82,21 +82,21 @@ class Postgres:
 
     @property
     def is_running(self) -> bool:
-        """Reports whether the postmaster lives, be it paused or not yet ready."""
+        """Reports whether the postmaster exists, even if it is paused or not yet ready."""
         return self._postmaster is not None and self._postmaster.poll() is None
 
     @property
     def is_in_recovery(self) -> bool:
-        """Reports whether it is a standby, by its own word."""
+        """Reports whether it is a standby, according to ``pg_is_in_recovery()``."""
         return bool(self.run_sql("SELECT pg_is_in_recovery()")[0][0])
 
     def start(self, *, wait: bool = True, **settings: str) -> None:
-        """Start the server, and wait until it accepts connections unless told not to.
+        """Start the server and, with ``wait``, wait until it accepts connections.
 
         ``settings`` are configuration parameters for this run only.
 
         Raises:
-            ThrowawayError: it ended or was not ready in time; the text has the end of its log.
+            ThrowawayError: it ended, or was not ready in time; the text has the end of its log.
         """
         of_its_own = {
             "listen_addresses": self.address,
@@ -106,7 +106,7 @@ class Postgres:
         }
         arguments = [f"--{name}={value}" for name, value in (of_its_own | settings).items()]
         with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C in a terminal is for us, and must not stop the servers one by one.
+            # A session of its own: Ctrl-C in a terminal must reach only us, and not stop the servers one by one.
             self._postmaster = subprocess.Popen(
                 [*self.launcher, self.binaries.folder / "postgres", "-D", self.data, *arguments],
                 cwd=self.folder,
@@ -121,7 +121,7 @@ class Postgres:
             self._wait(self._is_ready, "is not ready")
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
-        """Shut the server down in one of PostgreSQL's ways, and wait until it is gone; a paused one is resumed."""
+        """Shut the server down in one of PostgreSQL's modes, and wait until it has ended; resume it if it is paused."""
         self.resume()
         self._signal(_STOP_SIGNALS[mode])
         self._wait(lambda: not self.is_running, "has not stopped", may_end=True)
@@ -133,16 +133,16 @@ class Postgres:
             self._postmaster.wait(DEADLINE_S)
 
     def pause(self) -> None:
-        """Freeze the postmaster and all its children: connections stay open, and nothing answers (SIGSTOP)."""
+        """Freeze the postmaster and all its children: connections stay open, but get no answer (SIGSTOP)."""
         self._signal(signal.SIGSTOP)
         reaper.pause_all(self.folder)
 
     def resume(self) -> None:
-        """Let a paused server go on."""
+        """Resume a paused server (SIGCONT)."""
         reaper.signal_all(self.folder, signal.SIGCONT)
 
     def promote(self, *, wait: bool = True) -> None:
-        """Promote a standby, and wait until it takes writes unless told not to."""
+        """Promote a standby and, with ``wait``, wait until it takes writes."""
         self.run_sql("SELECT pg_promote(wait => false)")
         if wait:
             self.wait_until("SELECT NOT pg_is_in_recovery()")
@@ -152,7 +152,7 @@ class Postgres:
         self._signal(signal.SIGHUP)
 
     def set(self, **settings: str) -> None:
-        """Set configuration parameters for good (``ALTER SYSTEM``) and reload."""
+        """Set configuration parameters permanently (``ALTER SYSTEM``) and reload."""
         for name, value in settings.items():
             self.run_sql(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
         self.reload()
@@ -164,10 +164,10 @@ class Postgres:
             return cursor.fetchall() if cursor.description else []
 
     def wait_until(self, query: Query, params: Params | None = None, *, timeout_s: float = DEADLINE_S) -> None:
-        """Ask a yes-or-no question over and over until the answer is yes.
+        """Repeat a query until it returns true.
 
         Raises:
-            ThrowawayError: it was not in time; the text has the question and the end of the server's log.
+            ThrowawayError: it did not in time; the text has the query and the end of the server's log.
         """
         with self._connect("postgres") as connection:
             self._wait(
@@ -188,9 +188,9 @@ class Postgres:
         self.wait_until(_STREAMS, [of.address])
 
     def follow(self, of: Postgres) -> None:
-        """Make this standby stream from another primary, without a new copy."""
+        """Make this standby stream from another primary, without a new base backup."""
         self.set(primary_conninfo=f"{of.conninfo} application_name={self.name}")
-        if self.binaries.version < 13:  # noqa: PLR2004 -- the first that takes primary_conninfo by a reload
+        if self.binaries.version < 13:  # noqa: PLR2004 -- the first that applies primary_conninfo on a reload
             self.stop()
             self.start()
         self.wait_for_stream(of)
@@ -211,7 +211,7 @@ class Postgres:
         self._postmaster.send_signal(signum)
 
     def _is_ready(self) -> bool:
-        """Reports what pg_ctl would: the line of postmaster.pid that says whether connections are accepted."""
+        """Reports, like pg_ctl, whether postmaster.pid says that connections are accepted."""
         try:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
@@ -236,13 +236,13 @@ class Postgres:
 
 
 def environment() -> dict[str, str]:
-    """Return ours without libpq's variables, which could lead a program to somebody's real server."""
+    """Return our environment without libpq's variables, which could make a program connect to a real server."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
 
 
 __all__ = ["Postgres", "Site", "ThrowawayError"]
 
-# Shared memory in files of the data directory: a killed server leaves nothing in /dev/shm.
+# Shared memory is in files of the data directory, so that a killed server leaves nothing in /dev/shm.
 _SETTINGS = """
 autovacuum = off
 dynamic_shared_memory_type = mmap
@@ -259,7 +259,7 @@ _HBA = "local all,replication all trust\nhost all,replication all all trust\n"
 class Site:
     """A temporary folder of servers, as a context manager that ends and removes them all.
 
-    That is done by a process beside this one (``throwaway_guard``), so it also happens when this one is killed.
+    A separate process (``reaper``) does that, so it also happens when this process is killed.
     """
 
     def __init__(
@@ -269,9 +269,9 @@ class Site:
         parent: Path | None = None,
         launcher: Callable[[str, str], Sequence[str]] | None = None,
     ) -> None:
-        """Take ``postgres`` as ``throwaway_binaries.find`` takes its choice.
+        """Choose the programs: ``postgres`` is the ``choice`` of ``binaries.find``.
 
-        ``parent`` is where the folder is made, if not where temporary files are. ``launcher`` returns that of the
+        The folder is created in ``parent``, or among the temporary files. ``launcher`` returns the launcher of the
         ``Postgres`` with a name and an address.
         """
         self.servers: dict[str, Postgres] = {}
@@ -305,10 +305,10 @@ class Site:
         """Kill the servers and remove the folder."""
         self._guard.communicate(timeout=DEADLINE_S)
         for server in self.servers.values():
-            server.kill()  # they are dead already: this collects their exit codes
+            server.kill()  # the processes are dead already: this collects their exit codes
 
     def groups(self, addresses: Mapping[str, Sequence[str]], *, config: str = "") -> dict[str, list[Postgres]]:
-        """Make groups side by side: of each, a primary on its first address and standbys on the others.
+        """Create groups concurrently: each has a primary on its first address and standbys on the others.
 
         The servers of ``wk1`` are called ``wk1-1``, ``wk1-2`` and so on; ``config`` is as for ``primary``.
         """
@@ -323,10 +323,10 @@ class Site:
             return dict(zip(addresses, threads.map(group, addresses), strict=True))
 
     def primary(self, name: str, address: str, *, config: str = "") -> Postgres:
-        """Make and start a server with a system identifier of its own; ``config`` is added to its postgresql.conf."""
+        """Create and start a server with a new system identifier; ``config`` is added to its postgresql.conf."""
         server = self._add(name, address)
         options = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", f"--username={SUPERUSER}"]
-        small = "--wal-segsize=1"  # as the data then is, which standbys copy
+        small = "--wal-segsize=1"  # keeps the data small, which standbys copy
         self._run(server, "initdb", *options, small, "-D", str(server.data))
         with (server.data / "postgresql.conf").open("a") as conf:
             conf.write(_SETTINGS)
@@ -337,13 +337,13 @@ class Site:
         return server
 
     def standby(self, name: str, address: str, *, of: Postgres) -> Postgres:
-        """Make and start a server that streams from ``of``, with a copy of its configuration."""
+        """Create and start a server that streams from ``of``, with a copy of its configuration."""
         server = self._add(name, address)
         self.rejoin(server, of=of)
         return server
 
     def rejoin(self, server: Postgres, *, of: Postgres) -> None:
-        """Make a server a standby of ``of`` whatever it was before, from a new copy of ``of``; ends it if it runs."""
+        """Make any server a standby of ``of``, from a new base backup; a running server is killed first."""
         server.kill()
         shutil.rmtree(server.data, ignore_errors=True)
         source = f"{of.conninfo} application_name={server.name}"

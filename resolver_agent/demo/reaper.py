@@ -1,8 +1,8 @@
-"""Leaves nothing behind of a folder of throw-away servers, however its owner ended.
+"""Removes a folder of throw-away servers and their processes, however its owner ends.
 
-``throwaway.Site`` runs this file as a process of its own, whose standard input is a pipe that nobody ever writes to.
-When the owner closes it, or dies of whatever signal and the kernel closes it, every process that works inside the
-folder is killed and the folder removed. Needs nothing but the standard library, so that it is up at once.
+``Site`` runs this file as a process of its own, whose standard input is a pipe that is never written to. When the owner
+closes it, or is killed by any signal and the kernel closes it, every process that works inside the folder is killed and
+the folder is removed. This file needs only the standard library, so that it starts quickly.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _IPC_RMID = 0
 def processes_in(folder: Path) -> list[int]:
     """Return the ids of all processes whose working directory is ``folder`` or below it.
 
-    A PostgreSQL server and every process it forks work in its data directory, each in a process group of its own. This
-    finds them all, also after the postmaster has gone, and never a stranger that was given a recycled id.
+    A PostgreSQL server and every process that it forks work in its data directory, each in a process group of its own.
+    This finds them all, also after the postmaster has gone, and never a foreign process with a recycled id.
     """
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -42,17 +42,17 @@ def signal_all(folder: Path, signum: signal.Signals) -> set[int]:
 
 
 def pause_all(folder: Path) -> None:
-    """Freeze every process that works in ``folder``, those too that they fork meanwhile."""
+    """Freeze every process that works in ``folder``, including those that are forked meanwhile."""
     paused: set[int] = set()
     while (found := signal_all(folder, signal.SIGSTOP)) != paused:
         paused = found
 
 
 def kill_server(folder: Path) -> None:
-    """Kill every process that works in ``folder``, and free the shared memory that a killed server cannot.
+    """Kill every process that works in ``folder``, and free the shared memory that a killed server leaves.
 
-    At one blow, as a loss of power does: while it is frozen none of them sees another die. A backend that saw the
-    postmaster die would go on with a commit that waits for a standby.
+    All at once, like a power failure: the processes are frozen first, so none of them sees another die. A backend that
+    saw the postmaster die would continue a commit that waits for a standby.
     """
     pause_all(folder)
     while signal_all(folder, signal.SIGKILL):

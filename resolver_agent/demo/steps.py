@@ -1,8 +1,8 @@
-"""The whole thing on throw-away PostgreSQL servers: what ``resolver-agent demo`` shows.
+"""The steps that ``resolver-agent demo`` shows on throw-away PostgreSQL servers.
 
-Each step makes something happen, waits until the hosts files beside both coordinators lead every name where it should,
-and says how long after the event that was. What a step shows, and what that is good for, is its docstring. A step
-whose outcome does not come ends the demonstration.
+Each step makes something happen, waits until every name resolves to the expected server on both coordinators, and
+prints how long that took. The docstring of a step is printed: it says what happens and why that is useful. If the
+expected outcome does not come, the demonstration ends.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _AGENT = (sys.executable, "-m", "resolver_agent.cli")
 def main(agent: Sequence[str] = _AGENT, *, deadline_s: float = 10.0) -> int:
     """Run the demonstration, and return the exit code: 0 all was shown, 1 something was not, 2 it could not begin.
 
-    ``agent`` is the agent's command line without arguments. Whatever is waited for may take ``deadline_s`` seconds.
+    ``agent`` is the agent's command line without arguments. Each wait may take ``deadline_s`` seconds.
     """
     begun = time.monotonic()
     place = ""
@@ -57,10 +57,10 @@ def main(agent: Sequence[str] = _AGENT, *, deadline_s: float = 10.0) -> int:
 
 
 _INTRODUCTION = """\
-A small cluster is started, on loopback addresses and port {site.port}: a pair of
-coordinators (cn) and two pairs of workers (wk1, wk2), each a primary and a
-standby that streams from it. An agent beside each coordinator keeps the names
-in a hosts file of its own; /etc/hosts is not touched.
+This starts a small cluster on loopback addresses and port {site.port}: the
+coordinator (cn) and two workers (wk1, wk2). Each has a primary and a standby
+that streams from it. An agent runs for each of the two coordinator servers,
+and writes the names to a hosts file of its own. /etc/hosts is not touched.
 The servers are {site.binaries}.
 Everything is in {site.folder}, which is removed at the end."""
 
@@ -68,9 +68,10 @@ Everything is in {site.folder}, which is removed at the end."""
 def _show_names(cluster: Cluster) -> Iterator[str]:
     """Names follow the local role.
 
-    Citus' metadata holds names instead of addresses. Beside the coordinator
-    primary they lead to worker primaries, beside its standby to worker
-    standbys: reads there use servers that would else be idle.
+    Citus' metadata holds names instead of addresses. On the primary
+    coordinator (cn-1) they resolve to the worker primaries, on the standby
+    coordinator (cn-2) to the worker standbys. So reads on cn-2 use servers
+    that would otherwise be idle.
     """
     first, second = (dict(zip(ADDRESSES, pair, strict=True)) for pair in zip(*ADDRESSES.values(), strict=True))
     yield cluster.expect(cluster.agents_started_at, "the agents were started", cn1=first, cn2=second)
@@ -79,10 +80,10 @@ def _show_names(cluster: Cluster) -> Iterator[str]:
 def _promote_worker(cluster: Cluster) -> Iterator[str]:
     """A worker primary dies, and its standby is promoted.
 
-    cn-1 writes, so its wk1 goes to the new primary as soon as there is one.
-    cn-2 has no standby of wk1 left to read from; until the old primary is back
-    as one, its wk1 is fenced: 255.255.255.255, to which connect() fails in the
-    kernel at once, while a dead server's address may keep a query waiting.
+    cn-1 writes, so its wk1 moves to the new primary as soon as there is one.
+    cn-2 has no standby of wk1 left to read from. Until the old primary is back
+    as a standby, its wk1 is fenced: it resolves to 255.255.255.255, and a
+    connection fails at once. A dead server's address may keep a query waiting.
     """
     old, new = cluster.wk1
     old.kill()
@@ -94,10 +95,10 @@ def _promote_worker(cluster: Cluster) -> Iterator[str]:
 def _lose_standby(cluster: Cluster) -> Iterator[str]:
     """A worker standby dies, with `fallback: none`.
 
-    What reads do without a standby is the operator's to choose. With `none`
-    they stop, with an error. It is the safe choice while both coordinators use
-    one database role: on a shared worker, intermediate results of theirs can
-    overwrite each other.
+    You choose what reads do without a standby. With `none` they fail with an
+    error. That is the safe choice if reads on the standby coordinator use the
+    same database role as writes: on a worker that both coordinators use, their
+    intermediate results can overwrite each other.
     """
     lost = cluster.wk2[1]
     lost.kill()
@@ -107,9 +108,9 @@ def _lose_standby(cluster: Cluster) -> Iterator[str]:
 def _fall_back_to_primary(cluster: Cluster) -> Iterator[str]:
     """The same standby is missing, with `fallback: primary`.
 
-    Where readers have a database role of their own, their reads may go on, on
-    the primary of the group that lacks a standby. The agents read their changed
-    configuration on SIGHUP.
+    If reads on the standby coordinator use a database role of their own, they
+    may go on, on the primary of the group that lacks a standby. The agents read
+    the changed configuration on SIGHUP.
     """
     told_at = time.monotonic()
     cluster.reload_agents(fallback="primary")
@@ -119,9 +120,9 @@ def _fall_back_to_primary(cluster: Cluster) -> Iterator[str]:
 def _fall_back_together(cluster: Cluster) -> Iterator[str]:
     """The same standby is missing, with `fallback: all`.
 
-    Repartition joins, in which workers call each other, fail over a mixture of
-    primaries and standbys. With `all` every name goes to its primary for as
-    long as one group lacks a standby.
+    In a repartition join the workers connect to each other. It fails on a
+    mixture of primaries and standbys. With `all` every name resolves to its
+    primary for as long as one group lacks a standby.
     """
     told_at = time.monotonic()
     cluster.reload_agents(fallback="all")
@@ -131,8 +132,8 @@ def _fall_back_together(cluster: Cluster) -> Iterator[str]:
 def _return_standby(cluster: Cluster) -> Iterator[str]:
     """The standby comes back.
 
-    Reads return once it has been healthy for `failback_delay`, here 1 s instead
-    of 10 s, so that a server which comes and goes does not take them along.
+    Reads return once it has been healthy for `failback_delay`, so that they do
+    not follow a server that comes and goes. The default is 10 s, here it is 1 s.
     """
     back = cluster.wk2[1]
     back.start()
@@ -141,12 +142,13 @@ def _return_standby(cluster: Cluster) -> Iterator[str]:
 
 
 def _blind_agents(cluster: Cluster) -> Iterator[str]:
-    """Blind agents hold still.
+    """Agents that cannot log in change nothing.
 
     The agents' database role loses its LOGIN, and both agents are killed and
-    started again: they can ask nobody, and know only what their hosts files
-    say. A server that refuses a login is not down, and to move a name on a
-    guess would make an outage of it; so every name stays, and alerts say why.
+    started again. They cannot ask any server, and know only what their hosts
+    files say. A failed login does not prove that a server is down, and moving a
+    name on a guess could cause an outage. So every name stays, and alerts say
+    why.
     """
     for one in cluster.coordinators:
         one.kill_agent()
@@ -157,27 +159,27 @@ def _blind_agents(cluster: Cluster) -> Iterator[str]:
     barring = {f"{server.address}:{server.port}" for server in cluster.servers}
     cluster.wait(
         lambda: all(barring <= {text.split()[0] for text in one.alerts()} for one in cluster.coordinators),
-        "there is not an alert for every server that refuses the agents",
+        "an alert is missing for a server that refuses the login",
     )
     second = cluster.coordinators[1]
     yield cluster.expect(restarted_at, "the restart")
     yield f"{second}: {len(second.alerts())} alerts, the first:\n  {second.alerts()[0]}"
     cluster.alter_role("LOGIN")
     allowed_at = time.monotonic()
-    cluster.wait(lambda: not any(one.alerts() for one in cluster.coordinators), "an alert outlasts its cause")
-    yield f"The alerts were over {(time.monotonic() - allowed_at) * 1000:.0f} ms after the role had its LOGIN again."
+    cluster.wait(lambda: not any(one.alerts() for one in cluster.coordinators), "an alert does not end")
+    yield f"The alerts ended {(time.monotonic() - allowed_at) * 1000:.0f} ms after the role had its LOGIN again."
 
 
 def _dry_run(cluster: Cluster) -> Iterator[str]:
     """What would a promotion change?
 
-    `resolver-agent once --dry-run --role primary` beside cn-2 shows what it
-    would do to the hosts file, and does not do it.
+    `resolver-agent once --dry-run --role primary` for cn-2 shows what would
+    change in its hosts file, and changes nothing.
     """
     ran = cluster.coordinators[1].start("once", "--dry-run", "--role", "primary")
     output, _ = ran.communicate(timeout=10)
     if ran.returncode != 1 or f"\n+{cluster.wk1[1].address}\twk1\t" not in output:
-        raise NotShownError(f"it ended with exit code {ran.returncode} and said:\n{output}")
+        raise NotShownError(f"the dry run ended with exit code {ran.returncode}; its output:\n{output}")
     yield output.rstrip()
     yield cluster.expect(time.monotonic(), "the dry run")
 
@@ -185,9 +187,9 @@ def _dry_run(cluster: Cluster) -> Iterator[str]:
 def _promote_coordinator(cluster: Cluster) -> Iterator[str]:
     """The coordinator primary dies, and its standby is promoted.
 
-    cn-2 takes writes now, which would fail on worker standbys; it gets the names
-    that the dry run foretold. The agent beside the dead cn-1 does not know its
-    server's role any more, so the last known one stands.
+    cn-2 takes writes now, which would fail on worker standbys. Its names change
+    as the dry run showed. The agent of the dead cn-1 cannot see its server's
+    role any more, so the last known role counts.
     """
     old, new = cluster.cn
     old.kill()
@@ -198,11 +200,11 @@ def _promote_coordinator(cluster: Cluster) -> Iterator[str]:
 def _fence(cluster: Cluster) -> Iterator[str]:
     """A name without a primary is fenced.
 
-    A switchover demotes the old primary before it promotes the new one. Were
-    the name left on what is a standby now, Citus' transaction recovery would
-    not find its prepared transactions there, take them for finished, and lose
-    rows that were committed. So a name that is for writes never leads to a
-    server seen in recovery.
+    A switchover demotes the old primary before it promotes the new one. If the
+    name stayed on that server, which is a standby now, Citus' transaction
+    recovery would not find its prepared transactions there, take them for
+    finished, and lose committed rows. So a name that is used for writes never
+    resolves to a server that was seen in recovery.
     """
     old, new = cluster.wk2
     old.stop()

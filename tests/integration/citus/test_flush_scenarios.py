@@ -153,7 +153,9 @@ def test_a_worker_is_demoted_during_recovery(citus: CitusCluster) -> None:
     cn1.server.wait_until(IS_HELD, [relation])
     demote(wk1)
     holder.execute("ROLLBACK")
-    agent.wait_for_line("alert: 2PC recovery in database app: |2PC recovery in database app was broken off", timeout_s=30)
+    agent.wait_for_line(
+        "alert: 2PC recovery in database app: |2PC recovery in database app was broken off", timeout_s=30
+    )
     assert records(citus) == in_doubt
     successor.server.promote()
     wait_for_recovery(citus)
