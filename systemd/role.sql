@@ -1,22 +1,22 @@
--- The database role that resolver-agent works with, and the functions through which it does what only a superuser may.
--- The role itself needs LOGIN, and each line below says what for it gets more.
+-- Creates the database role of resolver-agent, and the functions through which it does what only a superuser may do.
+-- The role itself needs LOGIN. The comment above each further right says what it is for.
 --
--- Run it as a superuser on the primary of every group, in any order, in the database that the agent connects to
--- (`postgres`) and in each database that has Citus. It can be run again at any time, also after PostgreSQL or Citus was
--- upgraded. Standbys receive all of it by replication.
+-- Run this file as a superuser on the primary of every group, in any order, in the database that the agent connects to
+-- (`postgres`) and in each database that has Citus. You can run it again at any time, also after an upgrade of
+-- PostgreSQL or Citus. Standbys receive all of it by replication.
 --
 --     psql -v ON_ERROR_STOP=1 -d postgres -f role.sql
 --     psql -v ON_ERROR_STOP=1 -d app -f role.sql
---     psql -d postgres -c '\password resolver_agent'      (asks for it, and keeps it out of the server's log)
+--     psql -d postgres -c '\password resolver_agent'      (prompts for it, and keeps it out of the server's log)
 --
--- pg_hba.conf, on every node, above any wider line, as the first match counts (with Patroni: postgresql.pg_hba):
+-- pg_hba.conf, on every node, above any wider line, because the first match counts (with Patroni: postgresql.pg_hba):
 --
 --     # TYPE  DATABASE  USER            ADDRESS           METHOD
 --     local   all       resolver_agent                    peer map=resolver_agent
 --     host    postgres  resolver_agent  192.168.234.0/24  scram-sha-256
 --
--- The first line is for the agent on the same node, which also looks for Citus in each database. It runs as root, whom
--- pg_ident.conf lets log in as this role and no other (with Patroni: postgresql.pg_ident):
+-- The first line is for the agent on the same node, which also looks for Citus in each database. It runs as root, and
+-- pg_ident.conf allows root to log in as this role only (with Patroni: postgresql.pg_ident):
 --
 --     # MAPNAME       SYSTEM-USERNAME  PG-USERNAME
 --     resolver_agent  root             resolver_agent
@@ -28,14 +28,14 @@
 --
 -- Afterwards, on every node: SELECT pg_reload_conf();
 --
--- Where CONNECT was revoked from PUBLIC, the role wants it back: GRANT CONNECT ON DATABASE postgres TO resolver_agent;
+-- If CONNECT was revoked from PUBLIC, grant it to the role: GRANT CONNECT ON DATABASE postgres TO resolver_agent;
 --
 -- Before PostgreSQL 15 the right to use ALTER SYSTEM on one parameter cannot be granted. With Citus there, the agent
--- flushes cached connections only if its login on its own node is a superuser: in its configuration
+-- can flush cached connections only if its login on its own node is a superuser: in its configuration
 -- `local: {user: postgres}`, in pg_hba.conf `local all postgres peer map=resolver_agent`, and in pg_ident.conf
 -- `resolver_agent root postgres` and `resolver_agent postgres postgres`.
 --
--- To take it all away again, after `resolver-agent remove` on every node: on every primary, in each of these databases,
+-- To remove all of it, after `resolver-agent remove` on every node, run on every primary, in each of these databases:
 --
 --     BEGIN;
 --     SET LOCAL citus.enable_ddl_propagation = off;
@@ -43,16 +43,16 @@
 --     DROP OWNED BY resolver_agent;
 --     COMMIT;
 --
--- and after the last of them this on every primary, on the coordinator's first and in a database that has Citus: if it
--- was Citus that carried the role to the workers once, it has to forget it, too.
+-- After the last database run the following on every primary, on the coordinator's first and in a database that has
+-- Citus: if Citus once propagated the role to the workers, it must forget the role, too.
 --
 --     DROP ROLE IF EXISTS resolver_agent;
 
 BEGIN;
 
--- Every primary is given its own. Without Citus this is a setting that nobody reads.
+-- Every primary gets the role and functions by this file, not through Citus. Without Citus the setting has no effect.
 SET LOCAL citus.enable_ddl_propagation = off;
--- Else the owner of a database could have a superuser who runs this do other things, by operators of his own.
+-- Otherwise the owner of a database could plant operators that this file would execute as a superuser.
 SET LOCAL search_path = pg_catalog, pg_temp;
 
 DO $$
@@ -64,7 +64,7 @@ BEGIN
 END
 $$;
 
--- Flush: a new value for citus.node_conninfo makes every session close the connections that Citus keeps for it.
+-- Flush: a new value of citus.node_conninfo makes every session close the connections that Citus has cached in it.
 DO $$
 BEGIN
     IF pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= 150000 THEN
@@ -74,14 +74,14 @@ END
 $$;
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_reload_conf() TO resolver_agent;
 
--- Made anew rather than replaced: whatever stood here before, now it is this, and a superuser's.
+-- Dropped and created, not replaced: whatever was here before, all of it now belongs to a superuser.
 DROP SCHEMA IF EXISTS resolver_agent CASCADE;
 CREATE SCHEMA resolver_agent;
 COMMENT ON SCHEMA resolver_agent IS 'resolver-agent: what it does with a superuser''s rights';
 
--- Flush: where the value of citus.node_conninfo comes from. A superuser may read it and no other role. `loaded` is this
--- session's and NULL without Citus; `altered` is the one in postgresql.auto.conf, `configured` the last one in all other
--- files, `boot` the built-in one. `faults` are the errors for which PostgreSQL refuses to load any of the files.
+-- Flush: where the value of citus.node_conninfo comes from, which only a superuser may read. `loaded` is the value in
+-- this session, NULL without Citus; `altered` is the one in postgresql.auto.conf, `configured` the last one in all
+-- other files, `boot` the built-in one. `faults` are the errors for which PostgreSQL refuses to load any of the files.
 CREATE FUNCTION resolver_agent.node_conninfo(
     OUT loaded text, OUT altered text, OUT configured text, OUT boot text, OUT on_command_line boolean, OUT faults text
 )
@@ -100,10 +100,10 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
               FROM pg_file_settings) AS files
 $$;
 
--- Recovery and clean-up: which servers the names in pg_dist_node lead to right now. Citus asks each over a connection of
--- its own, so by a new look-up. `result` is the role, group, system identifier and start time of a server that answered,
--- and begins with `stranger` if that is another group than the one in pg_dist_node: what is resolved there is somebody
--- else's. A coordinator that is not in pg_dist_node is left out, as Citus has nothing to resolve on it.
+-- Recovery and clean-up: which servers the names in pg_dist_node resolve to right now. Citus asks each over a new
+-- connection, so with a new look-up. `result` is the role, group, system identifier and start time of a server that
+-- answered. It begins with `stranger` if its group is not the one in pg_dist_node: recovery there would resolve
+-- transactions of another group. A coordinator that is not in pg_dist_node is left out: Citus resolves nothing on it.
 CREATE FUNCTION resolver_agent.reached() RETURNS TABLE (node text, success boolean, result text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -125,7 +125,7 @@ BEGIN
 END
 $$;
 
--- Recovery: the agent calls it in a transaction that it ends by what it reached before and after.
+-- Recovery: the agent calls it in a transaction, and commits only if the right servers were reached before and after.
 CREATE FUNCTION resolver_agent.recover_prepared_transactions() RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -133,8 +133,8 @@ BEGIN
 END
 $$;
 
--- Clean-up: Citus refuses it in a transaction block, so this function is the guard. An error takes back what was
--- deleted from pg_dist_cleanup, and the next clean-up tries again. Must be called by a statement of its own.
+-- Clean-up: Citus refuses it in a transaction block, so this function makes the checks. An error undoes the deletes
+-- from pg_dist_cleanup, and the next clean-up tries again. It must be called in a statement of its own.
 CREATE FUNCTION resolver_agent.cleanup_orphaned_resources() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
