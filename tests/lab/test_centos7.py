@@ -89,6 +89,6 @@ def test_no_other_release(machine: Path, tmp_path: Path) -> None:
     checkout = layers.copy_checkout(tmp_path / "checkout")
     with pytest.raises(RuntimeError, match=r"(?m)^install\.sh: failed in the step: start$") as caught:
         layers.install(machine, lower, wheels=wheels, checkout=checkout)
-    assert "install.sh: centos 9 is not known here" in str(caught.value)
+    assert "install.sh: centos 9 is not supported" in str(caught.value)
     assert not (machine / "etc/yum.repos.d").exists()
     assert list((machine / "tmp").iterdir()) == []

@@ -203,7 +203,7 @@ def test_secrets_are_kept(render: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("machine", "option", "fault"),
     [
-        pytest.param("cn3", "--etcd-nodes=1", "cn3 is no machine of the lab", id="unknown machine"),
+        pytest.param("cn3", "--etcd-nodes=1", "cn3 is not a machine of the lab", id="unknown machine"),
         pytest.param("cn1", "--etcd-nodes=0", "etcd runs on 1 to 3 machines", id="no etcd"),
         pytest.param("cn1", "--etcd-nodes=4", "etcd runs on 1 to 3 machines", id="too many"),
     ],

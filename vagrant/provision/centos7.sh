@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# Sourced by lib.sh: what is particular to CentOS 7, whose life is over: its packages are in the vault, EPEL's and
-# PGDG's in their archives. Its Python is too old, so there is a standalone one that runs on glibc 2.17.
+# Sourced by lib.sh: what is specific to CentOS 7. It is no longer supported: its packages are in the vault, those of
+# EPEL and PGDG in their archives. Its Python is too old, so a standalone one is installed that runs on glibc 2.17.
 
 etcd_conf=/etc/etcd/etcd.conf
 postgres_bin=/usr/pgsql-12/bin
@@ -9,7 +9,7 @@ postgres_extensions=/usr/pgsql-12/share/extension
 uv_version=0.9.26
 python_version=3.12.12
 
-# The box's own repositories lead to mirrors that are gone, so they are left out of every call.
+# The box's own repositories point to mirrors that no longer exist, so every call disables them.
 lab_yum() {
     yum --quiet --assumeyes --disablerepo='*' "$@"
 }
@@ -51,10 +51,10 @@ REPOSITORIES
         rpm --quiet --query "$package" || missing+=("$package")
     done
     if ((${#missing[@]})); then
-        # First what HTTPS needs: the box's certificates are too old for the archives'.
+        # First update what HTTPS needs: the box's CA certificates are too old for the archives.
         lab_yum --enablerepo=lab-os,lab-updates update ca-certificates curl nss openssl
         lab_yum --enablerepo='lab-*' install "${missing[@]}"
-        rpm --query "${missing[@]}"  # yum is content when it found but one of them
+        rpm --query "${missing[@]}"  # yum succeeds even if it found only one of them
         changed "packages: ${missing[*]}"
     fi
     if systemctl is-active --quiet firewalld; then
@@ -62,14 +62,14 @@ REPOSITORIES
         systemctl stop firewalld
         changed "firewalld: off"
     fi
-    # With NoNewPrivileges= the agent stays in systemd's own SELinux domain, and what that may do was never tried. What
-    # would have been forbidden is in /var/log/audit/audit.log.
+    # With NoNewPrivileges= the agent stays in systemd's own SELinux domain, and what that domain may do was never
+    # tested. /var/log/audit/audit.log shows what would have been denied.
     if grep -qs '^SELINUX=enforcing' /etc/selinux/config; then
         setenforce 0
         sed -i 's/^SELINUX=enforcing/SELINUX=permissive/' /etc/selinux/config
         changed "SELinux: permissive"
     fi
-    # sudo finds no program in /usr/local/bin otherwise.
+    # Otherwise sudo finds no program in /usr/local/bin.
     put_text /etc/sudoers.d/lab 440 <<<'Defaults secure_path = /usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 }
 

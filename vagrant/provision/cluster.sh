@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes one cluster of all machines, from any of them: cluster.sh [SECONDS]
-# For so long, 900 unless given, it waits for the others.
+# Makes all machines one cluster; runs on any of them: cluster.sh [SECONDS]
+# It waits for the other machines for that many seconds, 900 by default.
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 patience_s=${1:-900}
@@ -11,13 +11,13 @@ declare -A hosts=() primary=()
 export PGPASSWORD=$password PGCONNECT_TIMEOUT=5 PGOPTIONS='-c client_min_messages=warning'
 coordinator=${names[0]} workers=("${names[@]:1}")
 
-# sql HOSTS DATABASE OPTION... runs psql as the superuser, on the first of these hosts that answers.
+# sql HOSTS DATABASE OPTION... runs psql as the superuser on the first of these hosts that answers.
 sql() {
     "$postgres_bin/psql" --no-psqlrc --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1 \
         --dbname="host=$1 dbname=$2 port=$port user=postgres" "${@:3}"
 }
 
-# change NAME DATABASE OPTION... does that on the primary behind a name; what it prints is what it changed.
+# change NAME DATABASE OPTION... does the same on the primary behind a name; the output lists what was changed.
 change() {
     local said
     said=$(sql "${primary[$1]}" "${@:2}")
@@ -28,12 +28,12 @@ change() {
 wait_for() {
     local said
     until said=$("$@" 2>&1) && [[ $said == t ]]; do
-        ((SECONDS < patience_s)) || die "nothing came of it in $patience_s s; the last that was heard: $said"
+        ((SECONDS < patience_s)) || die "this did not happen within $patience_s s; the last answer: $said"
         sleep 0.5
     done
 }
 
-# fit says whether the agent on this machine has no alert.
+# fit prints "t" if the agent on this machine has no alert, otherwise its status.
 fit() {
     local said
     if said=$(resolver-agent status); then
@@ -64,7 +64,7 @@ done
 
 for name in "${names[@]}"; do
     for host in ${hosts[$name]//,/ }; do
-        step "the agent of $host keeps the names"
+        step "the agent of $host has written the names"
         wait_for sql "$host" postgres --command="
             SELECT bool_and(pg_read_file('/etc/hosts') ~ ('\n\S+\t' || name || '\t# (self|primary|standby)'))
               FROM unnest(string_to_array('${names[*]}', ' ')) AS name"

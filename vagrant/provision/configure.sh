@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Configures one machine, and starts what runs there: configure.sh MACHINE [ETCD_NODES]
-# It waits for no other machine.
+# Configures one machine, and starts its services: configure.sh MACHINE [ETCD_NODES]
+# It does not wait for other machines.
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 machine=$1
 etcd_nodes=${2:-1}
 lab=/etc/resolver-agent-lab.sh
 
-# serve HOW UNIT... starts units, now and at each boot. Where they run, HOW has them take in what changed since `before`.
+# serve HOW UNIT... starts units, now and at each boot. If they run and files have changed since `before`, it runs
+# `systemctl HOW` on them.
 serve() {
     local how=$1 unit
     shift
@@ -32,7 +33,7 @@ rendered=$scratch/files
 mkdir "$rendered"
 /opt/resolver-agent/bin/python "$here/render.py" "$rendered" "$machine" "${options[@]}"
 if [[ -e $lab && $(grep ^etcd= "$lab") != $(grep ^etcd= "$rendered/lab.sh") ]]; then
-    die "etcd's members are settled when a lab is made: say ETCD_NODES as then, or make it anew"
+    die "the members of etcd cannot be changed: set ETCD_NODES as before, or destroy the lab and create it again"
 fi
 put "$rendered/lab.sh" "$lab" 600
 systemctl daemon-reload

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# Sourced by lib.sh: what is particular to Debian 12. PostgreSQL is Debian's own, and Citus is used where it is there.
+# Sourced by lib.sh: what is specific to Debian 12. PostgreSQL is Debian's own; Citus is used if it is installed.
 
 python=/usr/bin/python3
 etcd_conf=/etc/default/etcd
@@ -13,7 +13,7 @@ install_packages() {
             missing+=("$package")
     done
     ((${#missing[@]})) || return 0
-    # Servers are Patroni's to make.
+    # Patroni creates the server.
     install -D -m 0644 /dev/stdin /etc/postgresql-common/createcluster.d/lab.conf <<<'create_main_cluster = false'
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq

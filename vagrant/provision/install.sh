@@ -4,7 +4,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 checkout=$(cd "$here/../.." && pwd)
 
-# environment FOLDER STAMP REQUIREMENT... makes a virtual environment, or brings it up to date if the stamp differs.
+# environment FOLDER STAMP REQUIREMENT... creates a virtual environment, or updates it if the stamp differs.
 environment() {
     local folder=$1 stamp=$2
     shift 2
@@ -32,7 +32,7 @@ link /opt/patroni/bin/patronictl /usr/local/bin/patronictl
 put "$here/patroni.service" /etc/systemd/system/patroni.service
 
 step 'agent'
-# From a copy, as pip writes into the folder that it builds from.
+# From a copy, because pip writes into the folder that it builds from.
 sources=$scratch/agent
 mkdir "$sources"
 cp -r "$checkout/pyproject.toml" "$checkout/README.md" "$checkout/resolver_agent" "$sources"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it. They go in steps, say what they change, and stop at the first error; run again they
-# change nothing.
+# Sourced by the other scripts. They go in steps, print what they change, and stop at the first error. A second run
+# changes nothing.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -33,7 +33,7 @@ finish() {
     fi
 }
 
-# put SOURCE TARGET [MODE [OWNER]] installs a file, unless it is there already.
+# put SOURCE TARGET [MODE [OWNER]] installs a file, unless the same file is there already.
 put() {
     local source=$1 target=$2 mode=${3:-644} owner=${4:-root}
     if ! cmp -s "$source" "$target" || [[ $(stat -c '%a %U' "$target") != "$mode $owner" ]]; then
@@ -42,7 +42,7 @@ put() {
     fi
 }
 
-# put_text TARGET [MODE] does that with what it is given to read.
+# put_text TARGET [MODE] does the same with the text on standard input.
 put_text() {
     cat >"$scratch/text"
     put "$scratch/text" "$@"
@@ -56,15 +56,15 @@ link() {
     fi
 }
 
-# What differs between operating systems has a file for each. It brings install_packages, install_python, which sets
-# `python`, and the variables etcd_conf, postgres_bin and postgres_extensions.
+# Each operating system has a file for what differs. The file defines install_packages, install_python (which sets
+# `python`), and the variables etcd_conf, postgres_bin and postgres_extensions.
 ID='' VERSION_ID=''
 # shellcheck source=/dev/null
 . /etc/os-release
 case "$ID $VERSION_ID" in
     'centos 7') system=centos7 ;;
     'debian 12') system=debian ;;
-    *) die "$ID $VERSION_ID is not known here; it wants a counterpart of debian.sh" ;;
+    *) die "$ID $VERSION_ID is not supported; it needs a file like debian.sh" ;;
 esac
 # shellcheck source=debian.sh
 . "$here/$system.sh"

@@ -1,4 +1,4 @@
-"""Writes the files that are one machine's own, from lab.yml: render.py FOLDER MACHINE --help."""  # noqa: INP001 - a script
+"""Writes the files of one machine from lab.yml: render.py FOLDER MACHINE --help."""  # noqa: INP001 - a script
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import yaml
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _LAB = _CHECKOUT / "vagrant/lab.yml"
 _HOOK = _CHECKOUT / "systemd/patroni-pre-promote.yml"
-# Without the rest a statement waits for a machine that has lost its power as long as the kernel does, which is hours.
+# Without the keepalives and the timeout, a statement waits for a machine without power as long as the kernel: hours.
 _NODE_CONNINFO = "sslmode=prefer keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000"
-_GRANTABLE = 15  # since this release of PostgreSQL ALTER SYSTEM on one parameter can be granted: systemd/role.sql
+_GRANTABLE = 15  # the first PostgreSQL in which ALTER SYSTEM on one parameter can be granted: systemd/role.sql
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Machine:
-    """One machine of the lab, and what its operating system brings."""
+    """One machine of the lab, and the paths and versions on its operating system."""
 
     lab: dict[str, Any]
     name: str
@@ -32,7 +32,7 @@ class Machine:
 
     @property
     def group(self) -> str:
-        """The name in pg_dist_node that it is behind."""
+        """The name in pg_dist_node that the machine is behind."""
         return next(str(group) for group, members in self.lab["names"].items() if self.name in members)
 
     @property
@@ -77,10 +77,10 @@ class Machine:
                     "ttl": 20,
                     "loop_wait": 2,
                     "retry_timeout": 5,
-                    "synchronous_mode": True,  # what was committed outlives its primary
+                    "synchronous_mode": True,  # committed transactions survive the loss of the primary
                     "postgresql": {
                         "use_pg_rewind": True,
-                        # Patroni takes these from nowhere else.
+                        # Patroni takes these from the dynamic configuration only.
                         "parameters": {
                             "max_connections": 100,
                             "max_prepared_transactions": 100,
@@ -111,7 +111,7 @@ class Machine:
 
     def _parameters(self) -> dict[str, Any]:
         parameters = {
-            # A client that connects while PostgreSQL stops, and says nothing, keeps it from stopping for so long.
+            # A client that connects while PostgreSQL stops, and sends nothing, delays the stop for this long.
             "authentication_timeout": "10s",
             "password_encryption": "scram-sha-256",
             "shared_buffers": "64MB",
@@ -190,15 +190,15 @@ def _yaml(data: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write the files into a folder, which only the owner may read."""
+    """Write the files into a folder; only their owner may read them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where to write the files")
     parser.add_argument("machine", help="whose files")
     parser.add_argument("--etcd-nodes", type=int, default=1, help="on how many machines etcd runs")
     parser.add_argument("--bin-dir", required=True, help="where PostgreSQL's programs are")
-    parser.add_argument("--home", required=True, help="the home of its user")
+    parser.add_argument("--home", required=True, help="the home folder of PostgreSQL's user")
     parser.add_argument("--release", required=True, type=int, help="PostgreSQL's major release")
-    parser.add_argument("--citus", action="store_true", help="it has Citus")
+    parser.add_argument("--citus", action="store_true", help="PostgreSQL has Citus")
     given = parser.parse_args()
     lab = yaml.safe_load(_LAB.read_text(encoding="utf-8"))
     if not 1 <= given.etcd_nodes <= len(lab["etcd"]):
@@ -213,7 +213,7 @@ def main() -> None:
         citus=given.citus,
     )
     if machine.name not in machine.addresses:
-        parser.error(f"{machine.name} is no machine of the lab: {', '.join(machine.addresses)}")
+        parser.error(f"{machine.name} is not a machine of the lab: {', '.join(machine.addresses)}")
     for name, text in machine.files().items():
         path = given.folder / name
         path.touch(mode=0o600)

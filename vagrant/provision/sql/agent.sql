@@ -1,4 +1,4 @@
--- The agent's role and functions, unless they are those of this checkout already.
+-- Creates the agent's role and functions, unless those of this checkout are there already.
 
 SELECT obj_description(to_regnamespace('resolver_agent'), 'pg_namespace') IS DISTINCT FROM :'stamp' AS missing \gset
 \if :missing

@@ -1,4 +1,4 @@
--- On the coordinator: the nodes by name, and a distributed table. All of it is there in Citus 10.2 and later.
+-- On the coordinator: the nodes by name, and a distributed table. It uses only what Citus 10.2 has.
 
 SELECT 'node ' || :'coordinator' || citus_set_coordinator_host(:'coordinator', :port)::text
  WHERE NOT EXISTS (SELECT FROM pg_dist_node WHERE nodename = :'coordinator');
@@ -16,7 +16,7 @@ SELECT to_regclass('serving') IS NULL AS missing \gset
     CREATE TABLE accounts (id bigint PRIMARY KEY, balance bigint NOT NULL);
     SELECT create_distributed_table('accounts', 'id');
     INSERT INTO accounts SELECT i, 100 FROM generate_series(1, 1000) AS i;
-    -- Where these rows are read; some of them are in each shard.
+    -- Shows which servers these rows are read from; each shard has some of them.
     CREATE VIEW serving AS
         SELECT host(inet_server_addr()) AS address, pg_is_in_recovery() AS standby FROM accounts WHERE id <= 100;
     COMMIT;

@@ -1,10 +1,10 @@
--- On the coordinator where there is no Citus: a table whose parts are on the workers, which it calls by name.
+-- On the coordinator without Citus: a table whose partitions are on the workers, which it connects to by name.
 
 SELECT to_regclass('serving') IS NULL AS missing \gset
 \if :missing
     BEGIN;
     CREATE EXTENSION postgres_fdw;
-    -- It knows no flush: a connection that was kept would lead to where the name led once.
+    -- postgres_fdw has no flush: a kept connection would stay on the server that the name resolved to before.
     SELECT format('CREATE SERVER %I FOREIGN DATA WRAPPER postgres_fdw '
                   'OPTIONS (host %L, port %L, dbname %L, keep_connections %L)',
                   worker, worker, :'port', current_database(), 'off'),

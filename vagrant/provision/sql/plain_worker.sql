@@ -1,4 +1,4 @@
--- On each worker where there is no Citus: its part of the table, and who serves a read of it.
+-- On each worker without Citus: its partition of the table, and a view that shows which server a read reaches.
 
 SELECT to_regclass('serving') IS NULL AS missing \gset
 \if :missing

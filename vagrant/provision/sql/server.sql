@@ -1,5 +1,5 @@
 -- On each primary, in the database postgres: the role of the lab's users, and their database.
--- What this prints is what it changed; so do the files beside it.
+-- The output lists what was changed, as for the other files here.
 
 SELECT NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'app') AS missing \gset
 \if :missing
