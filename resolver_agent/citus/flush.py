@@ -194,7 +194,7 @@ def _session(config: Config) -> Iterator[psycopg.Connection]:
             except errors.FeatureNotSupported as error:  # PostgreSQL 17
                 raise FlushError(f"{session.words(error)}: set allow_alter_system = on") from error
     except psycopg.Error as error:
-        raise FlushError(f"the flush failed on the local PostgreSQL: {session.words(error)}") from error
+        raise FlushError(f"error on the local PostgreSQL: {session.words(error)}") from error
 
 
 def _warning(setting: Setting) -> str | None:

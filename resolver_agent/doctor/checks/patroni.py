@@ -81,10 +81,10 @@ def _hook(path: str, command: str) -> Iterator[Finding]:
         text = f"Patroni ({path}) does not call `resolver-agent pre-promote`: names move after a promotion, not before"
         yield Finding(Severity.ERROR, "patroni:hook", text, fix)
     elif not _GUARDED.search(script):
-        text = f"Patroni's pre_promote ({path}) has no `|| :` that a shell sees: if it fails, Patroni promotes nobody"
+        text = f"Patroni's pre_promote ({path}) has no `|| :` that a shell sees: if it fails, Patroni does not promote"
         yield Finding(Severity.ERROR, "patroni:guard", text, fix)
     elif not _LIMITED.search(script):
-        text = f"Patroni's pre_promote ({path}) has no timeout: while it hangs, Patroni promotes nobody"
+        text = f"Patroni's pre_promote ({path}) has no timeout: while it hangs, Patroni does not promote"
         yield Finding(Severity.WARNING, "patroni:limit", text, fix)
 
 

@@ -39,7 +39,7 @@ CASES = [
     ("no hook", patroni(), ERROR, "patroni:hook", "does not call", HOOK),
     ("another's hook", hook("/bin/true"), ERROR, "patroni:hook", "does not call", HOOK),
     ("half a hook", hook("sh -c 'resolver-agent"), ERROR, "patroni:hook", "does not call", HOOK),
-    ("no guard", hook("timeout 5 resolver-agent pre-promote"), ERROR, "patroni:guard", "promotes nobody", HOOK),
+    ("no guard", hook("timeout 5 resolver-agent pre-promote"), ERROR, "patroni:guard", "does not promote", HOOK),
     ("a guard no shell sees", hook(HOOK.split("'")[1]), ERROR, "patroni:guard", "that a shell sees", HOOK),
     ("no limit", hook("sh -c 'resolver-agent pre-promote || :'"), WARNING, "patroni:limit", "has no timeout", HOOK),
     (
