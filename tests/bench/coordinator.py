@@ -101,14 +101,15 @@ class Bench:
             idler.step()
             now.gap_s = self._ledger.longest_gap_s(now.begun_at, time.time())
             self._take_stock(now)
-        now.names_at = self._names.right_since(new, self._names_beside_primary(new))
+        now.names_at = self._names.right_since(new, self._names_on_primary(new))
         now.hook_ms = self._hook_ms(new, marks[new.name])
         now.agent_said = self._cluster.agents[new.name].lines[heard:]
         if kind != SWITCHOVER:  # what it said until now it said as a primary
             marks[old.name] = self._logs[old.name].size()
         self._bring_back(kind, old)
         self._get_ready()
-        now.astray += [*self._statements_astray(now, old, marks), *(one for each in residents for one in each.astray)]
+        now.misrouted += self._misrouted_statements(now, old, marks)
+        now.misrouted += [one for each in residents for one in each.misrouted]
         now.reads = sum(one.reads[worker.name] for one in residents for worker in self._worker_standbys)
         now.disconnected = sum(one.lost for one in residents)
         now.faults = [fault for one in residents for fault in one.faults]
@@ -174,7 +175,7 @@ class Bench:
         now.acknowledged = len(self._ledger.acknowledged) - self._known
         self._lost, self._half, self._known = account.lost, account.half, len(self._ledger.acknowledged)
 
-    def _statements_astray(self, now: Failover, old: Machine, marks: Mapping[str, int]) -> Iterator[str]:
+    def _misrouted_statements(self, now: Failover, old: Machine, marks: Mapping[str, int]) -> Iterator[str]:
         """Yield what a coordinator had run on a worker's standby after the promotion, unless it is a standby again."""
         of_standby = {said.pid for said in self._logs[old.name].lines(marks[old.name])}
         of_standby |= {pid for (pid,) in old.server.run_sql("SELECT pid FROM pg_stat_activity")}
@@ -184,7 +185,7 @@ class Bench:
                     after_ms = 1000 * (said.at - now.promoted_at)
                     yield f"{worker.name}, {after_ms:.0f} ms after the promotion, {said.application}: {said.text}"
 
-    def _names_beside_primary(self, machine: Machine) -> dict[str, str]:
+    def _names_on_primary(self, machine: Machine) -> dict[str, str]:
         return {"cn": machine.address} | {name: one.address for name, one in self._ledger.workers.items()}
 
     def _hook_ms(self, new: Machine, since: int) -> float | None:
@@ -241,7 +242,7 @@ def main(arguments: Sequence[str]) -> int:
         cluster.restore()
         for number, one in enumerate(Bench(cluster, hook=not options.without_hook).run(kinds), start=1):
             failovers.append(one)
-            seen = [*one.astray[:_SHOWN], *dict.fromkeys(one.faults), *([] if one.well else one.agent_said)]
+            seen = [*one.misrouted[:_SHOWN], *dict.fromkeys(one.faults), *([] if one.well else one.agent_said)]
             print(line(number, one), *seen, sep="\n   ", flush=True)
     print(*report(failovers), sep="\n")
     return 0 if all(one.well for one in failovers) else 1

@@ -30,7 +30,7 @@ class Failover:
     half: int = 0
     reads: int = 0
     disconnected: int = 0
-    astray: list[str] = dataclasses.field(default_factory=list)
+    misrouted: list[str] = dataclasses.field(default_factory=list)
     faults: list[str] = dataclasses.field(default_factory=list)
     agent_said: list[str] = dataclasses.field(default_factory=list)
 
@@ -42,7 +42,7 @@ class Failover:
     @property
     def well(self) -> bool:
         """Whether all was as it has to be."""
-        return not (self.lost or self.half or self.astray or self.late)
+        return not (self.lost or self.half or self.misrouted or self.late)
 
 
 def report(failovers: Sequence[Failover]) -> Iterator[str]:
@@ -75,7 +75,7 @@ _ROWS: dict[str, Callable[[list[Failover]], str]] = {
     "prepared transactions left in doubt": _total("in_doubt"),
     "**acknowledged, and lost**": _total("lost"),
     "**half transactions**": _total("half"),
-    "**statements of the promoted on worker standbys**": lambda group: str(sum(len(one.astray) for one in group)),
+    "**statements of the promoted on worker standbys**": lambda group: str(sum(len(one.misrouted) for one in group)),
     "**names late**": _total("late"),
     "reads before, by worker standbys": _total("reads"),
     "sessions that stayed, and were ended": _total("disconnected"),
@@ -103,5 +103,5 @@ def line(number: int, one: Failover) -> str:
         f"{number:2} {one.kind}: promoted after {one.promoted_at - one.begun_at:.1f} s, {hook}, names "
         f"{1000 * (one.promoted_at - one.names_at):.0f} ms before, recovered {one.settled_at - one.promoted_at:.1f} s "
         f"after; no writes for {one.gap_s:.1f} s; {one.acknowledged} acknowledged, {one.in_doubt} in doubt, "
-        f"{one.lost} lost, {one.half} half, {len(one.astray)} astray; load {os.getloadavg()[0]:.1f}"
+        f"{one.lost} lost, {one.half} half, {len(one.misrouted)} misrouted; load {os.getloadavg()[0]:.1f}"
     )

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             for account in campaign(lab, rounds=options.rounds, order=random.Random(options.seed)):  # noqa: S311 - no secret
                 accounts.append(account)
-                print(list(table([account]))[-1], *account.astray, sep="\n   ", flush=True)
+                print(list(table([account]))[-1], *account.misrouted, sep="\n   ", flush=True)
         except Exception:
             print(f"the journals are in {lab.save_journals()}")
             raise

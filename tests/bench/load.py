@@ -193,7 +193,7 @@ class Resident(Client):
         self._standbys = {cluster.groups[name][1].name for name in ledger.workers}
         self._session = connect(cluster, machine)
         self.reads: collections.Counter[str] = collections.Counter()
-        self.astray: list[str] = []
+        self.misrouted: list[str] = []
         self.writes = 0
         self.lost = False
         self.faults: list[str] = []
@@ -214,8 +214,8 @@ class Resident(Client):
                 return
             self._ledger.write(self._session)
             self.writes += 1
-            if astray := self._standbys & self._cluster.serving(self._session):
-                self.astray.append(f"a read after the promotion was served by {', '.join(astray)}")
+            if misrouted := self._standbys & self._cluster.serving(self._session):
+                self.misrouted.append(f"a read after the promotion was served by {', '.join(misrouted)}")
         except psycopg.Error as error:
             self.faults.append(" ".join(str(error).split()))
             if self._session.closed:

@@ -14,7 +14,7 @@ LATE_S = {False: 1.0, True: 3.0}
 A standby has been down before, and is asked again after as much as the agent's ``interval`` and ``timeout``.
 """
 
-_HEAD = ("writes", "without, s", "reads", "without, s", "late, ms", "astray", "lost", "half")
+_HEAD = ("writes", "without, s", "reads", "without, s", "late, ms", "misrouted", "lost", "half")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,18 +41,18 @@ class Account:
     lost: int
     half: int
     late_ms: float
-    astray: Sequence[str]
+    misrouted: Sequence[str]
 
     @property
     def well(self) -> bool:
         """Whether no write was lost, and nothing went to a wrong role."""
-        return not (self.lost or self.half or self.astray)
+        return not (self.lost or self.half or self.misrouted)
 
 
 def table(accounts: Sequence[Account]) -> Iterator[str]:
     """Yield the lines of a report."""
     yield f"{'':32}" + "".join(f"{word:>11}" for word in _HEAD)
     for one in accounts:
-        counts = f"{len(one.astray):11}{one.lost:11}{one.half:11}"
+        counts = f"{len(one.misrouted):11}{one.lost:11}{one.half:11}"
         gaps = f"{one.writes:11}{one.write_gap_s:11.1f}{one.reads:11}{one.read_gap_s:11.1f}"
         yield f"{one.event:32}{gaps}{one.late_ms:11.0f}{counts}"

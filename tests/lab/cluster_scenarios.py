@@ -107,7 +107,7 @@ def network_cut(lab: Lab) -> None:
     lab.cut(coordinator, worker)
     _wait_until_held(coordinator, worker, after=mark)
     assert lab.roles()[worker] is False
-    lab.mend(coordinator, worker)
+    lab.reconnect(coordinator, worker)
     settle(lab, {"cn": coordinator, "wk1": worker})
 
 

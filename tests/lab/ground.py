@@ -110,7 +110,7 @@ class Ground:
         """Lose all packets between two addresses."""
         self.run("nft", f"add element bridge lab cut {{ {one} . {other}, {other} . {one} }}")
 
-    def mend(self, one: str, other: str) -> None:
+    def reconnect(self, one: str, other: str) -> None:
         """Lose no more of them."""
         self.run("nft", f"delete element bridge lab cut {{ {one} . {other}, {other} . {one} }}")
 

@@ -125,7 +125,7 @@ def disk_full(lab: Lab) -> None:
     _miss_a_change(lab, reader, lambda: reader.host.run("rm", "/srv/hog"))
 
 
-def _miss_a_change(lab: Lab, reader: Node, mend: Callable[[], object]) -> None:
+def _miss_a_change(lab: Lab, reader: Node, restore: Callable[[], object]) -> None:
     """Stop a worker's standby: the name that cannot be fenced is an alert, and is fenced once it can be."""
     standby, before = lab.standby("wk1"), reader.host.read(_HOSTS)
 
@@ -136,7 +136,7 @@ def _miss_a_change(lab: Lab, reader: Node, mend: Callable[[], object]) -> None:
     standby.host.run("systemctl", "stop", "patroni")
     wait_while(unsaid, timeout_s=_ALERT_S)
     assert reader.host.read(_HOSTS) == before
-    mend()
+    restore()
     reader.wait_for_names({"wk1": FENCE})
     standby.host.run("systemctl", "start", "patroni")
     settle(lab)

@@ -167,9 +167,9 @@ class Lab:
         """Lose all packets between two nodes."""
         self.ground.cut(one.address, other.address)
 
-    def mend(self, one: Node, other: Node) -> None:
+    def reconnect(self, one: Node, other: Node) -> None:
         """Lose no more of them."""
-        self.ground.mend(one.address, other.address)
+        self.ground.reconnect(one.address, other.address)
 
     def start_container(self, machine: str) -> Container:
         """Start the container of a node."""

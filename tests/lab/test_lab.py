@@ -67,7 +67,7 @@ def test_provisioned_again(lab: Lab) -> None:
     assert "changed: " not in "".join(said)
 
 
-def test_network_is_cut_and_mended(lab: Lab) -> None:
+def test_network_is_cut_and_restored(lab: Lab) -> None:
     """Two nodes that are cut off from each other hear nothing, not even a refusal; the others are heard."""
     one, two = lab.primary("cn"), lab.standby("cn")
     other = lab.primary("wk1")
@@ -76,7 +76,7 @@ def test_network_is_cut_and_mended(lab: Lab) -> None:
     with pytest.raises(RuntimeError, match="exited with 124"):
         one.host.run("timeout", "1", *knock)
     two.host.run(*knock)
-    lab.mend(one, other)
+    lab.reconnect(one, other)
     one.host.run(*knock)
 
 

@@ -235,7 +235,7 @@ class Traffic:
 
     def _take_stock(self) -> Account:
         lost, half = self._missing()
-        astray = sorted(self._astray(), reverse=True)
+        misrouted = sorted(self._misrouted(), reverse=True)
         return Account(
             event=self._event,
             writes=len(self._writer.successes),
@@ -244,9 +244,11 @@ class Traffic:
             read_gap_s=self._reader.longest_gap_s(),
             lost=lost,
             half=half,
-            late_ms=1000 * max((late_s for late_s, *_ in astray if late_s > 0), default=0.0),
-            astray=[
-                f"{1000 * late_s:.0f} ms late: {what}" for late_s, standby, what in astray if late_s > LATE_S[standby]
+            late_ms=1000 * max((late_s for late_s, *_ in misrouted if late_s > 0), default=0.0),
+            misrouted=[
+                f"{1000 * late_s:.0f} ms late: {what}"
+                for late_s, standby, what in misrouted
+                if late_s > LATE_S[standby]
             ],
         )
 
@@ -264,7 +266,7 @@ class Traffic:
                 return lost, half
             time.sleep(_RETRY_S)
 
-    def _astray(self) -> Iterator[tuple[float, bool, str]]:
+    def _misrouted(self) -> Iterator[tuple[float, bool, str]]:
         """Yield what was sent to a server as what it had been before.
 
         That is how late (in seconds), whether the server is a standby now, and which statement.

@@ -89,7 +89,7 @@ def dead() -> Observation:
     return Observation(result=ProbeFailure.DEAD, at=0, detail="Connection refused")
 
 
-def barred() -> Observation:
+def rejecting() -> Observation:
     """Return a refused login."""
     return Observation(result=ProbeFailure.REJECTING, at=0, detail="password authentication failed")
 
@@ -109,7 +109,7 @@ def remembered(
     lost: bool = False,
 ) -> Target:
     """Return a line of the block; ``last`` is the last known primary. The wish is what the standing implies."""
-    wishes = {
+    wanted = {
         TargetKind.SELF: None,
         TargetKind.STANDBY: Role.STANDBY,
         TargetKind.FALLBACK: Role.STANDBY,
@@ -118,7 +118,7 @@ def remembered(
     }
     if kind in (TargetKind.PRIMARY, TargetKind.FALLBACK):
         last = last or address
-    wanted_role = wanted_role or wishes[kind]
+    wanted_role = wanted_role or wanted[kind]
     return Target(name=name, address=address, kind=kind, wanted_role=wanted_role, primary=last, primary_demoted=lost)
 
 

@@ -135,7 +135,7 @@ def make_standby(either_site: Site, server: Postgres) -> Callable[[], Postgres]:
 
 
 @pytest.fixture
-def settings(server: Postgres, tmp_path: Path) -> Config:
+def config(server: Postgres, tmp_path: Path) -> Config:
     """An agent's configuration beside the primary."""
     return configure(server, tmp_path)
 
@@ -174,10 +174,10 @@ def edit(server: Postgres, old: str, new: str) -> None:
     server.reload()
 
 
-def test_what_is_said_to_the_server(server: Postgres, settings: Config) -> None:
+def test_what_is_said_to_the_server(server: Postgres, config: Config) -> None:
     """One value is set, the files are loaded, and a fresh session confirms; nothing else is changed."""
     start = server.log.stat().st_size
-    assert flush(settings) == Flushed("sslmode=prefer")
+    assert flush(config) == Flushed("sslmode=prefer")
     with server.log.open() as log:
         log.seek(start)
         said = re.findall(r"^resolver_agent LOG:  (?:statement|execute [^:]*): (.*)$", log.read(), re.MULTILINE)
@@ -187,16 +187,16 @@ def test_what_is_said_to_the_server(server: Postgres, settings: Config) -> None:
     assert said[-1] == ask
 
 
-def test_each_flush_is_another(server: Postgres, settings: Config) -> None:
+def test_each_flush_is_another(server: Postgres, config: Config) -> None:
     """Every flush changes what sessions see, and leaves it so."""
     values = [loaded(server)]
     for _ in range(5):
-        assert flush(settings) == Flushed("sslmode=prefer")
+        assert flush(config) == Flushed("sslmode=prefer")
         values.append(loaded(server))
         assert altered(server) == loaded(server)
     assert len(set(values)) == 6
     assert {recall(value) for value in values[1:]} == {IN_FILE}
-    assert keep(settings) is None
+    assert keep(config) is None
 
 
 def test_a_standby_flushes_for_itself(server: Postgres, make_standby: Callable[[], Postgres], tmp_path: Path) -> None:
@@ -211,35 +211,35 @@ def test_a_standby_flushes_for_itself(server: Postgres, make_standby: Callable[[
 
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
-def test_killed_in_the_middle(server: Postgres, settings: Config, step: int) -> None:
+def test_killed_in_the_middle(server: Postgres, config: Config, step: int) -> None:
     """Wherever a flush is killed, the next look ends it, and the next flush is another."""
-    child = subprocess.run([sys.executable, "-c", CHILD, settings.path, str(step)], check=False, timeout=30)
+    child = subprocess.run([sys.executable, "-c", CHILD, config.path, str(step)], check=False, timeout=30)
     assert child.returncode == -signal.SIGKILL
     left = altered(server)
-    keep(settings)
+    keep(config)
     assert loaded(server) == (altered(server) or "sslmode=prefer")
-    assert flush(settings) == Flushed("sslmode=prefer")
+    assert flush(config) == Flushed("sslmode=prefer")
     assert loaded(server) not in ("sslmode=prefer", left)
-    reset(settings)
+    reset(config)
     assert (loaded(server), altered(server)) == ("sslmode=prefer", None)
 
 
-def test_a_half_done_flush_is_ended(server: Postgres, settings: Config) -> None:
+def test_a_half_done_flush_is_ended(server: Postgres, config: Config) -> None:
     """A value that was set but never loaded is not taken for a flush."""
     server.run_sql(f"ALTER SYSTEM SET citus.node_conninfo = '{IN_FILE.stamped(5)}'")
-    assert keep(settings) == Flushed("sslmode=prefer")
+    assert keep(config) == Flushed("sslmode=prefer")
     assert loaded(server) == altered(server) != IN_FILE.stamped(5)
 
 
-def test_an_older_file_comes_back(server: Postgres, settings: Config) -> None:
+def test_an_older_file_comes_back(server: Postgres, config: Config) -> None:
     """After pg_rewind or a restore from a copy, a flush still sets what no session has seen."""
     auto_conf = server.data / "postgresql.auto.conf"
-    flush(settings)
+    flush(config)
     older, first = auto_conf.read_bytes(), loaded(server)
-    flush(settings)
+    flush(config)
     second = loaded(server)
     auto_conf.write_bytes(older)
-    assert flush(settings) == Flushed("sslmode=prefer")
+    assert flush(config) == Flushed("sslmode=prefer")
     assert loaded(server) not in (first, second)
 
 
@@ -260,69 +260,69 @@ def test_a_clone_goes_on_from_the_copy(
     assert (loaded(standby), altered(standby)) == (override.base, override.base if override.kept else None)
 
 
-def test_an_administrators_own_setting_is_kept(server: Postgres, settings: Config) -> None:
+def test_an_administrators_own_setting_is_kept(server: Postgres, config: Config) -> None:
     """What was set by ALTER SYSTEM before stays in force, whatever the files say, and is put back in the end."""
     set_and_load(server, "ALTER SYSTEM SET citus.node_conninfo = 'sslmode=allow'", "sslmode=allow")
-    assert keep(settings) is None
-    assert flush(settings) == Flushed("sslmode=allow")
+    assert keep(config) is None
+    assert flush(config) == Flushed("sslmode=allow")
     edit(server, "'sslmode=prefer'", "'sslmode=disable'")
-    assert keep(settings) is None
-    assert flush(settings) == Flushed("sslmode=allow")
+    assert keep(config) is None
+    assert flush(config) == Flushed("sslmode=allow")
     assert recall(loaded(server)) == Override("sslmode=allow", kept=True)
-    reset(settings)
+    reset(config)
     assert loaded(server) == altered(server) == "sslmode=allow"
 
 
-def test_an_administrator_sets_something_later(server: Postgres, settings: Config) -> None:
+def test_an_administrator_sets_something_later(server: Postgres, config: Config) -> None:
     """An ALTER SYSTEM over ours is in force at once, is left alone, and is kept by the next flush; so is its end."""
-    flush(settings)
+    flush(config)
     set_and_load(server, "ALTER SYSTEM SET citus.node_conninfo = 'sslmode=allow'", "sslmode=allow")
-    assert keep(settings) is None
-    reset(settings)
+    assert keep(config) is None
+    reset(config)
     assert loaded(server) == "sslmode=allow"
-    assert flush(settings) == Flushed("sslmode=allow")
+    assert flush(config) == Flushed("sslmode=allow")
     set_and_load(server, "ALTER SYSTEM RESET citus.node_conninfo", "sslmode=prefer")
-    assert keep(settings) is None
-    assert flush(settings) == Flushed("sslmode=prefer")
+    assert keep(config) is None
+    assert flush(config) == Flushed("sslmode=prefer")
 
 
-def test_a_change_of_the_file_comes_through(server: Postgres, settings: Config) -> None:
+def test_a_change_of_the_file_comes_through(server: Postgres, config: Config) -> None:
     """What Patroni writes is in force at the next look, below ours and without it."""
-    flush(settings)
+    flush(config)
     edit(server, "'sslmode=prefer'", "'sslmode=disable'")
-    assert keep(settings) == Flushed("sslmode=disable")
+    assert keep(config) == Flushed("sslmode=disable")
     assert recall(loaded(server)) == Override("sslmode=disable")
-    assert keep(settings) is None
+    assert keep(config) is None
     edit(server, "citus.node_conninfo", "Citus.Node_ConnInfo")
-    assert keep(settings) is None
-    reset(settings)
+    assert keep(config) is None
+    reset(config)
     assert (loaded(server), altered(server)) == ("sslmode=disable", None)
 
 
-def test_a_value_that_is_gone_from_the_file_stands(server: Postgres, settings: Config) -> None:
+def test_a_value_that_is_gone_from_the_file_stands(server: Postgres, config: Config) -> None:
     """Patroni may lose it; so it stands, and that is said, until it is back or the administrator gives it up."""
-    flush(settings)
+    flush(config)
     edit(server, "citus.node_conninfo", "another.parameter")
-    found = keep(settings)
+    found = keep(config)
     assert found is not None
     assert (found.base, found.done) == ("sslmode=prefer", False)
     assert "`patronictl reload`" in (found.warning or "")
-    assert keep(settings) == found
-    assert flush(settings) == Flushed("sslmode=prefer", warning=found.warning)
+    assert keep(config) == found
+    assert flush(config) == Flushed("sslmode=prefer", warning=found.warning)
     edit(server, "another.parameter", "citus.node_conninfo")
-    assert keep(settings) is None
+    assert keep(config) is None
 
     edit(server, "citus.node_conninfo", "another.parameter")
     server.run_sql("ALTER SYSTEM RESET citus.node_conninfo")
     server.run_sql("SELECT pg_reload_conf()")
-    assert keep(settings) is None
-    assert flush(settings) == Flushed("")
+    assert keep(config) is None
+    assert flush(config) == Flushed("")
 
 
-def test_reset_takes_nothing_of_others_away(server: Postgres, settings: Config) -> None:
+def test_reset_takes_nothing_of_others_away(server: Postgres, config: Config) -> None:
     """Where there is nothing of ours, nothing is changed."""
     server.run_sql("ALTER SYSTEM SET citus.node_conninfo = 'sslmode=allow'")
-    reset(settings)
+    reset(config)
     assert altered(server) == "sslmode=allow"
     assert loaded(server) == "sslmode=prefer"
 
@@ -330,44 +330,44 @@ def test_reset_takes_nothing_of_others_away(server: Postgres, settings: Config) 
 @pytest.mark.parametrize(("line", "message"), FAULTS.values(), ids=FAULTS)
 @pytest.mark.parametrize("do", [flush, keep, reset])
 def test_an_error_in_a_file(
-    server: Postgres, settings: Config, do: Callable[[Config], object], line: str, message: str
+    server: Postgres, config: Config, do: Callable[[Config], object], line: str, message: str
 ) -> None:
     """PostgreSQL loads nothing then, so nothing is set; the error is named with its place, until it is mended."""
     set_and_load(server, "ALTER SYSTEM SET citus.node_conninfo = 'sslmode=allow'", "sslmode=allow")
-    flush(settings)
+    flush(config)
     before = (server.data / "postgresql.auto.conf").read_bytes()
     edit(server, CONF, f"{CONF}{line}\n")
     with pytest.raises(FlushError, match=message):
-        do(settings)
+        do(config)
     assert (server.data / "postgresql.auto.conf").read_bytes() == before
     edit(server, f"{CONF}{line}\n", CONF)
-    assert flush(settings) == Flushed("sslmode=allow")
+    assert flush(config) == Flushed("sslmode=allow")
 
 
-def test_a_setting_that_needs_a_restart_is_no_error(server: Postgres, settings: Config) -> None:
+def test_a_setting_that_needs_a_restart_is_no_error(server: Postgres, config: Config) -> None:
     """PostgreSQL then loads the rest, so the flush goes on."""
     edit(server, CONF, f"{CONF}max_connections = 55\n")
-    assert flush(settings) == Flushed("sslmode=prefer")
+    assert flush(config) == Flushed("sslmode=prefer")
     assert recall(loaded(server)) == IN_FILE
 
 
 @pytest.mark.parametrize(("query", "message"), ROBBED.values(), ids=ROBBED)
-def test_a_privilege_is_missing(server: Postgres, settings: Config, query: str, message: str) -> None:
+def test_a_privilege_is_missing(server: Postgres, config: Config, query: str, message: str) -> None:
     """Each privilege of role.sql is needed, what is missing is named, and running role.sql again mends it."""
     server.run_sql(query)
     with pytest.raises(FlushError, match=message):
-        flush(settings)
+        flush(config)
     server.run_sql(ROLE_SQL)
-    assert flush(settings) == Flushed("sslmode=prefer")
+    assert flush(config) == Flushed("sslmode=prefer")
 
 
 @pytest.mark.parametrize("either_site", ["embedded"], indirect=True)
-def test_alter_system_is_not_allowed(server: Postgres, settings: Config) -> None:
+def test_alter_system_is_not_allowed(server: Postgres, config: Config) -> None:
     """A parameter of PostgreSQL 17 forbids it to everybody."""
     edit(server, CONF, f"{CONF}allow_alter_system = off\n")
     server.wait_until("SELECT NOT current_setting('allow_alter_system')::bool")
     with pytest.raises(FlushError, match="allow_alter_system = on"):
-        flush(settings)
+        flush(config)
     edit(server, f"{CONF}allow_alter_system = off\n", CONF)
     server.wait_until("SELECT current_setting('allow_alter_system')::bool")
 
@@ -376,28 +376,28 @@ def test_a_server_without_citus(either_site: Site, tmp_path: Path) -> None:
     """There is nothing to flush, with and without our functions, and nothing is written."""
     server = either_site.primary("plain", "127.0.61.3")
     server.run_sql("CREATE ROLE resolver_agent LOGIN")
-    settings = configure(server, tmp_path)
+    config = configure(server, tmp_path)
     for _ in range(2):
-        assert (flush(settings), keep(settings)) == (None, None)
-        reset(settings)
+        assert (flush(config), keep(config)) == (None, None)
+        reset(config)
         assert altered(server) is None
         server.run_sql(ROLE_SQL)
     server.kill()
     with pytest.raises(FlushError, match="Connection refused"):
-        flush(settings)
+        flush(config)
 
 
-def test_a_server_that_hangs(server: Postgres, settings: Config) -> None:
+def test_a_server_that_hangs(server: Postgres, config: Config) -> None:
     """A call ends, also when the server stops to answer before or within a session."""
     with (
         pytest.raises(psycopg.OperationalError, match=r"^no answer within 0\.1 s$"),
-        citus_session.connect(settings, limit_s=0.1) as session,
+        citus_session.connect(config, limit_s=0.1) as session,
     ):
         session.execute("SELECT pg_sleep(60)")
     server.pause()
     try:
         with pytest.raises(FlushError, match="timeout expired"):
-            flush(settings)
+            flush(config)
     finally:
         server.resume()
 
@@ -446,14 +446,14 @@ def lead(citus: CitusCluster, machine: Machine, *, to: set[str]) -> None:
 def test_every_session_connects_anew(citus: CitusCluster) -> None:
     """Whatever a session does, its first command after a flush goes where the names lead now; none is disconnected."""
     cn1 = citus.machines["cn-1"]
-    settings = load(str(citus.configure(cn1)))
+    config = load(str(citus.configure(cn1)))
     idle, working = citus.connect(cn1), citus.connect(cn1)
     assert citus.serving(idle) == PRIMARIES
     working.execute("BEGIN")
     working.execute("UPDATE accounts SET balance = balance + 1")
     with Reader(citus, cn1) as busy:
         lead(citus, cn1, to=STANDBYS)
-        assert flush(settings) == Flushed("sslmode=prefer")
+        assert flush(config) == Flushed("sslmode=prefer")
         flushed_at = time.monotonic()
         busy.wait_for_reads(10)
     assert busy.reads[0][1] == PRIMARIES
@@ -469,13 +469,13 @@ def test_every_session_connects_anew(citus: CitusCluster) -> None:
 def test_two_flushes_while_a_session_idles(citus: CitusCluster) -> None:
     """A session that sees none of two changes, and is led back to where it was, still connects anew."""
     cn1 = citus.machines["cn-1"]
-    settings = load(str(citus.configure(cn1)))
+    config = load(str(citus.configure(cn1)))
     idle = citus.connect(cn1)
     assert citus.serving(idle) == PRIMARIES
     before = citus.sessions_of(idle)
     for servers in (STANDBYS, PRIMARIES):
         lead(citus, cn1, to=servers)
-        assert flush(settings) == Flushed("sslmode=prefer")
+        assert flush(config) == Flushed("sslmode=prefer")
     assert citus.serving(idle) == PRIMARIES
     assert set(before) == PRIMARIES
     for worker, pids in before.items():
@@ -486,29 +486,29 @@ def test_two_flushes_while_a_session_idles(citus: CitusCluster) -> None:
 def test_the_real_parameter_on_a_standby(citus: CitusCluster) -> None:
     """Citus takes our values, on a standby too, and not only ours; what it refuses and what is above ours is named."""
     cn2 = citus.machines["cn-2"]
-    settings = load(str(citus.configure(cn2)))
+    config = load(str(citus.configure(cn2)))
     session = citus.connect(cn2)
     assert citus.serving(session) == STANDBYS
     lead(citus, cn2, to=PRIMARIES)
-    assert flush(settings) == Flushed("sslmode=prefer")
+    assert flush(config) == Flushed("sslmode=prefer")
     assert citus.serving(session) == PRIMARIES
 
-    with citus_session.connect(settings, limit_s=5) as ours, pytest.raises(psycopg.errors.InsufficientPrivilege):
+    with citus_session.connect(config, limit_s=5) as ours, pytest.raises(psycopg.errors.InsufficientPrivilege):
         ours.execute("SHOW citus.node_conninfo")
 
     [(boot,)] = cn2.server.run_sql("SELECT boot_val FROM pg_settings WHERE name = 'citus.node_conninfo'")
     edit(cn2.server, "citus.node_conninfo =", "another.parameter =")
     cn2.server.run_sql("ALTER SYSTEM RESET citus.node_conninfo")
-    assert flush(settings) == Flushed(boot)
+    assert flush(config) == Flushed(boot)
     edit(cn2.server, "another.parameter = 'sslmode=prefer'", "citus.node_conninfo = 'password=secret'")
     with pytest.raises(FlushError, match=r'invalid value for parameter "citus\.node_conninfo"'):
-        keep(settings)
+        keep(config)
     edit(cn2.server, "password=secret", "sslmode=prefer")
-    reset(settings)
+    reset(config)
     assert (loaded(cn2.server), altered(cn2.server)) == ("sslmode=prefer", None)
 
     cn2.server.stop()
     above = {"citus.node_conninfo": "sslmode=prefer"}
     cn2.server.start(**above)  # type: ignore[arg-type]  # `wait` is not among them
     with pytest.raises(FlushError, match="command line"):
-        flush(settings)
+        flush(config)

@@ -98,7 +98,7 @@ def test_a_transaction_in_doubt(citus: CitusCluster) -> None:
     assert citus.run_sql(cn1, SUM) == [(40_400,)]
 
 
-def test_a_name_astray_makes_it_forget_nothing(citus: CitusCluster) -> None:
+def test_a_misrouted_name_makes_it_forget_nothing(citus: CitusCluster) -> None:
     """While a name leads to a standby the records stay; once it is right again, what was committed is there."""
     leave_in_doubt(citus, citus.machines["cn-1"])
     in_doubt = prepared(citus)

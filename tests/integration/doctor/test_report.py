@@ -104,7 +104,7 @@ def config(cluster: dict[str, Group], write_config: WriteConfig) -> Path:
 # --- What it says, and when
 
 
-def test_beside_a_running_agent(
+def test_with_a_running_agent(
     config: Path, cluster: dict[str, Group], start_agent: StartAgent, hosts_file: Path
 ) -> None:
     """Nothing is wrong with the nodes, the file and the agent; and nothing is written."""

@@ -65,9 +65,9 @@ async def test_a_node_that_hangs_delays_no_other(
         **{f"dns{i}": [f"hanging{i}.example"] for i in range(20)},
     }
     resolver = Resolver()
-    settings = load(sound, names, interval="50ms", timeout="2s")
+    config = load(sound, names, interval="50ms", timeout="2s")
     fake = FakePostgres(lone.port, lambda session: [ROW + READY if session == 1 else ROW, None])
-    async with fake.serving(), watching(settings, getaddrinfo=resolver) as sight:
+    async with fake.serving(), watching(config, getaddrinfo=resolver) as sight:
         hanging = [Node(host, sound.port) for host in (paused_later.address, frozen.address, FAULTY)]
         for node in (node_of(sound), *hanging[:2]):
             await sight.until_result(node, Role.PRIMARY, Role.STANDBY)
@@ -86,8 +86,8 @@ async def test_a_node_that_hangs_delays_no_other(
 @in_loop
 async def test_half_an_answer_blocks_nothing(lone: Postgres, load: Load) -> None:
     """A server that stops in the middle of an answer delays no other, and is unreachable after the timeout."""
-    settings = load(lone, {"half": [FAULTY], "sound": [lone.address]}, interval="50ms", timeout="2s")
-    async with FakePostgres(lone.port, lambda _: [ROW, None]).serving(), watching(settings) as sight:
+    config = load(lone, {"half": [FAULTY], "sound": [lone.address]}, interval="50ms", timeout="2s")
+    async with FakePostgres(lone.port, lambda _: [ROW, None]).serving(), watching(config) as sight:
         begun = await sight.probes(node_of(lone), for_s=1.8)
         assert max(later - earlier for earlier, later in itertools.pairwise(begun)) < 1
         state = await sight.until_result(Node(FAULTY, lone.port), ProbeFailure.UNREACHABLE)
@@ -136,7 +136,7 @@ async def test_an_ended_session_is_no_dead_server(lone: Postgres, load: Load) ->
     ids=["28000", "53300"],
 )
 @in_loop
-async def test_a_server_that_ends_the_session_and_then_bars_us_lives(
+async def test_a_server_that_ends_the_session_and_then_rejects_us_lives(
     bar: str, unbar: str, words: str, lone: Postgres, load: Load
 ) -> None:
     """Failing to log in is not down (R1), also right after a lost session: whoever says no is there."""
@@ -300,12 +300,12 @@ async def test_a_group_without_its_primary_is_asked_fifty_times_a_second(cluster
 
 
 @in_loop
-async def test_what_bars_probes_is_not_asked_in_a_frenzy(lone: Postgres, load: Load) -> None:
+async def test_what_rejects_probes_is_not_asked_in_a_frenzy(lone: Postgres, load: Load) -> None:
     """A server that took a privilege away rejects us, is known for what it was before, and its reconnects back off."""
     count = "SELECT sessions FROM pg_stat_database WHERE datname = 'template1'"
     grant = "{} EXECUTE ON FUNCTION pg_control_system() {} PUBLIC"
-    settings = load(lone, {"wk1": [lone.address]}, postgresql={"user": ROLE, "dbname": "template1"})
-    async with watching(settings) as sight:
+    config = load(lone, {"wk1": [lone.address]}, postgresql={"user": ROLE, "dbname": "template1"})
+    async with watching(config) as sight:
         await sight.until_result(node_of(lone), Role.PRIMARY)
         lone.run_sql(grant.format("REVOKE", "FROM"), dbname="template1")
         state = await sight.until_result(node_of(lone), ProbeFailure.REJECTING)
@@ -350,8 +350,8 @@ async def test_close_leaves_no_connection_and_no_task(cluster: dict[str, Group],
     """Whatever it was doing; ``in_loop`` looks for tasks."""
     server = cluster["wk1"].primary
     with socket.create_server((FAULTY, server.port)):
-        settings = load(server, {"wk1": [server.address], "wk2": [FAULTY]})
-        async with watching(settings) as sight:
+        config = load(server, {"wk1": [server.address], "wk2": [FAULTY]})
+        async with watching(config) as sight:
             await sight.until_result(node_of(server), Role.PRIMARY)
             await sight.until(lambda: sight.monitor.local.latest)
             assert len(await off_loop(ours, server)) == 2
@@ -394,9 +394,9 @@ async def test_a_defect_in_a_task_comes_to_light(lone: Postgres, load: Load) -> 
 @in_loop
 async def test_many_reconnects_leak_nothing(lone: Postgres, load: Load) -> None:
     """Neither descriptors nor connection objects are left of what failed, hung up or was let go."""
-    settings = load(lone, {"wk1": [FAULTY]}, interval="10ms")
+    config = load(lone, {"wk1": [FAULTY]}, interval="10ms")
     fake = FakePostgres(lone.port, lambda session: [[], [ROW + READY], [ROW + READY, b""], [TERMINATED]][session % 4])
-    async with fake.serving(), watching(settings) as sight:
+    async with fake.serving(), watching(config) as sight:
         await sight.until(lambda: fake.sessions >= 20)
         before = descriptors()
         await sight.until(lambda: fake.sessions >= 150)

@@ -100,8 +100,8 @@ async def test_a_role_with_login_alone_sees_a_pair_before_and_after_a_promotion(
         primary, standby = (await off_loop(site.groups, {"wk1": ["127.0.9.1", "127.0.9.2"]}))["wk1"]
         primary.run_sql(f"CREATE ROLE {ROLE} LOGIN")
         standby.wait_for_replay(of=primary)
-        settings = load(primary, {"wk1": [primary.address, standby.address]}, port=site.port)
-        async with watching(settings) as sight:
+        config = load(primary, {"wk1": [primary.address, standby.address]}, port=site.port)
+        async with watching(config) as sight:
             await sight.until(lambda: sight.monitor.asked_all)
             sight.monitor.refresh()
             await sight.until_result(node_of(primary), Role.PRIMARY)
@@ -254,9 +254,9 @@ async def test_each_fault_has_its_kind_and_its_words(
 @in_loop
 async def test_a_server_that_hangs_up_on_a_probe_is_dead_at_once(last_words: bytes, lone: Postgres, load: Load) -> None:
     """A connection that ends while a probe is in flight is noticed at once, with or without a farewell."""
-    settings = load(lone, {"wk1": [FAULTY]}, interval="5s", timeout="5s")
+    config = load(lone, {"wk1": [FAULTY]}, interval="5s", timeout="5s")
     fake = FakePostgres(lone.port, lambda session: [ROW + READY, last_words] if session == 1 else [])
-    async with fake.serving(), watching(settings) as sight:
+    async with fake.serving(), watching(config) as sight:
         node = Node(FAULTY, lone.port)
         await sight.until_result(node, Role.PRIMARY)
         began = boottime()
@@ -270,10 +270,10 @@ async def test_a_server_that_hangs_up_on_a_probe_is_dead_at_once(last_words: byt
 @in_loop
 async def test_a_server_that_hangs_up_once_and_lets_us_in_again_is_not_dead(lone: Postgres, load: Load) -> None:
     """One lost session says nothing of the server, also where a probe was in flight."""
-    settings = load(lone, {"wk1": [FAULTY]}, interval="5s", timeout="5s")
+    config = load(lone, {"wk1": [FAULTY]}, interval="5s", timeout="5s")
     again = ROW.replace(b"00000007", b"00000008") + READY
     fake = FakePostgres(lone.port, lambda session: [ROW + READY, TERMINATED] if session == 1 else [again, None])
-    async with fake.serving(), watching(settings) as sight:
+    async with fake.serving(), watching(config) as sight:
         node = Node(FAULTY, lone.port)
         await sight.until_result(node, Role.PRIMARY)
         sight.monitor.refresh()
@@ -285,9 +285,9 @@ async def test_a_server_that_hangs_up_once_and_lets_us_in_again_is_not_dead(lone
 async def test_a_node_by_dns_name_is_resolved_at_each_connect(lone: Postgres, load: Load) -> None:
     """The target is the address that was connected to, the first of the name's that answers."""
     resolver = Resolver(one=f"{FAULTY} {lone.address}")
-    settings = load(lone, {"wk1": ["one"]}, interval="5s")
+    config = load(lone, {"wk1": ["one"]}, interval="5s")
     node = Node("one", lone.port)
-    async with watching(settings, getaddrinfo=resolver) as sight:
+    async with watching(config, getaddrinfo=resolver) as sight:
         await sight.until_result(node, Role.PRIMARY)
         assert role(sight.state(node)).address == lone.address
         resolver.known["one"] = FAULTY
@@ -306,8 +306,8 @@ async def test_a_password_is_looked_up_by_the_name_as_configured(lone: Postgres,
     passfile.write_text(f"db.example:{lone.port}:postgres:locked:right\n")
     passfile.chmod(0o600)
     login = {"user": "locked", "dbname": "postgres", "passfile": str(passfile)}
-    settings = load(lone, {"wk1": ["db.example", lone.address]}, postgresql=login)
-    async with watching(settings, getaddrinfo=Resolver(**{"db.example": lone.address})) as sight:
+    config = load(lone, {"wk1": ["db.example", lone.address]}, postgresql=login)
+    async with watching(config, getaddrinfo=Resolver(**{"db.example": lone.address})) as sight:
         await sight.until(lambda: sight.monitor.asked_all)
         by_name, by_address = (newest(sight.state(node)) for node in sight.monitor.nodes)
         assert (by_name.result, by_name.detail) == (Role.PRIMARY, "")
@@ -328,10 +328,10 @@ async def test_a_certificate_is_held_against_the_name_as_configured(lone: Postgr
     """With verify-full a node's certificate has to be for the DNS name that the node is given by."""
     key, certificate = certify(lone, "db.example")
     login = {"user": ROLE, "dbname": "postgres", "sslmode": "verify-full", "sslrootcert": certificate}
-    settings = load(lone, {"wk1": ["db.example", "other.example"]}, postgresql=login)
+    config = load(lone, {"wk1": ["db.example", "other.example"]}, postgresql=login)
     resolver = Resolver(**{"db.example": lone.address, "other.example": lone.address})
     with running_with(lone, ssl="on", ssl_cert_file=certificate, ssl_key_file=key):
-        async with watching(settings, getaddrinfo=resolver) as sight:
+        async with watching(config, getaddrinfo=resolver) as sight:
             await sight.until(lambda: sight.monitor.asked_all)
             named, other = (newest(sight.state(node)) for node in sight.monitor.nodes)
     assert (named.result, named.detail) == (Role.PRIMARY, "")
@@ -363,8 +363,8 @@ async def test_ipv6(lone: Postgres, load: Load) -> None:
 @in_loop
 async def test_a_missing_socket_is_a_dead_local_server(lone: Postgres, load: Load, tmp_path: Path) -> None:
     """The local server is asked over its socket; without one there is no server."""
-    settings = load(lone, {"wk1": [lone.address]})
-    async with watching(dataclasses.replace(settings, local={**settings.local, "host": str(tmp_path)})) as sight:
+    config = load(lone, {"wk1": [lone.address]})
+    async with watching(dataclasses.replace(config, local={**config.local, "host": str(tmp_path)})) as sight:
         await sight.until(lambda: sight.monitor.local.latest)
         assert newest(sight.monitor.local).result is ProbeFailure.DEAD
         assert newest(sight.monitor.local).detail == "No such file or directory"

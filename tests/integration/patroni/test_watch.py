@@ -389,16 +389,16 @@ CALM_S, INTERVAL_S, API_TIMEOUT_S = 0.5, 0.2, 1.0
 class Sight:
     """A watch over the group ``wk1`` of a cluster, of which the configuration has the first node alone."""
 
-    def __init__(self, settings: Config) -> None:
-        self.settings = settings
+    def __init__(self, config: Config) -> None:
+        self.config = config
         self.changed = asyncio.Event()
         self.watch = PatroniWatch(changed=self.changed, calm_s=CALM_S, gone_after_s=1.0, patience_s=0.0)
-        self.watch.watch(settings)
+        self.watch.watch(config)
 
     @property
     def hosts(self) -> list[str]:
         """The hosts behind wk1, with those that joined."""
-        return [one.host for one in self.watch.extended(self.settings).groups[0].nodes]
+        return [one.host for one in self.watch.extended(self.config).groups[0].nodes]
 
     @property
     def status(self) -> PatroniStatus:

@@ -118,7 +118,7 @@ def test_what_others_have_put_there_goes(server: Postgres) -> None:
     ]
 
 
-def test_an_owner_of_a_database_cannot_lead_it_astray(server: Postgres) -> None:
+def test_an_owner_of_a_database_cannot_hijack_it(server: Postgres) -> None:
     """Who runs it is a superuser, and does nothing that the database's own search_path brings in."""
     server.run_sql("""
         CREATE ROLE owner;
@@ -153,7 +153,7 @@ def test_an_owner_of_a_database_cannot_lead_it_astray(server: Postgres) -> None:
         server.run_sql("ALTER DATABASE app OWNER TO postgres; DROP ROLE owner")
 
 
-def test_the_caller_cannot_lead_a_function_astray(server: Postgres) -> None:
+def test_the_caller_cannot_hijack_a_function(server: Postgres) -> None:
     """What a session has of its own does not stand in for PostgreSQL's, whatever its search_path says."""
     for database in DATABASES:
         server.run_sql(ROLE_SQL, dbname=database)

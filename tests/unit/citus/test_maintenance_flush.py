@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Config
 
-SETTINGS = config(group("wk1", "10.0.0.3"))
+CONFIG = config(group("wk1", "10.0.0.3"))
 UP = NodeState().after(Observation(result=Role.STANDBY, at=0.0, identity=Identity(1, 1)))
 RESTARTED = NodeState().after(Observation(result=Role.STANDBY, at=0.0, identity=Identity(1, 2)))
 DOWN = UP.after(Observation(result=ProbeFailure.DEAD, at=0.0))
@@ -38,12 +38,12 @@ class Server:
         self.answers = threading.Event()
         self.answers.set()
 
-    def flush(self, _settings: Config) -> Flushed | None:
+    def flush(self, _config: Config) -> Flushed | None:
         """Flush."""
         self._do("flush")
         return Flushed("sslmode=prefer", warning=self.warning) if self.citus else None
 
-    def keep(self, _settings: Config) -> Flushed | None:
+    def keep(self, _config: Config) -> Flushed | None:
         """Compare the administrator's value; nothing is to be done."""
         self._do("keep")
         return Flushed("sslmode=prefer", done=False, warning=self.warning) if self.warning else None
@@ -55,7 +55,7 @@ class Server:
         self.done.append(what)
 
 
-class Bed:
+class Setup:
     """A flusher, its server, and a clock."""
 
     def __init__(self) -> None:
@@ -65,10 +65,10 @@ class Bed:
         self.said: object = "A"
         self.flusher = Flusher(changed=self.changed, do_flush=self.server.flush, do_keep=self.server.keep)
 
-    def tick(self, local: NodeState = UP, settings: Config = SETTINGS) -> Bed:
+    def tick(self, local: NodeState = UP, configuration: Config = CONFIG) -> Setup:
         """Let a round pass."""
         self.changed.clear()
-        self.flusher.tick(settings, said=self.said, local=local, now=self.now)
+        self.flusher.tick(configuration, said=self.said, local=local, now=self.now)
         return self
 
     async def settle(self, local: NodeState = UP) -> list[str]:
@@ -79,11 +79,11 @@ class Bed:
         return self.server.done
 
 
-def run(scenario: Callable[[Bed], Coroutine[None, None, None]]) -> None:
+def run(scenario: Callable[[Setup], Coroutine[None, None, None]]) -> None:
     """Play a scenario in a loop of its own."""
 
     async def play() -> None:
-        await scenario(Bed())
+        await scenario(Setup())
 
     asyncio.run(play())
 
@@ -91,17 +91,17 @@ def run(scenario: Callable[[Bed], Coroutine[None, None, None]]) -> None:
 def test_a4_flushes_at_the_start_and_after_each_change() -> None:
     """Nobody knows what was flushed before this run; afterwards each state of the file is flushed once."""
 
-    async def scenario(bed: Bed) -> None:
-        assert not bed.flusher.flushed
-        assert await bed.settle() == ["flush"]
-        assert bed.flusher.flushed
-        bed.tick()
-        assert bed.server.done == ["flush"]
-        bed.said = "B"
-        bed.tick()
-        assert not bed.flusher.flushed
-        assert await bed.settle() == ["flush", "flush"]
-        assert bed.flusher.flushed
+    async def scenario(setup: Setup) -> None:
+        assert not setup.flusher.flushed
+        assert await setup.settle() == ["flush"]
+        assert setup.flusher.flushed
+        setup.tick()
+        assert setup.server.done == ["flush"]
+        setup.said = "B"
+        setup.tick()
+        assert not setup.flusher.flushed
+        assert await setup.settle() == ["flush", "flush"]
+        assert setup.flusher.flushed
 
     run(scenario)
 
@@ -109,18 +109,18 @@ def test_a4_flushes_at_the_start_and_after_each_change() -> None:
 def test_changes_that_come_during_a_flush_share_the_next() -> None:
     """What was said when a flush began is flushed by it, and what was said since is not."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.server.answers.clear()
-        bed.tick()
+    async def scenario(setup: Setup) -> None:
+        setup.server.answers.clear()
+        setup.tick()
         for said in "BCD":
-            bed.said = said
-            bed.tick()
-        bed.server.answers.set()
-        await asyncio.wait_for(bed.changed.wait(), 10)
-        bed.tick()
-        assert not bed.flusher.flushed
-        assert await bed.settle() == ["flush", "flush"]
-        assert bed.flusher.flushed
+            setup.said = said
+            setup.tick()
+        setup.server.answers.set()
+        await asyncio.wait_for(setup.changed.wait(), 10)
+        setup.tick()
+        assert not setup.flusher.flushed
+        assert await setup.settle() == ["flush", "flush"]
+        assert setup.flusher.flushed
 
     run(scenario)
 
@@ -129,26 +129,26 @@ def test_changes_that_come_during_a_flush_share_the_next() -> None:
 def test_what_was_said_in_between_is_flushed(held_up_by: str) -> None:
     """Sessions may have connected to where a name led for a moment, also when it was back before any flush."""
 
-    async def scenario(bed: Bed) -> None:
-        await bed.settle()
+    async def scenario(setup: Setup) -> None:
+        await setup.settle()
         if held_up_by == "a failure":
-            bed.server.refuses = True
+            setup.server.refuses = True
         else:
-            bed.now += 60
-            bed.server.answers.clear()
-            bed.tick()
-        bed.said = "B"
-        bed.tick()
-        bed.said = "A"
-        assert not bed.tick().flusher.flushed
-        bed.server.answers.set()
-        await asyncio.wait_for(bed.changed.wait(), 10)
-        bed.server.refuses = False
-        await bed.settle()
-        assert bed.server.done[-1] == "flush"
-        assert bed.server.done.count("flush") == 2
-        assert bed.flusher.flushed
-        assert bed.flusher.alerts == ()
+            setup.now += 60
+            setup.server.answers.clear()
+            setup.tick()
+        setup.said = "B"
+        setup.tick()
+        setup.said = "A"
+        assert not setup.tick().flusher.flushed
+        setup.server.answers.set()
+        await asyncio.wait_for(setup.changed.wait(), 10)
+        setup.server.refuses = False
+        await setup.settle()
+        assert setup.server.done[-1] == "flush"
+        assert setup.server.done.count("flush") == 2
+        assert setup.flusher.flushed
+        assert setup.flusher.alerts == ()
 
     run(scenario)
 
@@ -156,16 +156,16 @@ def test_what_was_said_in_between_is_flushed(held_up_by: str) -> None:
 def test_a_change_does_not_wait_for_what_failed_before() -> None:
     """However late the next try would be: a promotion may wait for it."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.server.refuses = True
+    async def scenario(setup: Setup) -> None:
+        setup.server.refuses = True
         for _ in range(9):
-            bed.now += 60
-            await bed.settle()
-        bed.server.refuses = False
-        bed.tick()
-        bed.said = "B"
-        assert await bed.settle() == ["flush"]  # and none before it
-        assert bed.flusher.flushed
+            setup.now += 60
+            await setup.settle()
+        setup.server.refuses = False
+        setup.tick()
+        setup.said = "B"
+        assert await setup.settle() == ["flush"]  # and none before it
+        assert setup.flusher.flushed
 
     run(scenario)
 
@@ -173,20 +173,20 @@ def test_a_change_does_not_wait_for_what_failed_before() -> None:
 def test_a_warning_lasts_as_long_as_its_reason() -> None:
     """What is wrong with the administrator's value is an alert from the look that finds it to the one that does not."""
 
-    async def scenario(bed: Bed) -> None:
-        await bed.settle()
+    async def scenario(setup: Setup) -> None:
+        await setup.settle()
         seen = []
         for warning in ("it is gone", "it is gone", None):
-            bed.server.warning = warning
-            bed.now += 60
-            await bed.settle()
-            seen.append([alert.text for alert in bed.flusher.alerts])
+            setup.server.warning = warning
+            setup.now += 60
+            await setup.settle()
+            seen.append([alert.text for alert in setup.flusher.alerts])
         assert seen == [["it is gone"], ["it is gone"], []]
-        assert bed.server.done == ["flush", "keep", "keep", "keep"]
-        bed.server.warning, bed.said = "it is gone", "B"
-        await bed.settle()
-        assert [alert.text for alert in bed.flusher.alerts] == ["it is gone"]
-        assert bed.flusher.flushed
+        assert setup.server.done == ["flush", "keep", "keep", "keep"]
+        setup.server.warning, setup.said = "it is gone", "B"
+        await setup.settle()
+        assert [alert.text for alert in setup.flusher.alerts] == ["it is gone"]
+        assert setup.flusher.flushed
 
     run(scenario)
 
@@ -194,18 +194,18 @@ def test_a_warning_lasts_as_long_as_its_reason() -> None:
 def test_what_nobody_foresaw_is_an_alert(caplog: pytest.LogCaptureFixture) -> None:
     """A defect is said, with where it was once, and does not end the agent; it is tried again like any failure."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.server.refuses, bed.server.fault = True, OSError(24, "Too many open files")
+    async def scenario(setup: Setup) -> None:
+        setup.server.refuses, setup.server.fault = True, OSError(24, "Too many open files")
         for _ in range(3):
-            bed.now += 60
-            await bed.settle()
-        [alert] = bed.flusher.alerts
+            setup.now += 60
+            await setup.settle()
+        [alert] = setup.flusher.alerts
         assert alert.text == "cached connections are not flushed: OSError(24, 'Too many open files')"
         assert [record.exc_info is not None for record in caplog.records] == [True]
-        bed.server.refuses = False
-        bed.now += 60
-        await bed.settle()
-        assert bed.flusher.flushed
+        setup.server.refuses = False
+        setup.now += 60
+        await setup.settle()
+        assert setup.flusher.flushed
 
     run(scenario)
 
@@ -213,13 +213,13 @@ def test_what_nobody_foresaw_is_an_alert(caplog: pytest.LogCaptureFixture) -> No
 def test_turned_off_and_on_again() -> None:
     """What names led to while nothing was to be flushed is flushed at once."""
 
-    async def scenario(bed: Bed) -> None:
-        await bed.settle()
-        bed.tick(settings=dataclasses.replace(SETTINGS, citus=False))
-        assert bed.flusher.status == FlushStatus(citus=None, flushed=True, fault=None)
-        assert not bed.tick().flusher.flushed
-        await bed.settle()
-        assert bed.server.done == ["flush", "flush"]
+    async def scenario(setup: Setup) -> None:
+        await setup.settle()
+        setup.tick(configuration=dataclasses.replace(CONFIG, citus=False))
+        assert setup.flusher.status == FlushStatus(citus=None, flushed=True, fault=None)
+        assert not setup.tick().flusher.flushed
+        await setup.settle()
+        assert setup.server.done == ["flush", "flush"]
 
     run(scenario)
 
@@ -228,14 +228,14 @@ def test_turned_off_and_on_again() -> None:
 def test_looks_after_the_administrators_value(local: NodeState) -> None:
     """Every minute, and after each restart of the server, at once."""
 
-    async def scenario(bed: Bed) -> None:
-        await bed.settle()
+    async def scenario(setup: Setup) -> None:
+        await setup.settle()
         if local is UP:
-            bed.now += 59
-            assert bed.tick().server.done == ["flush"]
-            bed.now += 1
-        assert await bed.settle(local) == ["flush", "keep"]
-        assert bed.flusher.flushed
+            setup.now += 59
+            assert setup.tick().server.done == ["flush"]
+            setup.now += 1
+        assert await setup.settle(local) == ["flush", "keep"]
+        assert setup.flusher.flushed
 
     run(scenario)
 
@@ -243,29 +243,29 @@ def test_looks_after_the_administrators_value(local: NodeState) -> None:
 def test_a_failure_is_one_alert_and_is_tried_again_ever_later() -> None:
     """Without the privilege there is an alert and no loop; the alert ends when it works."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.server.refuses = True
-        await bed.settle()
-        [alert] = bed.flusher.alerts
+    async def scenario(setup: Setup) -> None:
+        setup.server.refuses = True
+        await setup.settle()
+        [alert] = setup.flusher.alerts
         assert alert.text == "cached connections are not flushed: permission denied; run systemd/role.sql"
         waited = []
         for _ in range(9):
-            begun = bed.now
-            while not bed.flusher._call.under_way:
-                bed.now += 0.5
-                bed.tick()
-            waited.append(bed.now - begun)
-            await asyncio.wait_for(bed.changed.wait(), 10)
-            bed.tick()
-            assert bed.flusher.alerts == (alert,)
+            begun = setup.now
+            while not setup.flusher._call.under_way:
+                setup.now += 0.5
+                setup.tick()
+            waited.append(setup.now - begun)
+            await asyncio.wait_for(setup.changed.wait(), 10)
+            setup.tick()
+            assert setup.flusher.alerts == (alert,)
         assert waited == sorted(waited)
         assert waited[0] <= 1
         assert waited[-1] == 10
-        bed.server.refuses = False
-        bed.now += 60
-        await bed.settle()
-        assert bed.flusher.alerts == ()
-        assert bed.flusher.flushed
+        setup.server.refuses = False
+        setup.now += 60
+        await setup.settle()
+        assert setup.flusher.alerts == ()
+        assert setup.flusher.flushed
 
     run(scenario)
 
@@ -273,15 +273,15 @@ def test_a_failure_is_one_alert_and_is_tried_again_ever_later() -> None:
 def test_without_citus_there_is_nothing_to_flush() -> None:
     """A server without Citus counts as flushed, and is looked at again each minute."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.server.citus = False
-        await bed.settle()
-        assert bed.flusher.flushed
-        assert bed.flusher.status == FlushStatus(citus=False, flushed=True, fault=None)
-        bed.now += 60
-        bed.server.citus = True
-        assert await bed.settle() == ["flush", "flush"]
-        assert bed.flusher.citus
+    async def scenario(setup: Setup) -> None:
+        setup.server.citus = False
+        await setup.settle()
+        assert setup.flusher.flushed
+        assert setup.flusher.status == FlushStatus(citus=False, flushed=True, fault=None)
+        setup.now += 60
+        setup.server.citus = True
+        assert await setup.settle() == ["flush", "flush"]
+        assert setup.flusher.citus
 
     run(scenario)
 
@@ -289,13 +289,13 @@ def test_without_citus_there_is_nothing_to_flush() -> None:
 def test_a_server_that_is_down_has_no_sessions() -> None:
     """Nothing is tried while it is down, and nothing is wrong with that; it is flushed when it is back."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.server.answers.clear()
-        bed.tick(DOWN)
-        bed.now += 6
-        assert bed.tick(DOWN).flusher.alerts == ()  # a call that had been begun would hang
-        bed.server.answers.set()
-        assert await bed.settle(RESTARTED) == ["flush"]
+    async def scenario(setup: Setup) -> None:
+        setup.server.answers.clear()
+        setup.tick(DOWN)
+        setup.now += 6
+        assert setup.tick(DOWN).flusher.alerts == ()  # a call that had been begun would hang
+        setup.server.answers.set()
+        assert await setup.settle(RESTARTED) == ["flush"]
 
     run(scenario)
 
@@ -303,16 +303,16 @@ def test_a_server_that_is_down_has_no_sessions() -> None:
 def test_a_server_that_hangs_is_an_alert() -> None:
     """A call that never ends is said after a while, and is not begun a second time."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.server.answers.clear()
-        bed.tick()
-        bed.now += 4
-        assert bed.tick().flusher.alerts == ()
-        bed.now += 2
-        assert "does not answer" in bed.tick().flusher.alerts[0].text
-        bed.server.answers.set()
-        await asyncio.wait_for(bed.changed.wait(), 10)
-        assert bed.tick().flusher.alerts == ()
-        assert bed.server.done == ["flush"]
+    async def scenario(setup: Setup) -> None:
+        setup.server.answers.clear()
+        setup.tick()
+        setup.now += 4
+        assert setup.tick().flusher.alerts == ()
+        setup.now += 2
+        assert "does not answer" in setup.tick().flusher.alerts[0].text
+        setup.server.answers.set()
+        await asyncio.wait_for(setup.changed.wait(), 10)
+        assert setup.tick().flusher.alerts == ()
+        assert setup.server.done == ["flush"]
 
     run(scenario)

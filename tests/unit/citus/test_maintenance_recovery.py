@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Config
 
-SETTINGS = dataclasses.replace(config(group("wk1", "10.0.0.3")), local={"dbname": "postgres"})
+CONFIG = dataclasses.replace(config(group("wk1", "10.0.0.3")), local={"dbname": "postgres"})
 SLOWEST_S = INTERVAL_S + 2 * TIMEOUT_S
 
 
@@ -37,7 +37,7 @@ class Citus:
         self.go_on = threading.Event()
         self.go_on.set()
 
-    def recover(self, _settings: Config, still: Callable[[], str | None]) -> list[Recovered]:
+    def recover(self, _config: Config, still: Callable[[], str | None]) -> list[Recovered]:
         """Make a pass."""
         self.begun.set()
         self.go_on.wait(10)
@@ -48,7 +48,7 @@ class Citus:
         return [self.result]
 
 
-class Bed:
+class Setup:
     """A recoverer, what it works on, the evidence, and a clock that begins now."""
 
     def __init__(self) -> None:
@@ -68,20 +68,20 @@ class Bed:
         self.since.append(since)
         return self.blocker or ("nobody has answered yet" if self.now - since < self.answers_take_s else None)
 
-    def tick(self) -> Bed:
+    def tick(self) -> Setup:
         """Let a round pass."""
         self.changed.clear()
-        self.recoverer.tick(SETTINGS, role=self.role, blocker=self._blocker, now=self.now)
+        self.recoverer.tick(CONFIG, role=self.role, blocker=self._blocker, now=self.now)
         return self
 
-    async def settle(self) -> Bed:
+    async def settle(self) -> Setup:
         """Let a pass run from its evidence to its end."""
         self.tick()
         self.tick()
         await asyncio.wait_for(self.changed.wait(), 10)
         return self.tick()
 
-    def wait(self, seconds: float) -> Bed:
+    def wait(self, seconds: float) -> Setup:
         """Let time pass."""
         self.now += seconds
         return self
@@ -92,11 +92,11 @@ class Bed:
         return [alert.text for alert in self.recoverer.alerts]
 
 
-def run(scenario: Callable[[Bed], Coroutine[None, None, None]]) -> None:
+def run(scenario: Callable[[Setup], Coroutine[None, None, None]]) -> None:
     """Play a scenario in a loop of its own."""
 
     async def play() -> None:
-        await scenario(Bed())
+        await scenario(Setup())
 
     asyncio.run(play())
 
@@ -104,14 +104,14 @@ def run(scenario: Callable[[Bed], Coroutine[None, None, None]]) -> None:
 def test_runs_at_once_and_every_minute() -> None:
     """A primary recovers at once, then a minute after each pass, each time on evidence that was asked for."""
 
-    async def scenario(bed: Bed) -> None:
-        assert (await bed.settle()).citus.passes == 1
-        assert bed.asked == bed.since == [bed.now]
-        bed.wait(PERIOD_S - 1).tick().tick()
-        assert bed.citus.passes == 1
-        bed.wait(1)
-        assert (await bed.settle()).citus.passes == 2
-        assert bed.asked[-1] == bed.since[-1] == bed.now
+    async def scenario(setup: Setup) -> None:
+        assert (await setup.settle()).citus.passes == 1
+        assert setup.asked == setup.since == [setup.now]
+        setup.wait(PERIOD_S - 1).tick().tick()
+        assert setup.citus.passes == 1
+        setup.wait(1)
+        assert (await setup.settle()).citus.passes == 2
+        assert setup.asked[-1] == setup.since[-1] == setup.now
 
     run(scenario)
 
@@ -119,13 +119,13 @@ def test_runs_at_once_and_every_minute() -> None:
 def test_a_promotion_makes_it_due() -> None:
     """A standby recovers nothing; once promoted it does so at once."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.role = Role.STANDBY
-        bed.tick().wait(1000).tick().tick()
-        assert bed.asked == []
-        assert bed.alerts == []
-        bed.role = Role.PRIMARY
-        assert (await bed.settle()).citus.passes == 1
+    async def scenario(setup: Setup) -> None:
+        setup.role = Role.STANDBY
+        setup.tick().wait(1000).tick().tick()
+        assert setup.asked == []
+        assert setup.alerts == []
+        setup.role = Role.PRIMARY
+        assert (await setup.settle()).citus.passes == 1
 
     run(scenario)
 
@@ -133,17 +133,17 @@ def test_a_promotion_makes_it_due() -> None:
 def test_a5_nothing_runs_while_a_precondition_fails() -> None:
     """While something blocks it fresh evidence is asked for again and again; overdue is an alert, and ends."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.blocker = "wk1 is held"
+    async def scenario(setup: Setup) -> None:
+        setup.blocker = "wk1 is held"
         for _ in range(200):
-            bed.wait(1).tick()
-        assert bed.citus.passes == 0
-        assert len(bed.asked) == 200 / SLOWEST_S
-        assert bed.alerts == ["2PC recovery is overdue by more than 180 s: wk1 is held"]
-        bed.blocker = None
-        bed.tick()
-        await asyncio.wait_for(bed.changed.wait(), 10)
-        assert bed.tick().alerts == []
+            setup.wait(1).tick()
+        assert setup.citus.passes == 0
+        assert len(setup.asked) == 200 / SLOWEST_S
+        assert setup.alerts == ["2PC recovery is overdue by more than 180 s: wk1 is held"]
+        setup.blocker = None
+        setup.tick()
+        await asyncio.wait_for(setup.changed.wait(), 10)
+        assert setup.tick().alerts == []
 
     run(scenario)
 
@@ -151,22 +151,22 @@ def test_a5_nothing_runs_while_a_precondition_fails() -> None:
 def test_preconditions_stop_holding_in_the_middle() -> None:
     """A pass under way hears of what changes, and of a demotion."""
 
-    async def scenario(bed: Bed) -> None:
+    async def scenario(setup: Setup) -> None:
         for blocker, role, expected in [
             ("wk1 moved", Role.PRIMARY, "wk1 moved"),
             (None, Role.STANDBY, "the local PostgreSQL is not a primary"),
         ]:
-            bed.citus.go_on.clear()
-            bed.blocker, bed.role = None, Role.PRIMARY
-            bed.wait(PERIOD_S).tick().tick()
-            bed.now = boottime()
-            await asyncio.to_thread(bed.citus.begun.wait, 10)
-            bed.blocker, bed.role = blocker, role
-            bed.tick()
-            bed.citus.go_on.set()
-            await asyncio.wait_for(bed.changed.wait(), 10)
-            bed.tick()
-            assert bed.citus.withdrawn[-1] == expected
+            setup.citus.go_on.clear()
+            setup.blocker, setup.role = None, Role.PRIMARY
+            setup.wait(PERIOD_S).tick().tick()
+            setup.now = boottime()
+            await asyncio.to_thread(setup.citus.begun.wait, 10)
+            setup.blocker, setup.role = blocker, role
+            setup.tick()
+            setup.citus.go_on.set()
+            await asyncio.wait_for(setup.changed.wait(), 10)
+            setup.tick()
+            assert setup.citus.withdrawn[-1] == expected
 
     run(scenario)
 
@@ -174,19 +174,19 @@ def test_preconditions_stop_holding_in_the_middle() -> None:
 def test_preconditions_do_not_come_back_in_the_middle() -> None:
     """A name that moved and came back during a pass may have led it astray."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.citus.go_on.clear()
-        bed.tick().tick()
-        await asyncio.to_thread(bed.citus.begun.wait, 10)
-        bed.blocker = "wk1 moved"
-        bed.tick()
-        bed.blocker = None
-        bed.tick()
-        bed.citus.go_on.set()
-        await asyncio.wait_for(bed.changed.wait(), 10)
-        assert bed.citus.withdrawn == ["wk1 moved"]
-        bed.tick().wait(PERIOD_S)
-        assert (await bed.settle()).citus.withdrawn[-1] is None
+    async def scenario(setup: Setup) -> None:
+        setup.citus.go_on.clear()
+        setup.tick().tick()
+        await asyncio.to_thread(setup.citus.begun.wait, 10)
+        setup.blocker = "wk1 moved"
+        setup.tick()
+        setup.blocker = None
+        setup.tick()
+        setup.citus.go_on.set()
+        await asyncio.wait_for(setup.changed.wait(), 10)
+        assert setup.citus.withdrawn == ["wk1 moved"]
+        setup.tick().wait(PERIOD_S)
+        assert (await setup.settle()).citus.withdrawn[-1] is None
 
     run(scenario)
 
@@ -194,12 +194,12 @@ def test_preconditions_do_not_come_back_in_the_middle() -> None:
 def test_slow_answers_are_waited_for() -> None:
     """Where servers take almost as long to answer as they may, it is not asked again and again instead."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.answers_take_s = SLOWEST_S - 0.2
+    async def scenario(setup: Setup) -> None:
+        setup.answers_take_s = SLOWEST_S - 0.2
         for _ in range(100):
-            bed.wait(0.1).tick()
-        await asyncio.wait_for(bed.changed.wait(), 10)
-        assert bed.tick().citus.passes == 1
+            setup.wait(0.1).tick()
+        await asyncio.wait_for(setup.changed.wait(), 10)
+        assert setup.tick().citus.passes == 1
 
     run(scenario)
 
@@ -207,18 +207,18 @@ def test_slow_answers_are_waited_for() -> None:
 def test_a_pass_that_ended_with_its_primary_is_forgotten() -> None:
     """The next promotion finds neither its faults nor its minute."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.citus.go_on.clear()
-        bed.tick().tick()
-        await asyncio.to_thread(bed.citus.begun.wait, 10)
-        bed.role = Role.STANDBY
-        bed.tick()
-        bed.citus.result = Recovered(database="app", fault="server closed the connection unexpectedly")
-        bed.citus.go_on.set()
-        await asyncio.wait_for(bed.changed.wait(), 10)
-        assert bed.tick().alerts == []
-        bed.role = Role.PRIMARY
-        assert (await bed.settle()).citus.passes == 2
+    async def scenario(setup: Setup) -> None:
+        setup.citus.go_on.clear()
+        setup.tick().tick()
+        await asyncio.to_thread(setup.citus.begun.wait, 10)
+        setup.role = Role.STANDBY
+        setup.tick()
+        setup.citus.result = Recovered(database="app", fault="server closed the connection unexpectedly")
+        setup.citus.go_on.set()
+        await asyncio.wait_for(setup.changed.wait(), 10)
+        assert setup.tick().alerts == []
+        setup.role = Role.PRIMARY
+        assert (await setup.settle()).citus.passes == 2
 
     run(scenario)
 
@@ -226,14 +226,14 @@ def test_a_pass_that_ended_with_its_primary_is_forgotten() -> None:
 def test_what_nobody_foresaw_is_an_alert(caplog: pytest.LogCaptureFixture) -> None:
     """A defect is said, with where it was once, and does not end the agent; it is tried again like any failure."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.citus.defect = OSError(24, "Too many open files")
+    async def scenario(setup: Setup) -> None:
+        setup.citus.defect = OSError(24, "Too many open files")
         for _ in range(3):
-            await bed.wait(10).settle()
-        assert bed.alerts == ["2PC recovery in database postgres: OSError(24, 'Too many open files')"]
+            await setup.wait(10).settle()
+        assert setup.alerts == ["2PC recovery in database postgres: OSError(24, 'Too many open files')"]
         assert [record.exc_info is not None for record in caplog.records] == [True]
-        bed.citus.defect = None
-        assert (await bed.wait(10).settle()).alerts == []
+        setup.citus.defect = None
+        assert (await setup.wait(10).settle()).alerts == []
 
     run(scenario)
 
@@ -241,9 +241,9 @@ def test_what_nobody_foresaw_is_an_alert(caplog: pytest.LogCaptureFixture) -> No
 def test_preconditions_that_nobody_checks_do_not_hold() -> None:
     """A pass whose agent has stopped looking around is told so."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.wait(-10)
-        assert (await bed.settle()).citus.withdrawn == ["the agent has not checked the preconditions for 3 s"]
+    async def scenario(setup: Setup) -> None:
+        setup.wait(-10)
+        assert (await setup.settle()).citus.withdrawn == ["the agent has not checked the preconditions for 3 s"]
 
     run(scenario)
 
@@ -252,16 +252,16 @@ def test_a_blocker_in_the_middle_is_no_fault(caplog: pytest.LogCaptureFixture) -
     """Names move while a pass runs: that is said and tried again soon, and is an alert only when that goes on."""
     caplog.set_level(logging.INFO)
 
-    async def scenario(bed: Bed) -> None:
-        bed.citus.result = Recovered(database="app", withdrawn="wk1 moved")
-        await bed.settle()
-        assert bed.alerts == []
+    async def scenario(setup: Setup) -> None:
+        setup.citus.result = Recovered(database="app", withdrawn="wk1 moved")
+        await setup.settle()
+        assert setup.alerts == []
         for _ in range(19):
-            await bed.wait(10).settle()
-        assert bed.citus.passes == 20
-        assert bed.alerts == ["2PC recovery is overdue by more than 180 s: wk1 moved"]
-        bed.citus.result = Recovered(database="app")
-        assert (await bed.wait(10).settle()).tick().alerts == []
+            await setup.wait(10).settle()
+        assert setup.citus.passes == 20
+        assert setup.alerts == ["2PC recovery is overdue by more than 180 s: wk1 moved"]
+        setup.citus.result = Recovered(database="app")
+        assert (await setup.wait(10).settle()).tick().alerts == []
 
     run(scenario)
     assert caplog.messages[0] == "2PC recovery in database app was broken off and is tried again: wk1 moved"
@@ -270,15 +270,15 @@ def test_a_blocker_in_the_middle_is_no_fault(caplog: pytest.LogCaptureFixture) -
 def test_a_failed_pass_is_an_alert_and_tried_again_soon() -> None:
     """A fault in a database is said until a pass goes well, which is tried before the minute is over."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.citus.result = Recovered(database="app", fault="rolled back: wk1:5432 led to a standby")
-        await bed.settle()
-        assert bed.alerts == ["2PC recovery in database app: rolled back: wk1:5432 led to a standby"]
-        bed.citus.result = Recovered(database="app")
-        bed.wait(10)
-        await bed.settle()
-        assert bed.citus.passes == 2
-        assert bed.alerts == []
+    async def scenario(setup: Setup) -> None:
+        setup.citus.result = Recovered(database="app", fault="rolled back: wk1:5432 led to a standby")
+        await setup.settle()
+        assert setup.alerts == ["2PC recovery in database app: rolled back: wk1:5432 led to a standby"]
+        setup.citus.result = Recovered(database="app")
+        setup.wait(10)
+        await setup.settle()
+        assert setup.citus.passes == 2
+        assert setup.alerts == []
 
     run(scenario)
 
@@ -286,11 +286,11 @@ def test_a_failed_pass_is_an_alert_and_tried_again_soon() -> None:
 def test_failing_for_long_is_overdue() -> None:
     """Passes that only fail count for nothing."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.citus.result = Recovered(database="app", fault="not begun")
+    async def scenario(setup: Setup) -> None:
+        setup.citus.result = Recovered(database="app", fault="not begun")
         for _ in range(20):
-            await bed.wait(10).settle()
-        assert any("overdue" in text for text in bed.alerts)
+            await setup.wait(10).settle()
+        assert any("overdue" in text for text in setup.alerts)
 
     run(scenario)
 
@@ -298,10 +298,10 @@ def test_failing_for_long_is_overdue() -> None:
 def test_old_prepared_transactions_are_an_alert() -> None:
     """What another node has prepared here, and left, holds locks."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.citus.result = Recovered(database="app", oldest=Prepared(gid="citus_0_1_2_3", age_s=400.0))
-        await bed.settle()
-        [text] = bed.alerts
+    async def scenario(setup: Setup) -> None:
+        setup.citus.result = Recovered(database="app", oldest=Prepared(gid="citus_0_1_2_3", age_s=400.0))
+        await setup.settle()
+        [text] = setup.alerts
         assert text.startswith("citus_0_1_2_3 in database app has been prepared for 400 s")
 
     run(scenario)
@@ -310,10 +310,10 @@ def test_old_prepared_transactions_are_an_alert() -> None:
 def test_report() -> None:
     """Status tells of the last pass, and of what blocks the next."""
 
-    async def scenario(bed: Bed) -> None:
-        bed.citus.result = Recovered(database="app", recovered=2)
-        await bed.settle()
-        status = bed.recoverer.status(bed.now + 5)
+    async def scenario(setup: Setup) -> None:
+        setup.citus.result = Recovered(database="app", recovered=2)
+        await setup.settle()
+        status = setup.recoverer.status(setup.now + 5)
         assert (status.age_s, status.blocked_by, status.under_way) == (5.0, None, False)
         assert status.databases[0].recovered == 2
 

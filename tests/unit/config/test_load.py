@@ -336,7 +336,7 @@ def test_errors_of_a_file_name_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "mode", "mend"),
+    ("line", "mode", "fixed"),
     [
         ("postgresql: {password: x}", 0o644, 0o640),
         ("local: {password: x}", 0o604, 0o600),
@@ -348,12 +348,12 @@ def test_errors_of_a_file_name_it(tmp_path: Path) -> None:
     ],
 )
 def test_a_password_that_everybody_can_read_is_warned_about(
-    tmp_path: Path, line: str, mode: int, mend: int | None
+    tmp_path: Path, line: str, mode: int, fixed: int | None
 ) -> None:
     """The warning names the mode and the command that mends it; it is no error."""
     path = write(tmp_path / "agent.yml", f"{MINIMAL}{line}\n", mode=mode)
-    warning = f"{path}: holds a password and is world-readable (mode {mode:04o}): chmod {mend or 0:04o} {path}"
-    assert load(path).warnings == (() if mend is None else (warning,))
+    warning = f"{path}: holds a password and is world-readable (mode {mode:04o}): chmod {fixed or 0:04o} {path}"
+    assert load(path).warnings == (() if fixed is None else (warning,))
 
 
 def test_the_sample_is_valid_and_shows_the_defaults() -> None:

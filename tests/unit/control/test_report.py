@@ -32,12 +32,12 @@ from resolver_agent.routing.observation import NodeState, Role
 from resolver_agent.routing.state import FENCE, Alert, AlertCode, Code, Reason, Target, TargetKind
 from tests.unit.builders import (
     Agent,
-    barred,
     config,
     dead,
     group,
     node,
     primary,
+    rejecting,
     remembered,
     standby,
     unreachable,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 A, B = "10.0.0.1", "10.0.0.2"
 
 
-class Care(TypedDict):
+class CitusStatus(TypedDict):
     """What is reported of Citus, as arguments."""
 
     flush: FlushStatus
@@ -66,14 +66,14 @@ def seen() -> Agent:
     return one.see_local(standby()).decide()
 
 
-def care(
+def citus_status(
     *,
     citus: bool | None = False,
     flushed: bool = True,
     blocked_by: str | None = None,
     age_s: float | None = None,
     databases: Sequence[Recovered] = (),
-) -> Care:
+) -> CitusStatus:
     """Return how Citus is looked after."""
     return {
         "flush": FlushStatus(citus=citus, flushed=flushed, fault=None),
@@ -94,7 +94,7 @@ def status(agent: Agent) -> Status:
         written=True,
         trampled=0,
         now=agent.now,
-        **care(),
+        **citus_status(),
     )
 
 
@@ -185,7 +185,7 @@ def test_a_node_that_is_gone_keeps_its_last_role() -> None:
 def test_a_status_survives_the_socket(agent: Agent) -> None:
     """A client has what the agent has, be it much or nothing, and with all there is to say of Citus."""
     recovered = Recovered(database="app", not_reached=("wk1:5432",), oldest=Prepared(gid="citus_0_1_2_3", age_s=1.5))
-    found = dataclasses.replace(status(agent), **care(citus=True, age_s=3, databases=[recovered]))
+    found = dataclasses.replace(status(agent), **citus_status(citus=True, age_s=3, databases=[recovered]))
     assert from_json(Status, json.loads(json.dumps(as_json(found)))) == found
 
 
@@ -292,13 +292,13 @@ def test_text_of_a_trampled_file() -> None:
 def test_a_plan_names_who_could_not_be_asked() -> None:
     """Credentials, silence and who is yet to be asked, the local server too; but not the dead, who are known."""
     hosts: dict[str | Node, Observation] = {
-        "10.0.0.1": barred(),
+        "10.0.0.1": rejecting(),
         "10.0.0.2": unreachable(),
         "10.0.0.3": dead(),
         "10.0.0.4": primary(),
     }
     agent = Agent(config(group("wk1", *map(str, hosts), "10.0.0.5"))).see(hosts)
-    agent.see_local(primary()).see_local(barred()).decide()
+    agent.see_local(primary()).see_local(rejecting()).decide()
     nodes = {one: agent.states.get(one, NodeState()) for one in agent.config.groups[0].nodes}
     plan = control_report.plan(agent.decision, nodes, agent.local)
     assert list(plan.unasked) == [
@@ -331,28 +331,28 @@ def test_reasons_of_every_code_can_be_sent() -> None:
 @pytest.mark.parametrize(
     ("told", "line"),
     [
-        pytest.param(care(), None, id="no Citus"),
+        pytest.param(citus_status(), None, id="no Citus"),
         pytest.param(
-            care(citus=True, age_s=12.3),
+            citus_status(citus=True, age_s=12.3),
             "Citus: cached connections are flushed; last recovery 12 s ago",
             id="all is well",
         ),
         pytest.param(
-            care(citus=True, age_s=3.0, databases=[Recovered(database="app", withdrawn="wk1 is held")]),
+            citus_status(citus=True, age_s=3.0, databases=[Recovered(database="app", withdrawn="wk1 is held")]),
             "Citus: cached connections are flushed; last recovery 3 s ago, cut short: wk1 is held",
             id="withdrawn",
         ),
         pytest.param(
-            care(citus=True, flushed=False, blocked_by="wk1 is held"),
+            citus_status(citus=True, flushed=False, blocked_by="wk1 is held"),
             "Citus: cached connections are not flushed yet; no recovery: wk1 is held",
             id="nothing is",
         ),
         pytest.param(
-            care(citus=True), "Citus: cached connections are flushed; no recovery: not due yet", id="just begun"
+            citus_status(citus=True), "Citus: cached connections are flushed; no recovery: not due yet", id="just begun"
         ),
     ],
 )
-def test_text_of_citus(told: Care, line: str | None) -> None:
+def test_text_of_citus(told: CitusStatus, line: str | None) -> None:
     """Where there is Citus, one line says whether it is looked after."""
     lines = as_text(dataclasses.replace(status(seen()), **told)).splitlines()
     assert [found for found in lines if found.startswith("Citus:")] == ([line] if line else [])
@@ -365,13 +365,13 @@ STANDBY_NAMES = [remembered(B, TargetKind.STANDBY, last=A)]
 @pytest.mark.parametrize(
     ("block", "role", "written", "told", "flushed", "misrouted", "why"),
     [
-        pytest.param(PRIMARY_NAMES, Role.PRIMARY, True, care(citus=True), True, 0, "", id="ready"),
-        pytest.param(PRIMARY_NAMES, Role.PRIMARY, True, care(), None, 0, "", id="ready, without Citus"),
+        pytest.param(PRIMARY_NAMES, Role.PRIMARY, True, citus_status(citus=True), True, 0, "", id="ready"),
+        pytest.param(PRIMARY_NAMES, Role.PRIMARY, True, citus_status(), None, 0, "", id="ready, without Citus"),
         pytest.param(
             PRIMARY_NAMES,
             Role.PRIMARY,
             False,
-            care(citus=True, flushed=False),
+            citus_status(citus=True, flushed=False),
             False,
             0,
             "the hosts file could not be written yet; cached connections are not flushed yet",
@@ -381,20 +381,20 @@ STANDBY_NAMES = [remembered(B, TargetKind.STANDBY, last=A)]
             STANDBY_NAMES,
             Role.STANDBY,
             True,
-            care(),
+            citus_status(),
             None,
             1,
             "the names are still those of a standby",
             id="called off",
         ),
-        pytest.param([], None, False, care(citus=None, flushed=False), False, 0, None, id="only just started"),
+        pytest.param([], None, False, citus_status(citus=None, flushed=False), False, 0, None, id="only just started"),
     ],
 )
 def test_what_a_promotion_is_told(  # noqa: PLR0917 -- a table's columns
     block: list[Target],
     role: Role | None,
     written: bool,  # noqa: FBT001 -- a table's column
-    told: Care,
+    told: CitusStatus,
     flushed: bool | None,  # noqa: FBT001 -- a table's column
     misrouted: int,
     why: str | None,

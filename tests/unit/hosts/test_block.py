@@ -177,7 +177,7 @@ def test_damaged_lines_are_skipped(line: str) -> None:
     assert [found.name for found in hosts_block.recall(content)] == ["cn"]
 
 
-def test_lines_mended_by_hand_are_read() -> None:
+def test_lines_edited_by_hand_are_read() -> None:
     """Other white space than ours, CRLF included, changes nothing."""
     content = block(f"{A}   wk1  # standby; primary {B} \r")
     assert hosts_block.recall(content) == (ONE,)

@@ -286,7 +286,7 @@ def test_a_member_that_two_names_list() -> None:
     )
 
 
-def test_a_benched_node_in_another_spelling() -> None:
+def test_an_excluded_node_in_another_spelling() -> None:
     """What is said of a member holds for the node that it is."""
     member = Member(node("pg-2"), noloadbalance=True)
     placed = place([group()], {"wk1": [member]}, {"pg-2": frozenset([B])}, before={})["wk1"]

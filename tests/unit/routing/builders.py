@@ -28,12 +28,12 @@ FALLBACK = TargetKind.FALLBACK
 FENCED = TargetKind.FENCED
 
 
-def beside_primary(*groups_block: Target, hosts: Sequence[str] = (A, B)) -> Agent:
+def on_primary(*groups_block: Target, hosts: Sequence[str] = (A, B)) -> Agent:
     """Return an agent beside a local primary with one name, wk1, and this block."""
     return Agent(config(group("wk1", *hosts)), groups_block).see_local(primary())
 
 
-def beside_standby(
+def on_standby(
     *groups_block: Target,
     hosts: Sequence[str] = (A, B),
     fallback: Fallback = Fallback.NONE,

@@ -13,12 +13,12 @@ from resolver_agent.routing.state import FENCE, Code, Target
 from tests.unit.builders import (
     MAX_AGE_S,
     Agent,
-    barred,
     config,
     dead,
     group,
     node,
     primary,
+    rejecting,
     remembered,
     standby,
     unreachable,
@@ -37,8 +37,8 @@ from tests.unit.routing.builders import (
     C,
     D,
     E,
-    beside_primary,
     code,
+    on_primary,
 )
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def test_second_name_for_the_same_nodes() -> None:
 def test_block_of_two_minds() -> None:
     """A restart without a word of the local role leaves each name with its own wish: some were held when it changed."""
     block = [remembered(A, STANDBY, last=B), remembered(E, PRIMARY, name="wk2")]
-    agent = Agent(config(group("wk1", A, B), group("wk2", D, E)), block).see_local(barred()).see(BOTH).decide()
+    agent = Agent(config(group("wk1", A, B), group("wk2", D, E)), block).see_local(rejecting()).see(BOTH).decide()
     assert (agent.address("wk1"), agent.address("wk2")) == (A, E)
     agent.see_local(standby()).decide()
     assert (agent.address("wk1"), agent.address("wk2")) == (A, D)
@@ -128,7 +128,7 @@ def test_resume_remembers_the_block() -> None:
 
 def test_since_is_when_the_address_changed() -> None:
     """A target's ``since`` moves with its address, not with its reason."""
-    agent = beside_primary().see({A: primary(), B: standby()}).decide().wait(1).see({A: dead()}).decide()
+    agent = on_primary().see({A: primary(), B: standby()}).decide().wait(1).see({A: dead()}).decide()
     target = agent.target()
     assert target is not None
     assert (target.since, target.reason.code) == (100, Code.HELD)
@@ -138,7 +138,7 @@ def test_since_is_when_the_address_changed() -> None:
 def test_a6_targets_are_in_the_order_of_the_configuration() -> None:
     """Targets come in the configured order, without the names that are left out."""
     agent = Agent(config(group("wk2", D, E), group("cn", CN1), group("wk1", A, B))).see_local(primary())
-    agent.see({**BOTH, CN1: barred()}).decide()
+    agent.see({**BOTH, CN1: rejecting()}).decide()
     assert [target.name for target in agent.decision.targets] == ["wk2", "wk1"]
 
 
@@ -148,7 +148,7 @@ def test_a6_targets_are_in_the_order_of_the_configuration() -> None:
         pytest.param({A: primary(), B: standby()}, primary(), set(), id="all is well: none"),
         pytest.param({A: dead(), B: standby()}, primary(), {"wk1:held"}, id="held"),
         pytest.param({A: standby(), B: standby()}, primary(), {"wk1:fenced"}, id="fenced"),
-        pytest.param({A: primary(), B: barred()}, primary(), {f"{B}:5432:rejecting"}, id="barred"),
+        pytest.param({A: primary(), B: rejecting()}, primary(), {f"{B}:5432:rejecting"}, id="rejecting"),
         pytest.param({A: primary(), B: dead()}, standby(started=2), {"wk1:fallback"}, id="fallen back"),
         pytest.param({A: primary(), B: standby()}, dead(), {"local"}, id="local"),
     ],
@@ -175,7 +175,7 @@ def test_alert_says_it_whole() -> None:
 
 def test_recheck_at_when_time_alone_changes_something() -> None:
     """With nothing seen there is nothing to wait for; else the oldest observation's end comes first."""
-    agent = beside_primary()
+    agent = on_primary()
     assert agent.decide().decision.recheck_at == float("inf")
     agent.see({A: primary()}).wait(1).see({B: standby()}).decide()
     assert agent.decision.recheck_at == 100 + MAX_AGE_S

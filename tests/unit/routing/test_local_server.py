@@ -14,12 +14,12 @@ from resolver_agent.routing.state import Code, Target, TargetKind
 from tests.unit.builders import (
     MAX_AGE_S,
     Agent,
-    barred,
     config,
     dead,
     group,
     node,
     primary,
+    rejecting,
     remembered,
     standby,
     unreachable,
@@ -52,14 +52,14 @@ STREAMS = "the local PostgreSQL streams from a primary"
         pytest.param([primary()], None, False, STANDBY, B, id="primary"),
         pytest.param([standby(), dead()], None, False, PRIMARY, A, id="A2 dead: the last known one stands"),
         pytest.param(
-            [primary(), unreachable(), barred()], None, False, STANDBY, B, id="A2 silent: the last one stands"
+            [primary(), unreachable(), rejecting()], None, False, STANDBY, B, id="A2 silent: the last one stands"
         ),
         pytest.param([standby()], Role.PRIMARY, False, STANDBY, B, id="A3 a pre-promote is under way"),
         pytest.param([standby()], None, True, STANDBY, B, id="A3 the local Patroni holds the leader lock"),
         pytest.param([primary()], Role.STANDBY, False, PRIMARY, A, id="--role standby"),
         pytest.param([], None, False, STANDBY, A, id="never known: the block says standby"),
         pytest.param([dead()], None, False, PRIMARY, B, id="never known: the block says primary"),
-        pytest.param([barred()], None, False, FALLBACK, A, id="never known: the block says fallback, so standby"),
+        pytest.param([rejecting()], None, False, FALLBACK, A, id="never known: the block says fallback, so standby"),
         pytest.param([], None, False, None, B, id="A2 never known, no block: primary"),
         pytest.param([], None, True, None, B, id="never known, but Patroni's word"),
     ],
@@ -121,7 +121,7 @@ def test_a1_own_name_leads_to_the_own_address(role: Observation) -> None:
     assert code(agent, "cn") is Code.SELF
     agent.see_local(dead()).see({CN2: dead()}).decide()
     assert agent.address("cn") == CN2
-    agent.wait(3600).see_local(unreachable()).see({CN2: barred(), CN1: primary()}).decide()
+    agent.wait(3600).see_local(unreachable()).see({CN2: rejecting(), CN1: primary()}).decide()
     assert agent.address("cn") == CN2
     agent.restart().see({CN1: primary(timeline=8), CN2: dead()}).decide()
     assert agent.leads("cn") == f"cn → {CN2} (this server)"

@@ -12,12 +12,12 @@ from resolver_agent.routing.state import FENCE, Code, Target
 from tests.unit.builders import (
     MAX_AGE_S,
     Agent,
-    barred,
     config,
     dead,
     group,
     node,
     primary,
+    rejecting,
     remembered,
     standby,
     unreachable,
@@ -35,8 +35,8 @@ from tests.unit.routing.builders import (
     B,
     C,
     D,
-    beside_primary,
     code,
+    on_primary,
 )
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ if TYPE_CHECKING:
         ),
         pytest.param(
             [remembered(A, PRIMARY)],
-            {A: barred(), B: standby()},
+            {A: rejecting(), B: standby()},
             f"wk1 → {A} (held; no primary; {A} {NO_LOGIN}; {B} is in recovery)",
             Code.HELD,
             id="P5 none: failing to log in is not down",
@@ -103,14 +103,14 @@ if TYPE_CHECKING:
         ),
         pytest.param(
             [remembered(B, STANDBY, last=A)],
-            {A: barred(), B: standby()},
+            {A: rejecting(), B: standby()},
             f"wk1 → {A} (held; no primary; {A} {NO_LOGIN}; {B} is in recovery)",
             Code.HELD,
             id="P5 none: from a standby back to the last known primary",
         ),
         pytest.param(
             [remembered(FENCE, FENCED, wanted_role=Role.STANDBY, last=A)],
-            {A: barred(), B: barred()},
+            {A: rejecting(), B: rejecting()},
             f"wk1 → {A} (held; no primary; {A} {NO_LOGIN}; {B} {NO_LOGIN})",
             Code.HELD,
             id="P5 none: a fence for want of a standby does not bind one who wants the primary",
@@ -125,10 +125,10 @@ if TYPE_CHECKING:
         ),
         pytest.param(
             [remembered(A, PRIMARY)],
-            {A: standby(), B: barred()},
+            {A: standby(), B: rejecting()},
             f"wk1 → fenced (no primary; {A} is in recovery; {B} {NO_LOGIN})",
             Code.FENCED,
-            id="P6 none: the last one is in recovery now, the other one bars us",
+            id="P6 none: the last one is in recovery now, the other one rejects us",
         ),
         pytest.param(
             [remembered(B, STANDBY, last=A, lost=True)],
@@ -146,7 +146,7 @@ if TYPE_CHECKING:
         ),
         pytest.param(
             [],
-            {A: standby(), B: barred()},
+            {A: standby(), B: rejecting()},
             f"wk1 → fenced (no primary; {A} is in recovery; {B} {NO_LOGIN})",
             Code.FENCED,
             id="P6 none: there never was one",
@@ -154,21 +154,21 @@ if TYPE_CHECKING:
         # nothing was ever known
         pytest.param(
             [],
-            {A: barred(), B: unreachable()},
+            {A: rejecting(), B: unreachable()},
             f"wk1 left out (no primary known; {A} {NO_LOGIN}; {B} {SILENT})",
             Code.UNKNOWN,
             id="P7 unknown: left out",
         ),
         pytest.param(
             [remembered(B, STANDBY)],
-            {A: barred(), B: barred()},
+            {A: rejecting(), B: rejecting()},
             f"wk1 → fenced (no primary known; {B} was a standby)",
             Code.FENCED,
             id="P8 unknown: the block says that the name leads to a standby",
         ),
         pytest.param(
             [remembered(FENCE, FENCED)],
-            {A: barred(), B: barred()},
+            {A: rejecting(), B: rejecting()},
             f"wk1 → fenced (held; no primary known; {A} {NO_LOGIN}; {B} {NO_LOGIN})",
             Code.HELD,
             id="P7 unknown: a fence stays",
@@ -190,11 +190,11 @@ if TYPE_CHECKING:
         ),
     ],
 )
-def test_wish_for_a_primary(
+def test_a_name_that_wants_a_primary(
     block: list[Target], seen: Mapping[str | Node, Observation], expected: str, why: Code
 ) -> None:
     """With a local primary, every row of the design's table gives its target, its reason and its code."""
-    agent = beside_primary(*block).see(seen).decide()
+    agent = on_primary(*block).see(seen).decide()
     assert agent.leads() == expected
     assert code(agent) is why
 
@@ -240,7 +240,7 @@ def test_fence_in_the_designs_words() -> None:
 )
 def test_several_primaries(last: str, status: PatroniStatus, expected: str, why: Code) -> None:
     """Of several primaries Patroni's leader is taken, else the last known one, else none; each with an alert."""
-    agent = beside_primary(remembered(last, PRIMARY), hosts=(A, B, C))
+    agent = on_primary(remembered(last, PRIMARY), hosts=(A, B, C))
     agent.patroni = {"wk1": status}
     agent.see({A: primary(), B: primary(), C: standby()}).decide()
     assert agent.leads() == expected
@@ -250,15 +250,15 @@ def test_several_primaries(last: str, status: PatroniStatus, expected: str, why:
 
 def test_one_primary_needs_no_word() -> None:
     """Where one node is primary, Patroni's word on another one changes nothing."""
-    agent = beside_primary()
+    agent = on_primary()
     agent.patroni = {"wk1": PatroniStatus(leader=node(B))}
     assert agent.see({A: primary(), B: standby()}).decide().leads() == f"wk1 → {A} (primary, timeline 7)"
 
 
-@pytest.mark.parametrize("silence", [barred(), unreachable()], ids=["barred", "unreachable"])
+@pytest.mark.parametrize("silence", [rejecting(), unreachable()], ids=["rejecting", "unreachable"])
 def test_primary_counts_until_it_expires(silence: Observation) -> None:
     """A frozen old primary delays a failover until its observation is interval + timeout old, and no longer."""
-    agent = beside_primary().see({A: primary(), B: standby()}).decide()
+    agent = on_primary().see({A: primary(), B: standby()}).decide()
     agent.wait(1).see({A: silence, B: primary(timeline=8)}).decide()
     assert code(agent) is Code.LAST_PRIMARY
     assert agent.decision.recheck_at == 100 + MAX_AGE_S
@@ -271,7 +271,7 @@ def test_primary_counts_until_it_expires(silence: Observation) -> None:
 @pytest.mark.parametrize("end", [dead(), standby()], ids=["dead", "in recovery"])
 def test_primary_counts_until_seen_otherwise(end: Observation) -> None:
     """A primary that is seen dead or in recovery gives way to the new one at once."""
-    agent = beside_primary().see({A: primary(), B: primary(timeline=8)})
+    agent = on_primary().see({A: primary(), B: primary(timeline=8)})
     agent.decision = resume(agent.config, [remembered(A, PRIMARY)])
     agent.decide()
     assert agent.address() == A
@@ -280,14 +280,14 @@ def test_primary_counts_until_seen_otherwise(end: Observation) -> None:
 
 def test_dead_stays_dead_while_nothing_is_known() -> None:
     """A server that was seen dead is not revived by a probe that could not ask (starting up, no answer)."""
-    agent = beside_primary().see({A: primary(), B: standby()}).decide()
-    agent.see({A: dead()}).see({A: barred()}).decide()
+    agent = on_primary().see({A: primary(), B: standby()}).decide()
+    agent.see({A: dead()}).see({A: rejecting()}).decide()
     assert agent.leads() == (f"wk1 → {A} (held; no primary; {A} {NO_LOGIN}, last seen as primary; {B} is in recovery)")
 
 
 def test_switchover() -> None:
     """Between the old primary's demotion and the new one's promotion the name is fenced, and never astray."""
-    agent = beside_primary().see({A: primary(), B: standby()}).decide()
+    agent = on_primary().see({A: primary(), B: standby()}).decide()
     assert agent.see({A: dead()}).decide().address() == A
     assert agent.see({A: standby()}).decide().address() == FENCE
     assert agent.see({B: primary(timeline=8)}).decide().address() == B
@@ -295,7 +295,7 @@ def test_switchover() -> None:
 
 def test_several_primaries_forget_no_recovery() -> None:
     """A last primary seen in recovery is remembered as such over a restart, also when two others claimed its place."""
-    agent = beside_primary(remembered(A, PRIMARY), hosts=(A, B, C))
+    agent = on_primary(remembered(A, PRIMARY), hosts=(A, B, C))
     agent.see({A: standby(), B: primary(), C: primary()}).decide()
     assert agent.address() == FENCE
     agent.restart().see_local(standby()).decide()
@@ -305,7 +305,7 @@ def test_several_primaries_forget_no_recovery() -> None:
 @pytest.mark.parametrize("restarted", [False, True], ids=["P9 the same run", "P9 a restart"])
 def test_fence_is_left_for_what_is_seen(restarted: bool) -> None:  # noqa: FBT001 - a table's column
     """Silence does not lead a fenced name back to a primary that nobody sees (R1)."""
-    agent = beside_primary(remembered(A, PRIMARY), hosts=(A, B, C))
+    agent = on_primary(remembered(A, PRIMARY), hosts=(A, B, C))
     agent.see({A: unreachable(), B: primary(), C: primary()}).decide()
     assert agent.address() == FENCE
     if restarted:
@@ -319,5 +319,5 @@ def test_fence_is_left_for_what_is_seen(restarted: bool) -> None:  # noqa: FBT00
 def test_held_address_seen_in_recovery() -> None:
     """A name is not held with a local primary at a node that was seen in recovery, for whatever reason it led there."""
     agent = Agent(config(group("cn", CN1), group("wk1", A, B)), [remembered(A, SELF)])
-    agent.see({A: standby()}).wait(60).see_local(primary(), address=CN1).see({CN1: primary(), A: barred()}).decide()
+    agent.see({A: standby()}).wait(60).see_local(primary(), address=CN1).see({CN1: primary(), A: rejecting()}).decide()
     assert agent.leads("wk1") == f"wk1 → fenced (no primary known; {A} was a standby)"

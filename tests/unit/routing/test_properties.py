@@ -24,12 +24,12 @@ from tests.unit.builders import (
     MAX_AGE_S,
     OURS,
     Agent,
-    barred,
     config,
     dead,
     group,
     node,
     primary,
+    rejecting,
     standby,
     unreachable,
 )
@@ -104,9 +104,9 @@ LSNS = st.sampled_from([1000, 950, 890])
 SIGHTS = st.one_of(
     st.builds(primary, lsn=LSNS, system_id=SYSTEM_IDS, started=st.integers(0, 1)),
     st.builds(standby, lsn=LSNS, system_id=SYSTEM_IDS, started=st.integers(0, 1)),
-    st.sampled_from([primary(), standby(), dead(), barred(), unreachable()]),
+    st.sampled_from([primary(), standby(), dead(), rejecting(), unreachable()]),
 )
-SILENT_SIGHTS = st.sampled_from([barred(), unreachable()])
+SILENT_SIGHTS = st.sampled_from([rejecting(), unreachable()])
 WAITS = st.sampled_from([0.05, 1.0, 2.95, MAX_AGE_S, FAILBACK_S])
 WORDS = st.builds(
     PatroniStatus,
@@ -190,7 +190,7 @@ def worlds(draw: st.DrawFn) -> World:
     if draw(st.booleans()):
         world.see_local(draw(st.sampled_from([primary(), standby()])))
         for host in EVERYWHERE:
-            world.see(host, draw(st.sampled_from([primary(), standby(), dead(), barred()])))
+            world.see(host, draw(st.sampled_from([primary(), standby(), dead(), rejecting()])))
         world.agent.decide()
     return world
 
@@ -204,7 +204,7 @@ def addresses(agent: Agent) -> dict[str, str]:
 
 
 @given(WORLDS, HISTORIES)
-def test_never_astray(world: World, history: list[list[Event]]) -> None:
+def test_never_misrouted(world: World, history: list[list[Event]]) -> None:
     """R2: names that wish for a primary never lead to a node that was last seen in recovery, by whichever run."""
 
     def check() -> None:
@@ -242,8 +242,8 @@ def test_silence_moves_nothing_but_to_what_is_seen(
     Only where several primaries remain of which none was known before, the design's table fences.
     """
     live(world, history)
-    unasked = [host for host in EVERYWHERE if node(host) not in world.agent.states]
-    world.agent.see(dict.fromkeys(unasked, barred())).decide()  # until then nothing may be concluded, by the design
+    not_asked = [host for host in EVERYWHERE if node(host) not in world.agent.states]
+    world.agent.see(dict.fromkeys(not_asked, rejecting())).decide()
     before = addresses(world.agent)
 
     def check() -> None:
@@ -274,7 +274,7 @@ def test_restart_moves_nothing(world: World, history: list[list[Event]]) -> None
     agent = world.agent.restart()
     assert addresses(agent) == before
     assert addresses(agent.decide()) == before
-    for silent in (barred(), unreachable()):
+    for silent in (rejecting(), unreachable()):
         agent.wait(60).see(dict.fromkeys(EVERYWHERE, silent)).see_local(silent).decide()
         assert addresses(agent) == before
 

@@ -13,12 +13,12 @@ from tests.unit.builders import (
     FOREIGN,
     MAX_AGE_S,
     Agent,
-    barred,
     config,
     dead,
     group,
     node,
     primary,
+    rejecting,
     remembered,
     standby,
     unreachable,
@@ -37,8 +37,8 @@ from tests.unit.routing.builders import (
     C,
     D,
     E,
-    beside_standby,
     code,
+    on_standby,
 )
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ if TYPE_CHECKING:
         ),
         pytest.param(
             [remembered(A, STANDBY)],
-            {A: barred(), B: standby(), C: primary()},
+            {A: rejecting(), B: standby(), C: primary()},
             f"wk1 → {A} (held; {A} {NO_LOGIN})",
             Code.HELD,
-            id="S3 held when it bars us",
+            id="S3 held when it rejects us",
         ),
         pytest.param(
             [remembered(A, STANDBY)],
@@ -118,18 +118,18 @@ if TYPE_CHECKING:
         ),
         pytest.param(
             [],
-            {A: barred(), B: unreachable(), C: unreachable()},
+            {A: rejecting(), B: unreachable(), C: unreachable()},
             f"wk1 left out (no fit standby: {A} {NO_LOGIN}; {B} {SILENT}; {C} {SILENT})",
             Code.UNKNOWN,
             id="S5 left out when nothing is known",
         ),
     ],
 )
-def test_wish_for_a_standby(
+def test_a_name_that_wants_a_standby(
     block: list[Target], seen: Mapping[str | Node, Observation], expected: str, why: Code
 ) -> None:
     """With a local standby a name leads to the first fit node in the configured order, and is held in silence."""
-    agent = beside_standby(*block, hosts=(A, B, C)).see(seen).decide()
+    agent = on_standby(*block, hosts=(A, B, C)).see(seen).decide()
     assert agent.leads() == expected
     assert code(agent) is why
 
@@ -168,7 +168,7 @@ def test_no_fit_standby(
     fallback: Fallback,
 ) -> None:
     """A standby that is seen unfit gives way at once by ``fallback``: to a fence, or to the primary."""
-    agent = beside_standby(fallback=fallback, max_lag_bytes=100).see({A: standby(), B: primary()}).decide()
+    agent = on_standby(fallback=fallback, max_lag_bytes=100).see({A: standby(), B: primary()}).decide()
     assert agent.leads() == f"wk1 → {A} (standby)"
     agent.patroni = {"wk1": PatroniStatus(excluded=excluded)}
     agent.see(seen).decide()
@@ -207,7 +207,7 @@ def test_no_fit_standby(
         ),
         pytest.param(
             Fallback.PRIMARY,
-            {A: barred(), B: primary()},
+            {A: rejecting(), B: primary()},
             f"wk1 → {A} (held; {A} {NO_LOGIN}, last seen in recovery)",
             Code.HELD,
             id="S3 primary: failing to log in is not down",
@@ -234,7 +234,7 @@ def test_silence_of_a_standby(
     fallback: Fallback, seen: Mapping[str | Node, Observation], expected: str, why: Code
 ) -> None:
     """A standby whose observation expired gives way to something seen, and is never fenced for silence (R1)."""
-    agent = beside_standby(fallback=fallback).see({A: standby(), B: primary()}).decide()
+    agent = on_standby(fallback=fallback).see({A: standby(), B: primary()}).decide()
     agent.wait(MAX_AGE_S - 0.001).see({A: unreachable()}).decide()
     assert agent.leads() == f"wk1 → {A} (standby)"
     agent.wait(0.001).see(seen).decide()
@@ -244,14 +244,14 @@ def test_silence_of_a_standby(
 
 def test_probe_that_is_late_moves_nothing() -> None:
     """An observation that merely grew old, with no probe that timed out, moves no name that leads to a standby."""
-    agent = beside_standby(hosts=(A, B, C)).see({A: standby(), B: standby(), C: primary()}).decide()
+    agent = on_standby(hosts=(A, B, C)).see({A: standby(), B: standby(), C: primary()}).decide()
     agent.wait(MAX_AGE_S).see({B: standby(), C: primary()}).decide()
     assert agent.leads() == f"wk1 → {A} (held; {A} is yet to be asked again, last seen in recovery)"
 
 
 def test_fallback_follows_the_table_for_primaries() -> None:
     """A name that fell back is fenced when its primary is, and leads to the new one when that is seen."""
-    agent = beside_standby(hosts=(A, B, C), fallback=Fallback.PRIMARY)
+    agent = on_standby(hosts=(A, B, C), fallback=Fallback.PRIMARY)
     agent.see({A: dead(), B: primary(), C: standby(system_id=FOREIGN)}).decide()
     assert agent.address() == B
     agent.patroni = {"wk1": PatroniStatus(excluded={node(B): f"{B} is tagged noloadbalance"})}
@@ -269,7 +269,7 @@ def test_fallback_follows_the_table_for_primaries() -> None:
 def test_unfit_until_everybody_was_asked() -> None:
     """Right after the agent's start a name is not fenced or moved to the primary before all its nodes were asked."""
     for fallback in Fallback:
-        agent = beside_standby(remembered(B, PRIMARY), fallback=fallback).see({B: primary()}).decide()
+        agent = on_standby(remembered(B, PRIMARY), fallback=fallback).see({B: primary()}).decide()
         assert agent.leads() == (f"wk1 → {B} (held; no fit standby: {A} has not been asked yet; {B} is primary)")
         assert agent.see({A: standby()}).decide().leads() == f"wk1 → {A} (standby)"
 
@@ -279,7 +279,7 @@ def test_unfit_until_everybody_was_asked() -> None:
 
 def test_s2_better_node_waits_for_failback_delay() -> None:
     """An earlier node takes over after ``failback_delay`` of health, counted anew after each fault; not a later one."""
-    agent = beside_standby(hosts=(A, B, C)).see({A: dead(), B: standby(), C: primary()}).decide()
+    agent = on_standby(hosts=(A, B, C)).see({A: dead(), B: standby(), C: primary()}).decide()
     assert agent.address() == B
     everyone: dict[str | Node, Observation] = {A: standby(), B: standby(), C: primary()}
     agent.wait(1).see(everyone).decide()
@@ -298,7 +298,7 @@ def test_s2_better_node_waits_for_failback_delay() -> None:
 @pytest.mark.parametrize("fallback", [Fallback.PRIMARY, Fallback.ALL], ids=lambda one: one.value)
 def test_s4_return_from_fallback_waits(fallback: Fallback) -> None:
     """A name that fell back to its primary returns to a standby after ``failback_delay`` of health."""
-    agent = beside_standby(fallback=fallback).see({A: dead(), B: primary()}).decide()
+    agent = on_standby(fallback=fallback).see({A: dead(), B: primary()}).decide()
     for _ in range(10):
         agent.see({A: standby(), B: primary()}).decide()
         assert agent.leads() == (
@@ -311,14 +311,14 @@ def test_s4_return_from_fallback_waits(fallback: Fallback) -> None:
 @pytest.mark.parametrize("end", [dead(), unreachable()], ids=["dead", "unreachable"])
 def test_return_from_a_lost_primary_is_at_once(end: Observation) -> None:
     """A name that fell back does not wait beside a fit standby for a primary that is not there."""
-    agent = beside_standby(fallback=Fallback.PRIMARY).see({A: dead(), B: primary()}).decide()
+    agent = on_standby(fallback=Fallback.PRIMARY).see({A: dead(), B: primary()}).decide()
     agent.wait(MAX_AGE_S).see({A: standby(), B: end}).decide()
     assert agent.leads() == f"wk1 → {A} (standby)"
 
 
 def test_return_after_fallback_was_forbidden_is_at_once() -> None:
     """With ``fallback: none`` a name that still leads to its primary goes to a fit standby without a fence between."""
-    agent = beside_standby(remembered(B, FALLBACK)).see({A: standby(), B: primary()}).decide()
+    agent = on_standby(remembered(B, FALLBACK)).see({A: standby(), B: primary()}).decide()
     assert agent.leads() == f"wk1 → {A} (standby)"
 
 
@@ -336,12 +336,12 @@ def test_return_after_fallback_was_forbidden_is_at_once() -> None:
 def test_lag_limits(unit: str, lag: int, was_lagging: bool, fit: bool) -> None:  # noqa: FBT001 - a table's columns
     """A standby is unfit above its limit and fit again below half of it, in bytes and in seconds."""
     if unit == "bytes":
-        agent = beside_standby(max_lag_bytes=100)
+        agent = on_standby(max_lag_bytes=100)
         if was_lagging:
             agent.see({A: standby(lsn=899), B: primary(lsn=1000)}).decide()
         agent.see({A: standby(lsn=1000 - lag), B: primary(lsn=1000)}).decide()
     else:
-        agent = beside_standby(max_lag_s=100).see({A: standby(lsn=1), B: primary(lsn=1)}).decide()
+        agent = on_standby(max_lag_s=100).see({A: standby(lsn=1), B: primary(lsn=1)}).decide()
         if was_lagging:
             agent.see({B: primary(lsn=2)}).decide().wait(101).see({A: standby(lsn=1)}).decide()
         agent.see({B: primary(lsn=3)}).decide().wait(lag).see({A: standby(lsn=2), B: primary(lsn=3)}).decide()
@@ -353,7 +353,7 @@ def test_lag_limits(unit: str, lag: int, was_lagging: bool, fit: bool) -> None: 
 
 def test_idle_primary_leaves_nobody_behind() -> None:
     """A standby that has replayed all there is does not lag, however long ago that was written."""
-    agent = beside_standby(max_lag_s=1).see({A: standby(lsn=1000), B: primary(lsn=1000)}).decide()
+    agent = on_standby(max_lag_s=1).see({A: standby(lsn=1000), B: primary(lsn=1000)}).decide()
     agent.wait(3600).see({A: standby(lsn=1000), B: primary(lsn=1000)}).decide()
     assert agent.decision.groups["wk1"].memory.fitness[node(A)].lag_s == 0
     assert len(agent.decision.groups["wk1"].memory.lsns) == 1
@@ -362,14 +362,14 @@ def test_idle_primary_leaves_nobody_behind() -> None:
 
 def test_failover_that_lost_something_leaves_nobody_behind() -> None:
     """LSNs that only the old primary had reached are no measure for standbys of the new one."""
-    agent = beside_standby(max_lag_s=10, hosts=(A, B, C)).see({A: standby(lsn=900), B: dead(), C: primary(lsn=2000)})
+    agent = on_standby(max_lag_s=10, hosts=(A, B, C)).see({A: standby(lsn=900), B: dead(), C: primary(lsn=2000)})
     agent.decide().wait(5).see({A: standby(lsn=950), B: primary(lsn=950), C: dead()}).decide()
     assert agent.decision.groups["wk1"].memory.fitness[node(A)].lag_s == 0
 
 
 def test_standby_that_stopped_replaying_stays_behind() -> None:
     """The seconds count from when the primary first passed the standby, also when it wrote after a long pause."""
-    agent = beside_standby(max_lag_s=64).see({A: standby(lsn=100), B: primary(lsn=100)}).decide()
+    agent = on_standby(max_lag_s=64).see({A: standby(lsn=100), B: primary(lsn=100)}).decide()
     agent.wait(0.5).see({A: standby(lsn=100), B: primary(lsn=200)}).decide()
     for lsn in (200, 300, 400):
         agent.wait(70).see({A: standby(lsn=100), B: primary(lsn=lsn)}).decide()
@@ -381,7 +381,7 @@ def test_standby_that_stopped_replaying_stays_behind() -> None:
 @pytest.mark.parametrize("interval_s", [0.02, 1, 7], ids=lambda one: f"every {one} s")
 def test_history_of_lsns_is_short_and_close_enough(interval_s: float) -> None:
     """However often a primary is asked, its history stays short and tells the lag to about 1.5 % of the limit."""
-    agent = beside_standby(max_lag_s=64)
+    agent = on_standby(max_lag_s=64)
     for lsn in range(round(300 / interval_s)):
         agent.wait(interval_s).see({B: primary(lsn=lsn)})
         if lsn > 100 / interval_s:
@@ -394,8 +394,8 @@ def test_history_of_lsns_is_short_and_close_enough(interval_s: float) -> None:
 
 def test_silence_adds_no_lag() -> None:
     """Lag is what was seen: a standby that merely was not asked again does not fall behind by the clock."""
-    agent = beside_standby(max_lag_s=1).see({A: standby(lsn=100), B: primary(lsn=200)}).decide()
-    agent.wait(MAX_AGE_S - 0.1).see({A: barred()}).decide()
+    agent = on_standby(max_lag_s=1).see({A: standby(lsn=100), B: primary(lsn=200)}).decide()
+    agent.wait(MAX_AGE_S - 0.1).see({A: rejecting()}).decide()
     assert agent.leads() == f"wk1 → {A} (standby)"
 
 
@@ -419,7 +419,7 @@ def test_silence_adds_no_lag() -> None:
 )
 def test_lag_is_measured_against(steps: list[Mapping[str | Node, Observation]], lag: int) -> None:
     """Lag is measured against the primary, else what is known of it, else the most advanced member."""
-    agent = beside_standby(hosts=(A, B, C), max_lag_bytes=10_000).see(dict.fromkeys((A, B, C), unreachable()))
+    agent = on_standby(hosts=(A, B, C), max_lag_bytes=10_000).see(dict.fromkeys((A, B, C), unreachable()))
     for seen in steps:
         agent.see(seen).decide()
     assert agent.decision.groups["wk1"].memory.fitness[node(A)].lag_bytes == lag
@@ -427,13 +427,13 @@ def test_lag_is_measured_against(steps: list[Mapping[str | Node, Observation]], 
 
 def test_lag_without_a_limit() -> None:
     """Without a limit no lag makes a standby unfit."""
-    agent = beside_standby().see({A: standby(lsn=0), B: primary(lsn=2**60)}).decide()
+    agent = on_standby().see({A: standby(lsn=0), B: primary(lsn=2**60)}).decide()
     assert agent.leads() == f"wk1 → {A} (standby)"
 
 
 def test_unknown_lag_is_no_evidence_of_having_caught_up() -> None:
     """A standby that lagged and then says no LSN stays unfit."""
-    agent = beside_standby(max_lag_bytes=100).see({A: standby(lsn=1), B: primary()}).decide()
+    agent = on_standby(max_lag_bytes=100).see({A: standby(lsn=1), B: primary()}).decide()
     assert agent.address() == FENCE
     assert agent.see({A: standby(lsn=None)}).decide().address() == FENCE
     assert agent.see({A: standby(lsn=1000)}).decide().address() == A
@@ -466,10 +466,10 @@ def test_s8_all_go_to_their_primaries_and_return_together() -> None:
 @pytest.mark.parametrize(
     ("seen", "expected"),
     [
-        pytest.param({D: standby(), E: barred()}, f"wk2 → {D} (standby)", id="unseen: not from a working standby"),
+        pytest.param({D: standby(), E: rejecting()}, f"wk2 → {D} (standby)", id="unseen: not from a working standby"),
         pytest.param({D: standby(), E: standby()}, f"wk2 → {D} (standby)", id="none: not into a fence"),
         pytest.param(
-            {D: barred(), E: primary()}, f"wk2 → {E} (wk1 has no fit standby; primary, timeline 7)", id="S8 seen"
+            {D: rejecting(), E: primary()}, f"wk2 → {E} (wk1 has no fit standby; primary, timeline 7)", id="S8 seen"
         ),
     ],
 )
@@ -504,7 +504,7 @@ def test_all_lack_lasts_through_silence(block: Target) -> None:
     """A name that lacks a standby keeps the others with their primaries while nothing new is known of it."""
     agent = all_agent(block, remembered(E, FALLBACK, name="wk2"))
     for _ in range(12):
-        agent.see({A: barred(), B: barred(), D: standby(), E: primary()}).decide().wait(1)
+        agent.see({A: rejecting(), B: rejecting(), D: standby(), E: primary()}).decide().wait(1)
     assert (agent.address("wk1"), agent.address("wk2")) == (block.address, E)
 
 
@@ -524,8 +524,8 @@ def test_all_does_not_concern_a_local_primary() -> None:
 
 def test_s4_fallback_that_became_a_standby() -> None:
     """A name that fell back stays on that server when it becomes a standby, instead of following the primary away."""
-    agent = beside_standby(remembered(C, FALLBACK), hosts=(A, B, C), fallback=Fallback.PRIMARY)
+    agent = on_standby(remembered(C, FALLBACK), hosts=(A, B, C), fallback=Fallback.PRIMARY)
     agent.see({A: primary(), C: standby()}).decide()
     assert agent.leads() == f"wk1 → {C} (standby)"
-    agent.restart().see({A: barred(), B: barred(), C: barred()}).decide()
+    agent.restart().see({A: rejecting(), B: rejecting(), C: rejecting()}).decide()
     assert agent.address() == C

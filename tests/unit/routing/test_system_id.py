@@ -8,8 +8,8 @@ import pytest
 
 from resolver_agent.routing.observation import PatroniStatus, Role
 from resolver_agent.routing.state import FENCE, Target
-from tests.unit.builders import FOREIGN, barred, dead, node, primary, remembered, standby, unreachable
-from tests.unit.routing.builders import FENCED, PRIMARY, REFUSED, STANDBY, A, B, C, beside_primary, beside_standby
+from tests.unit.builders import FOREIGN, dead, node, primary, rejecting, remembered, standby, unreachable
+from tests.unit.routing.builders import FENCED, PRIMARY, REFUSED, STANDBY, A, B, C, on_primary, on_standby
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 def test_a7_foreign_primary_is_never_a_target() -> None:
     """A primary of another cluster is refused with an alert, also when the group's own nodes are gone."""
-    agent = beside_primary().see({A: primary(), B: barred()}).decide()
+    agent = on_primary().see({A: primary(), B: rejecting()}).decide()
     agent.see({B: primary(system_id=FOREIGN)}).decide()
     assert agent.leads() == f"wk1 → {A} (primary, timeline 7)"
     assert f"wk1:{B}:5432:foreign" in agent.alerts
     agent.see({A: dead()}).decide()
     foreign = f"{B} is of another database cluster (system identifier {FOREIGN})"
     assert agent.leads() == f"wk1 → {A} (held; no primary; {A} {REFUSED}, last seen as primary; {foreign})"
-    agent.wait(60).see({A: barred(), B: primary(system_id=FOREIGN)}).decide()
+    agent.wait(60).see({A: rejecting(), B: primary(system_id=FOREIGN)}).decide()
     assert agent.address() == A
 
 
 def test_foreign_server_at_the_primarys_address() -> None:
     """A name is fenced rather than held where another cluster's server answers, and stays so in silence."""
-    agent = beside_primary().see({A: primary(), B: standby()}).decide()
+    agent = on_primary().see({A: primary(), B: standby()}).decide()
     agent.see({A: primary(system_id=FOREIGN), B: standby()}).decide()
     fence = f"no primary; {A} is of another database cluster (system identifier {FOREIGN}); {B} is in recovery"
     assert agent.leads() == f"wk1 → fenced ({fence})"
@@ -45,7 +45,7 @@ def test_foreign_server_at_the_primarys_address() -> None:
 
 def test_the_word_of_another_clusters_patroni_does_not_count() -> None:
     """Whose Patroni it is, shows by a system identifier that no server has: a wrong port fences and benches nobody."""
-    agent = beside_primary().see({A: primary(), B: standby()}).decide()
+    agent = on_primary().see({A: primary(), B: standby()}).decide()
     agent.patroni = {"wk1": PatroniStatus(leader=node(B), system_id=FOREIGN, excluded={node(B): "noloadbalance"})}
     agent.wait(1).see({A: primary(), B: standby()}).decide()
     assert agent.leads() == f"wk1 → {A} (primary, timeline 7)"
@@ -92,7 +92,7 @@ def test_accepting_another_system_identifier(
     steps: list[Mapping[str | Node, Observation]], status: int | None, expected: str
 ) -> None:
     """Another identifier is accepted when all that answer agree and none has the old one, or Patroni reports it."""
-    agent = beside_primary().see({A: primary(), B: standby()}).decide()
+    agent = on_primary().see({A: primary(), B: standby()}).decide()
     agent.patroni = {"wk1": PatroniStatus(system_id=status)}
     replaced = False
     for seen in steps:
@@ -105,7 +105,7 @@ def test_accepting_another_system_identifier(
 @pytest.mark.parametrize("last", [A, None], ids=["the block knows the primary", "no block"])
 def test_foreign_server_that_answers_first(last: str | None) -> None:
     """At the start nobody is believed before the last known primary, or everybody, was asked."""
-    agent = beside_primary(*([remembered(last, PRIMARY)] if last else []))
+    agent = on_primary(*([remembered(last, PRIMARY)] if last else []))
     agent.see({B: primary(system_id=FOREIGN)}).decide()
     assert agent.address() == last
     agent.wait(0.01).see({A: primary()}).decide()
@@ -117,13 +117,13 @@ def test_foreign_server_that_answers_first(last: str | None) -> None:
     [
         pytest.param(
             remembered(A, PRIMARY),
-            {A: barred(), B: standby(), C: primary(system_id=FOREIGN)},
+            {A: rejecting(), B: standby(), C: primary(system_id=FOREIGN)},
             A,
             id="the last one is silent, the others do not agree: held",
         ),
         pytest.param(
             remembered(B, STANDBY, last=A),
-            {A: barred(), B: standby(), C: primary(system_id=FOREIGN)},
+            {A: rejecting(), B: standby(), C: primary(system_id=FOREIGN)},
             A,
             id="the last one is silent, the present target counts",
         ),
@@ -137,19 +137,19 @@ def test_foreign_server_that_answers_first(last: str | None) -> None:
 )
 def test_who_is_believed_at_the_start(block: Target, seen: Mapping[str | Node, Observation], expected: str) -> None:
     """Without a system identifier known, the last known primary's counts, and nobody's who only claims to be one."""
-    assert beside_primary(block, hosts=(A, B, C)).see(seen).decide().address() == expected
+    assert on_primary(block, hosts=(A, B, C)).see(seen).decide().address() == expected
 
 
-@pytest.mark.parametrize("end", [dead(), barred(), unreachable()], ids=["dead", "barred", "unreachable"])
+@pytest.mark.parametrize("end", [dead(), rejecting(), unreachable()], ids=["dead", "rejecting", "unreachable"])
 def test_failover_while_the_agent_was_away(end: Observation) -> None:
     """When everybody was asked, those that answer are believed without the last known primary."""
-    agent = beside_primary(remembered(A, PRIMARY)).see({A: end, B: primary(timeline=8)}).decide()
+    agent = on_primary(remembered(A, PRIMARY)).see({A: end, B: primary(timeline=8)}).decide()
     assert agent.leads() == f"wk1 → {B} (primary, timeline 8)"
 
 
 def test_last_primary_decides_who_is_foreign() -> None:
     """Where only standbys answered at the start, the last known primary's identifier still counts when it returns."""
-    agent = beside_standby(remembered(FENCE, FENCED, wanted_role=Role.STANDBY, last=A), hosts=(A, B, C))
+    agent = on_standby(remembered(FENCE, FENCED, wanted_role=Role.STANDBY, last=A), hosts=(A, B, C))
     agent.see({A: dead(), B: standby(system_id=FOREIGN), C: dead()}).decide()
     assert agent.address() == B
     agent.see({A: primary(), C: standby()}).decide()
@@ -159,6 +159,6 @@ def test_last_primary_decides_who_is_foreign() -> None:
 
 def test_present_target_is_believed_before_strangers() -> None:
     """Without a primary in sight, the standby that a name leads to is not made foreign by another that answers."""
-    agent = beside_standby(remembered(B, STANDBY, last=A), hosts=(A, B, C))
+    agent = on_standby(remembered(B, STANDBY, last=A), hosts=(A, B, C))
     agent.see({A: dead(), B: standby(), C: standby(system_id=FOREIGN)}).decide()
     assert agent.leads() == f"wk1 → {B} (standby)"

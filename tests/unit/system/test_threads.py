@@ -12,7 +12,7 @@ import pytest
 from resolver_agent.system import threads
 
 
-def test_a_call_runs_beside_the_loop_and_returns_its_result() -> None:
+def test_a_call_runs_off_the_loop_and_returns_its_result() -> None:
     """The loop goes on while the call blocks, and gets its result."""
     released = threading.Event()
 

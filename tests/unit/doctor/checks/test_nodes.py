@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resolver_agent.config.model import Fallback
-from tests.unit.builders import barred, dead, group, node, primary, standby, unreachable
+from tests.unit.builders import dead, group, node, primary, rejecting, standby, unreachable
 from tests.unit.doctor.builders import (
     CN1,
     CN2,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 CASES = [
     ("a warning of the configuration", settings(warnings=("a: bad",)), WARNING, "config", "a: bad", ""),
-    ("barred", probed(wk2=barred()), ERROR, "node", f"{WK2}:5432 cannot be asked: password", "role.sql"),
+    ("rejecting", probed(wk2=rejecting()), ERROR, "node", f"{WK2}:5432 cannot be asked: password", "role.sql"),
     ("dead", probed(wk2=dead()), WARNING, "node", f"{WK2}:5432 is down: Connection refused", "Start"),
     ("silent", probed(wk2=unreachable()), WARNING, "node", f"{WK2}:5432 does not answer: no", "network"),
     (

@@ -10,7 +10,7 @@ import pytest
 from resolver_agent.config.model import Node
 from resolver_agent.doctor import report as doctor_report
 from resolver_agent.doctor.facts import TextFile
-from tests.unit.builders import PORT, barred, node
+from tests.unit.builders import PORT, node, rejecting
 from tests.unit.doctor.builders import (
     ERROR,
     GROUPS,
@@ -66,7 +66,7 @@ def test_a_fault(change: Change, severity: Severity, key: str, text: str, fix: s
 )
 def test_password_file(text: str, missing: str | None) -> None:
     """A node that refuses the login, and that the password file has no entry for, gets the line to write."""
-    report = doctor_report.report(both(host(passfile=file(text)), probed(wk2=barred()))(fit()))
+    report = doctor_report.report(both(host(passfile=file(text)), probed(wk2=rejecting()))(fit()))
     fixes = [one.fix for one in report.findings if one.key == "passfile"]
     assert fixes == ([f"Add the line: {missing}"] if missing else [])
     assert ("entries for wk1 do not help" in report.as_text()) == text.startswith("wk1")
@@ -85,6 +85,6 @@ def test_password_file_with_ipv6() -> None:
     """Colons of an address are written as libpq reads them."""
     six = Node("fd00::2", PORT)
     facts = settings(groups=(*GROUPS[:1], dataclasses.replace(GROUPS[1], nodes=(node(WK1), six))))(fit())
-    facts = dataclasses.replace(facts, nodes={**facts.nodes, six: state("fd00::2", barred())})
+    facts = dataclasses.replace(facts, nodes={**facts.nodes, six: state("fd00::2", rejecting())})
     report = doctor_report.report(both(host(passfile=file("x:*:*:*:x")))(facts))
     assert r"Add the line: fd00\:\:2:5432:postgres:resolver_agent:PASSWORD" in report.as_text()
