@@ -1,4 +1,4 @@
-"""What all tests run by."""
+"""Settings that every test runs with."""
 
 from __future__ import annotations
 

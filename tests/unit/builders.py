@@ -1,4 +1,4 @@
-"""One agent's life in a few words, for tests of routing: what it sees, how time passes, what it decides."""
+"""Builders for tests of routing: one agent, what it observes, how time passes, and what it decides."""
 
 from __future__ import annotations
 
@@ -75,27 +75,27 @@ def config(*groups: Group, fallback: Fallback = Fallback.NONE) -> Config:
 
 
 def primary(*, lsn: int | None = 1000, timeline: int = 7, system_id: int = OURS, started: int = 0) -> Observation:
-    """Return a probe's sight of a primary; ``started`` tells servers at one address from each other."""
+    """Return an observation of a primary; ``started`` tells servers at one address from each other."""
     return Observation(result=Role.PRIMARY, at=0, lsn=lsn, timeline=timeline, identity=Identity(system_id, started))
 
 
 def standby(*, lsn: int | None = 1000, system_id: int = OURS, started: int = 0) -> Observation:
-    """Return a probe's sight of a server in recovery."""
+    """Return an observation of a server in recovery."""
     return Observation(result=Role.STANDBY, at=0, lsn=lsn, timeline=7, identity=Identity(system_id, started))
 
 
 def dead() -> Observation:
-    """Return a refused connection."""
+    """Return an observation of a refused connection."""
     return Observation(result=ProbeFailure.DEAD, at=0, detail="Connection refused")
 
 
 def rejecting() -> Observation:
-    """Return a refused login."""
+    """Return an observation of a refused login."""
     return Observation(result=ProbeFailure.REJECTING, at=0, detail="password authentication failed")
 
 
 def unreachable() -> Observation:
-    """Return a probe that ran out of time."""
+    """Return an observation of a probe that timed out."""
     return Observation(result=ProbeFailure.UNREACHABLE, at=0, detail="no answer within 2 s")
 
 
@@ -108,7 +108,7 @@ def remembered(
     last: str | None = None,
     lost: bool = False,
 ) -> Target:
-    """Return a line of the block; ``last`` is the last known primary. The wish is what the standing implies."""
+    """Return a line of the block; ``last`` is the last known primary. The wanted role follows from the kind."""
     wanted = {
         TargetKind.SELF: None,
         TargetKind.STANDBY: Role.STANDBY,
@@ -123,7 +123,7 @@ def remembered(
 
 
 class Agent:
-    """What one agent has seen and decided, with a clock of its own."""
+    """What one agent has observed and decided, with a clock of its own."""
 
     def __init__(self, config: Config, block: Iterable[Target] = (), *, now: float = 100.0) -> None:
         self.config = config
@@ -136,14 +136,14 @@ class Agent:
         self.decision: Decision = resume(config, block)
 
     def see(self, seen: Mapping[str | Node, Observation]) -> Agent:
-        """Take in what was just seen, by address or node, each at its own address unless it carries another."""
+        """Record observations, by address or node; each is at its own address unless ``address`` is given."""
         for where, observation in seen.items():
             at = node(where) if isinstance(where, str) else where
             self.states[at] = self.states.get(at, NodeState()).after(self._stamped(observation, at.host))
         return self
 
     def see_local(self, observation: Observation, *, address: str = "local") -> Agent:
-        """Take in what the local probe just saw; with a node's address it is that node's server."""
+        """Record what the local probe just observed; with a node's address it is that node's server."""
         self.local = self.local.after(self._stamped(observation, address))
         return self
 
@@ -161,7 +161,7 @@ class Agent:
         return self
 
     def decide(self) -> Agent:
-        """Decide, now."""
+        """Make a decision now."""
         observations = Observations(
             nodes=dict(self.states),
             local=self.local,
@@ -181,16 +181,16 @@ class Agent:
         return self
 
     def target(self, name: str = "wk1") -> Target | None:
-        """Return where a name leads."""
+        """Return a name's target."""
         return self.decision.groups[name].target
 
     def leads(self, name: str = "wk1") -> str:
-        """Return where a name leads and why, as logs show it."""
+        """Return a name's address and the reason, as the log shows them."""
         state = self.decision.groups[name]
         return str(state.target) if state.target else f"{name} left out ({state.reason.text})"
 
     def address(self, name: str = "wk1") -> str | None:
-        """Return the address that a name leads to, None where it is left out."""
+        """Return a name's address, None where the name is left out."""
         target = self.target(name)
         return target.address if target else None
 

@@ -1,4 +1,4 @@
-"""What the log says: each change once, each lasting fault once when it begins and once when it ends."""
+"""The log: each change once, and each lasting fault once when it begins and once when it ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ A, B = "10.0.0.1", "10.0.0.2"
 
 
 class Log:
-    """A journal, and what it has said since it was last read."""
+    """A change log, and its lines since they were last read."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self.change_log = ChangeLog()
@@ -28,19 +28,19 @@ class Log:
         caplog.set_level(logging.INFO)
 
     def of(self, agent: Agent) -> list[str]:
-        """Journal a round of an agent and return the lines."""
+        """Log a round of an agent and return the lines."""
         self.change_log.nodes(agent.states)
         return self.decision(agent.decision, agent.decision.alerts, now=agent.now)
 
     def decision(
         self, decision: Decision, alerts: Sequence[Alert] = (), *, now: float = 1.0, written: bool = True
     ) -> list[str]:
-        """Journal a decision and return the lines."""
+        """Log a decision and return the lines."""
         self.change_log.decision(decision, alerts, now, written=written)
         return self.lines()
 
     def lines(self) -> list[str]:
-        """Return what was said since, each with E before it if it is an error."""
+        """Return the lines since the last call, each with its level's first letter."""
         said = [f"{record.levelname[0]} {record.getMessage()}" for record in self._caplog.records]
         self._caplog.clear()
         return said
@@ -48,7 +48,7 @@ class Log:
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Log:
-    """Return a new journal."""
+    """Return a new change log."""
     return Log(caplog)
 
 
@@ -60,7 +60,7 @@ def leading(address: str, code: Code, *, text: str = "why") -> Decision:
 
 
 def test_the_first_round_says_everything_and_the_next_nothing(log: Log) -> None:
-    """Nodes, the local role, and every name with its reason: once."""
+    """The first round logs nodes, the local role, and every name with its reason; the next logs nothing."""
     agent = Agent(config(group("wk1", A, B))).see({A: primary(), B: standby()}).see_local(primary()).decide()
     assert log.of(agent) == [
         "I 10.0.0.1:5432 is primary (timeline 7)",
@@ -72,7 +72,7 @@ def test_the_first_round_says_everything_and_the_next_nothing(log: Log) -> None:
 
 
 def test_a_name_that_is_held_is_said_by_its_alert_alone(log: Log) -> None:
-    """The same text is not an error line and an information line; when it is over the name is said again."""
+    """One text is not logged both as an error and as information; when the alert ends the name is logged again."""
     block = [remembered(A, TargetKind.PRIMARY)]
     agent = Agent(config(group("wk1", A, B)), block).see({A: dead(), B: standby()}).see_local(primary()).decide()
     text = "wk1 → 10.0.0.1 (held; no primary; 10.0.0.1 is dead: Connection refused; 10.0.0.2 is in recovery)"
@@ -94,7 +94,7 @@ def test_a_name_that_is_held_is_said_by_its_alert_alone(log: Log) -> None:
 
 
 def test_a_new_address_under_a_lasting_alert_is_said(log: Log) -> None:
-    """A fallback that moves with its primary is a change, though the alert goes on."""
+    """A fallback that follows its primary is a change, though the alert goes on."""
     first, second = (leading(address, Code.FALLBACK, text="no fit standby") for address in (A, B))
     alert = Alert(AlertCode.FALLBACK, "wk1 → 10.0.0.1 (no fit standby)", of=("wk1",))
     assert log.decision(first, [alert]) == ["E alert: wk1 → 10.0.0.1 (no fit standby)"]
@@ -107,13 +107,13 @@ def test_a_new_address_under_a_lasting_alert_is_said(log: Log) -> None:
 
 
 def test_a_reason_in_other_words_is_no_change(log: Log) -> None:
-    """What varies from probe to probe does not fill the log."""
+    """A reason that varies from probe to probe does not fill the log."""
     assert log.decision(leading(A, Code.PRIMARY, text="timeline 7")) == ["I wk1 → 10.0.0.1 (timeline 7)"]
     assert log.decision(leading(A, Code.PRIMARY, text="timeline 8")) == []
 
 
 def test_alerts_begin_and_end_once_in_their_order(log: Log) -> None:
-    """A fault whose words change goes on since it began; two of one key are one."""
+    """An alert whose text changes keeps its start; two alerts with one key are one."""
     nothing = Decision(groups={})
     faults = [Alert(AlertCode.HELD, f"fault {name}", of=(name,)) for name in "cab"]
     assert log.decision(nothing, faults, now=5) == ["E alert: fault c", "E alert: fault a", "E alert: fault b"]
@@ -126,7 +126,7 @@ def test_alerts_begin_and_end_once_in_their_order(log: Log) -> None:
 
 
 def test_what_a_reload_removed_and_brought_back_is_said_again(log: Log) -> None:
-    """A name and a node that return are news."""
+    """A name or node that returns is logged again."""
     agent = Agent(config(group("wk1", A))).see({A: primary()}).see_local(primary()).decide()
     said = log.of(agent)
     state = agent.states.pop(node(A))
@@ -137,14 +137,14 @@ def test_what_a_reload_removed_and_brought_back_is_said_again(log: Log) -> None:
 
 
 def test_a_name_is_said_to_lead_where_the_file_says_so(log: Log) -> None:
-    """What could not be written has not happened; it is said when it has."""
+    """A target is logged only when it has been written."""
     moved = leading(A, Code.PRIMARY, text="timeline 7")
     assert log.decision(moved, [Alert(AlertCode.FILE, "disk full")], written=False) == ["E alert: disk full"]
     assert log.decision(moved) == ["E over: disk full", "I wk1 → 10.0.0.1 (timeline 7)"]
 
 
 def test_fields_for_a_json_log(log: Log, caplog: pytest.LogCaptureFixture) -> None:
-    """A record carries what it is about besides its text."""
+    """A record has its subject in fields, besides its text."""
     log.change_log.decision(leading(A, Code.PRIMARY), [Alert(AlertCode.FLUSH, "fault")], 1, written=True)
     alert, name = caplog.records
     assert vars(alert)["alert"] == "flush"

@@ -1,4 +1,4 @@
-"""What citus.node_conninfo is set to: whose text it keeps, and how ours is told from an administrator's."""
+"""Which value ``citus.node_conninfo`` is set to, and how the agent's value is told from an administrator's."""
 
 from __future__ import annotations
 
@@ -63,38 +63,38 @@ stamps = st.integers(0, 2**STAMP_BITS - 1)
 
 @pytest.mark.parametrize(("setting", "override"), DUE.values(), ids=DUE)
 def test_whose_text_is_set(setting: Setting, override: Override) -> None:
-    """An administrator's ALTER SYSTEM stays in force, also below ours; else ours follows the files."""
+    """An administrator's ALTER SYSTEM stays in force, also below ours; otherwise ours follows the files."""
     assert due(setting) == override
 
 
 @pytest.mark.parametrize(("setting", "expected"), KEPT.values(), ids=KEPT)
 def test_when_there_is_nothing_to_do(setting: Setting, *, expected: bool) -> None:
-    """A value of ours must say what is due and be loaded; anybody else's is in force without us."""
+    """The agent's value must be current and loaded; any other value is in force without the agent."""
     assert is_kept(setting) is expected
 
 
 @given(overrides, stamps)
 def test_ours_is_known_again(override: Override, stamp: int) -> None:
-    """What a value of ours says is read back to the byte, whatever white space it has itself."""
+    """The administrator's text in a value of ours is read back byte for byte, with its own white space."""
     assert recall(override.stamped(stamp)) == override
 
 
 @pytest.mark.parametrize("value", OTHERS)
 def test_others_are_not_taken_for_ours(value: str | None) -> None:
-    """White space of somebody else's is not enough."""
+    """White space alone does not make another's value ours."""
     assert recall(value) is None
 
 
 @given(stamps, stamps)
 def test_two_flushes_set_two_values(first: int, second: int) -> None:
-    """No two stamps give one value, or sessions would not notice."""
+    """Two stamps never give the same value, because sessions would not notice the second flush."""
     override = Override("sslmode=prefer")
     assert (override.stamped(first) == override.stamped(second)) == (first == second)
 
 
 @given(stamp=stamps, kept=st.booleans())
 def test_libpq_ignores_what_is_added(stamp: int, *, kept: bool) -> None:
-    """The value means the same to libpq, has one line, and ends with a blank."""
+    """The value means the same to libpq, is one line, and ends with a blank."""
     base = "sslmode=verify-ca sslrootcert='/a b.crt'"
     value = Override(base, kept=kept).stamped(stamp)
     assert conninfo_to_dict(value) == conninfo_to_dict(base)

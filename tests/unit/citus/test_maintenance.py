@@ -1,4 +1,4 @@
-"""What is said of recovery while it is not known whether there is Citus."""
+"""The alert about overdue recovery while the agent does not know whether the server has Citus."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Observer:
-    """What the maintenance looks at."""
+    """The part of the observer that the maintenance reads."""
 
     config: Config
     local: NodeState
@@ -27,7 +27,7 @@ class Observer:
 
 
 def test_recovery_is_overdue_where_nothing_can_be_flushed(tmp_path: Path) -> None:
-    """A primary that lets nobody flush may have Citus, and then nobody recovers: that is said, too."""
+    """A primary where no flush works may have Citus, so overdue recovery is an alert there as well."""
     settings = dataclasses.replace(
         config(group("cn", "10.0.0.1", "10.0.0.2")), local={"host": str(tmp_path), "dbname": "postgres"}
     )

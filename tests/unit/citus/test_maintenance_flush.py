@@ -1,4 +1,4 @@
-"""When cached connections are flushed (rule R5): after every change, one at a time, and until it has worked."""
+"""When cached connections are flushed (rule R5): after every change, one flush at a time, and until it works."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DOWN = UP.after(Observation(result=ProbeFailure.DEAD, at=0.0))
 
 
 class Server:
-    """What stands for a local PostgreSQL: it counts what is done to it, and can be without Citus, hang or refuse."""
+    """A fake local PostgreSQL: it records calls, and can have no Citus, hang or refuse."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
@@ -44,7 +44,7 @@ class Server:
         return Flushed("sslmode=prefer", warning=self.warning) if self.citus else None
 
     def keep(self, _config: Config) -> Flushed | None:
-        """Compare the administrator's value; nothing is to be done."""
+        """Compare the administrator's value; there is nothing to do."""
         self._do("keep")
         return Flushed("sslmode=prefer", done=False, warning=self.warning) if self.warning else None
 
@@ -66,13 +66,13 @@ class Setup:
         self.flusher = Flusher(changed=self.changed, do_flush=self.server.flush, do_keep=self.server.keep)
 
     def tick(self, local: NodeState = UP, configuration: Config = CONFIG) -> Setup:
-        """Let a round pass."""
+        """Run one round."""
         self.changed.clear()
         self.flusher.tick(configuration, said=self.said, local=local, now=self.now)
         return self
 
     async def settle(self, local: NodeState = UP) -> list[str]:
-        """Let a round pass, and another once that has ended which it began; return what was done so far."""
+        """Run one round, wait for the call it started, and run another; return the calls so far."""
         self.tick(local)
         await asyncio.wait_for(self.changed.wait(), 10)
         self.tick(local)
@@ -80,7 +80,7 @@ class Setup:
 
 
 def run(scenario: Callable[[Setup], Coroutine[None, None, None]]) -> None:
-    """Play a scenario in a loop of its own."""
+    """Run a scenario in an event loop of its own."""
 
     async def play() -> None:
         await scenario(Setup())
@@ -89,7 +89,7 @@ def run(scenario: Callable[[Setup], Coroutine[None, None, None]]) -> None:
 
 
 def test_a4_flushes_at_the_start_and_after_each_change() -> None:
-    """Nobody knows what was flushed before this run; afterwards each state of the file is flushed once."""
+    """The agent flushes at its start, since it knows of no earlier flush, then once for each state of the file."""
 
     async def scenario(setup: Setup) -> None:
         assert not setup.flusher.flushed
@@ -107,7 +107,7 @@ def test_a4_flushes_at_the_start_and_after_each_change() -> None:
 
 
 def test_changes_that_come_during_a_flush_share_the_next() -> None:
-    """What was said when a flush began is flushed by it, and what was said since is not."""
+    """A flush covers the changes before its start; the next flush covers all changes that came during it."""
 
     async def scenario(setup: Setup) -> None:
         setup.server.answers.clear()
@@ -127,7 +127,7 @@ def test_changes_that_come_during_a_flush_share_the_next() -> None:
 
 @pytest.mark.parametrize("held_up_by", ["a failure", "a look at the administrator's value"])
 def test_what_was_said_in_between_is_flushed(held_up_by: str) -> None:
-    """Sessions may have connected to where a name led for a moment, also when it was back before any flush."""
+    """Sessions may have connected to an address that a name had for a moment, even if it was back before any flush."""
 
     async def scenario(setup: Setup) -> None:
         await setup.settle()
@@ -154,7 +154,7 @@ def test_what_was_said_in_between_is_flushed(held_up_by: str) -> None:
 
 
 def test_a_change_does_not_wait_for_what_failed_before() -> None:
-    """However late the next try would be: a promotion may wait for it."""
+    """A change is flushed at once, however late the next retry would be: a promotion may wait for it."""
 
     async def scenario(setup: Setup) -> None:
         setup.server.refuses = True
@@ -171,7 +171,7 @@ def test_a_change_does_not_wait_for_what_failed_before() -> None:
 
 
 def test_a_warning_lasts_as_long_as_its_reason() -> None:
-    """What is wrong with the administrator's value is an alert from the look that finds it to the one that does not."""
+    """A problem with the administrator's value is an alert from the check that finds it to the check that does not."""
 
     async def scenario(setup: Setup) -> None:
         await setup.settle()
@@ -192,7 +192,7 @@ def test_a_warning_lasts_as_long_as_its_reason() -> None:
 
 
 def test_what_nobody_foresaw_is_an_alert(caplog: pytest.LogCaptureFixture) -> None:
-    """A defect is said, with where it was once, and does not end the agent; it is tried again like any failure."""
+    """An unexpected exception is an alert, is logged once with its place, and is retried like any failure."""
 
     async def scenario(setup: Setup) -> None:
         setup.server.refuses, setup.server.fault = True, OSError(24, "Too many open files")
@@ -211,7 +211,7 @@ def test_what_nobody_foresaw_is_an_alert(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_turned_off_and_on_again() -> None:
-    """What names led to while nothing was to be flushed is flushed at once."""
+    """Once flushing is on again, the agent at once flushes what changed while it was off."""
 
     async def scenario(setup: Setup) -> None:
         await setup.settle()
@@ -226,7 +226,7 @@ def test_turned_off_and_on_again() -> None:
 
 @pytest.mark.parametrize("local", [pytest.param(UP, id="the same run"), pytest.param(RESTARTED, id="a restart")])
 def test_looks_after_the_administrators_value(local: NodeState) -> None:
-    """Every minute, and after each restart of the server, at once."""
+    """The value is checked every minute, and at once after each restart of the server."""
 
     async def scenario(setup: Setup) -> None:
         await setup.settle()
@@ -241,7 +241,7 @@ def test_looks_after_the_administrators_value(local: NodeState) -> None:
 
 
 def test_a_failure_is_one_alert_and_is_tried_again_ever_later() -> None:
-    """Without the privilege there is an alert and no loop; the alert ends when it works."""
+    """A missing privilege is one alert and backs off; the alert ends when the flush works."""
 
     async def scenario(setup: Setup) -> None:
         setup.server.refuses = True
@@ -271,7 +271,7 @@ def test_a_failure_is_one_alert_and_is_tried_again_ever_later() -> None:
 
 
 def test_without_citus_there_is_nothing_to_flush() -> None:
-    """A server without Citus counts as flushed, and is looked at again each minute."""
+    """A server without Citus counts as flushed, and is checked again every minute."""
 
     async def scenario(setup: Setup) -> None:
         setup.server.citus = False
@@ -287,13 +287,13 @@ def test_without_citus_there_is_nothing_to_flush() -> None:
 
 
 def test_a_server_that_is_down_has_no_sessions() -> None:
-    """Nothing is tried while it is down, and nothing is wrong with that; it is flushed when it is back."""
+    """While the server is down no flush is tried and there is no alert; it is flushed when it is back."""
 
     async def scenario(setup: Setup) -> None:
         setup.server.answers.clear()
         setup.tick(DOWN)
         setup.now += 6
-        assert setup.tick(DOWN).flusher.alerts == ()  # a call that had been begun would hang
+        assert setup.tick(DOWN).flusher.alerts == ()  # a call would hang
         setup.server.answers.set()
         assert await setup.settle(RESTARTED) == ["flush"]
 
@@ -301,7 +301,7 @@ def test_a_server_that_is_down_has_no_sessions() -> None:
 
 
 def test_a_server_that_hangs_is_an_alert() -> None:
-    """A call that never ends is said after a while, and is not begun a second time."""
+    """A call that never ends becomes an alert after a while, and no second call is started."""
 
     async def scenario(setup: Setup) -> None:
         setup.server.answers.clear()

@@ -1,4 +1,4 @@
-"""When 2PC recovery runs (rule R6): right after a promotion, every minute, on fresh evidence, and never without it."""
+"""When 2PC recovery runs (rule R6): right after a promotion, every minute, and only on fresh evidence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SLOWEST_S = INTERVAL_S + 2 * TIMEOUT_S
 
 
 class Citus:
-    """What stands for the databases of the local server: it counts passes, and can wait in the middle of one."""
+    """A fake of the local server's databases: it counts passes, and can wait in the middle of one."""
 
     def __init__(self) -> None:
         self.passes = 0
@@ -49,7 +49,7 @@ class Citus:
 
 
 class Setup:
-    """A recoverer, what it works on, the evidence, and a clock that begins now."""
+    """A recoverer with its databases, its evidence, and a clock that starts now."""
 
     def __init__(self) -> None:
         self.changed = asyncio.Event()
@@ -69,13 +69,13 @@ class Setup:
         return self.blocker or ("nobody has answered yet" if self.now - since < self.answers_take_s else None)
 
     def tick(self) -> Setup:
-        """Let a round pass."""
+        """Run one round."""
         self.changed.clear()
         self.recoverer.tick(CONFIG, role=self.role, blocker=self._blocker, now=self.now)
         return self
 
     async def settle(self) -> Setup:
-        """Let a pass run from its evidence to its end."""
+        """Run a pass from the request for evidence to its end."""
         self.tick()
         self.tick()
         await asyncio.wait_for(self.changed.wait(), 10)
@@ -88,12 +88,12 @@ class Setup:
 
     @property
     def alerts(self) -> list[str]:
-        """The texts of what is wrong."""
+        """The texts of the current alerts."""
         return [alert.text for alert in self.recoverer.alerts]
 
 
 def run(scenario: Callable[[Setup], Coroutine[None, None, None]]) -> None:
-    """Play a scenario in a loop of its own."""
+    """Run a scenario in an event loop of its own."""
 
     async def play() -> None:
         await scenario(Setup())
@@ -102,7 +102,7 @@ def run(scenario: Callable[[Setup], Coroutine[None, None, None]]) -> None:
 
 
 def test_runs_at_once_and_every_minute() -> None:
-    """A primary recovers at once, then a minute after each pass, each time on evidence that was asked for."""
+    """A primary recovers at once, then a minute after each pass, each time on evidence requested for that pass."""
 
     async def scenario(setup: Setup) -> None:
         assert (await setup.settle()).citus.passes == 1
@@ -117,7 +117,7 @@ def test_runs_at_once_and_every_minute() -> None:
 
 
 def test_a_promotion_makes_it_due() -> None:
-    """A standby recovers nothing; once promoted it does so at once."""
+    """A standby runs no recovery; it runs one as soon as it is promoted."""
 
     async def scenario(setup: Setup) -> None:
         setup.role = Role.STANDBY
@@ -131,7 +131,7 @@ def test_a_promotion_makes_it_due() -> None:
 
 
 def test_a5_nothing_runs_while_a_precondition_fails() -> None:
-    """While something blocks it fresh evidence is asked for again and again; overdue is an alert, and ends."""
+    """While blocked, the agent keeps requesting fresh evidence; overdue recovery is an alert until it runs."""
 
     async def scenario(setup: Setup) -> None:
         setup.blocker = "wk1 is held"
@@ -149,7 +149,7 @@ def test_a5_nothing_runs_while_a_precondition_fails() -> None:
 
 
 def test_preconditions_stop_holding_in_the_middle() -> None:
-    """A pass under way hears of what changes, and of a demotion."""
+    """A running pass learns of changes and of a demotion."""
 
     async def scenario(setup: Setup) -> None:
         for blocker, role, expected in [
@@ -172,7 +172,7 @@ def test_preconditions_stop_holding_in_the_middle() -> None:
 
 
 def test_preconditions_do_not_come_back_in_the_middle() -> None:
-    """A name that moved and came back during a pass may have led it astray."""
+    """A name that moved and came back during a pass may have misrouted that pass."""
 
     async def scenario(setup: Setup) -> None:
         setup.citus.go_on.clear()
@@ -192,7 +192,7 @@ def test_preconditions_do_not_come_back_in_the_middle() -> None:
 
 
 def test_slow_answers_are_waited_for() -> None:
-    """Where servers take almost as long to answer as they may, it is not asked again and again instead."""
+    """While servers answer slowly but within their time, the agent waits and does not ask again."""
 
     async def scenario(setup: Setup) -> None:
         setup.answers_take_s = SLOWEST_S - 0.2
@@ -205,7 +205,7 @@ def test_slow_answers_are_waited_for() -> None:
 
 
 def test_a_pass_that_ended_with_its_primary_is_forgotten() -> None:
-    """The next promotion finds neither its faults nor its minute."""
+    """The next promotion inherits neither the faults of the old pass nor its waiting time."""
 
     async def scenario(setup: Setup) -> None:
         setup.citus.go_on.clear()
@@ -224,7 +224,7 @@ def test_a_pass_that_ended_with_its_primary_is_forgotten() -> None:
 
 
 def test_what_nobody_foresaw_is_an_alert(caplog: pytest.LogCaptureFixture) -> None:
-    """A defect is said, with where it was once, and does not end the agent; it is tried again like any failure."""
+    """An unexpected exception is an alert, is logged once with its place, and is retried like any failure."""
 
     async def scenario(setup: Setup) -> None:
         setup.citus.defect = OSError(24, "Too many open files")
@@ -239,7 +239,7 @@ def test_what_nobody_foresaw_is_an_alert(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_preconditions_that_nobody_checks_do_not_hold() -> None:
-    """A pass whose agent has stopped looking around is told so."""
+    """A pass is stopped when the agent no longer checks the preconditions."""
 
     async def scenario(setup: Setup) -> None:
         setup.wait(-10)
@@ -249,7 +249,7 @@ def test_preconditions_that_nobody_checks_do_not_hold() -> None:
 
 
 def test_a_blocker_in_the_middle_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
-    """Names move while a pass runs: that is said and tried again soon, and is an alert only when that goes on."""
+    """A name that moves during a pass is reported and the pass retried soon; it is an alert only when this goes on."""
     caplog.set_level(logging.INFO)
 
     async def scenario(setup: Setup) -> None:
@@ -268,7 +268,7 @@ def test_a_blocker_in_the_middle_is_no_fault(caplog: pytest.LogCaptureFixture) -
 
 
 def test_a_failed_pass_is_an_alert_and_tried_again_soon() -> None:
-    """A fault in a database is said until a pass goes well, which is tried before the minute is over."""
+    """A fault in a database is an alert until a pass succeeds; the retry comes before the minute is over."""
 
     async def scenario(setup: Setup) -> None:
         setup.citus.result = Recovered(database="app", fault="rolled back: wk1:5432 led to a standby")
@@ -284,7 +284,7 @@ def test_a_failed_pass_is_an_alert_and_tried_again_soon() -> None:
 
 
 def test_failing_for_long_is_overdue() -> None:
-    """Passes that only fail count for nothing."""
+    """Failed passes do not count as recovery."""
 
     async def scenario(setup: Setup) -> None:
         setup.citus.result = Recovered(database="app", fault="not begun")
@@ -296,7 +296,7 @@ def test_failing_for_long_is_overdue() -> None:
 
 
 def test_old_prepared_transactions_are_an_alert() -> None:
-    """What another node has prepared here, and left, holds locks."""
+    """Old transactions that another node prepared here hold locks."""
 
     async def scenario(setup: Setup) -> None:
         setup.citus.result = Recovered(database="app", oldest=Prepared(gid="citus_0_1_2_3", age_s=400.0))
@@ -308,7 +308,7 @@ def test_old_prepared_transactions_are_an_alert() -> None:
 
 
 def test_report() -> None:
-    """Status tells of the last pass, and of what blocks the next."""
+    """Status shows the last pass, and what blocks the next."""
 
     async def scenario(setup: Setup) -> None:
         setup.citus.result = Recovered(database="app", recovered=2)

@@ -1,4 +1,4 @@
-"""The scripts that move the metadata from addresses to names and back. That they work, tests with Citus show."""
+"""The scripts that change the metadata from addresses to names and back. Integration tests run them on Citus."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def calls(script: str | None) -> list[str]:
         pytest.param([row(1, "cn"), row(2, WK2)], ["citus_update_node(2, 'wk1', 5432)"], id="a standby's address"),
         pytest.param([row(1, "localhost")], ["citus_set_coordinator_host('cn', 5432)"], id="localhost"),
         pytest.param([row(7, WK1, port=6432)], ["citus_update_node(7, 'wk1', 5432)"], id="the configuration's port"),
-        pytest.param([row(2, "10.9.9.9")], [], id="nobody's address"),
+        pytest.param([row(2, "10.9.9.9")], [], id="an address of no node"),
         pytest.param([row(2, WK2, is_primary=False)], [], id="secondaries are left alone"),
         pytest.param([row(2, WK1), row(3, WK2)], [], id="two rows cannot have one name"),
         pytest.param([row(2, "wk1"), row(3, WK2)], [], id="the name is taken"),
     ],
 )
 def test_to_names(rows: list[Row], expected: list[str]) -> None:
-    """Each row that has the address of a node is given that node's name, and no other is touched."""
+    """Each row that has a node's address gets that node's name, and no other row is changed."""
     assert calls(report.report(database(rows=tuple(rows))(fit())).to_names) == expected
 
 
@@ -91,14 +91,14 @@ def test_to_names(rows: list[Row], expected: list[str]) -> None:
     ],
 )
 def test_to_addresses(change: Change, expected: list[str], left_out: str | None) -> None:
-    """The way back leads to the primaries that are seen, and says whom it leaves out."""
+    """The script back to addresses uses the primaries that are visible, and lists the rows it leaves out."""
     script = report.report(change(fit())).to_addresses
     assert calls(script) == expected
     assert re.findall("Left out, .*: (.*)", script or "") == ([f"{left_out}."] if left_out else [])
 
 
 def test_one_transaction_that_waits_for_nobody_for_long() -> None:
-    """All changes of a database are made or none, with a limit on the wait for locks; an error ends the script."""
+    """A database's changes are one transaction with a lock timeout; an error ends the script."""
     script = report.report(ADDRESSES(fit())).to_names
     assert script is not None
     assert script.splitlines()[1:4] == [
@@ -117,7 +117,7 @@ def test_one_transaction_that_waits_for_nobody_for_long() -> None:
 
 @pytest.mark.parametrize(("version", "checked"), [("13.2-1", True), ("11.0-4", True), ("10.2-5", False)])
 def test_the_names_are_tried_first(version: str, checked: bool) -> None:  # noqa: FBT001 -- a case's expectation
-    """Before anything is changed every node connects to every name, where Citus has the functions for that."""
+    """Before any change every node connects to every name, where Citus has the functions for that."""
     script = report.report(both(ADDRESSES, database(citus_version=version))(fit())).to_names or ""
     assert ("(VALUES ('cn', 5432), ('wk1', 5432)) AS place" in script) == checked
     before, _, after = script.partition("BEGIN;")
@@ -126,7 +126,7 @@ def test_the_names_are_tried_first(version: str, checked: bool) -> None:  # noqa
 
 
 def test_every_database() -> None:
-    """Each database of the coordinator has metadata of its own, and is changed by itself."""
+    """Each database of the coordinator has its own metadata and is changed separately."""
     change = metadata.Change.of(row(2, WK1), "wk1", 5432)
     script = metadata.script("x", {"app": [change], 'od"d': [change]}, check=False)
     assert re.findall(r"^(?:\\connect (.*)|(COMMIT);)$", script, re.MULTILINE) == [
@@ -138,13 +138,13 @@ def test_every_database() -> None:
 
 
 def test_scripts_are_shown_where_names_are_to_come() -> None:
-    """Whoever still has addresses is shown both scripts; who has names is not bothered with the way back."""
+    """With addresses in the metadata both scripts are shown; with names, the script back is not."""
     shown = report.report(ADDRESSES(fit())).as_text()
     assert shown.index("-- From addresses to names") < shown.index("-- The way back")
     assert "citus_" not in report.report(fit()).as_text()
 
 
 def test_on_a_standby_of_the_coordinator() -> None:
-    """The scripts name the primary to run them on, wherever they are printed."""
+    """The scripts say which primary to run them on, wherever they are printed."""
     swapped = probed(cn1=standby(started=1), cn2=primary(started=2))
     assert f"coordinator's primary ({CN2})" in (report.report(both(ADDRESSES, swapped)(fit())).to_names or "")

@@ -1,4 +1,4 @@
-"""When Citus may do its work on other nodes from here (rule R6): a table of what forbids it."""
+"""When the agent lets Citus work on other nodes (rule R6): a table of what blocks it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CN, WK1, RO = group("cn", "10.0.0.1", "10.0.0.2"), group("wk1", "10.0.0.3", "10.
 
 
 def fit(*, patroni: bool = False) -> Agent:
-    """Return an agent on a coordinator primary that sees everything as it should be."""
+    """Return an agent on a coordinator primary where all preconditions hold."""
     cn = dataclasses.replace(CN, patroni=PatroniApi(port=8008)) if patroni else CN
     readers = group("wk1-ro", "10.0.0.3", "10.0.0.4", route=Route.STANDBY)
     agent = Agent(config(cn, WK1, readers))
@@ -28,7 +28,7 @@ def fit(*, patroni: bool = False) -> Agent:
 
 
 def asked(agent: Agent, **changes: object) -> str | None:
-    """Return what forbids it, all evidence being of now unless ``changes`` say otherwise."""
+    """Return the blocker, if any; all evidence is from now unless ``changes`` say otherwise."""
     evidence = Evidence(
         now=agent.now,
         since=agent.now,
@@ -42,19 +42,19 @@ def asked(agent: Agent, **changes: object) -> str | None:
 
 
 def look_again(agent: Agent) -> Agent:
-    """Let the local server and its group be asked once more."""
+    """Observe the local server and its group once more."""
     agent.see({"10.0.0.1": primary(), "10.0.0.2": standby()})
     return agent.see_local(primary(), address="10.0.0.1").decide()
 
 
 @pytest.mark.parametrize("patroni", [False, True], ids=["SQL alone", "with Patroni"])
 def test_nothing_forbids_it(patroni: bool) -> None:  # noqa: FBT001 -- a table's column
-    """A coordinator primary among confirmed primaries may recover; a read-only name's standby is nobody's business."""
+    """A coordinator primary among confirmed primaries may recover; the standby of a read-only name does not matter."""
     assert asked(fit(patroni=patroni)) is None
 
 
 def test_a_fenced_name_does_not_hold_up_the_others() -> None:
-    """Nobody is reached through a fence, so nothing can be believed of what is behind it."""
+    """A fence leads to no server, so Citus cannot draw a wrong conclusion from it."""
     agent = fit()
     agent.see({"10.0.0.3": standby(), "10.0.0.4": standby()}).decide()
     assert agent.address("wk1") == "255.255.255.255"
@@ -62,7 +62,7 @@ def test_a_fenced_name_does_not_hold_up_the_others() -> None:
 
 
 def test_a_leader_among_several_primaries_may() -> None:
-    """Where Patroni settles who is the primary of the own group, and it is the local server, recovery goes on."""
+    """Recovery goes on where Patroni says that the local server is the primary of its group."""
     agent = fit(patroni=True)
     agent.patroni = {"cn": PatroniStatus(leader=node("10.0.0.1"))}
     agent.see({"10.0.0.2": primary()}).decide()
@@ -70,45 +70,45 @@ def test_a_leader_among_several_primaries_may() -> None:
 
 
 def in_recovery(agent: Agent) -> None:
-    """Let the local server be a standby."""
+    """Make the local server a standby."""
     agent.see({"10.0.0.1": standby(), "10.0.0.2": primary()}).see_local(standby(), address="10.0.0.1").decide()
 
 
 def down(agent: Agent) -> None:
-    """Let the local server die."""
+    """Make the local server dead."""
     agent.see({"10.0.0.1": dead()}).see_local(dead()).decide()
 
 
 def leader_to_come(agent: Agent) -> None:
-    """Let a worker's standby hold the leader lock, while it is yet to be promoted and the old primary lives on."""
+    """Let a worker's standby hold the leader lock before its promotion, while the old primary still runs."""
     agent.patroni = {"wk1": PatroniStatus(leader=node("10.0.0.4"))}
     agent.decide()
 
 
 def unknown_here(agent: Agent) -> None:
-    """Let the local server be none of the nodes."""
+    """Make the local server none of the nodes."""
     agent.decision = Agent(agent.config).decision
     agent.see_local(primary(started=5)).decide()
 
 
 def rival(agent: Agent) -> None:
-    """Let the own group have two primaries, with nothing to settle it."""
+    """Give the local group two primaries, with nothing to settle it."""
     agent.see({"10.0.0.2": primary()}).decide()
 
 
 def rival_leads(agent: Agent) -> None:
-    """Let the own group have two primaries, of which the other holds the lock."""
+    """Give the local group two primaries; the other one holds the lock."""
     agent.patroni = {"cn": PatroniStatus(leader=node("10.0.0.2"))}
     rival(agent)
 
 
 def worker_dies(agent: Agent) -> None:
-    """Let a worker's primary die: its name is held."""
+    """Make a worker's primary dead: its name is held."""
     agent.see({"10.0.0.3": dead()}).decide()
 
 
 def worker_splits(agent: Agent) -> None:
-    """Let a worker have two primaries."""
+    """Give a worker two primaries."""
     agent.see({"10.0.0.4": primary()}).decide()
 
 
@@ -126,7 +126,7 @@ def worker_splits(agent: Agent) -> None:
     ],
 )
 def test_what_is_seen_forbids_it(change: Callable[[Agent], None], words: str) -> None:
-    """A doubt about the own role, or about where any name leads, forbids it."""
+    """A doubt about the local role, or about the target of any name, blocks it."""
     agent = fit()
     change(agent)
     assert words in str(asked(agent))
@@ -137,9 +137,9 @@ def test_what_is_seen_forbids_it(change: Callable[[Agent], None], words: str) ->
     [
         pytest.param({"written": False}, "the hosts file does not hold", id="not written"),
         pytest.param({"flushed": False}, "not flushed yet", id="not flushed"),
-        pytest.param({"claims": {}}, "does not say that it leads cn", id="Patroni was never heard"),
+        pytest.param({"claims": {}}, "does not say that it leads cn", id="Patroni never answered"),
         pytest.param({"claims": {"cn": None}}, "does not say that it leads cn", id="Patroni is silent"),
-        pytest.param({"claims": {"cn": LockClaim(99.0, leads=True)}}, "does not say", id="Patroni's word is of before"),
+        pytest.param({"claims": {"cn": LockClaim(99.0, leads=True)}}, "does not say", id="Patroni's status is too old"),
         pytest.param(
             {"claims": {"cn": LockClaim(100.0, leads=False)}}, "does not hold the leader lock", id="not leader"
         ),
@@ -147,12 +147,12 @@ def test_what_is_seen_forbids_it(change: Callable[[Agent], None], words: str) ->
     ],
 )
 def test_what_is_not_known_forbids_it(changes: dict[str, object], words: str) -> None:
-    """What was not asked since, or not confirmed, forbids it."""
+    """Evidence that is missing or older than the request blocks it."""
     assert words in str(asked(fit(patroni=True), **changes))
 
 
 def test_a_standby_that_may_be_the_primary_by_now_forbids_it() -> None:
-    """Everybody of the own group is asked again, but nobody waits for those who have fallen silent."""
+    """The whole local group is asked again, but the agent does not wait for silent nodes."""
     agent = fit().wait(0.5)
     agent.see({"10.0.0.1": primary()}).see_local(primary(), address="10.0.0.1").decide()
     assert asked(agent) == "10.0.0.2 of cn has not answered again yet"
@@ -164,7 +164,7 @@ def test_a_standby_that_may_be_the_primary_by_now_forbids_it() -> None:
 
 
 def test_the_leader_of_a_worker_is_no_blocker() -> None:
-    """Where Patroni and SQL say the same of a worker, and where Patroni says nothing."""
+    """It may run where Patroni and SQL agree on a worker, and where Patroni has no status for it."""
     agent = fit()
     agent.patroni = {"wk1": PatroniStatus(leader=node("10.0.0.3"))}
     assert asked(agent.decide()) is None
@@ -173,7 +173,7 @@ def test_the_leader_of_a_worker_is_no_blocker() -> None:
 
 
 def test_a_word_grows_old() -> None:
-    """A Patroni that hangs since it was asked says nothing, however often the server itself answers."""
+    """The status of a Patroni that has hung since it was asked expires, however often the server itself answers."""
     agent = fit(patroni=True)
     claim = {"cn": LockClaim(agent.now, leads=True)}
     since = agent.now
@@ -184,7 +184,7 @@ def test_a_word_grows_old() -> None:
 
 
 def test_a_name_that_is_left_out_forbids_it() -> None:
-    """Nobody knows where a name leads that is not in the file."""
+    """The target of a name that is not in the file is unknown."""
     agent = Agent(config(CN, WK1))
     agent.see({"10.0.0.1": primary(), "10.0.0.2": standby()}).see_local(primary(), address="10.0.0.1").decide()
     assert asked(agent) == "wk1 is left out of the hosts file"

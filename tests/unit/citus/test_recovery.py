@@ -1,4 +1,4 @@
-"""What may be forgotten after a recovery, row by row, and how a pass is told of."""
+"""What Citus may forget after a recovery, row by row, and how a pass is reported."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ ROWS: dict[str, tuple[Look, Look, list[str], str | None]] = {
 
 @pytest.mark.parametrize(("before", "after", "warnings", "words"), ROWS.values(), ids=ROWS)
 def test_what_may_be_forgotten(before: Look, after: Look, warnings: list[str], words: str | None) -> None:
-    """What was resolved may be forgotten where recovery reached exactly the nodes that answered, and primaries."""
+    """Resolved records may go only if recovery reached exactly the nodes that answered, and all were primaries."""
     found = objection(before, after, warnings)
     assert found == words if words is None else str(found).startswith(words)
 
@@ -83,10 +83,10 @@ def test_what_may_be_forgotten(before: Look, after: Look, warnings: list[str], w
 @pytest.mark.parametrize(
     ("before", "words"),
     [(WELL, None), (WELL | STANDBY, None), (NOBODY, None), (WELL | STRANGER, f"{WK1} leads to a server of another")],
-    ids=["primaries", "a standby", "nobody", "a stranger"],
+    ids=["primaries", "a standby", "no node", "a foreign node"],
 )
 def test_what_is_not_begun(before: Look, words: str | None) -> None:
-    """On a standby nothing can be resolved, and for the others it may go on; on a stranger all too much can."""
+    """A standby resolves nothing, and the others may go on; a foreign server could resolve far too much."""
     found = refusal(before)
     assert found == words if words is None else str(found).startswith(words)
 
@@ -106,13 +106,13 @@ def test_what_is_not_begun(before: Look, words: str | None) -> None:
     ids=["recovery", "all of it"],
 )
 def test_a_pass_in_words(found: Recovered, text: str) -> None:
-    """The log says what was done, and for whom it waits."""
+    """The log says what was done, and which nodes it waits for."""
     assert str(found) == text
 
 
 @pytest.mark.parametrize(("age_s", "old"), [(OLD_S - 1, False), (OLD_S, True)], ids=["young", "old"])
 def test_an_old_prepared_transaction(age_s: float, old: bool) -> None:  # noqa: FBT001 -- a row of the table
-    """It is told of, by name, once it is too old to be one that is just being committed."""
+    """A transaction is reported by name once it is too old to be in the middle of its commit."""
     found = Recovered(database="app", oldest=Prepared(gid="citus_0_1_2_3", age_s=age_s))
     assert (found.old_words is not None) is old
     if found.old_words is not None:
@@ -120,12 +120,12 @@ def test_an_old_prepared_transaction(age_s: float, old: bool) -> None:  # noqa: 
 
 
 def test_no_prepared_transaction_is_not_old() -> None:
-    """Where none is known there is nothing to say."""
+    """Without a prepared transaction there is nothing to report."""
     assert Recovered(database="app").old_words is None
 
 
 def test_for_programs() -> None:
-    """Everything is in what status --json says."""
+    """``status --json`` has every field."""
     found = Recovered(database="app", not_reached=(WK1,), records=1, oldest=Prepared(gid="citus_0_1_2_3", age_s=1.5))
     assert json.loads(json.dumps(as_json(found.status))) == {
         "database": "app",

@@ -1,4 +1,4 @@
-"""A small valid configuration, the words that errors of several kinds share, and what a text is read as."""
+"""A small valid configuration, and text that several errors share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def parse(text: str | bytes, *, hostname: str = "db7") -> Config:
 
 
 def errors(text: str | bytes, *, hostname: str = "db7") -> list[str]:
-    """Return the errors of a bad configuration, without the file's name that stands before each."""
+    """Return the errors of a bad configuration, without the file name in front of each."""
     with pytest.raises(ConfigError) as caught:
         parse(text, hostname=hostname)
     assert all(error.startswith("agent.yml: ") for error in caught.value.errors)

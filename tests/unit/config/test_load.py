@@ -1,4 +1,4 @@
-"""What a configuration file may say, and what is answered to one that says something else."""
+"""What a configuration file may contain, and the errors for anything else."""
 
 from __future__ import annotations
 
@@ -117,18 +117,18 @@ NAMES_AND_NODES = {
 
 @pytest.mark.parametrize(("text", "expected"), SHAPE.values(), ids=SHAPE)
 def test_a_text_of_the_wrong_shape_is_refused(text: str | bytes, expected: list[str]) -> None:
-    """What is no map of known keys is refused, by line and column where it is not even YAML."""
+    """A file that is no map of known keys is refused; invalid YAML is reported by line and column."""
     assert errors(text) == expected
 
 
 @pytest.mark.parametrize(("text", "expected"), NAMES_AND_NODES.values(), ids=NAMES_AND_NODES)
 def test_bad_names_and_nodes_are_refused(text: str, expected: str) -> None:
-    """Names that cannot be managed and nodes that cannot be told apart are errors."""
+    """Names that cannot be managed and nodes that are listed twice are errors."""
     assert errors(text) == [expected]
 
 
 def test_what_is_not_said_has_a_default() -> None:
-    """Nothing but fallback and names is required."""
+    """Only ``fallback`` and ``names`` are required."""
     assert parse(MINIMAL) == Config(
         path="agent.yml",
         fallback=Fallback.NONE,
@@ -186,7 +186,7 @@ def test_a_name_has_its_own_value_or_the_one_of_all(line: str, field: str, expec
 
 
 def test_a_port_belongs_to_all_nodes_of_a_name() -> None:
-    """A name's port is that of its nodes; the local server's is the one of the top level, unless it has its own."""
+    """A name's port applies to all its nodes; the local server uses the top-level port unless it has its own."""
     read = parse("fallback: none\nport: 6432\nnames: {a: {nodes: [10.0.0.1]}, b: {nodes: [10.0.0.1], port: 7}}\n")
     assert [group.nodes for group in read.groups] == [(Node("10.0.0.1", 6432),), (Node("10.0.0.1", 7),)]
     assert read.local["port"] == "6432"
@@ -195,7 +195,7 @@ def test_a_port_belongs_to_all_nodes_of_a_name() -> None:
 
 
 def test_names_keep_their_order_in_lower_case() -> None:
-    """Groups come in the file's order, which is also that of the block."""
+    """Groups have the order of the file, and so does the block."""
     read = parse(names("wk2: {nodes: [10.0.0.2]}, CN: {nodes: [10.0.0.1]}, wk1.lan: {nodes: [10.0.0.3]}"))
     assert [group.name for group in read.groups] == ["wk2", "cn", "wk1.lan"]
 
@@ -204,13 +204,13 @@ def test_names_keep_their_order_in_lower_case() -> None:
     ("first", "second"), [("follow", "standby"), ("follow", "primary"), ("primary", "standby"), ("standby", "follow")]
 )
 def test_an_address_may_stand_behind_names_of_different_routes(first: str, second: str) -> None:
-    """A second name such as wk1-ro leads to the same nodes by another route."""
+    """A second name such as wk1-ro may have the same nodes with another route."""
     read = parse(names(f"a: {{nodes: [10.0.0.1], route: {first}}}, b: {{nodes: [10.0.0.1], route: {second}}}"))
     assert read.groups[0].nodes == read.groups[1].nodes
 
 
 def test_patronis_api_is_described_per_name() -> None:
-    """The port is required where there is a patroni map; the TLS files are not."""
+    """A ``patroni`` map needs a port; the TLS files are optional."""
     read = parse(names("a: {nodes: [10.0.0.1], patroni: {port: 8008, cacert: /ca.pem}}, b: {nodes: [10.0.0.2]}"))
     assert read.groups[0].patroni == PatroniApi(port=8008, cacert="/ca.pem")
     assert read.groups[1].patroni is None
@@ -261,7 +261,7 @@ LOGINS = {
 
 @pytest.mark.parametrize(("lines", "to_nodes", "to_local"), LOGINS.values(), ids=LOGINS)
 def test_login(lines: str, to_nodes: dict[str, str], to_local: dict[str, str]) -> None:
-    """What ``local`` does not say is as under ``postgresql``."""
+    """A value that ``local`` does not set is taken from ``postgresql``."""
     read = parse(f"{MINIMAL}{lines}\n")
     assert (read.postgresql, read.local) == (to_nodes, to_local)
 
@@ -278,7 +278,7 @@ VALUES = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(["fallback", *re.findall(r"(?m)^(\w+):", SAMPLE.read_text())]), VALUES))
 def test_no_value_at_all_breaks_the_reading(document: dict[str, Any]) -> None:
-    """Whatever stands under the known keys, the answer is a configuration or a list of errors (JSON is YAML)."""
+    """Any value under a known key gives a configuration or a list of errors (JSON is YAML)."""
     try:
         answer: object = parse(json.dumps(document))
     except ConfigError as exc:
@@ -295,7 +295,7 @@ def write(path: Path, text: str, *, mode: int = 0o600) -> str:
 
 @pytest.fixture
 def as_nobody() -> Iterator[None]:
-    """Take the rights of root away for the time of a test."""
+    """Drop root's privileges for one test."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65534)
@@ -318,19 +318,19 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    """A folder is as good as unreadable."""
+    """A folder is reported like an unreadable file."""
     assert load_error(str(tmp_path)) == f"{tmp_path}: Is a directory, expected a configuration file that can be read"
 
 
 @pytest.mark.usefixtures("as_nobody")
 def test_a_file_without_permission() -> None:
-    """The error says what the system said."""
+    """The error contains the system's message."""
     path = "/etc/shadow"
     assert load_error(path) == f"{path}: Permission denied, expected a configuration file that can be read"
 
 
 def test_errors_of_a_file_name_it(tmp_path: Path) -> None:
-    """Errors begin with the file's name as it was given."""
+    """Errors begin with the file name as it was given."""
     path = write(tmp_path / "agent.yml", f"{MINIMAL}port: 0\n")
     assert load_error(path) == f"{path}: port: 0 found, expected a port: a whole number from 1 to 65535"
 
@@ -350,14 +350,14 @@ def test_errors_of_a_file_name_it(tmp_path: Path) -> None:
 def test_a_password_that_everybody_can_read_is_warned_about(
     tmp_path: Path, line: str, mode: int, fixed: int | None
 ) -> None:
-    """The warning names the mode and the command that mends it; it is no error."""
+    """The warning has the mode and the command that fixes it; it is no error."""
     path = write(tmp_path / "agent.yml", f"{MINIMAL}{line}\n", mode=mode)
     warning = f"{path}: holds a password and is world-readable (mode {mode:04o}): chmod {fixed or 0:04o} {path}"
     assert load(path).warnings == (() if fixed is None else (warning,))
 
 
 def test_the_sample_is_valid_and_shows_the_defaults() -> None:
-    """The sample loads without a warning, and what it calls defaults are."""
+    """The sample loads without a warning, and the defaults it shows are right."""
     sample = load(str(SAMPLE))
     required, _, optional = SAMPLE.read_text().partition("# From here on everything is optional")
     assert parse(required) == dataclasses.replace(sample, path="agent.yml")
@@ -380,7 +380,7 @@ def test_the_sample_is_valid_and_shows_the_defaults() -> None:
 
 
 def test_what_the_sample_has_commented_out_is_valid_too() -> None:
-    """Taking the comment sign away from an example gives a configuration that works."""
+    """Each example works when it is uncommented."""
     text, count = re.subn(r"(?m)^(  +)# (\S+: \{)", r"\1\2", SAMPLE.read_text())
     read = parse(text)
     assert count == 2
@@ -390,6 +390,6 @@ def test_what_the_sample_has_commented_out_is_valid_too() -> None:
 
 
 def test_a_driver_is_loaded_only_when_it_is_needed() -> None:
-    """Commands that need no database must not pay for importing psycopg (0.1 s)."""
+    """Commands that need no database must not import psycopg (0.1 s)."""
     code = "import sys, resolver_agent.config.load; sys.exit('psycopg' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""The agent's section in Patroni's own configuration, and what it takes over from there."""
+"""The agent's section in Patroni's own configuration, and the values it takes from there."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ IN_PATRONIS_FILE: dict[str, tuple[str, str, dict[str, str], dict[str, str]]] = {
 
 @pytest.mark.parametrize(("server", "section", "login", "address"), IN_PATRONIS_FILE.values(), ids=IN_PATRONIS_FILE)
 def test_patronis_file(server: str, section: str, login: dict[str, str], address: dict[str, str]) -> None:
-    """In Patroni's file the local server is reached as Patroni reaches it, unless the section says otherwise."""
+    """With patroni.yml the agent reaches the local server as Patroni does, unless the section says otherwise."""
     read = parse(patroni_file(server=server, section=section))
     assert read.postgresql == login
     assert read.local == {**login, **address}
@@ -115,7 +115,7 @@ def test_patronis_file(server: str, section: str, login: dict[str, str], address
 
 
 def test_errors_in_patronis_file_name_the_section() -> None:
-    """Keys are named from the top of the file, and faults outside the section are left to Patroni."""
+    """Keys are given in full from the top of the file; faults outside the section are Patroni's concern."""
     text = patroni_file(section="interval: 0s\ninterval: 5\nlog: {form: text}\nlocal: {a: 1}\n")
     assert [error.partition(":")[0] for error in errors(text.replace("10.0.0.2", "10.0.0.1"))] == [
         "resolver_agent.interval",
@@ -127,6 +127,6 @@ def test_errors_in_patronis_file_name_the_section() -> None:
 
 
 def test_an_empty_section_in_patronis_file() -> None:
-    """A section that says nothing lacks what is required."""
+    """An empty section lacks the required keys."""
     expected = [f"resolver_agent.{FALLBACK}", f"resolver_agent.names: missing, {SOME_NAMES}"]
     assert errors("scope: demo\nresolver_agent:\n") == expected

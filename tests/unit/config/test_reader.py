@@ -1,4 +1,4 @@
-"""Which keys there are, and that all errors are reported at once."""
+"""Unknown keys are refused, and all errors are reported at once."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ KEYS = {
 
 @pytest.mark.parametrize(("line", "expected"), KEYS.values(), ids=KEYS)
 def test_a_bad_key_or_value_is_refused(line: str, expected: str) -> None:
-    """One bad line in a good file gives one error, with the key, what was found and what was expected."""
+    """One bad line in a good file gives one error, with the key, the value found and what was expected."""
     assert errors(f"{MINIMAL}{line}\n") == [expected]
 
 
 def test_all_errors_are_reported_at_once() -> None:
-    """A file with many faults is told all of them, in the order of the keys."""
+    """A file with many faults gives all their errors, in the order of the keys."""
     text = (
         "names: {wk1: {nodes: [x:1, 7], port: 0}, localhost: {}}\nport: x\ninterval: 1\nlocl: {}\nlog: {format: xml}\n"
     )

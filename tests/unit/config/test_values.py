@@ -1,4 +1,4 @@
-"""What a single value means, and what is answered to one that means nothing."""
+"""How a single value is read, and the errors for invalid values."""
 
 from __future__ import annotations
 
@@ -115,13 +115,13 @@ NAMES_AND_NODES = {
 
 @pytest.mark.parametrize(("line", "expected"), KEYS.values(), ids=KEYS)
 def test_a_bad_key_or_value_is_refused(line: str, expected: str) -> None:
-    """One bad line in a good file gives one error, with the key, what was found and what was expected."""
+    """One bad line in a good file gives one error, with the key, the value found and what was expected."""
     assert errors(f"{MINIMAL}{line}\n") == [expected]
 
 
 @pytest.mark.parametrize(("text", "expected"), NAMES_AND_NODES.values(), ids=NAMES_AND_NODES)
 def test_bad_names_and_nodes_are_refused(text: str, expected: str) -> None:
-    """Names that cannot be managed and nodes that cannot be told apart are errors."""
+    """Names that cannot be managed and nodes that are listed twice are errors."""
     assert errors(text) == [expected]
 
 
@@ -137,7 +137,7 @@ def test_bad_names_and_nodes_are_refused(text: str, expected: str) -> None:
     ],
 )
 def test_a_host_keeps_its_own_name(hostname: str, name: str, refused: bool) -> None:  # noqa: FBT001 - a column
-    """Neither the name a host gives itself nor its first label can be managed; other hosts' names can."""
+    """Neither this host's own name nor its first label can be managed; other hosts' names can."""
     text = names(f"{name}: {{nodes: [10.0.0.1]}}")
     if refused:
         assert errors(text, hostname=hostname) == [f"names.{name}: '{name}' {OWN_NAME}"]
@@ -165,7 +165,7 @@ def test_a_host_keeps_its_own_name(hostname: str, name: str, refused: bool) -> N
     ],
 )
 def test_a_value_means_what_it_says(line: str, field: str, expected: object) -> None:
-    """Durations become seconds, words what they stand for; YAML 1.1's idea of ``off`` plays no part."""
+    """Durations become seconds and keywords their values; ``off`` is not a boolean as in YAML 1.1."""
     base = "" if line.startswith("fallback") else "fallback: none\n"
     assert getattr(parse(f"{base}{NAMES}{line}\n"), field) == expected
 
@@ -182,7 +182,7 @@ def test_a_value_means_what_it_says(line: str, field: str, expected: object) -> 
     ],
 )
 def test_a_node_has_one_spelling(written: str, host: str) -> None:
-    """IPv4, IPv6 and DNS names are nodes; spellings of one address are one node."""
+    """IPv4, IPv6 and DNS names are nodes; all spellings of one address are one node."""
     assert parse(nodes(written)).groups[0].nodes == (Node(host, 5432),)
 
 
@@ -191,5 +191,5 @@ def test_a_node_has_one_spelling(written: str, host: str) -> None:
     ["w", "wk-1", "a" * 63, "a." * 126 + "b", "wk1.3com", "10.0.0.1a", "0xwk", "localhosts", "none", "true"],
 )
 def test_any_valid_host_name_can_be_managed(name: str) -> None:
-    """Names at the limits of what is valid, and those that only look like a special one, are names."""
+    """Names at the limits of validity can be managed, and so can names that resemble special ones."""
     assert parse(names(f"{name}: {{nodes: [10.0.0.1]}}")).groups[0].name == name

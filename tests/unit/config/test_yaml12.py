@@ -1,4 +1,4 @@
-"""What is YAML and what is not, by line and column."""
+"""Invalid YAML is reported by line and column."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ SHAPE = {
 
 @pytest.mark.parametrize(("text", "expected"), SHAPE.values(), ids=SHAPE)
 def test_a_text_of_the_wrong_shape_is_refused(text: str | bytes, expected: list[str]) -> None:
-    """What is no map of known keys is refused, by line and column where it is not even YAML."""
+    """A file that is no map of known keys is refused; invalid YAML is reported by line and column."""
     assert errors(text) == expected
 
 
 def test_yaml_anchors_and_merges_work() -> None:
-    """Settings that names share can be written once, in YAML's way; a name's own win."""
+    """Settings that names share can be written once with a YAML merge; a name's own values win."""
     read = parse(
         "fallback: none\nnames:\n"
         "  a: &shared {nodes: [10.0.0.1], port: 6432, route: primary}\n"
@@ -65,5 +65,5 @@ def test_yaml_anchors_and_merges_work() -> None:
 
 @given(st.text() | st.binary())
 def test_no_text_at_all_breaks_the_reading(text: str | bytes) -> None:
-    """Whatever the file holds, it is refused with a reason."""
+    """Any content that is no configuration is refused with a reason."""
     assert errors(text)

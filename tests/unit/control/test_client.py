@@ -1,4 +1,4 @@
-"""What a client says of an agent that is not there, that does not answer well, or too late."""
+"""What the client reports when the agent is absent, answers badly, or answers too late."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def seconds_without_answer(path: Path, *, timeout_s: float) -> float:
-    """Return how long it takes until the agent is given up."""
+    """Return how long the client takes to give up."""
     begun = time.monotonic()
     with pytest.raises(control_client.ControlError, match="the agent does not answer"):
         control_client.ask(str(path), "status", timeout_s=timeout_s)
@@ -27,7 +27,7 @@ def seconds_without_answer(path: Path, *, timeout_s: float) -> float:
 
 
 def test_no_socket(tmp_path: Path) -> None:
-    """Without a socket the agent may not run, or elsewhere."""
+    """Without a socket the agent is not running, or has its socket elsewhere."""
     with pytest.raises(
         control_client.ControlError, match=r"control\.sock: there is no such socket: is the agent running"
     ):
@@ -35,7 +35,7 @@ def test_no_socket(tmp_path: Path) -> None:
 
 
 def test_a_stale_socket(tmp_path: Path) -> None:
-    """A socket without an agent is told from none."""
+    """A socket without an agent is told apart from no socket."""
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(tmp_path / "control.sock"))
     with pytest.raises(control_client.ControlError, match=r"no agent listens there: it has ended; start it"):
@@ -43,7 +43,7 @@ def test_a_stale_socket(tmp_path: Path) -> None:
 
 
 def test_a_path_too_long_for_a_socket() -> None:
-    """What cannot be a socket at all has words too."""
+    """A path too long for a socket has its own message."""
     with pytest.raises(control_client.ControlError, match="path too long"):
         control_client.ask("/run/" + "x" * 200, "status")
 
@@ -59,7 +59,7 @@ def test_a_path_too_long_for_a_socket() -> None:
     ],
 )
 def test_an_agent_that_does_not_answer_well(answer: bytes | None, said: str, tmp_path: Path) -> None:
-    """Each way of failing has words of its own, within the time that was given."""
+    """Each kind of failure has its own message, within the time limit."""
     path = tmp_path / "control.sock"
     seen_dead = threading.Event()
 
@@ -84,7 +84,7 @@ def test_an_agent_that_does_not_answer_well(answer: bytes | None, said: str, tmp
 
 
 def test_a_trickle_does_not_stretch_the_time(tmp_path: Path) -> None:
-    """The time is for all of it: an agent that says something now and then does not get more."""
+    """The time limit covers the whole answer: an agent that sends a byte now and then does not get more."""
     path = tmp_path / "control.sock"
     seen_dead = threading.Event()
 
@@ -104,7 +104,7 @@ def test_a_trickle_does_not_stretch_the_time(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_does_not_stretch_the_time(tmp_path: Path) -> None:
-    """Whoever cannot even get into the queue of an agent that hangs gives up in time."""
+    """A client that cannot even enter the queue of a hung agent gives up in time."""
     path = tmp_path / "control.sock"
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
         listener.bind(str(path))
@@ -114,7 +114,7 @@ def test_a_full_queue_does_not_stretch_the_time(tmp_path: Path) -> None:
 
 
 def test_a_place_in_a_full_queue_is_waited_for(tmp_path: Path) -> None:
-    """An agent that is slow to accept is asked as soon as it does."""
+    """A client waits for an agent that is slow to accept, and asks as soon as it does."""
     path = tmp_path / "control.sock"
 
     def accept_both(listener: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""The promotion hook: what an agent's answer comes to, and what Patroni makes of the snippet."""
+"""The promotion hook: how it judges an agent's answer, and how Patroni reads the snippet."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ WELL = {"took_ms": 42, "written": True, "flushed": True, "misrouted": [], "why":
     ],
 )
 def test_what_an_answer_comes_to(answer: dict[str, Any], ready: bool, text: str) -> None:  # noqa: FBT001 -- a table
-    """Only names that are known to lead to no standby, written and flushed are ready; what is not is said."""
+    """The names are ready only when none points to a standby and all are written and flushed; the rest is reported."""
     assert pre_promote.judge(answer) == pre_promote.Outcome(ready=ready, text=text)
 
 
 def test_what_patroni_makes_of_the_snippet() -> None:
-    """Patroni splits the line as a shell would, and starts it without one."""
+    """Patroni splits the line like a shell, and starts it without one."""
     command = yaml.safe_load(SNIPPET.read_text(encoding="utf-8"))["postgresql"]["pre_promote"]
     line = "timeout -k 1 5 /usr/local/bin/resolver-agent pre-promote || :"
     assert shlex.split(command) == ["/bin/sh", "-c", line]

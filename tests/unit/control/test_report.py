@@ -1,4 +1,4 @@
-"""The agent's report: what programs get, what an operator reads, and what ``once`` is answered."""
+"""The agent's report: as JSON, as text, and as the answer to ``once``."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ A, B = "10.0.0.1", "10.0.0.2"
 
 
 class CitusStatus(TypedDict):
-    """What is reported of Citus, as arguments."""
+    """The report's arguments about Citus."""
 
     flush: FlushStatus
     recovery: RecoveryStatus
 
 
 def seen() -> Agent:
-    """Return an agent beside a standby that sees its group."""
+    """Return an agent on a standby that observes its group."""
     one = Agent(config(group("wk1", A, B, max_lag_s=30)))
     one.see({A: primary(lsn=0x1_0000_2000), B: standby(lsn=0x1_0000_1000)})
     return one.see_local(standby()).decide()
@@ -74,7 +74,7 @@ def citus_status(
     age_s: float | None = None,
     databases: Sequence[Recovered] = (),
 ) -> CitusStatus:
-    """Return how Citus is looked after."""
+    """Return the report's arguments about Citus."""
     return {
         "flush": FlushStatus(citus=citus, flushed=flushed, fault=None),
         "recovery": RecoveryStatus(
@@ -116,13 +116,13 @@ def report(agent: Agent) -> dict[str, Any]:
     ids=lambda target: target.kind.value,
 )
 def test_a_target_survives_the_socket(target: Target) -> None:
-    """What ``once`` gets from the agent is what the agent has, the reason included."""
+    """``once`` gets the agent's targets unchanged, reasons included."""
     back = control_report.target_from_json(json.loads(json.dumps(control_report.target_to_json(target))))
     assert (back, back.reason) == (target, target.reason)
 
 
 def test_a_report_has_names_nodes_and_alerts() -> None:
-    """Every field that a program may want, with times by the clock on the wall."""
+    """The report has every field a program may need, with wall-clock times."""
     found = report(seen().wait(0.5))
     assert (found["role"], found["alerts"]) == ("standby", [])
     [name] = found["names"]
@@ -150,7 +150,7 @@ def test_a_report_has_names_nodes_and_alerts() -> None:
 
 
 def test_a_report_before_anything_is_known() -> None:
-    """At the start, and of a name that a reload has just brought, nothing is known, and that is said."""
+    """At the start, and for a name that a reload has just added, the report says that nothing is known."""
     agent = Agent(config(group("wk1", A)))
     agent.decision = Decision(groups={})
     found = report(agent)
@@ -163,14 +163,14 @@ def test_a_report_before_anything_is_known() -> None:
 
 
 def test_a_target_of_an_earlier_run_has_no_time() -> None:
-    """What the block remembers began before anybody counted."""
+    """The start time of a target remembered by the block is unknown."""
     agent = Agent(config(group("wk1", A)), [remembered(A, TargetKind.PRIMARY)])
     [name] = report(agent)["names"]
     assert name["since"] is None
 
 
 def test_a_node_that_is_gone_keeps_its_last_role() -> None:
-    """The state is what the last probe saw, role and timeline what was last known."""
+    """The state comes from the last probe; role and timeline are the last known ones."""
     agent = seen().see({A: dead()}).decide()
     first = report(agent)["nodes"][0]
     assert (first["kind"], first["detail"], first["role"], first["timeline"]) == (
@@ -183,14 +183,14 @@ def test_a_node_that_is_gone_keeps_its_last_role() -> None:
 
 @pytest.mark.parametrize("agent", [Agent(config(group("wk1", A))), seen(), seen().see({B: dead()}).decide()])
 def test_a_status_survives_the_socket(agent: Agent) -> None:
-    """A client has what the agent has, be it much or nothing, and with all there is to say of Citus."""
+    """A client gets the agent's status unchanged, whether short or long, including all fields about Citus."""
     recovered = Recovered(database="app", not_reached=("wk1:5432",), oldest=Prepared(gid="citus_0_1_2_3", age_s=1.5))
     found = dataclasses.replace(status(agent), **citus_status(citus=True, age_s=3, databases=[recovered]))
     assert from_json(Status, json.loads(json.dumps(as_json(found)))) == found
 
 
 def test_a_plan_survives_the_socket() -> None:
-    """So does what ``once`` is answered."""
+    """The answer to ``once`` arrives unchanged, too."""
     agent = seen()
     plan = control_report.plan(agent.decision, agent.states, agent.local)
     assert plan.targets
@@ -198,7 +198,7 @@ def test_a_plan_survives_the_socket() -> None:
 
 
 def test_a_status_of_another_version() -> None:
-    """What is new there is ignored, and what may be None may be missing."""
+    """The client ignores unknown fields, and optional fields may be missing."""
     sent = report(seen())
     del sent["role"], sent["names"][0]["since"], sent["flush"]["fault"]
     sent["pace"] = sent["names"][0]["weight"] = 7
@@ -220,7 +220,7 @@ def test_a_status_of_another_version() -> None:
     ],
 )
 def test_a_status_that_is_none(change: dict[str, Any], where: str) -> None:
-    """Where something else is answered, or what must be there is missing, one error says where."""
+    """An answer that is no status, or lacks a required field, gives one error that says where."""
     with pytest.raises(ControlError, match=f"^the agent gave an unexpected answer: {where}$"):
         from_json(Status, report(seen()) | change)
 
@@ -235,13 +235,13 @@ def test_a_status_that_is_none(change: dict[str, Any], where: str) -> None:
     ],
 )
 def test_a_plan_that_is_none(data: object, where: str) -> None:
-    """Nothing that an agent answers ends in a traceback."""
+    """No answer of an agent ends in a traceback."""
     with pytest.raises(ControlError, match=f"^the agent gave an unexpected answer: {where}$"):
         from_json(Plan, data)
 
 
 def test_text_of_what_is_well() -> None:
-    """Two tables, and no word of alerts."""
+    """The text is two tables without alerts."""
     text = as_text(status(seen()))
     moment = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}"
     assert re.fullmatch(
@@ -259,7 +259,7 @@ wk1   {B}:5432  standby  7         4096 B, 0\.0 s  0\.0 s ago""",
 
 
 def test_text_of_what_is_not() -> None:
-    """A long reason is told once, below the tables, a clause a line."""
+    """A long reason appears once, below the tables, one clause a line."""
     text = as_text(status(seen().see({B: dead()}).decide()))
     assert re.search(r"^wk1 +fenced +\S+ +fenced, see below$", text, re.MULTILINE)
     assert re.search(
@@ -272,25 +272,25 @@ def test_text_of_what_is_not() -> None:
 
 
 def test_text_of_a_local_server_that_is_gone() -> None:
-    """The fault and the role that stands are both said."""
+    """The text has the fault and the role that still counts."""
     text = as_text(status(seen().see_local(dead()).decide()))
     assert "local PostgreSQL: dead (Connection refused), last seen as a standby\n" in text
 
 
 def test_text_of_what_is_not_in_the_file() -> None:
-    """Where names should lead is not where they do."""
+    """Targets that are not written yet are told apart from those in the file."""
     found = status(seen())
     assert "DOES NOT SAY THIS" not in as_text(found)
     assert "\nTHE HOSTS FILE DOES NOT SAY THIS YET.\n" in as_text(dataclasses.replace(found, written=False))
 
 
 def test_text_of_a_trampled_file() -> None:
-    """How often our lines were put back is said when it was."""
+    """The text says how often the block was restored, if it was."""
     assert "; hosts, put back 3 times\n" in as_text(dataclasses.replace(status(seen()), trampled=3))
 
 
 def test_a_plan_names_who_could_not_be_asked() -> None:
-    """Credentials, silence and who is yet to be asked, the local server too; but not the dead, who are known."""
+    """The plan lists rejected, silent and pending servers, the local one too, but not dead ones: these are known."""
     hosts: dict[str | Node, Observation] = {
         "10.0.0.1": rejecting(),
         "10.0.0.2": unreachable(),
@@ -312,7 +312,7 @@ def test_a_plan_names_who_could_not_be_asked() -> None:
 
 
 def test_a_plan_keeps_the_other_alerts() -> None:
-    """What is wrong beside that is passed on as it is."""
+    """All other alerts are passed on unchanged."""
     nodes = {node(A): NodeState()}
     faults = (
         Alert(AlertCode.HELD, "wk1 is held", of=("wk1",)),
@@ -322,7 +322,7 @@ def test_a_plan_keeps_the_other_alerts() -> None:
 
 
 def test_reasons_of_every_code_can_be_sent() -> None:
-    """No code is unknown to the other side."""
+    """The client knows every reason code."""
     for code in Code:
         target = Target(name="wk1", address=A, kind=TargetKind.SELF, wanted_role=None, reason=Reason(code, "why"))
         assert control_report.target_from_json(control_report.target_to_json(target)).reason == Reason(code, "why")
@@ -353,7 +353,7 @@ def test_reasons_of_every_code_can_be_sent() -> None:
     ],
 )
 def test_text_of_citus(told: CitusStatus, line: str | None) -> None:
-    """Where there is Citus, one line says whether it is looked after."""
+    """With Citus, one line shows the state of flush and recovery."""
     lines = as_text(dataclasses.replace(status(seen()), **told)).splitlines()
     assert [found for found in lines if found.startswith("Citus:")] == ([line] if line else [])
 
@@ -399,7 +399,7 @@ def test_what_a_promotion_is_told(  # noqa: PLR0917 -- a table's columns
     misrouted: int,
     why: str | None,
 ) -> None:
-    """The hook learns whether names lead to standbys still, whether that is on disk and flushed, and if not, why."""
+    """The hook learns whether names still point to standbys, whether all is written and flushed, and if not, why."""
     agent = Agent(config(group("wk1", A, B)), block)
     made = dataclasses.replace(agent.decision, made_for=(role, Fallback.NONE) if role else None)
     announced = Announced(since=0.0).alert
@@ -409,7 +409,7 @@ def test_what_a_promotion_is_told(  # noqa: PLR0917 -- a table's columns
 
 
 def test_a_name_that_is_to_lead_to_a_standby_is_not_misrouted() -> None:
-    """A read-only name keeps its standby through a promotion, and the hook has nothing to say against that."""
+    """A read-only name keeps its standby through a promotion, and the hook does not object to it."""
     agent = Agent(config(group("wk1", A, B), group("wk1-ro", A, B, route=Route.STANDBY)))
     agent.assumed = Role.PRIMARY
     agent.see({A: primary(), B: standby()}).see_local(standby()).decide()

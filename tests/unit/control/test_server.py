@@ -1,4 +1,4 @@
-"""The control socket as the agent serves it: what is asked and answered, and who may ask."""
+"""The agent's control socket: requests, answers, and who may ask."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ except client.ControlError as error:
 
 
 def fail(_request: dict[str, Any]) -> dict[str, Any]:
-    """Be a defect."""
+    """Raise an unexpected exception."""
     raise ZeroDivisionError("of no use")
 
 
 async def fail_later(_request: dict[str, Any]) -> dict[str, Any]:
-    """Be a defect after a while."""
+    """Raise an unexpected exception after a while."""
     await asyncio.sleep(0)
     raise ZeroDivisionError("of no use")
 
 
 def without_peer(request: dict[str, Any]) -> dict[str, Any]:
-    """Return what the client itself said."""
+    """Return the request as the client sent it."""
     return {key: value for key, value in request.items() if key != "peer"}
 
 
@@ -71,7 +71,7 @@ HANDLERS: server.Handlers = {
 
 
 class Waiting:
-    """A handler that answers when it is told to, and the one that tells it."""
+    """A handler that waits until another request releases it."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()
@@ -79,7 +79,7 @@ class Waiting:
 
     @property
     def handlers(self) -> server.Handlers:
-        """What to serve."""
+        """The handlers to serve."""
         return {**HANDLERS, "wait": self._wait, "go-on": self._tell}
 
     async def _wait(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Waiting:
 
 
 def served(client: Callable[[], Any], path: Path, handlers: server.Handlers | None = None, **settings: Any) -> Any:
-    """Return what ``client`` returns from a thread of its own while the socket is served."""
+    """Serve the socket, run ``client`` in a thread, and return what it returns."""
 
     async def serve() -> Any:
         async with server.serve(handlers or HANDLERS, path=str(path), **{"passed": None, **settings}):
@@ -103,7 +103,7 @@ def served(client: Callable[[], Any], path: Path, handlers: server.Handlers | No
 
 
 def raw(path: Path, request: bytes) -> Any:
-    """Return the answer to bytes that need not be a request, None for none."""
+    """Return the answer to arbitrary bytes, None for none."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(5)
         connection.connect(str(path))
@@ -114,7 +114,7 @@ def raw(path: Path, request: bytes) -> Any:
 
 
 def test_a_request_is_answered(tmp_path: Path) -> None:
-    """The handler of that command gets the arguments, and its answer comes back."""
+    """The command's handler gets the arguments, and the client gets its answer."""
     path = tmp_path / "control.sock"
     answer = served(lambda: control_client.ask(str(path), "echo", text="é\n"), path)
     assert answer == {"asked": {"command": "echo", "text": "é\n"}}
@@ -154,7 +154,7 @@ def test_a_large_answer_arrives_whole(tmp_path: Path) -> None:
 )
 @pytest.mark.usefixtures("caplog")
 def test_nonsense_is_answered_too(request_: bytes, error: str, tmp_path: Path) -> None:
-    """Whoever asks wrongly is told what is wrong, and the next one is answered all the same."""
+    """A bad request gets an error, and the next client is answered all the same."""
     path = tmp_path / "control.sock"
     first, second = served(lambda: (raw(path, request_), control_client.ask(str(path), "echo")), path)
     assert first == {"error": error}
@@ -162,14 +162,14 @@ def test_nonsense_is_answered_too(request_: bytes, error: str, tmp_path: Path) -
 
 
 def test_the_handler_knows_who_asks(tmp_path: Path) -> None:
-    """It is the kernel that says so, not the client."""
+    """The peer's identity comes from the kernel, not from the client."""
     path = tmp_path / "control.sock"
     answer = served(lambda: control_client.ask(str(path), "who", peer="somebody else"), path)
     assert answer == {"pid": os.getpid(), "uid": os.geteuid(), "gid": os.getegid()}
 
 
 def test_others_are_answered_while_one_waits(tmp_path: Path) -> None:
-    """A handler that takes its time holds up nobody, and its own client is answered in the end."""
+    """A slow handler delays no other client, and its own client is answered in the end."""
     path, waiting = tmp_path / "control.sock", Waiting()
 
     def clients() -> list[Any]:
@@ -185,7 +185,7 @@ def test_others_are_answered_while_one_waits(tmp_path: Path) -> None:
 
 
 def test_the_answer_may_take_longer_than_asking(tmp_path: Path) -> None:
-    """How long a handler takes is its own affair: the limit for clients that stall is not for those that wait."""
+    """A handler may take as long as it needs: the time limit is for clients that stall."""
     path, waiting = tmp_path / "control.sock", Waiting()
 
     def clients() -> Any:
@@ -203,7 +203,7 @@ def test_the_answer_may_take_longer_than_asking(tmp_path: Path) -> None:
 
 
 def test_the_end_of_the_agent_ends_the_waiting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever waits for an answer then learns at once that none will come, and nothing else comes of it."""
+    """When the agent ends, a waiting client learns at once that no answer will come."""
     path, waiting = tmp_path / "control.sock", Waiting()
     with ThreadPoolExecutor() as threads:
 
@@ -233,7 +233,7 @@ def test_the_end_of_the_agent_ends_the_waiting(tmp_path: Path, caplog: pytest.Lo
 def test_who_may_announce_a_promotion(
     mode: int, identity: tuple[int, ...], answer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Root, the agent's own user and the socket's group may; others are told how, and a refusal of ours is logged."""
+    """Root, the agent's user and the socket's group may; others are told how, and the agent logs its refusals."""
     path = tmp_path / "control.sock"
     tmp_path.chmod(0o755)
 
@@ -244,13 +244,13 @@ def test_who_may_announce_a_promotion(
         return subprocess.check_output(command, text=True)
 
     assert re.search(answer, served(client, path))
-    refused = answer == REFUSED and mode == 0o666  # else it is the kernel that refuses
+    refused = answer == REFUSED and mode == 0o666  # otherwise the kernel refuses
     assert len(caplog.records) == refused
     assert all(f"of user {identity[0]} may not ask for pre-promote" in record.message for record in caplog.records)
 
 
 def test_a_defect_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The client gets one line, the log where it happened."""
+    """The client gets one line; the log has the traceback."""
     path = tmp_path / "control.sock"
     with pytest.raises(control_client.ControlError, match=r"the agent answered: ZeroDivisionError\('of no use'\)"):
         served(lambda: control_client.ask(str(path), "fail"), path)
@@ -260,7 +260,7 @@ def test_a_defect_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 
 @pytest.mark.parametrize("request_", [b"", b"x" * 100_000], ids=["nothing", "an endless line"])
 def test_a_client_that_asks_nothing_is_let_go(request_: bytes, tmp_path: Path) -> None:
-    """Neither silence nor a flood keeps others from being answered."""
+    """Neither a silent client nor a flood keeps others from being answered."""
     path = tmp_path / "control.sock"
 
     def both() -> Any:
@@ -274,28 +274,28 @@ def test_a_client_that_asks_nothing_is_let_go(request_: bytes, tmp_path: Path) -
 
 @pytest.mark.parametrize("request_", [b"", b'{"command": "large"}\n'], ids=["asks nothing", "reads nothing"])
 def test_a_client_that_stalls_is_cut_off(request_: bytes, tmp_path: Path) -> None:
-    """The agent keeps neither its connection nor the answer that it does not take."""
+    """The agent keeps neither the connection of a stalled client nor the answer it does not read."""
     path = tmp_path / "control.sock"
 
     def stall() -> bool:
         with socket.socket(socket.AF_UNIX) as client, select.epoll() as ends:
             client.connect(str(path))
             client.sendall(request_)
-            ends.register(client, select.EPOLLHUP)  # what has arrived meanwhile stays unread
+            ends.register(client, select.EPOLLHUP)  # what arrives meanwhile stays unread
             return ends.poll(5) != []
 
     assert served(stall, path, request_timeout_s=1.0)
 
 
 def test_the_socket_is_for_owner_and_group_and_goes_with_the_server(tmp_path: Path) -> None:
-    """Others have no right to it, and nothing is left in the folder."""
+    """Other users have no access, and nothing is left in the folder."""
     path = tmp_path / "control.sock"
     assert served(lambda: path.stat().st_mode & 0o777, path) == 0o660
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_agent_left_is_replaced(tmp_path: Path) -> None:
-    """A stale socket is no obstacle."""
+    """A stale socket is replaced."""
     path = tmp_path / "control.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
@@ -303,7 +303,7 @@ def test_what_a_killed_agent_left_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_socket_of_systemd_is_used_and_left(tmp_path: Path) -> None:
-    """The agent makes none of its own beside it, and what systemd holds outlives the agent."""
+    """The agent creates no socket of its own then, and systemd's socket outlives the agent."""
     path = tmp_path / "systemd.sock"
     with socket.socket(socket.AF_UNIX) as systemd:
         systemd.bind(str(path))
@@ -315,7 +315,7 @@ def test_a_socket_of_systemd_is_used_and_left(tmp_path: Path) -> None:
 
 
 def test_a_path_that_cannot_be_a_socket(tmp_path: Path) -> None:
-    """The message names the path and the fault, and nothing is left."""
+    """The message has the path and the fault, and nothing is left."""
     (tmp_path / "control.sock").mkdir()
     with pytest.raises(
         control_client.ControlError, match=r"control\.sock: the control socket cannot be made: Is a directory"

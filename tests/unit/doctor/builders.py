@@ -1,4 +1,4 @@
-"""Facts about nodes for tests of doctor: of one that is fit, and changes of them, one fault each."""
+"""Facts for tests of doctor: those of a node without faults, and changes that add one fault each."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ BLOCK = block.render(
 
 
 def state(host: str, observation: Observation) -> NodeState:
-    """Return what is known of a node after one probe."""
+    """Return a node's state after one probe."""
     return NodeState().after(dataclasses.replace(observation, address=host))
 
 
@@ -61,7 +61,7 @@ def row(node_id: int, name: str, group_id: int | None = None, **values: Any) -> 
 
 
 def fit() -> Facts:
-    """Return the facts of a primary coordinator that nothing is wrong with."""
+    """Return the facts of a primary coordinator without faults."""
     settings = dataclasses.replace(config(*GROUPS), postgresql={"user": "resolver_agent", "dbname": "postgres"})
     database = Database(
         citus_version="13.2-1",
@@ -110,7 +110,7 @@ def fit() -> Facts:
 
 
 def agent(*, alerts: int = 0, **addresses: str | None) -> Status:
-    """Return what an agent says that has the names lead there."""
+    """Return the status of an agent with these targets."""
     return Status(
         version="1",
         pid=42,
@@ -129,17 +129,17 @@ def agent(*, alerts: int = 0, **addresses: str | None) -> Status:
 
 
 def host(**facts: Any) -> Change:
-    """Return a change of what the host says."""
+    """Return a change of the host's facts."""
     return lambda fit: dataclasses.replace(fit, host=dataclasses.replace(fit.host, **facts))
 
 
 def server(**facts: Any) -> Change:
-    """Return a change of what the local PostgreSQL says."""
+    """Return a change of the local PostgreSQL's facts."""
     return lambda fit: dataclasses.replace(fit, server=dataclasses.replace(known(fit.server), **facts))
 
 
 def database(**facts: Any) -> Change:
-    """Return a change of what the database with Citus says."""
+    """Return a change of the facts of the database with Citus."""
 
     def change(fit: Facts) -> Facts:
         before = known(fit.server).databases["app"]
@@ -174,7 +174,7 @@ def settings(**values: Any) -> Change:
 
 
 def probed(**observations: Observation) -> Change:
-    """Return a change of what probes saw; nodes are given as ``cn1``, ``wk2`` and so on."""
+    """Return a change of the probes' observations; nodes are given as ``cn1``, ``wk2`` and so on."""
     names = {"cn1": CN1, "cn2": CN2, "wk1": WK1, "wk2": WK2}
 
     def change(fit: Facts) -> Facts:
@@ -186,7 +186,7 @@ def probed(**observations: Observation) -> Change:
 
 
 def both(*changes: Change) -> Change:
-    """Return several changes in one."""
+    """Return several changes as one."""
 
     def change(fit: Facts) -> Facts:
         for one in changes:
@@ -197,7 +197,7 @@ def both(*changes: Change) -> Change:
 
 
 def known(server: Server | Unknown) -> Server:
-    """Return the server, which answers."""
+    """Return the server, which must have answered."""
     assert isinstance(server, Server)
     return server
 
@@ -208,7 +208,7 @@ def file(text: str, mode: int = 0o600) -> TextFile:
 
 
 def patroni(**section: Any) -> Change:
-    """Return a change of Patroni's own file: ``dynamic`` is the dynamic configuration instead."""
+    """Return a change of patroni.yml; ``dynamic`` is for the dynamic configuration."""
     dynamic = section.pop("dynamic", {})
     return host(patroni=(Patroni(path="/etc/patroni.yml", local={"scope": "cn", **section}, dynamic=dynamic),))
 
@@ -239,7 +239,7 @@ def units(**states: Unit) -> Change:
 
 
 def assert_alone(change: Change, severity: Severity, key: str, text: str, fix: str) -> None:
-    """Hold that this is found and nothing else, with what fixes it; notes alone leave the node fit."""
+    """Assert that this is the only finding, with its fix; notes alone leave the node fit."""
     report = doctor_report.report(change(fit()))
     assert [(one.severity, one.key) for one in report.findings] == [(severity, key)]
     [found] = report.findings

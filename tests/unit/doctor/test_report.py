@@ -1,4 +1,4 @@
-"""What a report is: nothing of a node that is fit, the worst first, and the same as data."""
+"""Doctor's report: empty for a fit node, the worst first, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     ],
 )
 def test_a_fit_node(change: Change) -> None:
-    """Nothing is found where nothing is wrong."""
+    """A node without faults gives no findings."""
     found = doctor_report.report(change(fit()))
     assert [str(one) for one in found.findings] == []
     assert found.fit
@@ -83,13 +83,13 @@ def test_a_fit_node(change: Change) -> None:
 
 
 def test_worst_first() -> None:
-    """Errors come before warnings, and these before notes."""
+    """Errors come before warnings, and warnings before notes."""
     report = doctor_report.report(both(settings(fallback=Fallback.ALL), probed(wk2=dead()), host(agent=None))(fit()))
     assert [one.severity for one in report.findings] == [ERROR, WARNING, NOTE]
 
 
 def test_json() -> None:
-    """Programs get the same as data."""
+    """The JSON has the same findings."""
     report = doctor_report.report(host(agent=None)(fit()))
     found = json.loads(json.dumps(report.as_json()))
     assert found["fit"] is False

@@ -1,4 +1,4 @@
-"""The managed block: rendered, remembered, taken out again, and nothing else touched."""
+"""The managed block: rendered, read back and removed, with the rest of the file untouched."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def target(
     primary: str | None = None,
     lost: bool = False,
 ) -> Target:
-    """Return a target as a decision would hold it."""
+    """Return a target as a decision would have it."""
     return Target(name=name, address=address, kind=kind, wanted_role=wanted_role, primary=primary, primary_demoted=lost)
 
 
 def block(*lines: str, note: str = "") -> bytes:
-    """Return the block with these lines in it."""
+    """Return the block with these lines."""
     begin = f"# BEGIN resolver-agent: managed, edits inside are overwritten{note}"
     return "".join(f"{line}\n" for line in (begin, *lines, "# END resolver-agent")).encode()
 
@@ -74,14 +74,14 @@ COMMENTS = [
 
 @pytest.mark.parametrize(("decided", "line"), COMMENTS, ids=[line for _, line in COMMENTS])
 def test_line_tells_all_that_is_remembered(decided: Target, line: str) -> None:
-    """Each standing has its comment, and reading the line gives the same target again."""
+    """Each kind of target has its comment, and reading the line gives the same target."""
     rendered = hosts_block.render(b"", [decided])
     assert rendered == block(line)
     assert hosts_block.recall(rendered) == (decided,)
 
 
 def test_comment_depends_on_nothing_that_passes() -> None:
-    """A target with another wish for its own name, another reason or another time gives the same file."""
+    """Targets that differ only in reason, time or, for an own name, the wanted role give the same file."""
     own = target(TargetKind.SELF, Role.STANDBY, primary=B)
     later = dataclasses.replace(own, wanted_role=Role.PRIMARY, since=1234.5)
     assert hosts_block.render(b"", [own]) == hosts_block.render(b"", [later])
@@ -114,19 +114,19 @@ PLACES = [
 
 @pytest.mark.parametrize(("content", "expected"), PLACES)
 def test_block_is_put_in_its_place(content: bytes, expected: bytes) -> None:
-    """The block replaces the one that is there, or goes to the end; all other bytes stay."""
+    """The block replaces the old one or is appended; all other bytes stay."""
     assert hosts_block.render(content, [ONE]) == expected
 
 
 def test_order_is_that_of_the_targets() -> None:
-    """The lines come in the order in which the targets are given."""
+    """The lines have the order of the targets."""
     names = ["wk2", "cn", "wk10", "wk1"]
     rendered = hosts_block.render(b"", [dataclasses.replace(ONE, name=name) for name in names])
     assert [found.name for found in hosts_block.recall(rendered)] == names
 
 
 def test_without_targets_no_block_is_added() -> None:
-    """A file without a block stays as it is while nothing is known, and a block that is there is emptied."""
+    """While nothing is known no block is added, and an existing block is emptied."""
     assert hosts_block.render(b"1.2.3.4 a", []) == b"1.2.3.4 a"
     assert hosts_block.render(block(ONE_LINE), []) == block()
 
@@ -143,7 +143,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("content", "message"), BROKEN)
 def test_broken_markers_are_refused(content: bytes, message: str) -> None:
-    """Nothing is read from or written to a file whose markers do not make one block; the line is named."""
+    """A file whose markers do not make exactly one block is neither read nor written; the error has the line."""
     for refused in (
         lambda: hosts_block.render(content, [ONE]),
         lambda: hosts_block.recall(content),
@@ -172,19 +172,19 @@ def test_broken_markers_are_refused(content: bytes, message: str) -> None:
     ],
 )
 def test_damaged_lines_are_skipped(line: str) -> None:
-    """A line in the block that cannot be read is as good as absent; the others count."""
+    """An unreadable line in the block is ignored; the others count."""
     content = b"1.2.3.4 a\n" + block("10.0.0.8\tcn\t# self").replace(b"# END", line.encode("latin-1") + b"\n# END")
     assert [found.name for found in hosts_block.recall(content)] == ["cn"]
 
 
 def test_lines_edited_by_hand_are_read() -> None:
-    """Other white space than ours, CRLF included, changes nothing."""
+    """Different white space, CRLF included, changes nothing."""
     content = block(f"{A}   wk1  # standby; primary {B} \r")
     assert hosts_block.recall(content) == (ONE,)
 
 
 def test_nothing_is_recalled_without_a_block() -> None:
-    """A line outside the block is nobody's memory, whatever it looks like."""
+    """A line outside the block is never read as a target."""
     assert hosts_block.recall(ONE_LINE.encode()) == ()
 
 
@@ -206,7 +206,7 @@ def test_nothing_is_recalled_without_a_block() -> None:
     ids=lambda bad: f"{bad.name!r} {bad.address!r} {bad.primary!r}",
 )
 def test_what_could_break_a_line_is_refused(bad: Target) -> None:
-    """A name or an address that is none never reaches the file."""
+    """An invalid name or address never reaches the file."""
     with pytest.raises(ValueError, match="cannot be written to a hosts file"):
         hosts_block.render(b"", [bad])
 
@@ -220,7 +220,7 @@ def test_what_could_break_a_line_is_refused(bad: Target) -> None:
     ],
 )
 def test_remove_after_others_appended(original: bytes, after: bytes, left: bytes) -> None:
-    """Taking the block out leaves the original and what others put behind the block."""
+    """Removing the block leaves the original and the lines that others put below the block."""
     assert hosts_block.remove(hosts_block.render(original, [ONE]) + after) == left
 
 
@@ -247,20 +247,20 @@ CONFLICTS = [
 
 @pytest.mark.parametrize(("content", "line_nos"), CONFLICTS)
 def test_conflicts_are_found_as_glibc_reads(content: bytes, line_nos: list[int]) -> None:
-    """Exactly the active lines outside the block that name one of ours are reported, each once."""
+    """Each active line outside the block that has one of our names is reported once, and no other line is."""
     found = hosts_block.conflicts(content, ["cn", "wk1"])
     assert [conflict.line_no for conflict in found] == line_nos
     assert all(conflict.name == "wk1" for conflict in found)
 
 
 def test_conflict_quotes_the_line() -> None:
-    """The report shows the line, printable whatever is in it, and the name as it was configured."""
+    """The report shows the line in printable form, and the name as it was configured."""
     (found,) = hosts_block.conflicts(b" 10.0.0.9  wk1 # caf\xe9\r\n", ["WK1"])
     assert (found.name, found.text) == ("WK1", "10.0.0.9  wk1 # caf\\xe9")
 
 
 def test_diff_is_that_of_diff_u() -> None:
-    """The difference is shown with its context, with bytes that are no text escaped, and the missing newline named."""
+    """The diff has context, escapes invalid text, and marks a missing final newline."""
     old = b"caf\xe9\ncaf\xc3\xa9\x0b\r\n1.2.3.4 a"
     shown = hosts_block.unified_diff(old, hosts_block.render(old, [ONE]), path="/etc/hosts")
     assert shown.split("\n") == [
@@ -287,7 +287,7 @@ def addresses() -> st.SearchStrategy[str]:
 
 @st.composite
 def targets(draw: st.DrawFn) -> Target:
-    """Draw any target that a decision could hold."""
+    """Draw any target that a decision could have."""
     kind = draw(st.sampled_from(TargetKind))
     natural: dict[TargetKind, list[Role | None]] = {
         TargetKind.SELF: [None],
@@ -315,7 +315,7 @@ FOREIGN = (
 
 @given(content=FOREIGN, first=BLOCKS, second=BLOCKS)
 def test_rendering_touches_nothing_else(content: bytes, first: list[Target], second: list[Target]) -> None:
-    """Whatever a file holds: applying twice changes nothing, and removing what was added gives the original."""
+    """In any file, applying twice changes nothing more, and removing an added block gives the original."""
     once = hosts_block.render(content, first)
     assert hosts_block.render(once, first) == once
     assert hosts_block.recall(once) == tuple(first)
@@ -325,7 +325,7 @@ def test_rendering_touches_nothing_else(content: bytes, first: list[Target], sec
 
 @given(head=FOREIGN, tail=FOREIGN, first=BLOCKS, second=BLOCKS)
 def test_block_in_the_middle_stays_there(head: bytes, tail: bytes, first: list[Target], second: list[Target]) -> None:
-    """Lines that others put before and behind the block keep every byte when it changes and when it goes."""
+    """Lines of others around the block keep every byte when it changes and when it is removed."""
     head = head + b"\n" if head else head
     content = head + hosts_block.render(b"", [ONE]) + tail
     for chosen in (first, second):

@@ -1,4 +1,4 @@
-"""The block on disk: written when it has to be, put back when others change it, and each fault an alert."""
+"""The block on disk: written when needed, restored when others change it, with an alert for each fault."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OTHERS = "127.0.0.1\tlocalhost\n"
 
 
 class Block:
-    """A block and the file that it is in, with rounds at times of the test's choice."""
+    """A block and its file, with rounds at times that the test chooses."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,17 +37,17 @@ class Block:
         return asyncio.run(self.block.put(targets, now))
 
     def leads(self) -> str | None:
-        """Return the address of the name on disk."""
+        """Return the name's address on disk."""
         lines = (line.split() for line in self.path.read_text().splitlines())
         return next((fields[0] for fields in lines if fields[1:2] == ["wk1"]), None)
 
     def trample(self, address: str = "10.9.9.9") -> None:
-        """Lead the name elsewhere behind the agent's back."""
+        """Change the name's address on disk, as another program would."""
         self.path.write_text(self.path.read_text().replace(str(self.leads()), address))
 
     @property
     def alerts(self) -> dict[str, str]:
-        """What is wrong, text by key."""
+        """The current alerts, text by key."""
         return {alert.key: alert.text for alert in self.block.alerts}
 
 
@@ -58,7 +58,7 @@ def block(tmp_path: Path) -> Block:
 
 
 def test_what_is_there_already_is_not_written(block: Block) -> None:
-    """The first round confirms the file, the next do not even read it."""
+    """The first round checks the file; the next rounds do not even read it."""
     assert block.put(TO_A)
     written = block.path.stat()
     again = HostsBlock(str(block.path))
@@ -68,7 +68,7 @@ def test_what_is_there_already_is_not_written(block: Block) -> None:
 
 
 def test_it_is_disturbed_until_it_was_written(block: Block) -> None:
-    """Before the first round, after a change by others and when the file is gone it has to be looked at."""
+    """The file must be checked before the first round, after a change by others, and when it is gone."""
     assert block.block.disturbed()
     block.put(TO_A)
     assert not block.block.disturbed()
@@ -77,7 +77,7 @@ def test_it_is_disturbed_until_it_was_written(block: Block) -> None:
 
 
 def test_it_says_what_was_put_once_that_is_done(block: Block) -> None:
-    """While it is being written nobody knows: it may lead elsewhere already. Nor does it say what could not be put."""
+    """The address on disk is unknown while it is being written, and a failed write is never reported as done."""
     assert not block.block.says(TO_A)
     assert block.put(TO_A)
     assert block.block.says(TO_A)
@@ -100,7 +100,7 @@ def test_it_says_what_was_put_once_that_is_done(block: Block) -> None:
 
 
 def test_recall_returns_what_was_put_and_clears_up(block: Block) -> None:
-    """A restart knows the targets; what a killed writer left beside the file is removed, other files are not."""
+    """A restart reads the targets and removes the temporary files of a killed writer, but no other files."""
     block.put(TO_A)
     left, other = (block.path.with_name(name) for name in ("hosts.resolver-agent.12.0123abcd", "hosts.bak"))
     left.touch()
@@ -110,7 +110,7 @@ def test_recall_returns_what_was_put_and_clears_up(block: Block) -> None:
 
 
 def test_recall_refuses_damaged_markers(block: Block) -> None:
-    """Whoever cannot read the memory must not go on as if there were none."""
+    """An agent that cannot read the block must not go on as if there were none."""
     block.path.write_text("# END resolver-agent\n")
     assert block.block.recall() is None
     assert "line 1" in block.alerts["file"]
@@ -120,7 +120,7 @@ def test_recall_refuses_damaged_markers(block: Block) -> None:
 
 
 def test_a_change_by_others_is_put_back_and_counted(block: Block) -> None:
-    """Their own lines are kept."""
+    """Lines that others added are kept."""
     block.put(TO_A)
     block.trample()
     block.path.write_text("# theirs\n" + block.path.read_text())
@@ -131,7 +131,7 @@ def test_a_change_by_others_is_put_back_and_counted(block: Block) -> None:
 
 
 def test_a_file_that_is_gone_is_made_again(block: Block) -> None:
-    """A lost file is a change by others too."""
+    """A deleted file counts as a change by others too."""
     block.put(TO_A)
     block.path.unlink()
     assert block.put(TO_A, 1)
@@ -139,7 +139,7 @@ def test_a_file_that_is_gone_is_made_again(block: Block) -> None:
 
 
 def test_an_edit_outside_is_no_trampling(block: Block) -> None:
-    """It is seen once and then known."""
+    """It is noticed once and then known."""
     block.put(TO_A)
     block.path.write_text(block.path.read_text() + "10.0.0.9 theirs\n")
     assert block.put(TO_A, 1)
@@ -147,7 +147,7 @@ def test_an_edit_outside_is_no_trampling(block: Block) -> None:
 
 
 def test_repeated_trampling_backs_off_and_is_an_alert_until_it_is_quiet(block: Block) -> None:
-    """Three times it is put back at once, then ever later; a minute without is the end of it."""
+    """Three changes are undone at once, the next ever later; a quiet minute ends the alert."""
     block.put(TO_A)
     now, waits = 0.0, []
     for _ in range(10):
@@ -169,7 +169,7 @@ def test_repeated_trampling_backs_off_and_is_an_alert_until_it_is_quiet(block: B
 
 
 def test_backing_off_does_not_hold_up_a_decision(block: Block) -> None:
-    """A name that has to move moves at once, whoever fights over the file (R2)."""
+    """A new decision is written at once, even while others keep changing the file (R2)."""
     block.put(TO_A)
     for now in range(8):
         block.trample()
@@ -181,7 +181,7 @@ def test_backing_off_does_not_hold_up_a_decision(block: Block) -> None:
 
 
 def test_a11_failed_write_is_an_alert_and_tried_again_ever_later(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file stays as it is; a new decision is tried at once; success ends the alert and counts as no trampling."""
+    """The file stays as it is; a new decision is tried at once; success ends the alert and is no trampling."""
     tries, update = 0, HostsFileWriter.update
 
     def counted(writer: HostsFileWriter, transform: Callable[[bytes], bytes]) -> Outcome:
@@ -210,7 +210,7 @@ def test_a11_failed_write_is_an_alert_and_tried_again_ever_later(block: Block, m
 
 
 def test_a_file_that_cannot_be_read_is_an_alert(block: Block) -> None:
-    """A folder in its place is named, and the names come back with the file."""
+    """A folder in place of the file is an alert, and the names are written once there is a file again."""
     block.put(TO_A)
     block.path.unlink()
     block.path.mkdir()
@@ -222,7 +222,7 @@ def test_a_file_that_cannot_be_read_is_an_alert(block: Block) -> None:
 
 
 def test_lines_of_others_that_carry_a_managed_name(block: Block) -> None:
-    """Each is an alert with its number as it is now, until it is gone; a moved line is the same alert."""
+    """Each line is an alert with its current number, until it is gone; a moved line is the same alert."""
     block.path.write_text("10.0.0.5 x wk1\n")
     block.put(TO_A)
     [(key, text)] = block.alerts.items()
@@ -243,6 +243,6 @@ def test_no_names_make_no_block(block: Block) -> None:
 
 
 def test_a_fence_is_written_like_any_address(block: Block) -> None:
-    """What is fenced is on disk as such."""
+    """A fenced name is on disk with the fence's address."""
     block.put((remembered(FENCE, TargetKind.FENCED, last=A, lost=True),))
     assert block.leads() == FENCE

@@ -1,4 +1,4 @@
-"""What libpq says of a failed connection, and what that means."""
+"""How libpq's messages about failed connections are read."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ HINT = "\n\tIs the server running on that host and accepting TCP/IP connections?
     ids=lambda value: value if isinstance(value, str) and value != "" and ": " not in value else "",
 )
 def test_only_a_server_that_is_gone_is_dead(text: str, kind: ProbeFailure, detail: str) -> None:
-    """Whatever is not known to mean that nobody is there is not taken for it (R1)."""
+    """A message that does not prove the server is down is not read as dead (R1)."""
     assert connect_failure(text) == (kind, detail)
 
 
@@ -92,7 +92,7 @@ def test_only_a_server_that_is_gone_is_dead(text: str, kind: ProbeFailure, detai
     ],
 )
 def test_a_name_that_cannot_be_resolved(answer: Exception | list[tuple[str, int]], detail: str) -> None:
-    """Whatever a look-up comes to, the node is unreachable and the agent lives."""
+    """However a DNS lookup fails, the node is unreachable and the agent goes on."""
 
     def getaddrinfo(*_: object, **__: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
         if isinstance(answer, Exception):

@@ -1,4 +1,4 @@
-"""What Patroni's REST API answers, and a watch over APIs that are a class here."""
+"""Answers of Patroni's REST API, and a watch over fake APIs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def leader_body(scope: str = "wk1", **more: Any) -> bytes:
 
 
 class Rest:
-    """The REST APIs beside some nodes; with the interface of ``fetch``. All of it may be changed at any time."""
+    """The REST APIs of some nodes, with the interface of ``fetch``. Tests may change all of it at any time."""
 
     def __init__(self, *members: str, leader: str | None = None) -> None:
         self.leaders = {leader}
@@ -100,13 +100,13 @@ class Rest:
         return Reply(200 if leads else 503, body)
 
     async def until_asked(self, host: str, path: str, *, times: int = 1) -> None:
-        """Wait until a node has been asked so many times from now on."""
+        """Wait until a node has been asked this many times from now on."""
         since = len(self.asked)
         while self.asked[since:].count((host, path)) < times:
             await self.until_asked_anybody()
 
     async def until_asked_anybody(self, *, times: int = 1) -> None:
-        """Wait until so many requests have been made from now on."""
+        """Wait until this many requests have been made to any node from now on."""
         until = len(self.asked) + times
         while len(self.asked) < until:
             self._news.clear()
@@ -118,7 +118,7 @@ LEISURE_S = 3600.0
 
 
 class Sight:
-    """A watch, and what it is given to see."""
+    """A watch and its fake APIs."""
 
     def __init__(self, rest: Rest, config: Config, **settings: Any) -> None:
         self.config = config
@@ -128,22 +128,22 @@ class Sight:
 
     @property
     def hosts(self) -> list[str]:
-        """The hosts behind wk1, with those that joined."""
+        """The hosts of wk1, members that joined included."""
         return [one.host for one in self.watch.extended(self.config).groups[0].nodes]
 
     @property
     def leader(self) -> str | None:
-        """Who leads wk1."""
+        """The leader of wk1."""
         status = self.watch.statuses.get("wk1", PatroniStatus())
         return status.leader.host if status.leader else None
 
     def claims(self, host: str) -> bool | None:
-        """Report what a node's own Patroni said last of the leader lock."""
+        """Return what a node's own Patroni last said about the leader lock."""
         claim = self.watch.claim(node(host))
         return claim.leads if claim is not None else None
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until a condition holds; whatever makes it hold has to be told as a change."""
+        """Wait until a condition holds; its change must set the event."""
         while not condition():
             await asyncio.wait_for(self.changed.wait(), 5)
             self.changed.clear()
@@ -151,7 +151,7 @@ class Sight:
 
 
 def config(*groups: Group) -> Config:
-    """Return a configuration in which time passes quickly."""
+    """Return a configuration with short intervals."""
     made = builders.config(*(groups or (group(),)))
     return dataclasses.replace(made, interval_s=INTERVAL_S, timeout_s=TIMEOUT_S)
 
@@ -170,7 +170,7 @@ async def watching(rest: Rest, *groups: Group, **settings: Any) -> AsyncIterator
 
 
 def in_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """Run a test in an event loop of its own, and see to it that it leaves no task behind."""
+    """Run a test in an event loop of its own, and check that it leaves no task behind."""
 
     @functools.wraps(test)
     def run() -> None:

@@ -1,4 +1,4 @@
-"""What is read from Patroni's answers, and what is no answer of Patroni's."""
+"""How Patroni's answers are read, and which answers are refused."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from tests.unit.patroni.builders import SYSTEM_ID, A, B, cluster_body, leader_bo
                     fault="'0.0.0.0' is no server's address, expected one that can be connected to",
                 )
             ],
-            id="a host that is none",
+            id="an invalid host",
         ),
         pytest.param(
             [row(A), {"name": "new", "role": "replica", "state": "creating replica"}],
             [Member(node(A), "streaming")],
-            id="one that has not said where it is",
+            id="a member without an address",
         ),
     ],
 )
@@ -84,7 +84,7 @@ def test_reading_members(listed: list[dict[str, Any]], members: list[Member]) ->
     ],
 )
 def test_nonsense_instead_of_members(status: int, body: bytes, fault: str) -> None:
-    """Whatever is not as Patroni writes it is no list at all: it changes nothing."""
+    """An answer in another form than Patroni's is no list and changes nothing."""
     with pytest.raises(ApiError) as raised:
         read_members(Reply(status, body))
     assert str(raised.value) == fault
@@ -109,7 +109,7 @@ def test_nonsense_instead_of_members(status: int, body: bytes, fault: str) -> No
         pytest.param(404, leader_body(), "HTTP status 404 to GET /leader", id="404"),
         pytest.param(301, leader_body(), "HTTP status 301 to GET /leader", id="a redirect"),
         pytest.param(200, b"", "the answer is not Patroni's: no JSON object", id="no body"),
-        pytest.param(200, b"OK", "the answer is not Patroni's: no JSON object", id="another server's word"),
+        pytest.param(200, b"OK", "the answer is not Patroni's: no JSON object", id="another server's answer"),
         pytest.param(200, b"{}", "the answer is not Patroni's", id="no scope"),
         pytest.param(200, b'{"patroni": []}', "the answer is not Patroni's", id="a list for a map"),
         pytest.param(200, leader_body("a\x1b[31m"), "the answer is not Patroni's", id="a scope that cannot be printed"),
@@ -117,12 +117,12 @@ def test_nonsense_instead_of_members(status: int, body: bytes, fault: str) -> No
             200,
             leader_body(database_system_identifier="x"),
             "the answer is not Patroni's",
-            id="an identifier that is none",
+            id="an invalid identifier",
         ),
     ],
 )
 def test_reading_the_leader_lock(status: int, body: bytes, told: Leadership | str) -> None:
-    """The status is the lock, but only with a body that says it is Patroni's."""
+    """The HTTP status says who has the lock, but only with a body from Patroni."""
     if isinstance(told, Leadership):
         assert read_leadership(Reply(status, body)) == told
     else:

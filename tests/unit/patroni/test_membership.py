@@ -1,4 +1,4 @@
-"""What Patroni's answers come to: who leads, who is no read target, who joins and who leaves."""
+"""How Patroni's answers are combined: the leader, excluded members, and who joins and leaves."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ NOW = 1000.0
 
 
 def claims(*, scope: str = "wk1", age_s: float = 0.5, counts_s: float = 3.0) -> Answer:
-    """Return the answer, some seconds ago, of a node whose own Patroni holds the lock."""
+    """Return an answer, some seconds old, of a node whose own Patroni holds the lock."""
     at = NOW - age_s
     return Answer(at=at, until=at + counts_s, leads=True, scope=scope, system_id=SYSTEM_ID)
 
 
 def denies(*, scope: str = "wk1") -> Answer:
-    """Return the answer of a node whose own Patroni does not hold the lock."""
+    """Return an answer of a node whose own Patroni does not hold the lock."""
     return Answer(at=NOW, until=NOW + 3, leads=False, scope=scope, system_id=SYSTEM_ID)
 
 
@@ -49,14 +49,14 @@ def denies(*, scope: str = "wk1") -> Answer:
         pytest.param({A: claims(age_s=6.0, counts_s=7.0)}, A, id="asked at leisure, it counts for longer"),
         pytest.param({A: claims(), B: claims()}, None, id="two claim it"),
         pytest.param({A: claims(age_s=2.9), B: claims()}, None, id="two claim it, one a moment ago"),
-        pytest.param({A: denies(), B: denies()}, None, id="nobody claims it"),
+        pytest.param({A: denies(), B: denies()}, None, id="no node claims it"),
         pytest.param({}, None, id="nobody answers"),
         pytest.param({A: claims(scope="other"), B: denies()}, None, id="a foreign claim"),
-        pytest.param({A: claims(scope="other"), B: claims()}, B, id="a foreign claim beside ours"),
+        pytest.param({A: claims(scope="other"), B: claims()}, B, id="a foreign claim and one of ours"),
     ],
 )
 def test_who_leads(answers: Mapping[str, Answer], leader: str | None) -> None:
-    """The leader is the only node that claims the lock now; its Patroni tells which database cluster it is."""
+    """The leader is the only node that claims the lock now; its Patroni names the database cluster."""
     status = find_status({node(host): one for host, one in answers.items()}, "wk1", {}, now=NOW)
     expected = PatroniStatus(leader=node(leader), system_id=SYSTEM_ID) if leader else PatroniStatus()
     assert status == expected
@@ -78,14 +78,14 @@ def test_who_leads(answers: Mapping[str, Answer], leader: str | None) -> None:
 def test_which_patroni_cluster_a_group_is(
     known: str | None, scopes: Mapping[str, str], *, asked_all: bool, scope: str | None, alerts: set[str]
 ) -> None:
-    """A foreign cluster's Patroni takes no name over: whom all agree on counts, and then nobody else."""
+    """The system identifier that all agree on counts from then on, so a foreign Patroni takes no name over."""
     answers = {node(host): claims(scope=one) for host, one in scopes.items()}
     assert find_scope(known, answers, asked_all=asked_all) == scope
     assert {alert.key for alert in scope_alerts("wk1", scope, answers)} == alerts
 
 
 def test_without_agreement_no_claim_counts() -> None:
-    """Claims of two Patroni clusters settle nothing while it is not known which one is the group's."""
+    """Claims of two Patroni clusters settle nothing until it is known which one is the group's."""
     assert find_status({node(A): claims(), node(B): denies(scope="x")}, None, {}, now=NOW) == PatroniStatus()
 
 
@@ -120,7 +120,7 @@ def test_without_agreement_no_claim_counts() -> None:
     ],
 )
 def test_who_is_no_read_target(member: Member, exclusion: str) -> None:
-    """Read targets are running or streaming, and not tagged; what else Patroni says of a member benches it."""
+    """Read targets are running or streaming, and not tagged; any other member is excluded."""
     excluded = {node(B): exclusion} if exclusion else {}
     placed = place([group()], {"wk1": [member]}, {}, before={})
     assert placed == {"wk1": Placement(excluded=excluded)}
@@ -266,7 +266,7 @@ def test_who_joins(
     joined: list[str],
     ignored: Mapping[Node, str],
 ) -> None:
-    """Members join the nodes in an order that is the same everywhere, and no server ever twice; the rest is said."""
+    """Members join in an order that is the same on every node, and no server joins twice; the rest is reported."""
     known = {host: frozenset(found) for host, found in addresses.items()}
     placed = place(groups, {"wk1": map(Member, members)}, known, before={})["wk1"]
     assert placed.joined == tuple(map(node, joined))
@@ -276,7 +276,7 @@ def test_who_joins(
 
 
 def test_a_member_that_two_names_list() -> None:
-    """The first name in the configured order has it, and the second says so."""
+    """The first name in the configured order gets the member, and the second reports it."""
     both = {name: [Member(node(D))] for name in ("wk2", "wk1")}
     placed = place([group(), group("wk2", C)], both, {}, before={})
     assert placed["wk1"] == Placement(joined=(node(D),))
@@ -287,7 +287,7 @@ def test_a_member_that_two_names_list() -> None:
 
 
 def test_an_excluded_node_in_another_spelling() -> None:
-    """What is said of a member holds for the node that it is."""
+    """A member's exclusion applies to its node in any spelling."""
     member = Member(node("pg-2"), noloadbalance=True)
     placed = place([group()], {"wk1": [member]}, {"pg-2": frozenset([B])}, before={})["wk1"]
     assert placed.excluded == {node(B): "pg-2 is tagged noloadbalance"}
@@ -297,7 +297,7 @@ def test_an_excluded_node_in_another_spelling() -> None:
     "addresses", [{}, {"pg-9": frozenset[str]()}], ids=["a new name is yet to be looked up", "it cannot be resolved"]
 )
 def test_who_has_joined_stays(addresses: Mapping[str, frozenset[str]]) -> None:
-    """A name that a reload adds and that is not resolved throws nobody out."""
+    """A name that a reload adds and that cannot be resolved yet removes no member."""
     placed = place(
         [group("wk1", A, "pg-9")], {"wk1": [Member(node(C))]}, addresses, before={"wk1": Placement(joined=(node(C),))}
     )
@@ -305,14 +305,14 @@ def test_who_has_joined_stays(addresses: Mapping[str, frozenset[str]]) -> None:
 
 
 def test_a_double_that_is_found_out_leaves() -> None:
-    """A node that turns out to be a configured one under another name is one node at once."""
+    """A member that turns out to be a configured node under another name is merged with it at once."""
     before = {"wk1": Placement(joined=(node("pg-2"),))}
     placed = place([group()], {"wk1": [Member(node("pg-2"))]}, {"pg-2": frozenset([B])}, before=before)
     assert placed["wk1"] == Placement()
 
 
 def test_a_member_leaves_after_a_while() -> None:
-    """A member that answers no longer list stays for a minute of answers, and one that is back stays for good."""
+    """A member missing from the answers leaves after a minute of answers; one that is back stays."""
     known: dict[Node, Member] = {}
     listed = {0.0: (A, B, C), 10.0: (A, B), 69.9: (A, C), 70.0: (A,), 129.9: (A,), 130.0: (A,)}
     expected = {0.0: {A, B, C}, 10.0: {A, B, C}, 69.9: {A, B, C}, 70.0: {A, B, C}, 129.9: {A, C}, 130.0: {A}}
@@ -322,7 +322,7 @@ def test_a_member_leaves_after_a_while() -> None:
 
 
 def test_a_minute_without_answers_removes_nobody() -> None:
-    """The first answer after a long silence begins the minute: nothing else has said that a member is gone."""
+    """The first answer after a long silence starts the minute: only answers show that a member is gone."""
     known = remember({}, [Member(node(A)), Member(node(B))], now=0.0, gone_after_s=60.0)
     known = remember(known, [Member(node(A))], now=1000.0, gone_after_s=60.0)
     assert set(known) == {node(A), node(B)}

@@ -1,4 +1,4 @@
-"""Which node is asked what and when, and what silence, nonsense and another cluster's Patroni do to a group."""
+"""Which node is asked what and when, and the effect of silence, invalid answers and foreign Patronis on a group."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.unit.patroni.builders import INTERVAL_S, LEISURE_S, TIMEOUT_S, A, B, 
 
 @in_loop
 async def test_nonsense_removes_nobody() -> None:
-    """Lists that are empty change nothing, however long that lasts, and are an alert."""
+    """Empty lists change nothing, however long they last, and are an alert."""
     rest = Rest(A, B, C, leader=A)
     async with watching(rest, gone_after_s=0.0, patience_s=0.0) as sight:
         await sight.until(lambda: sight.hosts == [A, B, C])
@@ -24,7 +24,7 @@ async def test_nonsense_removes_nobody() -> None:
 
 @in_loop
 async def test_another_node_is_asked_for_the_members() -> None:
-    """One whose list fails is not asked again at once, and is no reason to miss a new member."""
+    """A node whose list fails is not asked again at once, and a new member is still found through another node."""
     rest = Rest(A, B, C, leader=A)
     rest.no_list = {A}
     async with watching(rest) as sight:
@@ -35,7 +35,7 @@ async def test_another_node_is_asked_for_the_members() -> None:
 
 @in_loop
 async def test_silence() -> None:
-    """Without Patroni its words go away after a while, one by one. The nodes stay, and what fails is an alert each."""
+    """When Patroni falls silent, its statuses expire one by one. The nodes stay, and each failure is an alert."""
     rest = Rest(A, B, C, leader=A)
     rest.members[1]["state"] = "stopped"
     async with watching(rest, gone_after_s=0.0, patience_s=0.3) as sight:
@@ -60,7 +60,7 @@ async def test_silence() -> None:
 
 @in_loop
 async def test_a_hung_api_costs_only_itself() -> None:
-    """It has one request at a time; its node's claim expires, and the others are asked as before."""
+    """A hung API has one request at a time; its node's claim expires, and the others are asked as before."""
     rest = Rest(A, B, leader=A)
     async with watching(rest, patience_s=0.0) as sight:
         await sight.until(lambda: sight.leader == A)
@@ -82,7 +82,7 @@ async def test_a_hung_api_costs_only_itself() -> None:
 
 @in_loop
 async def test_a_claim_counts_for_as_long_as_it_was_meant_to() -> None:
-    """Asked every interval, the claim of a node that falls silent is over when interval and timeout are."""
+    """When a node that is asked every interval falls silent, its claim expires after interval + timeout."""
     rest = Rest(A, B, leader=A)
     async with watching(rest, calm_s=LEISURE_S) as sight:
         sight.watch.hurry(["wk1"])
@@ -96,7 +96,7 @@ async def test_a_claim_counts_for_as_long_as_it_was_meant_to() -> None:
 
 @in_loop
 async def test_a_claim_that_was_made_at_leisure() -> None:
-    """A node that does not answer in a hurry has lost what it claimed when it was asked seldom."""
+    """A node that was asked seldom, and then misses a request that is urgent, loses its claim."""
     rest = Rest(A, B, leader=A)
     async with watching(rest, calm_s=LEISURE_S) as sight:
         await sight.until(lambda: sight.leader == A and sight.watch.heard_all)
@@ -108,7 +108,7 @@ async def test_a_claim_that_was_made_at_leisure() -> None:
 
 @in_loop
 async def test_refreshing_the_own_node_while_it_is_being_asked() -> None:
-    """The answer under way may be older than the reason to ask, so that another follows at once."""
+    """The pending answer may be older than the reason for the refresh, so another request follows at once."""
     rest = Rest(A, B, leader=A)
     async with watching(rest, calm_s=LEISURE_S, getaddrinfo=None) as sight:
         await sight.until(lambda: sight.watch.heard_all)
@@ -124,7 +124,7 @@ async def test_refreshing_the_own_node_while_it_is_being_asked() -> None:
 
 @in_loop
 async def test_the_own_node_is_spared_the_list() -> None:
-    """Its API is asked for its claim all the time, so that the others say who the members are."""
+    """The local API is asked for its claim all the time, so the other nodes are asked for the members."""
     rest = Rest(A, B, leader=A)
     async with watching(rest) as sight:
         sight.watch.own([node(A)])
@@ -136,7 +136,7 @@ async def test_the_own_node_is_spared_the_list() -> None:
 
 @in_loop
 async def test_a_foreign_patroni() -> None:
-    """The Patroni of another cluster at one of the addresses is an alert, whatever it claims; so is its claim."""
+    """Another cluster's Patroni at one of the addresses is an alert, whatever it claims; its claim is one too."""
     rest = Rest(A, B, leader=A)
     async with watching(rest) as sight:
         await sight.until(lambda: sight.leader == A)
@@ -151,7 +151,7 @@ async def test_a_foreign_patroni() -> None:
 
 @in_loop
 async def test_patroni_of_two_clusters_from_the_start() -> None:
-    """Nobody is believed for answering first: there is no word, no member joins, and that is an alert."""
+    """The first answer is not trusted: there is no status, no member joins, and that is an alert."""
     rest = Rest(A, B, C, leader=A)
     rest.scopes = {B: "other"}
     async with watching(rest) as sight:

@@ -1,4 +1,4 @@
-"""What is known by Patroni's word at any time: leaders, members, and the local node's claim."""
+"""What the watch knows from Patroni at any time: leaders, members, and the local node's claim."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @in_loop
 async def test_the_leader_and_a_change_of_it() -> None:
-    """The word follows the lock from one node to the other."""
+    """The status follows the lock from one node to the other."""
     rest = Rest(A, B, leader=A)
     async with watching(rest) as sight:
         await sight.until(lambda: sight.leader == A)
@@ -55,7 +55,7 @@ async def test_the_leader_and_a_change_of_it() -> None:
 
 @in_loop
 async def test_nothing_new_is_no_news() -> None:
-    """What is merely said again sets no event, and the same objects are given out."""
+    """An unchanged answer sets no event, and the same objects are returned."""
     rest = Rest(A, B, C, leader=A)
     rest.members[1]["tags"] = {"noloadbalance": True}
     async with watching(rest) as sight:
@@ -73,7 +73,7 @@ async def test_nothing_new_is_no_news() -> None:
 
 @in_loop
 async def test_without_new_members_the_configuration_is_the_same() -> None:
-    """Who has nothing to add gives back what was given."""
+    """Without members to add, the configuration is returned as the same object."""
     async with watching(Rest(A, B, leader=A)) as sight:
         await sight.until(lambda: sight.watch.heard_all)
         assert sight.watch.extended(sight.config) is sight.config
@@ -81,7 +81,7 @@ async def test_without_new_members_the_configuration_is_the_same() -> None:
 
 @in_loop
 async def test_a_member_joins_and_leaves() -> None:
-    """A new replica becomes a node without an edit, is asked itself, and leaves when it is not listed any more."""
+    """A new replica becomes a node without an edit, is asked itself, and leaves when it is no longer listed."""
     rest = Rest(A, B, leader=A)
     async with watching(rest, gone_after_s=0.2) as sight:
         await sight.until(lambda: sight.leader == A)
@@ -101,7 +101,7 @@ async def test_a_member_joins_and_leaves() -> None:
 
 @in_loop
 async def test_a_group_in_a_hurry() -> None:
-    """All its nodes are asked now and every interval while it is named, and nobody else is."""
+    """All nodes of the group are asked now and every interval while it is urgent, and no other node is."""
     rest = Rest(A, B, leader=A)
     async with watching(rest, group(), group("wk2", C), calm_s=LEISURE_S) as sight:
         await sight.until(lambda: sight.leader == A and sight.watch.heard_all)
@@ -120,7 +120,7 @@ async def test_a_group_in_a_hurry() -> None:
 
 @in_loop
 async def test_the_own_node() -> None:
-    """It is asked every interval, and its claim is known with the time at which it was asked."""
+    """The local node is asked every interval, and its claim has the time at which it was asked."""
     rest = Rest(A, B, leader=A)
     async with watching(rest, calm_s=LEISURE_S) as sight:
         assert sight.watch.claim(node(B)) is None
@@ -137,7 +137,7 @@ async def test_the_own_node() -> None:
 
 @in_loop
 async def test_a_claim_of_the_own_node_is_news() -> None:
-    """Also where it makes no word, as here where nobody knows which cluster is the right one; another node's is not."""
+    """The local claim sets the event even where the group's cluster is unknown; another node's claim does not."""
     rest = Rest(A, B)
     rest.scopes = {A: "other"}
     async with watching(rest) as sight:
@@ -156,7 +156,7 @@ async def test_a_claim_of_the_own_node_is_news() -> None:
 
 @in_loop
 async def test_asking_the_own_node_now() -> None:
-    """Whoever needs the claim now gets it, or waits no longer than it wants to."""
+    """A caller that needs the claim now gets it, or waits no longer than its time limit."""
     rest = Rest(A, B, leader=A)
     async with watching(rest, calm_s=LEISURE_S) as sight:
         await sight.until(lambda: sight.watch.heard_all)
@@ -187,7 +187,7 @@ async def test_groups_without_patroni_are_never_asked() -> None:
 
 @in_loop
 async def test_one_node_behind_two_names() -> None:
-    """It is asked once for both, and both have the word."""
+    """The node is asked once for both names, and both have the status."""
     rest = Rest(A, B, C, leader=A)
     async with watching(rest, group(), group("wk1-ro", A, B, route=Route.STANDBY)) as sight:
         await sight.until(lambda: set(sight.watch.statuses) == {"wk1", "wk1-ro"} and sight.hosts == [A, B, C])
@@ -199,7 +199,7 @@ async def test_one_node_behind_two_names() -> None:
 
 @in_loop
 async def test_a_word_that_expires_between_two_turns() -> None:
-    """To ask for it changes nothing; that it has expired is told by the next tick, once."""
+    """Reading the status changes nothing; the next tick reports once that it has expired."""
     rest = Rest(A, B, leader=A)
     rest.members[1]["state"] = "stopped"
     async with watching(rest, calm_s=0.2) as sight:
@@ -207,7 +207,7 @@ async def test_a_word_that_expires_between_two_turns() -> None:
         sight.changed.clear()
         sight.watch.tick(boottime())
         assert (sight.leader, sight.changed.is_set()) == (A, False)
-        time.sleep(0.2 + TIMEOUT_S + 0.01)  # noqa: ASYNC251 -- so that nobody is asked meanwhile
+        time.sleep(0.2 + TIMEOUT_S + 0.01)  # noqa: ASYNC251 -- no node is asked meanwhile
         assert (sight.leader, sight.changed.is_set()) == (None, False)
         sight.watch.tick(boottime())
         assert (sight.leader, sight.changed.is_set()) == (None, True)
@@ -219,7 +219,7 @@ async def test_a_word_that_expires_between_two_turns() -> None:
 
 @in_loop
 async def test_a_reload() -> None:
-    """What is known of what stays is kept; who goes is not asked any more; who comes is."""
+    """Nodes that stay keep what is known of them; removed nodes are no longer asked; new ones are."""
     rest = Rest(A, B, C, leader=A)
     async with watching(rest) as sight:
         await sight.until(lambda: sight.hosts == [A, B, C] and sight.leader == A)
@@ -242,7 +242,7 @@ async def test_a_reload() -> None:
 
 @in_loop
 async def test_a_reload_in_the_middle_of_a_promotion() -> None:
-    """Whoever was said to hold the lock is so until asked again, also with another time limit."""
+    """A holder of the lock stays the holder until it is asked again, also with another timeout."""
     rest = Rest(A, B, leader=A)
     async with watching(rest) as sight:
         await sight.until(lambda: sight.leader == A)
@@ -259,7 +259,7 @@ async def test_a_reload_in_the_middle_of_a_promotion() -> None:
 
 @in_loop
 async def test_a_name_that_gets_other_nodes() -> None:
-    """A name of which no node stays is a new group: neither members nor Patroni's cluster are those of the old."""
+    """A name whose nodes were all replaced is a new group: it keeps neither members nor the Patroni cluster."""
     rest = Rest(A, B, C, leader=A)
     async with watching(rest) as sight:
         await sight.until(lambda: sight.hosts == [A, B, C])
@@ -279,7 +279,7 @@ class Dns:
         self.hung = threading.Event()
 
     def __call__(self, host: str, _port: None, **_: object) -> list[Any]:
-        """Look up a name; one without an address never ends, or is not there."""
+        """Look up a name; for one without an address, hang or fail."""
         assert threading.current_thread() is not threading.main_thread()
         if not self.addresses[host]:
             self.hung.wait(10)
@@ -289,7 +289,7 @@ class Dns:
 
 @in_loop
 async def test_members_and_nodes_by_name() -> None:
-    """Names are looked up off the loop before anybody joins, and one server is one node."""
+    """Names are looked up off the loop before a member joins, and one server is one node."""
     rest = Rest("pg-1", "pg-2", "pg-3", leader="db-1")
     dns = Dns({"db-1": A, "db-2": B, "pg-1": A, "pg-2": B, "pg-3": C})
     async with watching(rest, group("wk1", "db-1", "db-2"), getaddrinfo=dns) as sight:
@@ -298,7 +298,7 @@ async def test_members_and_nodes_by_name() -> None:
 
 @in_loop
 async def test_a_look_up_that_hangs() -> None:
-    """Nobody joins while it may be a node already; the words go on, and the failure is said when it comes."""
+    """No member joins while it may already be a node; statuses go on, and a failed lookup is reported when it comes."""
     rest = Rest(A, B, C, leader=A)
     dns = Dns({"db-2": ""})
     async with watching(rest, group("wk1", A, "db-2"), getaddrinfo=dns) as sight:
@@ -313,7 +313,7 @@ async def test_a_look_up_that_hangs() -> None:
 
 @in_loop
 async def test_very_many_groups() -> None:
-    """Calm nodes are asked no more than a hundred times a second, and groups in a hurry likewise."""
+    """Calm nodes are asked at most a hundred times a second, and so are urgent groups."""
     groups = [group(f"wk{i}", f"10.1.{i}.1", f"10.1.{i}.2") for i in range(200)]
     rest = Rest()
     rest.down = {one.host for each in groups for one in each.nodes}
@@ -329,7 +329,7 @@ async def test_very_many_groups() -> None:
 
 @in_loop
 async def test_a_defect_is_not_hidden() -> None:
-    """What ends a task is raised where the watch is checked, and whoever waits for news is woken to do so."""
+    """An exception that ends a task is raised where the watch is checked, and waiters are woken to check it."""
 
     def broken(*_: object) -> Reply:
         raise ZeroDivisionError

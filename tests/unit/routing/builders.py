@@ -1,4 +1,4 @@
-"""Two worker nodes or three, coordinators, and agents beside a primary or a standby: the scene of routing's tests."""
+"""The setting of the routing tests: worker nodes, coordinators, and agents on a primary or a standby."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FENCED = TargetKind.FENCED
 
 
 def on_primary(*groups_block: Target, hosts: Sequence[str] = (A, B)) -> Agent:
-    """Return an agent beside a local primary with one name, wk1, and this block."""
+    """Return an agent on a primary with one name, wk1, and this block."""
     return Agent(config(group("wk1", *hosts)), groups_block).see_local(primary())
 
 
@@ -40,7 +40,7 @@ def on_standby(
     max_lag_bytes: int | None = None,
     max_lag_s: float | None = None,
 ) -> Agent:
-    """Return an agent beside a local standby with one name, wk1, and this block."""
+    """Return an agent on a standby with one name, wk1, and this block."""
     wk1 = group("wk1", *hosts, max_lag_bytes=max_lag_bytes, max_lag_s=max_lag_s)
     return Agent(config(wk1, fallback=fallback), groups_block).see_local(standby())
 

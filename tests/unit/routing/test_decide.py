@@ -1,4 +1,4 @@
-"""What a decision is made of: routes, what the block remembers, addresses, alerts, and when to decide again."""
+"""The parts of a decision: routes, the remembered block, addresses, alerts, and when to decide again."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ if TYPE_CHECKING:
     ("route", "expected"), [(Route.PRIMARY, B), (Route.STANDBY, A)], ids=["route: primary", "route: standby"]
 )
 def test_fixed_routes(route: Route, expected: str, role: Observation) -> None:
-    """``primary`` and ``standby`` do so always, whatever the local server is; R2 does not apply to ``standby``."""
+    """``primary`` and ``standby`` ignore the local server's role; R2 does not apply to ``standby``."""
     agent = Agent(config(group("wk1", A, B, route=route))).see_local(role).see({A: standby(), B: primary()}).decide()
     assert agent.address() == expected
 
 
 def test_second_name_for_the_same_nodes() -> None:
-    """``wk1-ro`` leads to the standby beside a local primary, while wk1 leads to the primary."""
+    """On a primary ``wk1-ro`` points to the standby, while wk1 points to the primary."""
     agent = Agent(config(group("wk1", A, B), group("wk1-ro", A, B, route=Route.STANDBY))).see_local(primary())
     agent.see({A: primary(), B: standby()}).decide()
     assert (agent.address("wk1"), agent.address("wk1-ro")) == (A, B)
 
 
 def test_block_of_two_minds() -> None:
-    """A restart without a word of the local role leaves each name with its own wish: some were held when it changed."""
+    """After a restart without a known local role each name keeps its wanted role: some were held when it changed."""
     block = [remembered(A, STANDBY, last=B), remembered(E, PRIMARY, name="wk2")]
     agent = Agent(config(group("wk1", A, B), group("wk2", D, E)), block).see_local(rejecting()).see(BOTH).decide()
     assert (agent.address("wk1"), agent.address("wk2")) == (A, E)
@@ -74,7 +74,7 @@ def test_block_of_two_minds() -> None:
 
 
 def test_block_of_two_minds_and_all() -> None:
-    """While the local role is unknown, ``all`` takes along those names only that wish for a standby."""
+    """While the local role is unknown, ``all`` takes along only the names that want a standby."""
     agent = Agent(
         config(group("wk1", A, B), group("wk2", D, E), fallback=Fallback.ALL),
         [remembered(A, STANDBY, last=B), remembered(E, PRIMARY, name="wk2")],
@@ -84,7 +84,7 @@ def test_block_of_two_minds_and_all() -> None:
 
 
 def test_node_by_dns_name() -> None:
-    """The target is the address that was connected to, and a node that moved is followed there."""
+    """The target is the address that was connected to; when the node moves, the target follows."""
     host = Node("wk1a.example", 5432)
     wk1 = dataclasses.replace(group("wk1", B), nodes=(host, node(B)))
     agent = Agent(config(wk1), [remembered(A, PRIMARY)]).see_local(primary()).see({B: standby()}).decide()
@@ -107,14 +107,14 @@ def test_node_by_dns_name() -> None:
 def test_address_that_is_no_nodes_any_more(
     role: Observation, block: Target, seen: Mapping[str | Node, Observation]
 ) -> None:
-    """A name is not held at an address that left the configuration once all nodes are seen to have nothing for it."""
+    """A name is not held at an address that left the configuration once every node was seen and none is fit."""
     agent = Agent(config(group("wk1", A, B)), [block]).see_local(role)
     assert agent.see({B: seen[B]}).decide().address() == C
     assert agent.see(seen).decide().address() == FENCE
 
 
 def test_resume_remembers_the_block() -> None:
-    """The first decision of a run holds exactly what the block says, for names that are still configured."""
+    """The first decision of a run holds exactly the block's targets, for names that are still configured."""
     block = [
         remembered(CN1, SELF, name="cn", last=CN2),
         remembered(A, STANDBY, last=B),
@@ -127,7 +127,7 @@ def test_resume_remembers_the_block() -> None:
 
 
 def test_since_is_when_the_address_changed() -> None:
-    """A target's ``since`` moves with its address, not with its reason."""
+    """A target's ``since`` changes with its address, not with its reason."""
     agent = on_primary().see({A: primary(), B: standby()}).decide().wait(1).see({A: dead()}).decide()
     target = agent.target()
     assert target is not None
@@ -136,7 +136,7 @@ def test_since_is_when_the_address_changed() -> None:
 
 
 def test_a6_targets_are_in_the_order_of_the_configuration() -> None:
-    """Targets come in the configured order, without the names that are left out."""
+    """Targets have the configured order; names that are left out have none."""
     agent = Agent(config(group("wk2", D, E), group("cn", CN1), group("wk1", A, B))).see_local(primary())
     agent.see({**BOTH, CN1: rejecting()}).decide()
     assert [target.name for target in agent.decision.targets] == ["wk2", "wk1"]
@@ -154,7 +154,7 @@ def test_a6_targets_are_in_the_order_of_the_configuration() -> None:
     ],
 )
 def test_alerts(seen: Mapping[str | Node, Observation], local: Observation, expected: set[str]) -> None:
-    """Everything held, fenced, fallen back or rejecting is an alert while it lasts, and only then (R8)."""
+    """A held, fenced, fallback or rejecting state is an alert as long as it lasts (R8)."""
     agent = Agent(config(group("wk1", A, B), fallback=Fallback.PRIMARY)).see_local(primary())
     agent.see({A: primary(), B: standby()}).decide()
     assert agent.alerts == set()
@@ -164,7 +164,7 @@ def test_alerts(seen: Mapping[str | Node, Observation], local: Observation, expe
 
 
 def test_alert_says_it_whole() -> None:
-    """An alert's words can be read alone."""
+    """An alert's text is complete on its own."""
     agent = Agent(config(group("wk1", A, B)), [remembered(A, PRIMARY)]).see_local(primary()).see_local(dead())
     agent.see({A: dead(), B: unreachable()}).decide()
     assert [alert.text for alert in agent.decision.alerts] == [
@@ -174,7 +174,7 @@ def test_alert_says_it_whole() -> None:
 
 
 def test_recheck_at_when_time_alone_changes_something() -> None:
-    """With nothing seen there is nothing to wait for; else the oldest observation's end comes first."""
+    """Without observations nothing is due; otherwise the oldest observation expires first."""
     agent = on_primary()
     assert agent.decide().decision.recheck_at == float("inf")
     agent.see({A: primary()}).wait(1).see({B: standby()}).decide()

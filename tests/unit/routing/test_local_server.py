@@ -1,4 +1,4 @@
-"""What the local server is: its role, its own address, an announced promotion, and when the leader lock counts."""
+"""The local server: its role, its own address, an announced promotion, and when the leader lock counts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ANNOUNCED = Announced(since=100.0, receiver=7)
 
 
 def local(result: Role | ProbeFailure, at: float, receiver: int | None = None) -> NodeState:
-    """Return what is known of the local server after one probe."""
+    """Return the state of the local server after one probe."""
     return NodeState().after(Observation(result=result, at=at, receiver=receiver))
 
 
@@ -61,7 +61,7 @@ STREAMS = "the local PostgreSQL streams from a primary"
         pytest.param([dead()], None, False, PRIMARY, B, id="never known: the block says primary"),
         pytest.param([rejecting()], None, False, FALLBACK, A, id="never known: the block says fallback, so standby"),
         pytest.param([], None, False, None, B, id="A2 never known, no block: primary"),
-        pytest.param([], None, True, None, B, id="never known, but Patroni's word"),
+        pytest.param([], None, True, None, B, id="never known, but Patroni says leader"),
     ],
 )
 def test_local_role(
@@ -71,7 +71,7 @@ def test_local_role(
     block: TargetKind | None,
     expected: str,
 ) -> None:
-    """A name that follows wishes for what the local server is, is about to be, or was last known to be."""
+    """A name that follows wants the role the local server has, is about to have, or was last known to have."""
     agent = Agent(config(group("wk1", A, B)), [remembered(B if block is not STANDBY else A, block)] if block else [])
     for seen in local:
         agent.see_local(seen)
@@ -81,13 +81,13 @@ def test_local_role(
 
 
 def test_local_role_by_the_first_sight_of_a_promotion() -> None:
-    """The local server's promotion counts as soon as any probe sees it, over its socket or over the network."""
+    """The promotion counts as soon as any probe sees it, over the socket or over the network."""
     agent = Agent(config(group("cn", CN1, CN2), group("wk1", A, B)))
     agent.see_local(standby(), address=CN1).see({CN1: standby(), CN2: primary(), A: standby(), B: primary()}).decide()
     assert (agent.address("cn"), agent.address("wk1")) == (CN1, A)
     agent.wait(0.1).see({CN1: primary()}).decide()
     assert (agent.address("wk1"), agent.decision.role) == (B, Role.PRIMARY)
-    # A probe that began later may have been answered earlier. Without a restart nobody becomes a standby.
+    # A probe that began later may have been answered earlier. No primary becomes a standby without a restart.
     agent.wait(0.1).see_local(standby(), address=CN1).decide()
     assert (agent.address("wk1"), agent.decision.role) == (B, Role.PRIMARY)
     agent.wait(0.1).see_local(standby(started=2), address=CN1).decide()
@@ -95,7 +95,7 @@ def test_local_role_by_the_first_sight_of_a_promotion() -> None:
 
 
 def test_local_role_while_a_restart_is_seen_over_the_network_alone() -> None:
-    """A primary that restarted is not taken for the standby that its socket told of before, until that is asked."""
+    """A restarted primary keeps its role until the socket is asked again: the socket's older answer does not count."""
     agent = Agent(config(group("cn", CN1, CN2), group("wk1", A, B)))
     agent.see_local(standby(), address=CN1).see({CN1: standby(), CN2: primary(), A: standby(), B: primary()}).decide()
     agent.wait(0.1).see({CN1: primary(), CN2: standby()}).decide()
@@ -107,14 +107,14 @@ def test_local_role_while_a_restart_is_seen_over_the_network_alone() -> None:
 
 
 def own_agent(*block: Target) -> Agent:
-    """Return an agent on the second coordinator, with a second name for the coordinators by another port's probes."""
+    """Return an agent on the second coordinator, with a second name for the coordinators on another port."""
     cn_ro = group("cn-ro", CN1, CN2, route=Route.STANDBY, port=6432)
     return Agent(config(group("cn", CN1, CN2), cn_ro, group("wk1", A, B)), block)
 
 
 @pytest.mark.parametrize("role", [primary(), standby()], ids=["primary", "standby"])
 def test_a1_own_name_leads_to_the_own_address(role: Observation) -> None:
-    """The local server's own group leads to itself, whatever its role, and stays so while it is down or silent."""
+    """The local group's name resolves to the local server in either role, and stays so while it is down or silent."""
     agent = own_agent().see_local(role, address=CN2)
     agent.see({CN2: role, CN1: primary()}).decide()
     assert agent.leads("cn") == f"cn → {CN2} (this server)"
@@ -128,7 +128,7 @@ def test_a1_own_name_leads_to_the_own_address(role: Observation) -> None:
 
 
 def test_own_name_through_the_local_servers_restart() -> None:
-    """A restarted local server is its own again, whichever of its two probes sees the new start first."""
+    """A restarted local server is recognised by whichever of its two probes sees the new start first."""
     new = standby(started=1)
     for steps in ([new, None], [None, new]):
         agent = own_agent().see_local(standby(), address=CN2).see({CN1: standby(), CN2: standby()}).decide()
@@ -142,7 +142,7 @@ def test_own_name_through_the_local_servers_restart() -> None:
 
 
 def test_own_address_under_two_names() -> None:
-    """Recognised under one name, the address of the other name is not given up while its node was not asked again."""
+    """Once recognised under one name, its address stays under the other name until that node is asked again."""
     agent = own_agent().see_local(primary(), address=CN2)
     agent.see({CN2: primary(), CN1: standby(), Node(CN2, 6432): primary(), Node(CN1, 6432): standby()}).decide()
     assert (agent.address("cn"), agent.address("cn-ro")) == (CN2, CN2)
@@ -151,7 +151,7 @@ def test_own_address_under_two_names() -> None:
 
 
 def test_recognised_by_identity_not_by_address() -> None:
-    """A local server whose node answers at another address than before is followed there."""
+    """If the local server's node answers at another address, the name follows it there."""
     host = Node("cn2.example", 5432)
     cn = dataclasses.replace(group("cn", CN1), nodes=(node(CN1), host))
     agent = Agent(config(cn), [remembered(CN2, SELF, name="cn")]).see_local(primary(), address="cn2.example")
@@ -167,7 +167,7 @@ def test_recognised_by_identity_not_by_address() -> None:
     ],
 )
 def test_own_name_is_given_up_on_evidence(nodes: tuple[str, ...], seen: Mapping[str | Node, Observation]) -> None:
-    """What the block calls this server's own is given up when the nodes and the local server are seen to differ."""
+    """The block's own address is given up once the nodes and the local server are seen to be different servers."""
     agent = Agent(config(group("cn", *nodes)), [remembered(CN2, SELF, name="cn", last=CN1)])
     agent.see(seen).decide()
     assert agent.address("cn") == CN2
@@ -176,7 +176,7 @@ def test_own_name_is_given_up_on_evidence(nodes: tuple[str, ...], seen: Mapping[
 
 
 def test_own_name_is_given_up_when_recognised_elsewhere() -> None:
-    """A server that was moved to another group leaves its old name to its old group."""
+    """When a server moves to another group, its old name goes back to the old group."""
     agent = Agent(config(group("wk1", A, B), group("wk2", D, E)), [remembered(A, SELF, last=B)])
     agent.see({A: dead(), B: primary(), D: primary()}).see_local(primary(), address=D).decide()
     assert agent.leads("wk1") == f"wk1 → {B} (primary, timeline 7)"
@@ -187,7 +187,7 @@ def test_own_name_is_given_up_when_recognised_elsewhere() -> None:
     ("state", "claim", "expected"),
     [
         pytest.param(NodeState(), None, None, id="nothing known"),
-        pytest.param(IN_RECOVERY, None, None, id="still in recovery, be it for minutes"),
+        pytest.param(IN_RECOVERY, None, None, id="still in recovery, even for minutes"),
         pytest.param(local(Role.STANDBY, 1e6), LockClaim(1e6, leads=True), None, id="no clock ends it"),
         pytest.param(local(Role.PRIMARY, 101.0), None, PROMOTED, id="promoted"),
         pytest.param(local(Role.PRIMARY, 101.0), LockClaim(101.0, leads=True), PROMOTED, id="promoted, with Patroni"),
@@ -195,15 +195,15 @@ def test_own_name_is_given_up_when_recognised_elsewhere() -> None:
         pytest.param(IN_RECOVERY, LockClaim(101.0, leads=False), NO_LOCK, id="the lock is another's"),
         pytest.param(IN_RECOVERY, LockClaim(99.0, leads=False), None, id="the lock was another's before"),
         pytest.param(IN_RECOVERY, LockClaim(101.0, leads=True), None, id="holds the lock"),
-        pytest.param(local(Role.STANDBY, 101.0, 7), None, None, id="the WAL receiver is the one of before"),
+        pytest.param(local(Role.STANDBY, 101.0, 7), None, None, id="the WAL receiver is still the old one"),
         pytest.param(local(Role.STANDBY, 101.0, 8), None, STREAMS, id="a new WAL receiver"),
-        pytest.param(local(Role.STANDBY, 99.0, 8), None, None, id="a WAL receiver of before"),
-        pytest.param(local(Role.STANDBY, 101.0, 8), LockClaim(99.0, leads=False), None, id="Patroni's word is awaited"),
+        pytest.param(local(Role.STANDBY, 99.0, 8), None, None, id="a WAL receiver from before"),
+        pytest.param(local(Role.STANDBY, 101.0, 8), LockClaim(99.0, leads=False), None, id="awaiting Patroni's answer"),
         pytest.param(local(ProbeFailure.DEAD, 101.0), None, None, id="the server is down"),
     ],
 )
 def test_how_it_ended(state: NodeState, claim: LockClaim | None, expected: str | None) -> None:
-    """It lasts until the promotion is seen, or what speaks against it; not by time."""
+    """An announcement lasts until the promotion or contrary evidence is seen; no time limit ends it."""
     assert how_it_ended(ANNOUNCED, local=state, claim=claim, primary_at=101.0) == expected
 
 
@@ -219,13 +219,13 @@ def test_how_it_ended(state: NodeState, claim: LockClaim | None, expected: str |
 def test_a_receiver_is_new_by_what_is_known_of_before(
     announced: Announced, primary_at: float | None, expected: str | None
 ) -> None:
-    """A server that had lost its primary and streams again from one that is seen is not about to be promoted."""
+    """A server that lost its primary and streams from a visible one again is not about to be promoted."""
     state = local(Role.STANDBY, 101.0, 1)
     assert how_it_ended(announced, local=state, claim=None, primary_at=primary_at) == expected
 
 
 def test_the_receiver_of_before_is_the_first_one_seen() -> None:
-    """An agent that was started by the announcement learns only then what it was."""
+    """An agent that was started by the announcement takes the first WAL receiver it sees as the old one."""
     announced = Announced(since=100.0, receiver_known=False).after(NodeState())
     assert not announced.receiver_known
     announced = announced.after(local(Role.STANDBY, 100.5, 3))
@@ -251,7 +251,7 @@ def test_the_receiver_of_before_is_the_first_one_seen() -> None:
     ],
 )
 def test_holds_lock(state: NodeState, claim: LockClaim | None, expected: bool) -> None:  # noqa: FBT001 -- a table's column
-    """Patroni's last word stands while it is silent, unless the server streams from a primary."""
+    """Patroni's last answer counts while it is silent, unless the server streams from a primary."""
     assert holds_lock(claim, local=state, now=101.0, max_age_s=MAX_AGE_S) is expected
 
 
@@ -265,6 +265,6 @@ def test_holds_lock(state: NodeState, claim: LockClaim | None, expected: bool) -
     ],
 )
 def test_whose_claim_it_is(state: NodeState, system_id: int | None, expected: bool) -> None:  # noqa: FBT001 -- as above
-    """What another server's Patroni says neither calls a promotion off nor makes a primary."""
+    """The answer of a foreign Patroni neither cancels a promotion nor makes a primary."""
     claim = LockClaim(101.0, leads=True, system_id=system_id)
     assert believable(claim, local=state) == (claim if expected else None)

@@ -1,4 +1,4 @@
-"""Where a name leads that wishes for a primary: the design's table row by row, each with the reason in words."""
+"""Names that want a primary: the README's table P row by row, with the text of each reason."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ if TYPE_CHECKING:
             {A: rejecting(), B: rejecting()},
             f"wk1 → {A} (held; no primary; {A} {NO_LOGIN}; {B} {NO_LOGIN})",
             Code.HELD,
-            id="P5 none: a fence for want of a standby does not bind one who wants the primary",
+            id="P5 none: a fence for lack of a standby does not bind a name that wants the primary",
         ),
         # none otherwise
         pytest.param(
@@ -193,14 +193,14 @@ if TYPE_CHECKING:
 def test_a_name_that_wants_a_primary(
     block: list[Target], seen: Mapping[str | Node, Observation], expected: str, why: Code
 ) -> None:
-    """With a local primary, every row of the design's table gives its target, its reason and its code."""
+    """On a primary, every row of the table gives its target, its reason and its code."""
     agent = on_primary(*block).see(seen).decide()
     assert agent.leads() == expected
     assert code(agent) is why
 
 
 def test_fence_in_the_designs_words() -> None:
-    """The design's example of a fenced name, word by word."""
+    """The documented example of a fenced name, word for word."""
     agent = Agent(config(group("wk2", D))).see_local(primary()).see({D: standby()}).decide()
     assert agent.leads("wk2") == f"wk2 → fenced (no primary; {D} is in recovery)"
 
@@ -239,7 +239,7 @@ def test_fence_in_the_designs_words() -> None:
     ],
 )
 def test_several_primaries(last: str, status: PatroniStatus, expected: str, why: Code) -> None:
-    """Of several primaries Patroni's leader is taken, else the last known one, else none; each with an alert."""
+    """Of several primaries Patroni's leader counts, otherwise the last known one, otherwise none; each is an alert."""
     agent = on_primary(remembered(last, PRIMARY), hosts=(A, B, C))
     agent.patroni = {"wk1": status}
     agent.see({A: primary(), B: primary(), C: standby()}).decide()
@@ -249,7 +249,7 @@ def test_several_primaries(last: str, status: PatroniStatus, expected: str, why:
 
 
 def test_one_primary_needs_no_word() -> None:
-    """Where one node is primary, Patroni's word on another one changes nothing."""
+    """With one primary, Patroni's status for another node changes nothing."""
     agent = on_primary()
     agent.patroni = {"wk1": PatroniStatus(leader=node(B))}
     assert agent.see({A: primary(), B: standby()}).decide().leads() == f"wk1 → {A} (primary, timeline 7)"
@@ -279,14 +279,14 @@ def test_primary_counts_until_seen_otherwise(end: Observation) -> None:
 
 
 def test_dead_stays_dead_while_nothing_is_known() -> None:
-    """A server that was seen dead is not revived by a probe that could not ask (starting up, no answer)."""
+    """A dead server is not revived by a probe that could not ask (starting up, no answer)."""
     agent = on_primary().see({A: primary(), B: standby()}).decide()
     agent.see({A: dead()}).see({A: rejecting()}).decide()
     assert agent.leads() == (f"wk1 → {A} (held; no primary; {A} {NO_LOGIN}, last seen as primary; {B} is in recovery)")
 
 
 def test_switchover() -> None:
-    """Between the old primary's demotion and the new one's promotion the name is fenced, and never astray."""
+    """Between the old primary's demotion and the new one's promotion the name is fenced, and never misrouted."""
     agent = on_primary().see({A: primary(), B: standby()}).decide()
     assert agent.see({A: dead()}).decide().address() == A
     assert agent.see({A: standby()}).decide().address() == FENCE
@@ -294,7 +294,7 @@ def test_switchover() -> None:
 
 
 def test_several_primaries_forget_no_recovery() -> None:
-    """A last primary seen in recovery is remembered as such over a restart, also when two others claimed its place."""
+    """A last primary seen in recovery is remembered over a restart, also when two other primaries appear."""
     agent = on_primary(remembered(A, PRIMARY), hosts=(A, B, C))
     agent.see({A: standby(), B: primary(), C: primary()}).decide()
     assert agent.address() == FENCE
@@ -304,7 +304,7 @@ def test_several_primaries_forget_no_recovery() -> None:
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["P9 the same run", "P9 a restart"])
 def test_fence_is_left_for_what_is_seen(restarted: bool) -> None:  # noqa: FBT001 - a table's column
-    """Silence does not lead a fenced name back to a primary that nobody sees (R1)."""
+    """Silence does not move a fenced name back to a primary that is not visible (R1)."""
     agent = on_primary(remembered(A, PRIMARY), hosts=(A, B, C))
     agent.see({A: unreachable(), B: primary(), C: primary()}).decide()
     assert agent.address() == FENCE
@@ -317,7 +317,7 @@ def test_fence_is_left_for_what_is_seen(restarted: bool) -> None:  # noqa: FBT00
 
 
 def test_held_address_seen_in_recovery() -> None:
-    """A name is not held with a local primary at a node that was seen in recovery, for whatever reason it led there."""
+    """On a primary no name is held at a node that was seen in recovery, whatever the reason it pointed there."""
     agent = Agent(config(group("cn", CN1), group("wk1", A, B)), [remembered(A, SELF)])
     agent.see({A: standby()}).wait(60).see_local(primary(), address=CN1).see({CN1: primary(), A: rejecting()}).decide()
     assert agent.leads("wk1") == f"wk1 → fenced (no primary known; {A} was a standby)"

@@ -1,7 +1,7 @@
-"""What no history whatever may bring about: the rules R1, R2 and R3 and the identity rule, over arbitrary histories.
+"""Properties over arbitrary histories: the rules R1, R2 and R3, and the system identifier rule.
 
-A history is a list of events: sights of all kinds on all nodes, roles of the local server, silence, time, Patroni's
-words, restarts that keep the block only, and reloads. A ledger beside the agent keeps what an onlooker would know.
+A history is a list of events: observations of all kinds on all nodes, roles of the local server, silence, time,
+Patroni's answers, restarts that keep only the block, and reloads. A ledger records what an observer would know.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def variant(fallback: Fallback, *, lag: bool = False) -> Config:
 
 @dataclasses.dataclass
 class World:
-    """An agent, and the ledger of an onlooker who forgets nothing over the agent's restarts."""
+    """An agent, and the ledger of an observer that forgets nothing when the agent restarts."""
 
     agent: Agent
     started: int = 0
@@ -70,7 +70,7 @@ class World:
     local_role: Role | None = None
 
     def see(self, host: str, seen: Observation) -> None:
-        """One probe of one node; the local server is always the same behind its node and its socket."""
+        """Probe one node; the local server is always the same over its node's address and its socket."""
         if host == HERE and seen.identity is not None:
             seen = dataclasses.replace(seen, identity=Identity(OURS, self.started))
         self.agent.see({host: seen})
@@ -81,7 +81,7 @@ class World:
                 self.local_role = self.last_role[host]
 
     def see_local(self, seen: Observation) -> None:
-        """One probe of the local server, which the ledger takes for a sight of its node too."""
+        """Probe the local server; the ledger counts that as an observation of its node too."""
         if seen.identity is not None:
             seen = dataclasses.replace(seen, identity=Identity(OURS, self.started))
             self.local_role = seen.role
@@ -92,7 +92,7 @@ class World:
             self.last_role[host] = seen.role
 
     def fresh(self, host: str) -> Observation | None:
-        """Return the sight of a role that still counts."""
+        """Return the role of an observation that has not expired."""
         state = self.agent.states.get(node(host))
         return state.fresh(now=self.agent.now, max_age_s=MAX_AGE_S) if state else None
 
@@ -142,7 +142,7 @@ SILENCE = st.one_of(
 
 
 def happen(world: World, event: Event) -> None:
-    """Let one event happen."""
+    """Apply one event."""
     agent = world.agent
     agent.wait(0.001)
     match event:
@@ -169,10 +169,10 @@ def happen(world: World, event: Event) -> None:
 
 
 def live(world: World, history: Iterable[Sequence[Event]], check: Callable[[], None] = lambda: None) -> None:
-    """Let a history happen, with a decision and a check after each batch of events."""
+    """Apply a history, with a decision and a check after each batch of events."""
     for batch in history:
         for event in batch:
-            if event == ("agent restarts",):  # no block can remember what was seen and never decided on
+            if event == ("agent restarts",):  # the block cannot hold an observation without a decision
                 world.agent.decide()
                 check()
             happen(world, event)
@@ -199,13 +199,13 @@ WORLDS = worlds()
 
 
 def addresses(agent: Agent) -> dict[str, str]:
-    """Return where every name leads."""
+    """Return every name's address."""
     return {target.name: target.address for target in agent.decision.targets}
 
 
 @given(WORLDS, HISTORIES)
 def test_never_misrouted(world: World, history: list[list[Event]]) -> None:
-    """R2: names that wish for a primary never lead to a node that was last seen in recovery, by whichever run."""
+    """R2: names that want a primary never point to a node last seen in recovery, by this or an earlier run."""
 
     def check() -> None:
         agent = world.agent
@@ -221,7 +221,7 @@ def test_never_misrouted(world: World, history: list[list[Event]]) -> None:
 
 @given(WORLDS, HISTORIES)
 def test_own_name_own_address(world: World, history: list[list[Event]]) -> None:
-    """R3: from the first recognition on, the own group's names lead to the local server, through every restart."""
+    """R3: once recognised, the local group's names point to the local server, through every restart."""
     world.see_local(standby())
     world.see(HERE, standby())
     world.agent.decide()
@@ -237,9 +237,9 @@ def test_own_name_own_address(world: World, history: list[list[Event]]) -> None:
 def test_silence_moves_nothing_but_to_what_is_seen(
     world: World, history: list[list[Event]], silence: list[list[Event]]
 ) -> None:
-    """R1: without a sight, a name at most moves to a node that is seen in the role it wants, and none is fenced.
+    """R1: in silence a name may move only to a node that is seen in the wanted role, and none is fenced.
 
-    Only where several primaries remain of which none was known before, the design's table fences.
+    The one exception in the table: several primaries remain of which none was known before. The name is fenced then.
     """
     live(world, history)
     not_asked = [host for host in EVERYWHERE if node(host) not in world.agent.states]
@@ -266,9 +266,9 @@ def test_silence_moves_nothing_but_to_what_is_seen(
 
 @given(WORLDS, HISTORIES)
 def test_restart_moves_nothing(world: World, history: list[list[Event]]) -> None:
-    """R1: an agent that starts with the block alone, and one that then asks in vain, hold all names where they are."""
+    """R1: an agent that starts with only the block, and one that then asks in vain, hold all names."""
     live(world, history)
-    forbidden = world.agent.config.fallback is Fallback.NONE  # by a reload, which is the operator's word
+    forbidden = world.agent.config.fallback is Fallback.NONE  # by a reload, which the operator asked for
     assume(not (forbidden and any(target.kind is TargetKind.FALLBACK for target in world.agent.decision.targets)))
     before = addresses(world.agent)
     agent = world.agent.restart()
@@ -281,7 +281,7 @@ def test_restart_moves_nothing(world: World, history: list[list[Event]]) -> None
 
 @given(WORLDS, HISTORIES)
 def test_every_move_rests_on_evidence(world: World, history: list[list[Event]]) -> None:
-    """R1: whatever a name leads to is seen in its role, remembered as the last primary, or where it led before."""
+    """R1: every target is seen in its role, remembered as the last primary, or unchanged."""
     before = {target.name: target for target in world.agent.decision.targets}
     known = {name: {state.memory.primary} for name, state in world.agent.decision.groups.items()}
 
@@ -301,7 +301,7 @@ def test_every_move_rests_on_evidence(world: World, history: list[list[Event]]) 
                 assert seen is not None
                 assert seen.role is Role.STANDBY, str(target)
             elif seen is None or seen.role is not Role.PRIMARY:
-                # The last known primary, for a name that could not stay: it changed its wish, or its standby went.
+                # The last known primary, for a name that had to move: its wanted role changed or its standby was lost.
                 assert target.address in known[target.name], str(target)
                 assert old is None or old.wanted_role is not target.wanted_role or old.kind is TargetKind.STANDBY, str(
                     target
@@ -313,7 +313,7 @@ def test_every_move_rests_on_evidence(world: World, history: list[list[Event]]) 
 
 
 def members_or_strangers(strangers: set[str]) -> Callable[[Event], Event]:
-    """Return a change to events that makes these nodes another cluster's, always, and all others the group's."""
+    """Return a change to events that puts these nodes in another cluster, always, and all others in the group's."""
 
     def change(event: Event) -> Event:
         match event:
@@ -333,7 +333,7 @@ def members_or_strangers(strangers: set[str]) -> Callable[[Event], Event]:
 
 @given(WORLDS, HISTORIES, st.sets(st.sampled_from(WK1[1:] + WK2[1:]), min_size=1))
 def test_foreign_node_is_never_a_target(world: World, history: list[list[Event]], strangers: set[str]) -> None:
-    """A node that was foreign beside the group's own primary is never a target, however silent the others become."""
+    """A node that was foreign next to the group's own primary is never a target, however silent the others become."""
     change = members_or_strangers(strangers)
     for host in EVERYWHERE:
         happen(world, change(("see", host, primary() if host in (CN[0], WK1[0], WK2[0]) else standby())))
@@ -347,7 +347,7 @@ def test_foreign_node_is_never_a_target(world: World, history: list[list[Event]]
 
 @given(WORLDS, HISTORIES)
 def test_another_identifier_needs_all_or_patroni(world: World, history: list[list[Event]]) -> None:
-    """Within a run a group's identifier changes only when all that answer agree on the new one, or Patroni says so."""
+    """In a run a group's identifier changes only when all nodes that answer agree on it, or Patroni reports it."""
     before: dict[str, int | None] = {}
     for batch in history:
         if ("agent restarts",) in batch:
@@ -368,7 +368,7 @@ ROLES = st.sampled_from([primary(), standby()])
 
 @st.composite
 def calms(draw: st.DrawFn) -> dict[str, Observation]:
-    """Return a sight of every node, with one primary in each group: else an agent's past decides."""
+    """Return an observation of every node, with one primary in each group: otherwise an agent's past decides."""
     calm = {}
     for hosts in (CN, WK1, WK2):
         leader = draw(st.sampled_from(hosts))
@@ -385,14 +385,14 @@ def test_hosts_agree(
     calm: dict[str, Observation],
     role: Observation,
 ) -> None:
-    """Agents of any past whose servers have the same role lead all names alike once they have seen the same in calm."""
+    """Agents with any past, on servers of the same role, give the same targets once they see the same calm cluster."""
     calm = {**calm, HERE: role}
     ours = members_or_strangers(set())
     for world, history in zip((one, other), histories, strict=True):
         live(world, [[ours(event) for event in batch] for batch in history])
         world.agent.config = one.agent.config
         world.agent.patroni, world.agent.assumed, world.agent.holds_lock = {}, None, False
-        world.started += 1  # no server that was a primary is a standby without a restart
+        world.started += 1  # a primary becomes a standby only by a restart
         for _ in range(2 + int(FAILBACK_S)):
             world.see_local(role)
             for host, seen in calm.items():
@@ -406,7 +406,7 @@ def test_hosts_agree(
 
 @given(WORLDS, HISTORIES)
 def test_deciding_again_changes_nothing(world: World, history: list[list[Event]]) -> None:
-    """The same observations a second time give the same targets, reasons and alerts of standing faults."""
+    """The same observations a second time give the same targets, reasons and lasting alerts."""
     live(world, history)
     once = world.agent.decision
     twice = world.agent.decide().decision
@@ -416,17 +416,17 @@ def test_deciding_again_changes_nothing(world: World, history: list[list[Event]]
 
 
 class Forgetful(Agent):
-    """An agent that looks at every group anew, each time."""
+    """An agent that computes every group's view anew each time."""
 
     def decide(self) -> Agent:
-        """Decide, from nothing but what is remembered on purpose."""
+        """Decide from the remembered state alone."""
         self.decision = self.decision.afresh()
         return super().decide()
 
 
 @given(WORLDS, HISTORIES)
 def test_looking_only_where_something_happened_changes_nothing(world: World, history: list[list[Event]]) -> None:
-    """An agent that takes views again decides as one that never does, with the same reasons and alerts."""
+    """An agent that reuses views gives the same targets, reasons and alerts as one that never does."""
     other = copy.deepcopy(world)
     other.agent.__class__ = Forgetful
     seen: list[list[object]] = []

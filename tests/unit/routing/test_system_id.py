@@ -1,4 +1,4 @@
-"""Which database cluster a group is: whose system identifier counts, and what is refused for having another."""
+"""Which database cluster a group is: whose system identifier counts, and which servers are refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a7_foreign_primary_is_never_a_target() -> None:
 
 
 def test_foreign_server_at_the_primarys_address() -> None:
-    """A name is fenced rather than held where another cluster's server answers, and stays so in silence."""
+    """A name is fenced, not held, where a foreign server answers, and stays fenced in silence."""
     agent = on_primary().see({A: primary(), B: standby()}).decide()
     agent.see({A: primary(system_id=FOREIGN), B: standby()}).decide()
     fence = f"no primary; {A} is of another database cluster (system identifier {FOREIGN}); {B} is in recovery"
@@ -44,7 +44,7 @@ def test_foreign_server_at_the_primarys_address() -> None:
 
 
 def test_the_word_of_another_clusters_patroni_does_not_count() -> None:
-    """Whose Patroni it is, shows by a system identifier that no server has: a wrong port fences and benches nobody."""
+    """A system identifier that no server has shows a foreign Patroni: a wrong port fences and excludes no node."""
     agent = on_primary().see({A: primary(), B: standby()}).decide()
     agent.patroni = {"wk1": PatroniStatus(leader=node(B), system_id=FOREIGN, excluded={node(B): "noloadbalance"})}
     agent.wait(1).see({A: primary(), B: standby()}).decide()
@@ -104,7 +104,7 @@ def test_accepting_another_system_identifier(
 
 @pytest.mark.parametrize("last", [A, None], ids=["the block knows the primary", "no block"])
 def test_foreign_server_that_answers_first(last: str | None) -> None:
-    """At the start nobody is believed before the last known primary, or everybody, was asked."""
+    """At the start no server is trusted before the last known primary, or every node, was asked."""
     agent = on_primary(*([remembered(last, PRIMARY)] if last else []))
     agent.see({B: primary(system_id=FOREIGN)}).decide()
     assert agent.address() == last
@@ -136,19 +136,19 @@ def test_foreign_server_that_answers_first(last: str | None) -> None:
     ],
 )
 def test_who_is_believed_at_the_start(block: Target, seen: Mapping[str | Node, Observation], expected: str) -> None:
-    """Without a system identifier known, the last known primary's counts, and nobody's who only claims to be one."""
+    """Without a known identifier, the last known primary's counts; another server's claim to be primary does not."""
     assert on_primary(block, hosts=(A, B, C)).see(seen).decide().address() == expected
 
 
 @pytest.mark.parametrize("end", [dead(), rejecting(), unreachable()], ids=["dead", "rejecting", "unreachable"])
 def test_failover_while_the_agent_was_away(end: Observation) -> None:
-    """When everybody was asked, those that answer are believed without the last known primary."""
+    """When every node was asked, those that answer are trusted without the last known primary."""
     agent = on_primary(remembered(A, PRIMARY)).see({A: end, B: primary(timeline=8)}).decide()
     assert agent.leads() == f"wk1 → {B} (primary, timeline 8)"
 
 
 def test_last_primary_decides_who_is_foreign() -> None:
-    """Where only standbys answered at the start, the last known primary's identifier still counts when it returns."""
+    """If only standbys answered at the start, the last known primary's identifier still counts when it returns."""
     agent = on_standby(remembered(FENCE, FENCED, wanted_role=Role.STANDBY, last=A), hosts=(A, B, C))
     agent.see({A: dead(), B: standby(system_id=FOREIGN), C: dead()}).decide()
     assert agent.address() == B
@@ -158,7 +158,7 @@ def test_last_primary_decides_who_is_foreign() -> None:
 
 
 def test_present_target_is_believed_before_strangers() -> None:
-    """Without a primary in sight, the standby that a name leads to is not made foreign by another that answers."""
+    """Without a visible primary, the standby that a name points to is not foreign because another server answers."""
     agent = on_standby(remembered(B, STANDBY, last=A), hosts=(A, B, C))
     agent.see({A: dead(), B: standby(), C: standby(system_id=FOREIGN)}).decide()
     assert agent.leads() == f"wk1 → {B} (standby)"

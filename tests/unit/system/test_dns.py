@@ -1,4 +1,4 @@
-"""Names that are looked up off the loop: again and again, a few at a time, and without forgetting."""
+"""DNS lookups off the loop: repeated, a few at a time, and without losing known addresses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Resolver:
         self._lock = threading.Lock()
 
     def __call__(self, host: str, _port: None, **_: object) -> list[Any]:
-        """Look up a name; one without an address is not there."""
+        """Look up a name; one without an address fails."""
         assert threading.current_thread() is not threading.main_thread()
         with self._lock:
             self.asked.append(host)
@@ -41,26 +41,26 @@ class Resolver:
 
 
 class Book:
-    """An address book, and its news."""
+    """An address book with its event."""
 
     def __init__(self, resolver: Resolver, **settings: Any) -> None:
         self.changed = asyncio.Event()
         self.book = AddressBook(getaddrinfo=resolver, on_change=self.changed.set, **settings)
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until a condition holds; whatever makes it hold has to be told as a change."""
+        """Wait until a condition holds; its change must set the event."""
         while not condition():
             await asyncio.wait_for(self.changed.wait(), 5)
             self.changed.clear()
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
-    """Run a scenario, for so long and no longer."""
+    """Run a scenario with a time limit."""
     asyncio.run(asyncio.wait_for(scenario, 20))
 
 
 def test_names_and_their_addresses() -> None:
-    """What is wanted is looked up once; a failure is known as such."""
+    """Each wanted name is looked up once; a failure is recorded as such."""
 
     async def scenario() -> None:
         resolver = Resolver(a="10.0.0.1", b="10.0.0.2")
@@ -75,7 +75,7 @@ def test_names_and_their_addresses() -> None:
 
 
 def test_an_address_that_changes() -> None:
-    """Names are looked up again; a failure then hides nothing that was known."""
+    """Names are looked up again; a failure then keeps the known addresses."""
 
     async def scenario() -> None:
         resolver = Resolver(a="10.0.0.1", b="10.0.0.2")
@@ -92,7 +92,7 @@ def test_an_address_that_changes() -> None:
 
 
 def test_look_ups_that_hang() -> None:
-    """So many at a time, and whatever hangs takes one place alone."""
+    """Lookups run a few at a time, and one that hangs takes one place only."""
 
     async def scenario() -> None:
         names = [f"n{i}" for i in range(20)]

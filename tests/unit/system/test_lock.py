@@ -1,4 +1,4 @@
-"""One agent at a time: who gets the lock, who is refused, and that looking at it disturbs nobody."""
+"""One agent at a time: who gets the lock, who is refused, and that checking it disturbs no agent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def holder(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def test_the_folder_and_the_file_are_made(tmp_path: Path) -> None:
-    """The lock's file holds the process number, and is its owner's alone: whoever may open it may lock it."""
+    """The lock file has the process id and mode 0600: a user who can open it can lock it."""
     before = os.umask(0)
     try:
         with lock.exclusive(str(tmp_path / "a" / "run")):
@@ -46,7 +46,7 @@ def test_the_folder_and_the_file_are_made(tmp_path: Path) -> None:
 
 
 def test_a_second_holder_is_refused_by_name(tmp_path: Path) -> None:
-    """The message has the first one's process number."""
+    """The message has the first holder's process id."""
     with holder(tmp_path) as first:
         assert lock.is_held(str(tmp_path))
         with pytest.raises(lock.LockedError, match=f"lock is held by another agent, process {first.pid}$"):
@@ -55,7 +55,7 @@ def test_a_second_holder_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["kill", "close"])
 def test_the_lock_ends_with_its_holder(end: str, tmp_path: Path) -> None:
-    """However the holder ends, the next one gets the lock, and the file then names that one."""
+    """However the holder ends, the next one gets the lock, and the file then has its process id."""
     with holder(tmp_path) as first:
         if end == "kill":
             first.kill()
@@ -68,14 +68,14 @@ def test_the_lock_ends_with_its_holder(end: str, tmp_path: Path) -> None:
 
 
 def test_it_is_free_after_an_error(tmp_path: Path) -> None:
-    """A holder that fails lets go."""
+    """A holder that fails releases the lock."""
     with pytest.raises(RuntimeError), lock.exclusive(str(tmp_path)):
         raise RuntimeError
     assert not lock.is_held(str(tmp_path))
 
 
 def test_a_full_disk_is_no_obstacle(tmp_path: Path) -> None:
-    """The lock is held all the same; only its holder's number is missing."""
+    """The lock is held all the same; only its holder's process id is missing."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))  # no file may grow
     try:
@@ -88,19 +88,19 @@ def test_a_full_disk_is_no_obstacle(tmp_path: Path) -> None:
 
 
 def test_nobody_holds_what_is_not_there(tmp_path: Path) -> None:
-    """Looking makes no file."""
+    """Checking creates no file."""
     assert not lock.is_held(str(tmp_path / "run"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_who_may_not_look_is_told_that_it_is_held(tmp_path: Path) -> None:
-    """Asking the agent in vain is better than telling that there is none."""
+    """Asking the agent in vain is better than reporting that there is none."""
     (tmp_path / "file").touch()
     assert lock.is_held(str(tmp_path / "file"))
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    """The message names the file, the fault and the mend."""
+    """The message has the file, the fault and the fix."""
     (tmp_path / "file").touch()
     with pytest.raises(lock.LockUnavailableError, match=r"file/run/lock: Not a directory; .*runtime_dir"):
         lock.exclusive(str(tmp_path / "file" / "run")).__enter__()

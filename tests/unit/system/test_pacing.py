@@ -1,4 +1,4 @@
-"""How often to probe, by the values alone; time here passes only when nothing else is left to do."""
+"""How often to probe, from the values alone; time here passes only when nothing else is left to do."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Instant(selectors.DefaultSelector):
-    """A selector that does not wait: the time that it should have waited has passed."""
+    """A selector that does not wait: it lets the time pass at once."""
 
     now = 1000.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Let time pass, and a microsecond for what was done since."""
-        assert timeout is not None, "everybody waits for ever"
+        """Let time pass, plus a microsecond for the work done since."""
+        assert timeout is not None, "every task waits for ever"
         self.now += max(0.0, timeout) + 1e-6
         return super().select(0)
 
@@ -40,7 +40,7 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
-    """Run a scenario in time of its own."""
+    """Run a scenario in simulated time."""
     with contextlib.closing(Loop()) as loop:
         try:
             loop.run_until_complete(scenario)
@@ -57,7 +57,7 @@ def elapsed_s() -> float:
 
 @pytest.mark.parametrize(("failures", "delay_s"), [(1, 0.2), (2, 0.4), (3, 0.8), (8, 25.6), (9, 30.0), (10**9, 30.0)])
 def test_each_failure_doubles_the_wait(failures: int, delay_s: float) -> None:
-    """Up to a limit, after however many failures."""
+    """The wait doubles up to a limit, after any number of failures."""
     assert backoff_s(failures, first_s=0.2, max_s=30.0) == pytest.approx(delay_s)
 
 
@@ -77,7 +77,7 @@ def test_each_failure_doubles_the_wait(failures: int, delay_s: float) -> None:
     ],
 )
 def test_an_unsettled_group_is_probed_often_for_a_minute(age_s: float, interval_s: float, delay_s: float) -> None:
-    """Every 20 ms for 60 s, then backing off to the interval, and never less often than that."""
+    """It is probed every 20 ms for 60 s, then backs off to the interval, and never less often than that."""
     assert unsettled_delay_s(age_s, interval_s=interval_s) == pytest.approx(delay_s)
 
 
@@ -85,7 +85,7 @@ def test_an_unsettled_group_is_probed_often_for_a_minute(age_s: float, interval_
     ("takers", "cost", "seconds"), [(100, 1, 0.0), (1100, 1, 1.0), (10, 10, 0.0), (110, 10, 1.0), (610, 10, 6.0)]
 )
 def test_a_bucket_gives_its_rate_after_its_burst(takers: int, cost: int, seconds: float) -> None:
-    """A thousand tokens a second, and a hundred at once to begin with."""
+    """A bucket gives a hundred tokens at once, then a thousand a second."""
 
     async def scenario() -> None:
         bucket = TokenBucket(rate=1000, burst=100)
@@ -96,7 +96,7 @@ def test_a_bucket_gives_its_rate_after_its_burst(takers: int, cost: int, seconds
 
 
 def test_an_idle_bucket_saves_no_more_than_its_burst() -> None:
-    """However long nobody wanted anything, the next storm is limited as the first was."""
+    """However long the bucket was idle, the next storm is limited like the first."""
 
     async def scenario() -> None:
         bucket = TokenBucket(rate=1000, burst=100)
@@ -109,7 +109,7 @@ def test_an_idle_bucket_saves_no_more_than_its_burst() -> None:
 
 
 def test_dear_and_cheap_share_alike_and_each_in_turn() -> None:
-    """Many reconnects to a lost site leave half of the tokens to the probes of others."""
+    """Many reconnects to a lost site leave half of the tokens for the probes of other nodes."""
 
     async def scenario() -> None:
         bucket = TokenBucket(rate=1000, burst=10)
@@ -134,7 +134,7 @@ def test_dear_and_cheap_share_alike_and_each_in_turn() -> None:
 
 
 def test_a_latecomer_has_no_claim_on_what_others_spent() -> None:
-    """Who asks for the first time after a long storm of others gets a half from now on, not all to catch up."""
+    """A first request after a long storm of others gets half the tokens from now on, and does not catch up."""
 
     async def scenario() -> None:
         bucket = TokenBucket(rate=1000, burst=10)
@@ -167,7 +167,7 @@ def test_who_gives_up_waiting_costs_nothing() -> None:
 
 
 def test_slots_hold_back_the_rest_until_somebody_leaves() -> None:
-    """So many side by side, and the next as soon as a place is free."""
+    """A limited number run at once; the next starts as soon as a slot is free."""
 
     async def scenario() -> None:
         slots = ConnectSlots(2, patience_s=10.0)
@@ -185,7 +185,7 @@ def test_slots_hold_back_the_rest_until_somebody_leaves() -> None:
 
 
 def test_who_dawdles_in_slots_hold_nobody_up() -> None:
-    """After its patience the next is let in, and the dawdler's own leaving does not let in one more."""
+    """After the time limit the next one starts, and the late end of the slow one frees no second slot."""
 
     async def scenario() -> None:
         slots = ConnectSlots(1, patience_s=0.1)
@@ -203,7 +203,7 @@ def test_who_dawdles_in_slots_hold_nobody_up() -> None:
 
 
 def test_slots_come_back_from_who_fails_or_gives_up() -> None:
-    """Neither an error inside nor a cancelled wait costs a place."""
+    """Neither an error inside nor a cancelled wait costs a slot."""
 
     async def scenario() -> None:
         slots = ConnectSlots(1, patience_s=10.0)

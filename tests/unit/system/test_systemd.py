@@ -1,4 +1,4 @@
-"""What systemd is told and passes: exact messages over real sockets, silence without systemd, and never a failure."""
+"""Notifications to systemd and sockets from it: exact messages over real sockets, and no failure without systemd."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, Notifier]]:
-    """Yield a socket in systemd's place, at either kind of address, and a notifier that was told of it."""
+    """Yield a socket in systemd's place, at either kind of address, and a notifier that sends to it."""
     shown = str(tmp_path / "notify") if request.param == "path" else f"@resolver-agent-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(shown.replace("@", "\0", 1) if shown.startswith("@") else shown)
@@ -48,7 +48,7 @@ def test_message(manager: tuple[socket.socket, Notifier], say: Callable[[Notifie
 
 
 def test_reloading_carries_the_time(manager: tuple[socket.socket, Notifier]) -> None:
-    """A reload is announced with the monotonic clock's microseconds, which systemd requires of Type=notify-reload."""
+    """A reload is announced with CLOCK_MONOTONIC in microseconds, which systemd requires of Type=notify-reload."""
     receiver, notifier = manager
     before = time.monotonic_ns() // 1000
     notifier.reloading()
@@ -79,7 +79,7 @@ def test_telling_never_fails(address: str | None) -> None:
 
 
 def test_telling_never_blocks(manager: tuple[socket.socket, Notifier]) -> None:
-    """With a full queue messages are dropped; those sent before are whole."""
+    """With a full queue messages are dropped; those sent before arrive whole."""
     receiver, notifier = manager
     for _ in range(5000):
         notifier.watchdog()
@@ -102,7 +102,7 @@ def test_telling_never_blocks(manager: tuple[socket.socket, Notifier]) -> None:
     ],
 )
 def test_watchdog_interval(environ: dict[str, str], watchdog_s: float | None) -> None:
-    """The watchdog's time counts only where it is meant for this process."""
+    """The watchdog's interval counts only if it is meant for this process."""
     assert Notifier(environ).watchdog_s == watchdog_s
 
 
@@ -131,13 +131,13 @@ passed.accept()[0].sendall(b"served")
 
 
 def test_a_passed_socket_serves(tmp_path: Path) -> None:
-    """A socket at descriptor 3 is taken over, serves, and is not handed on to other programs."""
+    """A socket at descriptor 3 is taken over, serves, and is not inherited by other programs."""
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
         listener.bind(str(tmp_path / "control.sock"))
         listener.listen()
         client.settimeout(10)
         client.connect(str(tmp_path / "control.sock"))
-        # The shell gives the descriptor the number that systemd would.
+        # The shell gives the descriptor the number that systemd uses.
         shell = 'exec 3<&0; exec "$0" -c "$1"'
         subprocess.run(["sh", "-c", shell, sys.executable, _ACTIVATED], stdin=listener.fileno(), check=True, timeout=10)
         assert client.recv(16) == b"served"

@@ -28,7 +28,7 @@ def test_a_call_runs_off_the_loop_and_returns_its_result() -> None:
 
 
 def test_what_a_call_raises_is_raised_where_it_is_awaited() -> None:
-    """An exception crosses the threads."""
+    """An exception is passed from the thread to the loop."""
 
     def refuse() -> None:
         raise OSError("disk full")
@@ -38,7 +38,7 @@ def test_what_a_call_raises_is_raised_where_it_is_awaited() -> None:
 
 
 def test_a_call_that_hangs_does_not_hold_up_the_end_of_the_process() -> None:
-    """A process ends while a call of its own never returns."""
+    """A process ends even while one of its calls never returns."""
     script = """
 import asyncio, threading
 from resolver_agent.system import threads

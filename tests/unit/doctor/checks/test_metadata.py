@@ -1,4 +1,4 @@
-"""What doctor says of ``pg_dist_node``."""
+"""Doctor's findings about ``pg_dist_node``."""
 
 from __future__ import annotations
 
@@ -111,5 +111,5 @@ CASES = [
     ("change", "severity", "key", "text", "fix"), [pytest.param(*case[1:], id=case[0]) for case in CASES]
 )
 def test_a_fault(change: Change, severity: Severity, key: str, text: str, fix: str) -> None:
-    """One thing is wrong, and that alone is said, with what fixes it."""
+    """One fault gives one finding, with its fix."""
     assert_alone(change, severity, key, text, fix)

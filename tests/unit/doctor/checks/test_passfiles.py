@@ -1,4 +1,4 @@
-"""What doctor says of password files."""
+"""Doctor's findings about password files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CASES = [
     ("change", "severity", "key", "text", "fix"), [pytest.param(*case[1:], id=case[0]) for case in CASES]
 )
 def test_a_fault(change: Change, severity: Severity, key: str, text: str, fix: str) -> None:
-    """One thing is wrong, and that alone is said, with what fixes it."""
+    """One fault gives one finding, with its fix."""
     assert_alone(change, severity, key, text, fix)
 
 
@@ -65,7 +65,7 @@ def test_a_fault(change: Change, severity: Severity, key: str, text: str, fix: s
     ],
 )
 def test_password_file(text: str, missing: str | None) -> None:
-    """A node that refuses the login, and that the password file has no entry for, gets the line to write."""
+    """A node that rejects the login, and that the password file has no entry for, gets the line to add."""
     report = doctor_report.report(both(host(passfile=file(text)), probed(wk2=rejecting()))(fit()))
     fixes = [one.fix for one in report.findings if one.key == "passfile"]
     assert fixes == ([f"Add the line: {missing}"] if missing else [])
@@ -73,7 +73,7 @@ def test_password_file(text: str, missing: str | None) -> None:
 
 
 def test_password_file_of_citus() -> None:
-    """What the server's user has by address only, it needs by name as well."""
+    """An entry that the server's user has by address is needed by name as well."""
     text = f"{WK1}:5432:app:a\\:b:x\n{WK2}:5432:app:a\\:b:x\n10.0.9.9:*:*:*:y\n"
     report = doctor_report.report(host(citus_passfile=file(text))(fit()))
     assert [(one.severity, one.fix) for one in report.findings] == [
@@ -82,7 +82,7 @@ def test_password_file_of_citus() -> None:
 
 
 def test_password_file_with_ipv6() -> None:
-    """Colons of an address are written as libpq reads them."""
+    """Colons in an address are escaped as libpq expects."""
     six = Node("fd00::2", PORT)
     facts = settings(groups=(*GROUPS[:1], dataclasses.replace(GROUPS[1], nodes=(node(WK1), six))))(fit())
     facts = dataclasses.replace(facts, nodes={**facts.nodes, six: state("fd00::2", rejecting())})

@@ -1,0 +1,134 @@
+"""Lag of standbys: how it is measured, and when it makes a standby unfit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent.routing.state import FENCE
+from tests.unit.builders import MAX_AGE_S, dead, node, primary, rejecting, standby, unreachable
+from tests.unit.routing.builders import A, B, C, on_standby
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from resolver_agent.config.model import Node
+    from resolver_agent.routing.observation import Observation
+
+
+@pytest.mark.parametrize(
+    ("lag", "was_lagging", "fit"),
+    [
+        pytest.param(100, False, True, id="at the limit"),
+        pytest.param(101, False, False, id="above the limit"),
+        pytest.param(100, True, False, id="not yet below half: at the limit"),
+        pytest.param(50, True, False, id="not yet below half: at half"),
+        pytest.param(49, True, True, id="below half"),
+    ],
+)
+@pytest.mark.parametrize("unit", ["bytes", "seconds"])
+def test_lag_limits(unit: str, lag: int, was_lagging: bool, fit: bool) -> None:  # noqa: FBT001 - a table's columns
+    """A standby is unfit above its limit and fit again below half of it, in bytes and in seconds."""
+    if unit == "bytes":
+        agent = on_standby(max_lag_bytes=100)
+        if was_lagging:
+            agent.see({A: standby(lsn=899), B: primary(lsn=1000)}).decide()
+        agent.see({A: standby(lsn=1000 - lag), B: primary(lsn=1000)}).decide()
+    else:
+        agent = on_standby(max_lag_s=100).see({A: standby(lsn=1), B: primary(lsn=1)}).decide()
+        if was_lagging:
+            agent.see({B: primary(lsn=2)}).decide().wait(101).see({A: standby(lsn=1)}).decide()
+        agent.see({B: primary(lsn=3)}).decide().wait(lag).see({A: standby(lsn=2), B: primary(lsn=3)}).decide()
+    fitness = agent.decision.groups["wk1"].memory.fitness[node(A)]
+    assert (fitness.lag_bytes if unit == "bytes" else fitness.lag_s) == lag
+    assert (fitness.fit_since is not None) is fit
+    assert agent.address() == (A if fit else FENCE)
+
+
+def test_idle_primary_leaves_nobody_behind() -> None:
+    """A standby that has replayed everything does not lag, however old the last write is."""
+    agent = on_standby(max_lag_s=1).see({A: standby(lsn=1000), B: primary(lsn=1000)}).decide()
+    agent.wait(3600).see({A: standby(lsn=1000), B: primary(lsn=1000)}).decide()
+    assert agent.decision.groups["wk1"].memory.fitness[node(A)].lag_s == 0
+    assert len(agent.decision.groups["wk1"].memory.lsns) == 1
+    assert agent.address() == A
+
+
+def test_failover_that_lost_something_leaves_nobody_behind() -> None:
+    """LSNs that only the old primary reached do not count for standbys of the new one."""
+    agent = on_standby(max_lag_s=10, hosts=(A, B, C)).see({A: standby(lsn=900), B: dead(), C: primary(lsn=2000)})
+    agent.decide().wait(5).see({A: standby(lsn=950), B: primary(lsn=950), C: dead()}).decide()
+    assert agent.decision.groups["wk1"].memory.fitness[node(A)].lag_s == 0
+
+
+def test_standby_that_stopped_replaying_stays_behind() -> None:
+    """The seconds count from when the primary first passed the standby, also when it wrote after a long pause."""
+    agent = on_standby(max_lag_s=64).see({A: standby(lsn=100), B: primary(lsn=100)}).decide()
+    agent.wait(0.5).see({A: standby(lsn=100), B: primary(lsn=200)}).decide()
+    for lsn in (200, 300, 400):
+        agent.wait(70).see({A: standby(lsn=100), B: primary(lsn=lsn)}).decide()
+        assert agent.leads() == (
+            f"wk1 → fenced (no fit standby: {A} lags more than 64 s behind its primary; {B} is primary)"
+        )
+
+
+@pytest.mark.parametrize("interval_s", [0.02, 1, 7], ids=lambda one: f"every {one} s")
+def test_history_of_lsns_is_short_and_close_enough(interval_s: float) -> None:
+    """However often a primary is asked, its history stays short and gives the lag to about 1.5 % of the limit."""
+    agent = on_standby(max_lag_s=64)
+    for lsn in range(round(300 / interval_s)):
+        agent.wait(interval_s).see({B: primary(lsn=lsn)})
+        if lsn > 100 / interval_s:
+            agent.see({A: standby(lsn=round(lsn - 50 / interval_s))})
+        agent.decide()
+    state = agent.decision.groups["wk1"]
+    assert state.memory.fitness[node(A)].lag_s == pytest.approx(50, abs=1 + interval_s)
+    assert len(state.memory.lsns) < 300
+
+
+def test_silence_adds_no_lag() -> None:
+    """Lag is what was observed: a standby that was not asked again does not fall behind by the clock."""
+    agent = on_standby(max_lag_s=1).see({A: standby(lsn=100), B: primary(lsn=200)}).decide()
+    agent.wait(MAX_AGE_S - 0.1).see({A: rejecting()}).decide()
+    assert agent.leads() == f"wk1 → {A} (standby)"
+
+
+@pytest.mark.parametrize(
+    ("steps", "lag"),
+    [
+        pytest.param([{A: standby(lsn=900), B: primary(lsn=1000)}], 100, id="the primary's own LSN"),
+        pytest.param(
+            [{A: standby(lsn=900), B: primary(lsn=1000), C: standby(lsn=950)}, {A: standby(lsn=980), B: dead()}],
+            20,
+            id="the last known one with no primary in sight",
+        ),
+        pytest.param([{A: standby(lsn=900), C: standby(lsn=950)}, {B: dead()}], 50, id="the most advanced member"),
+        pytest.param(
+            [{A: standby(lsn=900), B: dead(), C: primary(lsn=2000)}, {C: primary(lsn=950)}],
+            50,
+            id="the new primary's after a failover that lost something",
+        ),
+        pytest.param([{A: standby(lsn=1010), B: primary(lsn=1000)}], 0, id="asked later than the primary"),
+    ],
+)
+def test_lag_is_measured_against(steps: list[Mapping[str | Node, Observation]], lag: int) -> None:
+    """Lag is measured against the primary, else its last known LSN, else the most advanced member."""
+    agent = on_standby(hosts=(A, B, C), max_lag_bytes=10_000).see(dict.fromkeys((A, B, C), unreachable()))
+    for seen in steps:
+        agent.see(seen).decide()
+    assert agent.decision.groups["wk1"].memory.fitness[node(A)].lag_bytes == lag
+
+
+def test_lag_without_a_limit() -> None:
+    """Without a limit no lag makes a standby unfit."""
+    agent = on_standby().see({A: standby(lsn=0), B: primary(lsn=2**60)}).decide()
+    assert agent.leads() == f"wk1 → {A} (standby)"
+
+
+def test_unknown_lag_is_no_evidence_of_having_caught_up() -> None:
+    """A standby that lagged and then reports no LSN stays unfit."""
+    agent = on_standby(max_lag_bytes=100).see({A: standby(lsn=1), B: primary()}).decide()
+    assert agent.address() == FENCE
+    assert agent.see({A: standby(lsn=None)}).decide().address() == FENCE
+    assert agent.see({A: standby(lsn=1000)}).decide().address() == A
