@@ -1,4 +1,4 @@
-"""Who keeps a hosts file in the benchmark: our agent as a process, and the plain pollers to compare it with."""
+"""The writers of a hosts file in the benchmark: our agent as a process, and plain pollers to compare it with."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Resolver:
         self._reader.join()
 
     def wait_for(self, address: str, *, timeout_s: float = 30.0) -> float:
-        """Return when (monotonic seconds) the name came to lead to ``address``."""
+        """Return when (monotonic seconds) the name first resolved to ``address``."""
         with self._news:
             if not self._news.wait_for(lambda: bool(self.seen) and self.seen[-1][1] == address, timeout_s):
                 raise TimeoutError(f"{self._name} does not lead to {address} but was {self.seen[-3:]}")
@@ -81,7 +81,7 @@ class Resolver:
 
 
 def private_etc(folder: Path) -> Path:
-    """Return a copy of /etc with a hosts file of its own that alone answers lookups."""
+    """Return a copy of /etc with its own hosts file as the only source of lookups."""
     etc = folder / "etc"
     etc.mkdir(parents=True)
     for name in ("ld.so.cache", "passwd", "group"):
@@ -150,7 +150,7 @@ class Agent:
 
 @contextlib.contextmanager
 def poller(hosts_file: Path, name: str, addresses: Sequence[str], *, port: int, period_s: float) -> Iterator[None]:
-    """Do what a plain script does: every ``period_s`` ask each node who is primary, and rewrite the file in place."""
+    """Run what a plain script does: every ``period_s`` ask each node for its role, and rewrite the file in place."""
     stop = threading.Event()
 
     def poll() -> None:

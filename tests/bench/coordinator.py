@@ -1,8 +1,8 @@
 """Failovers of the coordinator under load, with real Citus under real Patroni: what is lost, and how long it takes.
 
-Run as root, by hand: ``.venv/bin/python -m tests.bench.coordinator [FAILOVERS]``. All the time clients write on both
-workers in each transaction. Before each failover some transactions are committed of which a worker cannot be told, and
-sessions are opened beside the coordinator's standby that stay through its promotion. Exit code 1 if an acknowledged row
+Run as root, by hand: ``.venv/bin/python -m tests.bench.coordinator [FAILOVERS]``. Clients write on both workers in
+each transaction all the time. Before each failover some transactions are committed while a worker cannot be told, and
+sessions are opened on the coordinator's standby that stay through its promotion. Exit code 1 if an acknowledged row
 is lost, a transaction is half there, a statement of the promoted coordinator reaches a standby, or its names are late.
 
 ``--without-hook`` shows the same with names that merely follow: no ``pre_promote``, no flush, and Citus' own recovery.
@@ -50,7 +50,7 @@ class Bench:
     """A cluster that fails over again and again."""
 
     def __init__(self, cluster: Loaded, *, hook: bool) -> None:
-        """Start the agents, and take in the settings of the README."""
+        """Start the agents, and apply the settings of the README."""
         self._cluster = cluster
         self._hook = hook
         self._logs = {
@@ -71,7 +71,7 @@ class Bench:
             standby.server.run_sql("SELECT pg_reload_conf()")
 
     def run(self, kinds: Sequence[str]) -> Iterator[Failover]:
-        """Fail over once for each kind, and yield what came of it."""
+        """Fail over once for each kind, and yield the results."""
         with (
             NamesWatch(self._cluster.groups["cn"]) as self._names,
             writing(self._cluster, self._ledger, _WRITERS) as self._writers,
@@ -104,7 +104,7 @@ class Bench:
         now.names_at = self._names.right_since(new, self._names_on_primary(new))
         now.hook_ms = self._hook_ms(new, marks[new.name])
         now.agent_said = self._cluster.agents[new.name].lines[heard:]
-        if kind != SWITCHOVER:  # what it said until now it said as a primary
+        if kind != SWITCHOVER:  # what it logged until now it logged as a primary
             marks[old.name] = self._logs[old.name].size()
         self._bring_back(kind, old)
         self._get_ready()
@@ -151,7 +151,7 @@ class Bench:
             self._cluster.start_patroni(old)
 
     def _wait_for_recovery(self, new: Machine, promoted_at: float) -> None:
-        """Wait until what was in doubt at the promotion is not any more, by the agent's word and the workers'."""
+        """Wait until the transactions that were in doubt are resolved, as the agent and the workers report."""
 
         def recovered() -> bool:
             passes = self._cluster.ask_agent(new, "status")["recovery"]["databases"] if self._hook else []
@@ -164,7 +164,7 @@ class Bench:
         except TimeoutError:
             if self._hook:
                 raise
-            self._cluster.run_sql(new, "SELECT recover_prepared_transactions()")  # as somebody would in the end
+            self._cluster.run_sql(new, "SELECT recover_prepared_transactions()")  # as an operator would in the end
 
     def _take_stock(self, now: Failover) -> None:
         _wait(
@@ -176,7 +176,7 @@ class Bench:
         self._lost, self._half, self._known = account.lost, account.half, len(self._ledger.acknowledged)
 
     def _misrouted_statements(self, now: Failover, old: Machine, marks: Mapping[str, int]) -> Iterator[str]:
-        """Yield what a coordinator had run on a worker's standby after the promotion, unless it is a standby again."""
+        """Yield statements on worker standbys after the promotion, except those of the old coordinator, now a standby."""
         of_standby = {said.pid for said in self._logs[old.name].lines(marks[old.name])}
         of_standby |= {pid for (pid,) in old.server.run_sql("SELECT pid FROM pg_stat_activity")}
         for worker in self._worker_standbys:
@@ -219,7 +219,7 @@ def _wait(condition: Callable[[], bool], fault: str, *, timeout_s: float = 60.0)
 
 @contextlib.contextmanager
 def _explained(cluster: Loaded) -> Iterator[None]:
-    """Tell what the agents said last where something fails."""
+    """Print the agents' last lines when something fails."""
     try:
         yield
     except BaseException:

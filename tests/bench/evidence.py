@@ -1,4 +1,4 @@
-"""What happened when, by the machine's clock: when names moved, and what servers wrote into their logs."""
+"""The times of events, by the machine's clock: when names moved, and what servers logged."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _TICK_S = time.clock_getres(5)  # CLOCK_REALTIME_COARSE, which files are stamped
 
 
 class NamesWatch:
-    """Writes down when the hosts files of machines change; a context manager.
+    """Records when the hosts files of machines change; a context manager.
 
-    ``seen`` has (seconds since the epoch, names), by the name of the machine. The time is that of the file's rename by
-    the kernel's word, and never too early.
+    ``seen`` has (seconds since the epoch, names), by the name of the machine. The time is the kernel's for the rename
+    of the file, and never too early.
     """
 
     def __init__(self, machines: Iterable[Machine]) -> None:
@@ -65,7 +65,7 @@ class NamesWatch:
         os.close(self._inotify)
 
     def right_since(self, machine: Machine, names: Mapping[str, str]) -> float:
-        """Return since when the names of a machine lead to these addresses; infinity where they do not."""
+        """Return since when a machine's names have these addresses; infinity where they do not."""
         since = float("inf")
         for at, seen in reversed(self.seen[machine.name]):
             if not names.items() <= seen.items():
@@ -90,7 +90,7 @@ class NamesWatch:
 
 
 def _names_of(machine: Machine) -> tuple[float, dict[str, str]]:
-    """Return when a hosts file was put in its place (seconds since the epoch), and what it says."""
+    """Return when a hosts file was put in place (seconds since the epoch), and its names."""
     while True:
         before = machine.hosts_file.stat()
         names = machine.names
@@ -110,17 +110,17 @@ class Line:
 
 
 class ServerLog:
-    """The file that a server's log is in, with ``LOGGING``, among other lines."""
+    """A server's log file, with ``LOGGING``, among other lines."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def size(self) -> int:
-        """Return where the next line will be."""
+        """Return the offset of the next line."""
         return self._path.stat().st_size
 
     def lines(self, since: int = 0) -> Iterator[Line]:
-        """Yield the lines of the server from a place on."""
+        """Yield the lines of the server from an offset on."""
         with self._path.open("rb") as file:
             file.seek(since)
             for text in file:
@@ -129,18 +129,18 @@ class ServerLog:
                     yield Line(float(at), int(pid), application, level, said)
 
     def find(self, pattern: str, since: int) -> re.Match[str] | None:
-        """Return the first match of a regular expression in all lines from a place on."""
+        """Return the first match of a regular expression in all lines from an offset on."""
         with self._path.open("rb") as file:
             file.seek(since)
             return re.search(pattern, file.read().decode(errors="replace"))
 
     def when(self, text: str, since: int) -> float:
-        """Return when the server first said something that begins so."""
+        """Return when the server first logged a line with this beginning."""
         return next(line.at for line in self.lines(since) if line.text.startswith(text))
 
 
 def statements_of(node_id: int, log: ServerLog, since: int) -> Iterator[tuple[Line, int]]:
-    """Yield the statements that a Citus node had other servers run, each with the process id of its session there."""
+    """Yield the statements that a Citus node ran on other servers, each with its process id there."""
     for line in log.lines(since):
         gpid = _GPID.search(line.application)
         if gpid and _STATEMENT.match(line.text) and int(gpid[1]) // _PIDS == node_id:

@@ -1,8 +1,8 @@
-"""How long after a promotion a name leads to the new primary, beside plain pollers on the same promotions.
+"""How long after a promotion a name resolves to the new primary, compared with plain pollers.
 
-Run as root, by hand: ``.venv/bin/python -m tests.bench.failover [PROMOTIONS]``. It counts from when the new primary
-says for the first time that it takes writes (asked every 0.5 ms) to when the real glibc resolves the name to it
-(asked every 0.5 ms).
+Run as root, by hand: ``.venv/bin/python -m tests.bench.failover [PROMOTIONS]``. The time runs from the new primary's
+first answer that it takes writes (asked every 0.5 ms) to when the real glibc resolves the name to it (asked every
+0.5 ms).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WK = ("127.0.22.1", "127.0.22.2")
 
 
 def takes_writes(server: Postgres) -> float:
-    """Return when (monotonic seconds) a server being promoted said that it takes writes."""
+    """Return when (monotonic seconds) a server being promoted first reported that it takes writes."""
     with psycopg.connect(server.conninfo, autocommit=True) as connection:
         while connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
             time.sleep(0.0005)
@@ -62,8 +62,8 @@ def worker_promotions(site: Site, pair: list[Postgres], watched: dict[str, Resol
         how = "kill -9" if number % 2 else "clean"
         for resolver in watched.values():
             resolver.wait_for(old.address)
-        # At any moment of the slowest poller's period: without this each promotion would begin as it has just polled.
-        time.sleep(random.uniform(0, max(POLLERS_S.values())))  # noqa: S311 -- nobody gains by guessing it
+        # At a random moment of the slowest poller's period: otherwise each promotion would begin right after its poll.
+        time.sleep(random.uniform(0, max(POLLERS_S.values())))  # noqa: S311 -- no secret
         at = promote(old, new, how)
         for name, resolver in watched.items():
             took[name].append(resolver.wait_for(new.address) - at)
@@ -77,7 +77,7 @@ def worker_promotions(site: Site, pair: list[Postgres], watched: dict[str, Resol
 
 
 def coordinator_promotions(site: Site, cn: list[Postgres], wk: list[Postgres], folder: Path, count: int) -> None:
-    """Promote the coordinator that an agent runs on; then all its names have to move to the workers' primaries."""
+    """Promote the coordinator with the agent; then all its names have to move to the workers' primaries."""
     old, new = cn
     took = []
     for number in range(count):

@@ -1,4 +1,4 @@
-"""What failovers of the coordinator came to, and the table of it."""
+"""The results of coordinator failovers, and their table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POWER_LOSS, SWITCHOVER, PATRONI_KILLED = KINDS = ("power loss", "switchover", "P
 
 @dataclasses.dataclass(kw_only=True)
 class Failover:
-    """What one failover came to; times in seconds, those that end with ``_at`` since the epoch."""
+    """The result of one failover; times in seconds, those that end with ``_at`` since the epoch."""
 
     kind: str
     begun_at: float
@@ -36,12 +36,12 @@ class Failover:
 
     @property
     def late(self) -> bool:
-        """Whether a name led to a standby when the server was about to take writes."""
+        """Whether a name still pointed to a standby when the server was about to take writes."""
         return self.names_at > self.promoted_at
 
     @property
     def well(self) -> bool:
-        """Whether all was as it has to be."""
+        """Whether the failover has no fault."""
         return not (self.lost or self.half or self.misrouted or self.late)
 
 

@@ -1,7 +1,7 @@
-"""Everything that may happen to the lab, again and again in any order, while clients write and read.
+"""All scenarios of the lab, again and again in random order, while clients write and read.
 
-Run as root, by hand: ``.venv/bin/python -m tests.bench.lab [ROUNDS]``. Exit code 1 if a write was lost or anything went
-to a wrong role, or the lab did not come to rest. The seed that is said at the start gives the same order again.
+Run as root, by hand: ``.venv/bin/python -m tests.bench.lab [ROUNDS]``. Exit code 1 if a write was lost, anything went
+to a wrong role, or the lab did not settle. The seed that is printed at the start gives the same order again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def campaign(lab: Lab, *, rounds: int, order: random.Random) -> Iterator[Account]:
-    """Yield what came of each scenario, of all of them in each round."""
+    """Yield the result of each scenario, of all of them in each round."""
     for _ in range(rounds):
         for scenario in order.sample(SCENARIOS, len(SCENARIOS)):
             yield undergo(lab, scenario)

@@ -1,4 +1,4 @@
-"""Clients of a Citus cluster: writers who follow the primary, and sessions that live through a promotion."""
+"""Clients of a Citus cluster: writers that follow the primary, and sessions that stay through a promotion."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ _WAITS = "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = %s"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """What the workers have: of which acknowledged transactions a row is missing, and which have one row only."""
+    """The rows on the workers: which acknowledged transactions miss a row, and which have one row only."""
 
     lost: frozenset[int]
     half: frozenset[int]
 
 
 class Ledger:
-    """A table where each transaction writes a row on either worker, and what clients were told has committed.
+    """A table where each transaction writes a row on either worker, and the commits that clients were told of.
 
     ``acknowledged`` has the time (seconds since the epoch) at which COMMIT returned, by number of the transaction.
     """
@@ -82,7 +82,7 @@ class Ledger:
         self.acknowledged[number] = time.time()
 
     def write_in_doubt(self, coordinator: Machine, standby: Machine, cut_off: Collection[str]) -> None:
-        """Commit one transaction that these workers have prepared, and which cannot be told any more to commit it.
+        """Commit one transaction that these workers have prepared, and that can no longer be committed there.
 
         The client is told that it has committed, and so it has. Its session waits until a standby that has the commit
         record replays it; meanwhile the sessions of Citus on those workers end.
@@ -92,7 +92,7 @@ class Ledger:
             session.execute("BEGIN")
             number = self._insert(session)
             remote = self._cluster.sessions_of(session)
-            # Frozen rather than told to pause: Patroni would have it go on.
+            # Frozen, not paused by SQL: Patroni would resume it.
             [(replay,)] = standby.server.run_sql(_STARTUP)
             os.kill(replay, signal.SIGSTOP)
             try:
@@ -115,7 +115,7 @@ class Ledger:
         return sum(self._cluster.run_sql(worker, _PREPARED_BEFORE, [at])[0][0] for worker in self.workers.values())
 
     def account(self) -> Account:
-        """Compare what the workers have, asked directly, with what was acknowledged. Nobody may be writing."""
+        """Compare the rows on the workers, asked directly, with the acknowledged ones. No client may be writing."""
         found = [
             {number for (number,) in self._cluster.run_sql(worker, _IDS.format(sql.Identifier(self._shards[name])))}
             for name, worker in self.workers.items()
@@ -136,7 +136,7 @@ class Ledger:
 
 
 class Client(threading.Thread):
-    """A thread with a session. While somebody else has ``turn`` it does nothing."""
+    """A thread with a session. While another thread has ``turn`` it does nothing."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -150,7 +150,7 @@ class Client(threading.Thread):
 
 
 class Writer(Client):
-    """An application that writes to whoever is the primary by Patroni's word, and connects anew when that fails."""
+    """An application that writes to the primary that Patroni reports, and reconnects when that fails."""
 
     def __init__(self, cluster: CitusPatroniCluster, ledger: Ledger) -> None:
         super().__init__()
@@ -180,10 +180,10 @@ class Resident(Client):
 
     Attributes:
         reads: how many reads there were before the promotion, by the name of the machines that served them.
-        astray: of reads after the promotion, what a worker's standby served.
+        astray: of reads after the promotion, those that a worker's standby served.
         writes: how many transactions it has committed.
         lost: whether the session has ended by itself.
-        faults: what its statements failed with.
+        faults: the errors of its statements.
     """
 
     def __init__(self, cluster: CitusPatroniCluster, ledger: Ledger, machine: Machine) -> None:
@@ -232,7 +232,7 @@ class Resident(Client):
 
 @contextlib.contextmanager
 def writing(cluster: CitusPatroniCluster, ledger: Ledger, count: int) -> Iterator[list[Writer]]:
-    """Have so many writers at work."""
+    """Run this many writers."""
     writers = [Writer(cluster, ledger) for _ in range(count)]
     for writer in writers:
         writer.start()
@@ -245,7 +245,7 @@ def writing(cluster: CitusPatroniCluster, ledger: Ledger, count: int) -> Iterato
 
 @contextlib.contextmanager
 def quiet(clients: Collection[Client]) -> Iterator[None]:
-    """Keep clients from doing anything, from when each has ended what it was doing."""
+    """Pause clients once each has finished its current transaction."""
     with contextlib.ExitStack() as turns:
         for client in clients:
             turns.enter_context(client.turn)

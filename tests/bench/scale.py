@@ -1,7 +1,7 @@
-"""What the agent costs, calm and in a storm, with 6 nodes and with thousands.
+"""The agent's cost, calm and in a storm, with 6 nodes and with thousands.
 
 Run as root, by hand: ``.venv/bin/python -m tests.bench.scale [NAMES …]`` (default: 3 200 1000; 3 are three real pairs).
-Many names are two pairs of servers: nftables leads four /16 of loopback addresses to them.
+Many names are two pairs of servers: nftables redirects four /16 of loopback addresses to them.
 """
 
 from __future__ import annotations
@@ -108,13 +108,13 @@ def storm(agent: Agent, etc: Path, pair: list[Postgres], size: int) -> None:
 
 
 def leads(etc: Path, *networks: int) -> int:
-    """Return how many names lead into these networks."""
+    """Return how many names point into these networks."""
     starts = tuple(f"127.{network}." for network in networks)
     return sum(line.startswith(starts) for line in (etc / "hosts").read_text().splitlines())
 
 
 def calm(agent: Agent) -> None:
-    """Measure a minute without news."""
+    """Measure a minute without changes."""
     time.sleep(5)
     begun, used_s = time.monotonic(), agent.cpu_s()
     time.sleep(_CALM_S)
@@ -133,7 +133,7 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float = 120.0) -> No
 
 @contextlib.contextmanager
 def redirected(networks: dict[int, str]) -> Iterator[None]:
-    """Lead each 127.N.0.0/16 to one server's address, inside this machine."""
+    """Redirect each 127.N.0.0/16 to one server's address, inside this machine."""
     rules = "\n".join(f"ip daddr 127.{n}.0.0/16 dnat to {address}" for n, address in networks.items())
     script = f"table ip {_TABLE} {{\nchain output {{\ntype nat hook output priority -100;\n{rules}\n}}\n}}\n"
     subprocess.run(["nft", "-f", "-"], input=script, text=True, check=True)

@@ -1,4 +1,4 @@
-"""A healthy cluster for every test that asks for one, and agents as the processes that they are."""
+"""A healthy cluster for tests that ask for one, and agents as real processes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Group:
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals() -> None:
-    """Have children end by the signals that ours may ignore, as it does when it was started in the background."""
+    """Let children end by signals that pytest may ignore, as it does when started in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
@@ -59,7 +59,7 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture(scope="session")
 def six_servers(site: Site) -> dict[str, list[Postgres]]:
-    """Three pairs, in whatever state the last test left them; tests use ``cluster``."""
+    """Three pairs, in the state that the last test left; tests use ``cluster``."""
     groups = site.groups(ADDRESSES)
     for primary, standby in groups.values():
         primary.run_sql(f"CREATE ROLE {ROLE} LOGIN")
@@ -89,7 +89,7 @@ def pair() -> Iterator[Group]:
 
 @pytest.fixture
 def start_proxy() -> Iterator[Callable[[str, Postgres], Proxy]]:
-    """Put a network in front of a server: ``start_proxy("127.0.8.1", server)`` listens there on the server's port."""
+    """Put a proxy in front of a server: ``start_proxy("127.0.8.1", server)`` listens there on the server's port."""
     with contextlib.ExitStack() as proxies:
         yield lambda address, server: proxies.enter_context(
             Proxy(address, server.port, to=(server.address, server.port))
@@ -98,7 +98,7 @@ def start_proxy() -> Iterator[Callable[[str, Postgres], Proxy]]:
 
 @pytest.fixture
 def hosts_file(tmp_path: Path) -> Path:
-    """A hosts file with other people's lines."""
+    """A hosts file with lines of other programs."""
     path = tmp_path / "hosts"
     path.write_text("127.0.0.1\tlocalhost\n")
     return path
@@ -127,7 +127,7 @@ def write_config(tmp_path: Path, hosts_file: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def start_agent(hosts_file: Path) -> Iterator[Callable[..., Agent]]:
-    """Start an agent that is gone after the test: ``start_agent(config, env={…})``."""
+    """Start an agent that is stopped after the test: ``start_agent(config, env={…})``."""
     with contextlib.ExitStack() as agents:
         yield lambda config, env=None: agents.enter_context(Agent(config, hosts_file=hosts_file, env=env))
 
@@ -143,7 +143,7 @@ def citus_servers() -> Iterator[CitusCluster]:
 
 @pytest.fixture
 def citus(citus_servers: CitusCluster) -> Iterator[CitusCluster]:
-    """A Citus cluster as it was made, for tests to do with as they like; they skip where there is no Citus."""
+    """A Citus cluster in its initial state, for tests to change freely; they skip where there is no Citus."""
     with citus_servers.as_made():
         yield citus_servers
 
@@ -157,7 +157,7 @@ def patroni_servers() -> Iterator[PatroniCluster]:
 
 @pytest.fixture
 def patroni(patroni_servers: PatroniCluster) -> Iterator[PatroniCluster]:
-    """The groups ``cn`` and ``wk1`` of plain PostgreSQL under Patroni, as they were made."""
+    """The groups ``cn`` and ``wk1`` of plain PostgreSQL under Patroni, in their initial state."""
     with patroni_servers.as_made():
         yield patroni_servers
 
@@ -173,13 +173,13 @@ def citus_patroni_servers() -> Iterator[CitusPatroniCluster]:
 
 @pytest.fixture
 def citus_patroni(citus_patroni_servers: CitusPatroniCluster) -> Iterator[CitusPatroniCluster]:
-    """A Citus cluster under Patroni as it was made; tests skip where there is no Citus."""
+    """A Citus cluster under Patroni in its initial state; tests skip where there is no Citus."""
     with citus_patroni_servers.as_made():
         yield citus_patroni_servers
 
 
 def heal(site: Site, name: str, servers: list[Postgres]) -> Group:
-    """Make a pair whole again, whatever happened to it, with as little as will do."""
+    """Repair a pair in any state, with as few steps as possible."""
     for server in servers:
         server.resume()
     running = [server for server in servers if server.is_running]

@@ -1,4 +1,4 @@
-"""What the daemon's log looks like."""
+"""The daemon's log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def test_a_json_log_is_one_object_a_line(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
 ) -> None:
-    """Every line has time, level and message, and what it is about in fields of its own."""
+    """Every line has time, level and message, and its subject in fields of its own."""
     agent = start_agent(write_config(cluster["cn"].standby, cluster, log={"format": "json"}))
     agent.wait_for_line('"name": "wk2"')
     cluster["wk1"].standby.kill()
@@ -38,7 +38,7 @@ def test_a_json_log_is_one_object_a_line(
 def test_verbosity_survives_a_reload(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
 ) -> None:
-    """The debug line has what a round saw and decided, also after SIGHUP."""
+    """The debug line has a round's observations and decision, also after SIGHUP."""
     config = write_config(cluster["cn"].primary, cluster, log={"level": "debug"})
     agent = start_agent(config)
     agent.wait_for_line("DEBUG .*decided in .* ms")

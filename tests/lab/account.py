@@ -1,4 +1,4 @@
-"""What clients of a lab met with while something happened, and a table of it."""
+"""The results of a lab's clients during a scenario, and their table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEAD = ("writes", "without, s", "reads", "without, s", "late, ms", "misrouted",
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """What clients met with while something happened.
+    """The results of clients during a scenario.
 
     Attributes:
         event: what happened.
@@ -29,8 +29,8 @@ class Account:
         read_gap_s: the longest time without an answer.
         lost: acknowledged transactions of which a row is missing.
         half: transactions that were not acknowledged, and of which there are some rows.
-        late_ms: how long after a server's change of role a statement was sent to it as what it was; at most.
-        astray: statements for which that was more than ``LATE_S``, and reads with a wrong result.
+        late_ms: how long after a server's change of role a statement for its old role reached it; at most.
+        misrouted: statements for which that was more than ``LATE_S``, and reads with a wrong result.
     """
 
     event: str

@@ -1,6 +1,6 @@
-"""What may happen to a cluster, each from a lab in good order to one in good order.
+"""Scenarios of a cluster. Each starts with a healthy lab and ends with one.
 
-Everything is waited for by its event: what the agents say, what the names are, and who answers.
+Each step waits for its event: what the agents report, what the names are, and which servers answer.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def worker_standby_stopped(lab: Lab) -> None:
 
 
 def worker_standby_power_loss(lab: Lab) -> None:
-    """A worker's standby loses its power and returns: nobody knows that it is gone, so its name is held."""
+    """A worker's standby loses its power and returns: no evidence shows that it is gone, so its name is held."""
     standby, reader = lab.standby("wk1"), lab.standby("cn")
     mark = reader.host.mark()
     standby.lose_power()
@@ -69,13 +69,13 @@ def worker_restarted(lab: Lab) -> None:
         node.host.run("systemctl", "stop", "patroni")
     mark = coordinator.host.mark()
     settings = primary.host.read("/etc/patroni.yml")
-    # Else it may be promoted before anybody has asked it again.
+    # Otherwise it may be promoted before an agent has asked it again.
     primary.host.write("/etc/patroni.yml", settings + b"tags: {nofailover: true}\n")
     primary.host.run("systemctl", "start", "patroni")
     coordinator.host.wait_for("wk1 → fenced", after=mark)
     primary.host.write("/etc/patroni.yml", settings)
     primary.host.run("systemctl", "reload", "patroni")
-    coordinator.wait_for_names({"wk1": primary.address})  # else the standby may be promoted, as long as it may not
+    coordinator.wait_for_names({"wk1": primary.address})  # otherwise the standby may be promoted, as long as it may not
     standby.host.run("systemctl", "start", "patroni")
     settle(lab, {"wk1": primary})
 
@@ -101,7 +101,7 @@ def coordinator_power_loss(lab: Lab) -> None:
 
 
 def network_cut(lab: Lab) -> None:
-    """The primary coordinator and a worker's primary hear nothing of each other for a while; all others do."""
+    """The primary coordinator and a worker's primary are cut off from each other for a while; all others are not."""
     coordinator, worker = lab.primary("cn"), lab.primary("wk1")
     mark = coordinator.host.mark()
     lab.cut(coordinator, worker)
@@ -112,7 +112,7 @@ def network_cut(lab: Lab) -> None:
 
 
 def etcd_lost(lab: Lab) -> None:
-    """Without etcd Patroni makes standbys of all primaries; with it, late as it is, there are primaries again."""
+    """Without etcd Patroni demotes all primaries; when etcd returns, even late, there are primaries again."""
     lab.at_once(lambda keeper: keeper.host.run("systemctl", "stop", "etcd"), lab.etcd)
     for node in lab.nodes.values():
         first = {group: members[0].address for group, members in lab.groups.items()}
@@ -122,9 +122,9 @@ def etcd_lost(lab: Lab) -> None:
 
 
 def patroni_restarted(lab: Lab) -> None:
-    """Patroni is killed beside a coordinator, which is primary once after that.
+    """Patroni is killed on a coordinator, which later becomes the primary.
 
-    The Patroni that starts beside a running PostgreSQL no longer knows a setting that the agent's lies above.
+    The Patroni that starts with PostgreSQL running no longer knows a setting that the agent's value overrides.
     """
     node = lab.standby("cn")
     mark = node.host.mark()
@@ -137,12 +137,12 @@ def patroni_restarted(lab: Lab) -> None:
     if lab.citus:
         node.host.wait_for("alert: no configuration file sets citus.node_conninfo", after=mark)
     node.host.run("systemctl", "reload", "patroni")
-    lab.switch_over("wk1")  # a flush, which looks at it again
+    lab.switch_over("wk1")  # a flush, which checks it again
     settle(lab)
 
 
 def split_brain(lab: Lab) -> None:
-    """A coordinator's Patroni is killed and its PostgreSQL lives on as a primary, beside the one promoted instead."""
+    """A coordinator's Patroni is killed; its PostgreSQL runs on as a primary, next to the one promoted instead."""
     old, new = lab.primary("cn"), lab.standby("cn")
     worker = lab.primary("wk1")
     mark, there = new.host.mark(), worker.host.mark()
@@ -153,7 +153,7 @@ def split_brain(lab: Lab) -> None:
         worker.host.wait_for("several primaries", after=there)
         assert lab.roles()[old] is False
         if lab.citus:
-            old.host.run("systemctl", "restart", "resolver-agent")  # recovery would be the first that it does
+            old.host.run("systemctl", "restart", "resolver-agent")  # recovery would be its first action
             _wait_until_recovery_is_refused(old)
     old.host.run("systemctl", "start", "patroni")
     settle(lab, {"cn": new})
@@ -168,7 +168,7 @@ def reboots(lab: Lab) -> None:
 
 
 def power_cut(lab: Lab) -> None:
-    """All nodes lose their power at once, and are switched on one after the other, the first first."""
+    """All nodes lose their power at once, and are started one after the other, the first one first."""
     lab.at_once(lambda node: node.lose_power(), lab.nodes.values())
     for node in lab.nodes.values():
         node.boot()
@@ -176,7 +176,7 @@ def power_cut(lab: Lab) -> None:
 
 
 def shut_down(lab: Lab) -> None:
-    """All nodes are shut down at once, and switched on one after the other, the last first."""
+    """All nodes are shut down at once, and started one after the other, the last one first."""
     lab.at_once(lambda node: node.shut_down(), lab.nodes.values())
     for node in reversed(lab.nodes.values()):
         node.boot()
@@ -184,7 +184,7 @@ def shut_down(lab: Lab) -> None:
 
 
 def _start_etcd_too_early(keeper: Node) -> None:
-    """Start etcd while it cannot have its address, as it happens at a boot, and let it have it when it has failed."""
+    """Start etcd before its address exists, as happens at a boot, and add the address when etcd has failed."""
     mark = keeper.host.mark()
     # Whoever connects starts what keeps the socket, and is not heard. A service that ended would be started too often.
     squat = ("systemd-run", "--quiet", "--unit=squatter", f"--socket-property=ListenStream={keeper.address}:2379")
@@ -195,14 +195,14 @@ def _start_etcd_too_early(keeper: Node) -> None:
 
 
 def _wait_until_held(watcher: Node, node: Node, *, after: str) -> None:
-    """Wait until a node does not answer, and see that its name still leads there: by rule R1 silence moves nothing."""
+    """Wait until a node does not answer, and check that its name still points there: silence moves nothing (R1)."""
     watcher.host.wait_for(rf"{node.address}:\d+ is unreachable", after=after)
     watcher.host.wait_for(rf"alert: {node.group} → {node.address} \(held", after=after)
     assert watcher.names[node.group] == node.address
 
 
 def _wait_until_recovery_is_refused(deposed: Node) -> None:
-    """Wait until an agent that has just started says that it lets no 2PC recovery run, by rule R6; nor has it."""
+    """Wait until a new agent reports that it blocks 2PC recovery, by rule R6, and check that none has run."""
 
     def fault() -> str | None:
         recovery = deposed.status["recovery"]

@@ -1,4 +1,4 @@
-"""One lab for all tests, which leaves its journals where one fails, and a report of what its clients met with."""
+"""One lab for all tests. A failed test saves its journals, and the report has the clients' results."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.lab.lab import Lab
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-pytest.register_assert_rewrite("tests.lab.cluster_scenarios", "tests.lab.host_scenarios")  # to say what was there
+pytest.register_assert_rewrite("tests.lab.cluster_scenarios", "tests.lab.host_scenarios")  # to report what was there
 _ACCOUNTS = pytest.StashKey[list[Account]]()
 
 
 class Labs(contextlib.ExitStack):
-    """Has one lab at a time, and makes a new one after a test that failed."""
+    """Has one lab at a time, and makes a new one after a failed test."""
 
     def __init__(self, make: Callable[[], Lab] = Lab) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Labs(contextlib.ExitStack):
 
 @pytest.fixture(scope="session")
 def labs() -> Iterator[Labs]:
-    """Yield where labs come from."""
+    """Yield the source of labs."""
     with Labs() as labs:
         yield labs
 
@@ -48,12 +48,12 @@ def lab(labs: Labs) -> Lab:
 
 @pytest.fixture(scope="session")
 def accounts(pytestconfig: pytest.Config) -> list[Account]:
-    """Return what is shown at the end."""
+    """Return the results to show at the end."""
     return pytestconfig.stash.setdefault(_ACCOUNTS, [])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Show what clients met with."""
+    """Show the clients' results."""
     if accounts := config.stash.get(_ACCOUNTS, []):
         terminalreporter.section("clients of the lab")
         for line in table(accounts):

@@ -1,4 +1,4 @@
-"""Where the lab is: mount and network namespaces that nobody else sees, with its disks and its network in them."""
+"""The lab's mount and network namespaces, invisible to other processes, with its disks and its network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATA = "/var/lib/postgresql"
 """Where hosts have the second disk."""
 
 # Takes the bridge's own address, and prints the folder. No packet goes between two addresses that are in the set `cut`.
-# All of it is there while standard input is open, and so while the test run lives.
+# All of it lasts while standard input is open, and so while the test run lives.
 _HOLD = f"""
 folder=$(mktemp --directory --tmpdir resolver-agent-lab-XXXXXXXX)
 trap 'rm -rf "$folder"' EXIT
@@ -95,7 +95,7 @@ class Ground:
         return Path(f"/mnt/{disk}/root")
 
     def outside(self, path: Path) -> Path:
-        """Return where a path in here is found from outside."""
+        """Return the outside path of a path in here."""
         return Path(f"/proc/{self._holder.pid}/root", *path.parts[1:])
 
     def plug(self, machine: str) -> None:
@@ -103,20 +103,20 @@ class Ground:
         self.run("ip", "link", "set", f"vb-{machine}", "up")
 
     def unplug(self, machine: str) -> None:
-        """Take a container off the network: nothing more is heard of it, not even that its connections are closed."""
+        """Unplug a container from the network: nothing more arrives from it, not even the end of its connections."""
         self.run("ip", "link", "set", f"vb-{machine}", "down")
 
     def cut(self, one: str, other: str) -> None:
-        """Lose all packets between two addresses."""
+        """Drop all packets between two addresses."""
         self.run("nft", f"add element bridge lab cut {{ {one} . {other}, {other} . {one} }}")
 
     def reconnect(self, one: str, other: str) -> None:
-        """Lose no more of them."""
+        """Stop dropping them."""
         self.run("nft", f"delete element bridge lab cut {{ {one} . {other}, {other} . {one} }}")
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Have sockets that this thread makes be in the lab's network, for as long as they live."""
+        """Create this thread's sockets in the lab's network, for as long as they live."""
         with Path("/proc/thread-self/ns/net").open() as ours, (self._namespaces / "net").open() as theirs:
             _enter(theirs)
             try:

@@ -1,4 +1,4 @@
-"""Whether a lab is as it should be: the roles, the names, who answers, and what the agents say."""
+"""Whether a lab is healthy: the roles, the names, the servers that answer, and the agents' reports."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _Placed: TypeAlias = "Mapping[str, Mapping[bool | None, Node]]"
 
 
 def settle(lab: Lab, primaries: Mapping[str, Node] = MappingProxyType({})) -> None:
-    """Wait until all is as it should be, with these nodes as primaries of their groups.
+    """Wait until the lab is healthy, with these nodes as primaries of their groups.
 
-    Every group has one primary, and standbys else that Patroni would promote; every node's names lead where they
-    should; whoever reads through a coordinator is served by workers of its role; Citus' 2PC recovery has run; and no
-    agent has an alert.
+    Every group has one primary, and its other nodes are standbys that Patroni would promote; every node's names point
+    to the right servers; reads through a coordinator are served by workers of its role; Citus' 2PC recovery has run;
+    and no agent has an alert.
     """
     wait_while(lambda: _fault(lab, primaries), timeout_s=_DEADLINE_S)
 
@@ -45,7 +45,7 @@ def _faults(lab: Lab, primaries: Mapping[str, Node]) -> Iterator[str]:
         yield f"not every group has a primary and a standby; in recovery are {roles}"
         return
     yield from (
-        f"Patroni may not promote {found[True]!r}"  # as in synchronous mode one knows that it has all
+        f"Patroni may not promote {found[True]!r}"  # since in synchronous mode it is known to have everything
         for found in placed.values()
         if lab.rest(found[True], "GET", "/synchronous") != http.HTTPStatus.OK
     )

@@ -1,4 +1,4 @@
-"""What may happen to an agent and its host, while the cluster goes on; as in ``cluster_scenarios``."""
+"""Scenarios of an agent and its host, while the cluster goes on; as in ``cluster_scenarios``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def agent_killed(lab: Lab) -> None:
 
 
 def agent_stopped(lab: Lab) -> None:
-    """Without agents the names stay as they are, and when they start there is nothing to change."""
+    """Without agents the names stay as they are, and when the agents start there is nothing to change."""
     for coordinator in lab.groups["cn"]:
         before = coordinator.host.read(_HOSTS)
         coordinator.host.run("systemctl", "stop", "resolver-agent.socket", "resolver-agent.service")
@@ -52,7 +52,7 @@ def agent_stopped(lab: Lab) -> None:
 
 
 def agent_reloaded(lab: Lab) -> None:
-    """A configuration is taken in by a reload; a faulty one is refused, and an alert until it is mended."""
+    """A reload applies a good configuration; it refuses a faulty one, with an alert until that is fixed."""
     reader, standby = lab.standby("cn"), lab.standby("wk1")
     pid, good = reader.status["pid"], reader.host.read(_CONFIG)
     mark = reader.host.mark()
@@ -75,7 +75,7 @@ def agent_reloaded(lab: Lab) -> None:
 
 
 def agent_upgraded(lab: Lab) -> None:
-    """The next version is installed over the one that runs, node by node, and then the old one again."""
+    """The next version is installed over the running one, node by node, and then the old one again."""
     path = lab.checkout / _VERSION
     old = lab.nodes["cn1"].status["version"]
     path.write_text(path.read_text().replace(old, f"{old}.post1"))
@@ -100,7 +100,7 @@ def promotion_without_agent(lab: Lab) -> None:
 
 
 def hosts_trampled(lab: Lab) -> None:
-    """Somebody writes the hosts file anew, without the names: they are put back, and what else is new stays."""
+    """The hosts file is rewritten without the names: they are restored, and the other new lines stay."""
     for coordinator in lab.groups["cn"]:
         before = coordinator.names
         coordinator.host.write(_HOSTS, b"127.0.0.1\tlocalhost\n192.168.56.1\tgateway\n")
@@ -126,7 +126,7 @@ def disk_full(lab: Lab) -> None:
 
 
 def _miss_a_change(lab: Lab, reader: Node, restore: Callable[[], object]) -> None:
-    """Stop a worker's standby: the name that cannot be fenced is an alert, and is fenced once it can be."""
+    """Stop a worker's standby: the failed write of the fence is an alert, and the name is fenced once it works."""
     standby, before = lab.standby("wk1"), reader.host.read(_HOSTS)
 
     def unsaid() -> str | None:
@@ -168,7 +168,7 @@ def clock_jump(lab: Lab) -> None:
 
 
 def _seconds_ahead(lab: Lab, node: Node) -> float:
-    """Return by how much a node's PostgreSQL is ahead of us."""
+    """Return by how much a node's PostgreSQL is ahead of this process."""
     with lab.connect(node) as session:
         [(now,)] = session.execute("SELECT EXTRACT(epoch FROM clock_timestamp())").fetchall()
     return float(now) - time.time()

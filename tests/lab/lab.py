@@ -118,7 +118,7 @@ class Lab:
         return next(node for node in self.groups[group] if node.is_on and node.is_standby)
 
     def roles(self) -> dict[Node, bool | None]:
-        """Return whether each node is a standby, and None where nobody answers."""
+        """Return whether each node is a standby, and None where none answers."""
 
         def role(node: Node) -> bool | None:
             try:
@@ -129,10 +129,10 @@ class Lab:
         return dict(zip(self.nodes.values(), self.at_once(role, self.nodes.values()), strict=True))
 
     def rest(self, node: Node, method: str, path: str, body: object = None, *, timeout_s: float = 60) -> int:
-        """Return the status that the REST API of a node's Patroni answers with.
+        """Return the HTTP status of a node's Patroni.
 
         Raises:
-            OSError: nobody answers.
+            OSError: no answer.
         """
         with self.ground.entered():
             return http_request(node.address, REST_PORT, method, path, body, timeout_s=timeout_s)[0]
@@ -164,16 +164,16 @@ class Lab:
             return {names[address]: standby for address, standby in session.execute("SELECT DISTINCT * FROM serving")}
 
     def cut(self, one: Node, other: Node) -> None:
-        """Lose all packets between two nodes."""
+        """Drop all packets between two nodes."""
         self.ground.cut(one.address, other.address)
 
     def reconnect(self, one: Node, other: Node) -> None:
-        """Lose no more of them."""
+        """Stop dropping them."""
         self.ground.reconnect(one.address, other.address)
 
     def start_container(self, machine: str) -> Container:
         """Start the container of a node."""
-        # With Citus goes the very PostgreSQL that it was built for.
+        # Citus needs the PostgreSQL that it was built for.
         binds = [f"--bind-ro={path}" for path in _POSTGRES] if self.citus else []
         return self._starter.submit(
             Container,
@@ -188,11 +188,11 @@ class Lab:
         ).result()
 
     def at_once(self, do: Callable[[Node], _T], nodes: Iterable[Node]) -> list[_T]:
-        """Do something to all of these nodes side by side."""
+        """Do something with all of these nodes in parallel."""
         return list(self._threads.map(do, nodes))
 
     def journal(self, node: Node, *options: str) -> str:
-        """Return what journalctl has of a node, of all its boots, be it on or off."""
+        """Return what journalctl has of a node, of all its boots, whether it is on or off."""
         folder = f"--directory={node.disk}/var/log/journal"
         return self.ground.run("journalctl", folder, "--no-pager", "--quiet", *options)
 

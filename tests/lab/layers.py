@@ -43,7 +43,7 @@ shift 5
 exec chroot /mnt "$@"
 """
 
-# What the lab wants besides: a network that comes up by itself, journals that outlive a boot, and libcurl for Citus.
+# The lab needs more: a network that comes up by itself, journals that outlive a boot, and libcurl for Citus.
 _BESIDES = """
 systemctl enable --quiet systemd-networkd.service
 mkdir -p /var/log/journal
@@ -70,7 +70,7 @@ def installed() -> tuple[list[Path], Path]:
 
 
 def copy_checkout(folder: Path) -> Path:
-    """Copy what provisioning takes from this checkout into a new folder, so that it stays as it is; and return that."""
+    """Copy what provisioning takes from this checkout into a new folder, as a fixed state, and return the folder."""
     folder.mkdir()
     for name in ("README.md", "pyproject.toml", "resolver_agent", "systemd", "vagrant"):
         source = CHECKOUT / name
@@ -82,7 +82,7 @@ def copy_checkout(folder: Path) -> Path:
 
 
 def install(upper: Path, lower: Sequence[Path], *, wheels: Path, checkout: Path) -> str:
-    """Run ``install.sh`` on a tree of these lower folders, have its changes in an upper one, and return what it says.
+    """Run ``install.sh`` on a tree of these lower folders, keep its changes in an upper one, and return its output.
 
     Raises:
         RuntimeError: it failed; with all of its output.
@@ -108,7 +108,7 @@ def _run_in(upper: Path, lower: Sequence[Path], wheels: Path, checkout: Path, *c
 
 
 def _collect(wheels: Path, wanted: Sequence[str], *, version: str) -> None:
-    """Collect wheels of all that is wanted; what has none is built, and what is Python's own comes for theirs."""
+    """Collect the wheels of these requirements: missing ones are built, version-specific ones are for ``version``."""
     wheels.mkdir()
     pip = (sys.executable, "-m", "pip")
     _run(*pip, "wheel", "--quiet", "--use-pep517", f"--wheel-dir={wheels}", *wanted)
@@ -117,7 +117,7 @@ def _collect(wheels: Path, wanted: Sequence[str], *, version: str) -> None:
 
 
 def _once(path: Path, make: Callable[[Path], None]) -> None:
-    """Make what is not there yet, whole or not at all, however many do so at a time."""
+    """Make what does not exist yet, completely or not at all, however many processes do so at a time."""
     if path.exists():
         return
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as folder:

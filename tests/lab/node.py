@@ -1,4 +1,4 @@
-"""One host of the lab: switched on and off, and asked what it knows."""
+"""One host of the lab: switched on and off, and queried."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Node:
 
     @property
     def names(self) -> dict[str, str]:
-        """What its hosts file says now: the address of each name."""
+        """The hosts file's addresses by name."""
         lines = [line.partition("#")[0].split() for line in self.host.read("/etc/hosts").decode().splitlines()]
         return {name: address for address, *names in filter(None, lines) for name in names}
 
@@ -67,12 +67,12 @@ class Node:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What its agent says of itself."""
+        """The status of its agent."""
         return client.ask(client.socket_path(str(self.host.root / "run/resolver-agent")), "status")
 
     @property
     def role_changes(self) -> list[tuple[float, bool]]:
-        """When its PostgreSQL took each role (seconds since the epoch), and whether it was that of a standby."""
+        """When its PostgreSQL took each role (seconds since the epoch), and whether that was a standby's."""
         return [
             (float(line.split()[0]), "read-only" in line)
             for line in self._lab.journal(self, "--unit=patroni.service", "--output=short-unix").splitlines()
@@ -80,12 +80,12 @@ class Node:
         ]
 
     def resolve(self, name: str) -> list[str]:
-        """Return the addresses that a name has there by the word of the C library."""
+        """Return a name's addresses there, from the C library."""
         found = self.host.run("sh", "-c", 'getent ahostsv4 "$1" || :', "sh", name)
         return list(dict.fromkeys(line.split()[0] for line in found.splitlines()))
 
     def wait_for_names(self, names: Mapping[str, str], *, timeout_s: float = 30) -> None:
-        """Wait until its hosts file leads these names to these addresses."""
+        """Wait until its hosts file has these addresses for these names."""
 
         def fault() -> str | None:
             seen = self.names
@@ -101,7 +101,7 @@ class Node:
         self._host = self._container.booted()
 
     def lose_power(self) -> None:
-        """Switch it off at one blow: nobody hears of it, and nothing is closed or written any more."""
+        """Switch it off at once: no other node is notified, and nothing is closed or written any more."""
         if self._container is not None:
             if self._host is not None and self._container.runs:
                 self._lab.ground.unplug(self.name)
@@ -117,7 +117,7 @@ class Node:
 
     @contextlib.contextmanager
     def drop_in(self, unit: str, text: str) -> Iterator[None]:
-        """Have this in the settings of a unit, besides its own. It is not restarted."""
+        """Add this to a unit's settings. The unit is not restarted."""
         folder = f"/run/systemd/system/{unit}.d"
         self.host.run("mkdir", "-p", folder)
         self.host.write(f"{folder}/lab.conf", text.encode())
@@ -127,7 +127,7 @@ class Node:
         self.host.run("systemctl", "daemon-reload")
 
     def provision(self, script: str, *arguments: str) -> str:
-        """Run one of Vagrant's scripts, and return what it prints."""
+        """Run one of Vagrant's scripts, and return its output."""
         path = layers.SOURCES / "vagrant/provision" / script
         settings = [f"{key}={value}" for key, value in layers.PIP.items()]
         return self.host.run("env", *settings, "bash", str(path), *arguments, timeout_s=DEADLINE_S)

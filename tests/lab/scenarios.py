@@ -1,4 +1,4 @@
-"""All that may happen to a lab, and what its clients meet with meanwhile."""
+"""All scenarios of the lab, and its clients' results during them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SCENARIOS = (
 
 
 def undergo(lab: Lab, scenario: Callable[[Lab], None]) -> Account:
-    """Have it happen to a lab in good order while clients write and read, and return what they met with."""
+    """Run a scenario on a healthy lab while clients write and read, and return their results."""
     settle(lab)
     event = scenario.__name__ if lab.citus else f"{scenario.__name__}, without Citus"
     with Traffic(lab, event) as traffic:

@@ -1,4 +1,4 @@
-"""What provisioning does on CentOS 7, as far as it shows without one: stand-ins play its package manager and uv."""
+"""Provisioning on CentOS 7, as far as a test without one can show: stand-ins for its package manager and uv."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def machine(tmp_path: Path) -> Path:
 
 
 def test_installed_once(machine: Path, tmp_path: Path) -> None:
-    """Packages come from the archives alone, first what HTTPS needs; a second run changes nothing."""
+    """Packages come from the archives only, those for HTTPS first; a second run changes nothing."""
     lower, wheels = layers.installed()
     checkout = layers.copy_checkout(tmp_path / "checkout")
     said = layers.install(machine, lower, wheels=wheels, checkout=checkout)

@@ -1,4 +1,4 @@
-"""What a test run leaves of the lab, however it ends: nothing but the journals, where a test has failed."""
+"""However a test run ends, nothing of the lab is left but the journals of a failed test."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_that_waits(lab):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where a test run has its temporary files, each container among them under a name that its cgroups have, too."""
+    """A test run's folder for temporary files; its containers, and their cgroups, are named after it."""
     path = tmp_path / "files"
     path.mkdir()
     return path
@@ -85,7 +85,7 @@ def folder(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def started(folder: Path, *command: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a test run with its temporary files in this folder, like a shell does in the foreground."""
+    """Start a test run with its temporary files in this folder, as a shell does in the foreground."""
     environment = os.environ | {"TMPDIR": str(folder)}
     with subprocess.Popen(
         [sys.executable, *command],
@@ -102,15 +102,15 @@ def started(folder: Path, *command: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def end(run: subprocess.Popen[str], how: signal.Signals) -> int:
-    """Send a signal, and return what became of the run; Ctrl-C reaches what it has started as well."""
+    """Send a signal, and return the run's exit code; Ctrl-C reaches its children as well."""
     (os.killpg if how == signal.SIGINT else os.kill)(run.pid, how)
     return run.wait(DEADLINE_S)
 
 
 def traces(folder: Path, containers: set[str]) -> list[str]:
-    """Return what there is of a test run: files, processes in and around its containers, cgroups.
+    """Return the traces of a test run: files, processes in and around its containers, cgroups.
 
-    Namespaces, and the mounts in them, are there as long as processes in them.
+    Namespaces, and the mounts in them, exist as long as processes in them.
     """
     found = [str(path) for path in folder.iterdir()]
     found += [str(path) for name in containers for path in Path("/sys/fs/cgroup").glob(f"*/{name}")]
@@ -130,7 +130,7 @@ def wait_until_nothing_is_left(folder: Path, containers: set[str], mounts: str) 
 @pytest.mark.parametrize("moment", ["starting", "booting", "up"])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 def test_nothing_is_left(folder: Path, how: signal.Signals, moment: str) -> None:
-    """A run is ended at any moment of a container's boot, by whatever signal, and nothing is left of it."""
+    """A run that any signal ends at any moment of a container's boot leaves nothing."""
     tree = cached_tree()
     mounts = Path("/proc/self/mountinfo").read_text()
     with started(folder, "-c", RUN, moment, str(tree)) as run:
@@ -154,7 +154,7 @@ def suite(tmp_path: Path) -> list[str]:
 
 
 def test_nothing_is_left_of_a_lab(folder: Path, suite: list[str]) -> None:
-    """Ctrl-C in the midst of a test ends the lab."""
+    """Ctrl-C in the middle of a test ends the lab."""
     mounts = Path("/proc/self/mountinfo").read_text()
     with started(folder, *suite, "-s", "-k", "waits") as run:
         assert run.stdout is not None
@@ -166,7 +166,7 @@ def test_nothing_is_left_of_a_lab(folder: Path, suite: list[str]) -> None:
 
 
 def test_journals_are_kept(folder: Path, suite: list[str]) -> None:
-    """Where a test fails, and where a lab does not come up, the report says where journals are, and there they are."""
+    """When a test fails or a lab does not come up, the report has the path of the journals, and they are there."""
     with started(folder, *suite, "-k", "not waits") as run:
         report, _ = run.communicate()
     assert "2 failed" in report

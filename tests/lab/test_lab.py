@@ -18,7 +18,7 @@ UNITS = ("patroni.service", "resolver-agent.service", "resolver-agent.socket")
 
 
 def test_names_and_roles(lab: Lab) -> None:
-    """Every group has a primary and a standby, and every node's names lead to nodes of its own role."""
+    """Every group has a primary and a standby, and every node's names point to nodes of its own role."""
     primaries = {group: lab.primary(group) for group in lab.groups}
     standbys = {group: lab.standby(group) for group in lab.groups}
     for node in lab.nodes.values():
@@ -38,7 +38,7 @@ def test_standbys_serve_the_standby(lab: Lab) -> None:
 
 
 def test_nothing_is_wrong(lab: Lab) -> None:
-    """No agent has an alert, doctor finds nothing, and Patroni and systemd accept what they were given."""
+    """No agent has an alert, doctor finds nothing, and Patroni and systemd accept their configuration."""
     settle(lab)
     for node in (lab.primary("cn"), lab.standby("cn"), lab.standby("wk1")):
         assert node.host.run("resolver-agent", "doctor") == "nothing is wrong here\n"
@@ -49,7 +49,7 @@ def test_nothing_is_wrong(lab: Lab) -> None:
 
 
 def test_sandbox(lab: Lab) -> None:
-    """The agents run inside the sandbox of the installed unit, of which systemd says that it leaves little open."""
+    """The agents run in the sandbox of the installed unit, which by systemd's measure leaves little exposed."""
     for node in lab.nodes.values():
         said = node.host.run("systemd-analyze", "security", "--threshold=20", "--no-pager", UNITS[1])
         assert re.search(r"Overall exposure level for resolver-agent.service: [\d.]+ OK", said)
@@ -61,14 +61,14 @@ def test_sandbox(lab: Lab) -> None:
 
 
 def test_provisioned_again(lab: Lab) -> None:
-    """The scripts change nothing when they are run again, and say so."""
+    """When the scripts are run again they change nothing, and report that."""
     said = [*lab.at_once(lambda node: node.provision("install.sh"), lab.nodes.values()), *lab.provision()]
     assert [each.splitlines()[-1].rpartition(": ")[2] for each in said] == ["done, nothing changed"] * len(said)
     assert "changed: " not in "".join(said)
 
 
 def test_network_is_cut_and_restored(lab: Lab) -> None:
-    """Two nodes that are cut off from each other hear nothing, not even a refusal; the others are heard."""
+    """Two nodes that are cut off from each other get nothing, not even a refusal; the others still answer."""
     one, two = lab.primary("cn"), lab.standby("cn")
     other = lab.primary("wk1")
     knock = ("bash", "-c", f"exec 3<>/dev/tcp/{other.address}/5432")
@@ -81,7 +81,7 @@ def test_network_is_cut_and_restored(lab: Lab) -> None:
 
 
 def test_power_is_lost_and_back(lab: Lab) -> None:
-    """A node that loses its power does not say so; booted again, it serves as it did."""
+    """A node that loses its power sends nothing; booted again, it serves as before."""
     standby, coordinator = lab.standby("wk1"), lab.standby("cn")
     mark = coordinator.host.mark()
     with lab.connect(standby) as session:

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def labs() -> Iterator[Labs]:
-    """Yield where labs of that kind come from."""
+    """Yield a source of labs of that kind."""
     with Labs(functools.partial(Lab, citus=False, etcd_nodes=3)) as labs:
         yield labs
 
 
 def test_standbys_serve_the_standby(lab: Lab) -> None:
-    """Real libpq, called by postgres_fdw, takes a coordinator's reads to workers of its own role."""
+    """Real libpq, called by postgres_fdw, connects a coordinator's reads to workers of its own role."""
     for role, standby in ((lab.primary, False), (lab.standby, True)):
         assert lab.serving(role("cn")) == {role(group).name: standby for group in ("wk1", "wk2")}
         with lab.connect(role("cn")) as session:
@@ -34,6 +34,6 @@ def test_standbys_serve_the_standby(lab: Lab) -> None:
 
 
 def test_worker_switchover(lab: Lab, accounts: list[Account]) -> None:
-    """So it stays when a worker's nodes swap their roles."""
+    """It stays so when a worker's nodes swap their roles."""
     accounts.append(account := undergo(lab, worker_switchover))
     assert account.well, account

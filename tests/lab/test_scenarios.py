@@ -1,4 +1,4 @@
-"""What happens to the lab while clients write and read: no write is lost, and nothing goes to a wrong role."""
+"""The lab's scenarios while clients write and read: no write is lost, and nothing goes to a wrong role."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_scenario(lab: Lab, accounts: list[Account], scenario: Callable[[Lab], None]) -> None:
-    """Names lead where they should and the right servers answer, before and after; clients lose nothing."""
+    """Names and answers are right before and after; clients lose nothing."""
     accounts.append(account := undergo(lab, scenario))
     assert account.well, account

@@ -1,4 +1,4 @@
-"""Clients who write and read through the coordinators all the time, and what came of it."""
+"""Clients that write and read through the coordinators all the time, and their results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PATIENCE_S = 3.0
 """After so long a client gives up its session, as applications do: nobody says that a server has lost its power."""
 
 _SAID_S = 0.5
-_HOOK_S = 3.0  # Patroni's hook may take so long
+_HOOK_S = 3.0  # the limit of Patroni's hook
 _RECOVERY_S = 90.0  # longer than a period of 2PC recovery
 _READ_ONLY = "25006"
 _ROWS = 8  # enough that there are some on each worker
@@ -49,10 +49,10 @@ class _Fault:
 
 
 class _Client(threading.Thread, abc.ABC):
-    """Somebody who does the same again and again through one coordinator, and opens a new session when that fails.
+    """A client that repeats an action through one coordinator, and opens a new session when that fails.
 
     Attributes:
-        successes: when something succeeded (seconds since the epoch).
+        successes: when an action succeeded (seconds since the epoch).
         faults: what failed.
     """
 
@@ -67,7 +67,7 @@ class _Client(threading.Thread, abc.ABC):
         self.faults: list[_Fault] = []
 
     def run(self) -> None:
-        """Do so until the end."""
+        """Repeat the action until the end."""
         while not self.ended.wait(_RETRY_S):
             node = self._coordinator()
             if node is None:
@@ -89,7 +89,7 @@ class _Client(threading.Thread, abc.ABC):
         """Do it once, and return whether to go on in this session."""
 
     def wait_for_success(self, *, timeout_s: float = 60) -> None:
-        """Wait until something has succeeded that was begun after this call."""
+        """Wait until an action succeeds that began after this call."""
         wanted = len(self.successes) + 2
 
         def fault() -> str | None:
@@ -102,15 +102,15 @@ class _Client(threading.Thread, abc.ABC):
         return max(after - before for before, after in itertools.pairwise(self.successes))
 
     def said(self) -> Mapping[str, int]:
-        """Return how often it met with each error."""
+        """Return how often each error occurred."""
         return collections.Counter(" ".join(str(fault.error).split()) for fault in self.faults)
 
     @abc.abstractmethod
     def suits(self, node: Node) -> bool:
-        """Whether to go to this coordinator, by the word of its Patroni, which load balancers ask.
+        """Whether to use this coordinator, as its Patroni reports, which load balancers ask.
 
         Raises:
-            OSError: it does not answer.
+            OSError: no answer.
         """
 
     def _says_yes(self, node: Node, path: str) -> bool:
@@ -163,10 +163,10 @@ class _Read:
 
 
 class Reader(_Client):
-    """Reads from all workers, and stays with a coordinator that is promoted for one read more.
+    """Reads from all workers, and stays with a promoted coordinator for one more read.
 
     Attributes:
-        reads: what it was answered while the role of the coordinator stayed the same.
+        reads: the answers while the role of the coordinator stayed the same.
     """
 
     role = "standby"
@@ -194,7 +194,7 @@ class Traffic:
     """A writer and a reader at work; a context manager.
 
     Attributes:
-        account: what came of it; after the context.
+        account: the results; after the context.
     """
 
     account: Account
@@ -223,7 +223,7 @@ class Traffic:
             self.account = self._take_stock()
 
     def wait_for_success(self) -> None:
-        """Wait until each of them has succeeded with something that was begun after this call."""
+        """Wait until each of them has succeeded with an action that began after this call."""
         for client in self._clients:
             client.wait_for_success()
 
@@ -253,7 +253,7 @@ class Traffic:
         )
 
     def _missing(self) -> tuple[int, int]:
-        """Return how many transactions are lost, and how many are half there; what is in doubt is waited for."""
+        """Return how many transactions are lost, and how many are half there; wait for those in doubt."""
         acknowledged, deadline = self._writer.acknowledged, time.monotonic() + _RECOVERY_S
         while True:
             with self._lab.connect(self._lab.primary("cn")) as session:
@@ -267,16 +267,16 @@ class Traffic:
             time.sleep(_RETRY_S)
 
     def _misrouted(self) -> Iterator[tuple[float, bool, str]]:
-        """Yield what was sent to a server as what it had been before.
+        """Yield the statements that reached a server for its former role.
 
-        That is how late (in seconds), whether the server is a standby now, and which statement.
+        Each is the delay (in seconds), whether the server is a standby now, and the statement.
         """
         nodes = {node.address: node for node in self._lab.nodes.values()}
         changes = {node: node.role_changes for node in nodes.values()}
         to_standby = sorted(at for found in changes.values() for at, standby in found if standby)
         for fault in self._writer.faults:
             if fault.error.sqlstate == _READ_ONLY:
-                # A server says what it is a moment after others can see it.
+                # A server reports its role a moment after others can see it.
                 since = max((at for at in to_standby if at <= fault.ended + _SAID_S), default=0.0)
                 yield fault.begun - since, True, f"a write: {fault.error}"
         for read in self._reader.reads:
@@ -284,8 +284,8 @@ class Traffic:
                 yield float("inf"), read.standby, f"a read with the result {read.total}"
             own = changes[nodes[read.coordinator]]
             if read.standby and any(read.begun <= at <= read.ended + _HOOK_S for at, to in own if not to):
-                continue  # by rule R4 names lead to primaries before the coordinator is one
-            # Until a coordinator's agent has seen that it is a standby, its names lead where they led.
+                continue  # by rule R4 names point to primaries before the coordinator is one
+            # Until a coordinator's agent has seen that it is a standby, its names keep their targets.
             demoted_at = max((at for at, to in own if read.standby and to and at <= read.ended), default=0.0)
             for address, standby in read.served.items():
                 if standby is not read.standby:

@@ -1,4 +1,4 @@
-"""How what has no event of its own is waited for."""
+"""Waiting for conditions that have no event of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _POLL_S = 0.02
 
 
 def wait_while(fault: Callable[[], object], *, timeout_s: float) -> None:
-    """Wait until nothing is wrong any more, and fail with what was the last thing that was."""
+    """Wait until there is no fault any more; fail with the last one."""
     deadline = time.monotonic() + timeout_s
     while found := fault():
         assert time.monotonic() < deadline, found

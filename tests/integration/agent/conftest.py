@@ -1,4 +1,4 @@
-"""An agent whose names are right, a manager in systemd's place, and file systems for a hosts file."""
+"""An agent whose names are right, a fake systemd manager, and file systems for a hosts file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def settled(cluster: dict[str, Group], write_config: WriteConfig, start_agent: S
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
-    """Yield a socket in the place of systemd's NOTIFY_SOCKET."""
+    """Yield a socket that stands for systemd's NOTIFY_SOCKET."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(str(tmp_path / "notify"))
         receiver.settimeout(10)

@@ -1,4 +1,4 @@
-"""What the daemon does about other people's changes of the hosts file, and about what keeps it from writing."""
+"""The daemon and the hosts file: changes by others, and faults that keep it from writing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def test_trampling_is_repaired_and_counted(settled: tuple[Agent, Path]) -> None:
-    """Lines of ours that somebody changes are put back, and their own are kept."""
+    """Changed lines of ours are restored, and lines of others are kept."""
     agent, config = settled
     content = agent.hosts_file.read_text()
     changed = "# mine\n" + content.replace(str(agent.target("wk1")), "10.9.9.9")
@@ -36,7 +36,7 @@ def test_trampling_is_repaired_and_counted(settled: tuple[Agent, Path]) -> None:
 
 
 def test_repeated_trampling_is_met_ever_later_and_is_an_alert(settled: tuple[Agent, Path]) -> None:
-    """A fight over the file is not fought as fast as the disk allows, and is said once."""
+    """When others keep changing the block, the agent backs off and reports it once."""
     agent, config = settled
     wanted = str(agent.target("wk1"))
     healed_at = []
@@ -52,7 +52,7 @@ def test_repeated_trampling_is_met_ever_later_and_is_an_alert(settled: tuple[Age
 
 
 def test_other_edits_are_kept_and_no_trampling(settled: tuple[Agent, Path]) -> None:
-    """A change outside the block is nobody's fault."""
+    """A change outside the block is no fault."""
     agent, config = settled
     content = agent.hosts_file.read_bytes()
     agent.hosts_file.write_bytes(b"\xff\tmine\r\n" + content + b"10.0.0.1 last")
@@ -64,7 +64,7 @@ def test_other_edits_are_kept_and_no_trampling(settled: tuple[Agent, Path]) -> N
 
 
 def test_a_line_of_others_with_a_managed_name_is_an_alert(settled: tuple[Agent, Path]) -> None:
-    """It is named by its number, left alone, and the alert ends with it."""
+    """The alert has the line number; the line is left alone, and the alert ends with it."""
     agent, config = settled
     content = agent.hosts_file.read_text()
     add_first(agent.hosts_file, "10.0.0.1\tother WK1\n")
@@ -79,7 +79,7 @@ def test_a_line_of_others_with_a_managed_name_is_an_alert(settled: tuple[Agent, 
 
 
 def test_damaged_markers_stop_every_change(settled: tuple[Agent, Path], cluster: dict[str, Group]) -> None:
-    """With BEGIN but no END nothing is written until that is fixed; then the names are put right at once."""
+    """With BEGIN but no END nothing is written until that is fixed; then the names are corrected at once."""
     agent, config = settled
     content = agent.hosts_file.read_text()
     damaged = content.replace("# END resolver-agent\n", "")
@@ -100,7 +100,7 @@ def test_damaged_markers_stop_every_change(settled: tuple[Agent, Path], cluster:
 def test_a10_damaged_markers_at_the_start(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent, hosts_file: Path
 ) -> None:
-    """An agent that cannot read its memory says so once, does nothing, and goes on when the line is mended."""
+    """An agent that cannot read the block reports it once, does nothing, and goes on when the line is fixed."""
     damaged = "127.0.0.1\tlocalhost\n# BEGIN resolver-agent\n"
     hosts_file.write_text(damaged)
     config = write_config(cluster["cn"].primary, cluster)
@@ -116,7 +116,7 @@ def test_a10_damaged_markers_at_the_start(
 
 
 def test_an_immutable_file_is_an_alert(settled: tuple[Agent, Path], cluster: dict[str, Group]) -> None:
-    """What cannot be written is said once, tried again, and said once more when it works."""
+    """A failed write is reported once, retried, and reported once more when it works."""
     agent, config = settled
     before = agent.hosts_file.read_bytes()
     subprocess.run(["chattr", "+i", agent.hosts_file], check=True)
@@ -139,7 +139,7 @@ def test_an_immutable_file_is_an_alert(settled: tuple[Agent, Path], cluster: dic
 def test_a_full_disk_is_an_alert(
     cluster: dict[str, Group], write_config: WriteConfig, mounted: Callable[..., Path], start_agent: StartAgent
 ) -> None:
-    """Without space the old file stays whole, and the names are written as soon as there is some."""
+    """Without space the old file stays whole, and the names are written as soon as there is space."""
     hosts_file = mounted("-t", "tmpfs", "-o", "size=16k")
     filler = hosts_file.with_name("filler")
     with pytest.raises(OSError, match="No space left"), filler.open("wb") as file:  # noqa: PT012 -- one act
@@ -158,7 +158,7 @@ def test_a_full_disk_is_an_alert(
 def test_what_is_being_written_is_not_said_to_be_written(
     cluster: dict[str, Group], write_config: WriteConfig, mounted: Callable[..., Path], start_agent: StartAgent
 ) -> None:
-    """While a write hangs in a frozen file system the status tells where names should lead, and that none does yet."""
+    """While a write hangs, status shows the new targets, and that none is in the file yet."""
     hosts_file = mounted("-t", "ext4", "-o", "loop")
     config = write_config(cluster["cn"].primary, cluster, hosts_file=str(hosts_file))
 

@@ -1,4 +1,4 @@
-"""How the daemon starts, stops and reloads, and what it tells systemd."""
+"""How the daemon starts, stops and reloads, and what it reports to systemd."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_it_and_leaves_the_file(settled: tuple[Agent, Path], signum: signal.Signals) -> None:
-    """It ends within 3 s, in order, and the file stays as it is to the byte."""
+    """It ends in order within 3 s, and the file stays the same to the byte."""
     agent, _ = settled
     before = written(agent.hosts_file)
     agent.process.send_signal(signum)
@@ -48,7 +48,7 @@ def test_a_signal_stops_it_and_leaves_the_file(settled: tuple[Agent, Path], sign
 
 
 def test_a_hung_node_does_not_hold_up_the_stop(settled: tuple[Agent, Path], cluster: dict[str, Group]) -> None:
-    """With probes and a reconnect under way to a node that does not answer it ends within 3 s all the same."""
+    """It ends within 3 s even while probes and a reconnect wait for a node that does not answer."""
     agent, _ = settled
     cluster["wk1"].standby.pause()
     agent.wait_for_line(f"{cluster['wk1'].standby.address}:.* is unreachable")
@@ -74,7 +74,7 @@ def test_a_stop_during_the_first_look(
 def test_a_name_server_that_hangs_does_not_hold_up_the_stop(
     cluster: dict[str, Group], write_config: WriteConfig, hosts_file: Path, tmp_path: Path
 ) -> None:
-    """Lookups of nodes that are given by name cannot be broken off; neither a write nor the stop waits for them."""
+    """DNS lookups cannot be cancelled; neither a write nor the stop waits for them."""
     config = write_config(cluster["cn"].primary, cluster)
     names = yaml.safe_load(config.read_text())["names"]
     edit(config, names=names | {"wk3": {"nodes": [f"db{i}.example" for i in range(40)]}})
@@ -126,7 +126,7 @@ def test_a_second_agent_refuses_to_start(settled: tuple[Agent, Path], start_agen
 
 
 def test_a_good_reload_takes_effect(settled: tuple[Agent, Path]) -> None:
-    """SIGHUP reads the configuration again: a name that is gone leaves the block, the log changes its format."""
+    """SIGHUP reads the configuration again: a removed name leaves the block, the log changes its format."""
     agent, config = settled
     names = yaml.safe_load(config.read_text())["names"]
     del names["wk2"]
@@ -138,7 +138,7 @@ def test_a_good_reload_takes_effect(settled: tuple[Agent, Path]) -> None:
 
 
 def test_a_bad_reload_keeps_the_old_configuration(settled: tuple[Agent, Path]) -> None:
-    """It is one alert with every error, until a good file is read."""
+    """One alert has all errors, until a good file is read."""
     agent, config = settled
     good, before = config.read_text(), leads(agent)
     config.write_text(good.replace("fallback: none", "fallback: maybe\ninterval: -1"))
@@ -150,7 +150,7 @@ def test_a_bad_reload_keeps_the_old_configuration(settled: tuple[Agent, Path]) -
     assert leads(agent) == before
     assert any(key.endswith("config") for key in alerts(config))
 
-    replace(config, good)  # the second of the two may be heeded only now
+    replace(config, good)  # the second of the two may take effect only now
     agent.process.send_signal(signal.SIGHUP)
     agent.wait_for_line("over: the configuration stays as it was")
     assert count(agent, "alert: the configuration") == 1
@@ -158,7 +158,7 @@ def test_a_bad_reload_keeps_the_old_configuration(settled: tuple[Agent, Path]) -
 
 
 def test_another_fault_in_the_configuration_is_said_too(settled: tuple[Agent, Path]) -> None:
-    """Whoever mends one error and makes another hears of that one."""
+    """When one error is fixed and another is made, the new one is reported."""
     agent, config = settled
     good = config.read_text()
     for fault in ("fallback: maybe", "fallback: [none]"):
@@ -170,7 +170,7 @@ def test_another_fault_in_the_configuration_is_said_too(settled: tuple[Agent, Pa
 
 @pytest.mark.parametrize("key", ["hosts_file", "runtime_dir"])
 def test_a_reload_cannot_move_the_file(key: str, settled: tuple[Agent, Path], tmp_path: Path) -> None:
-    """The file and the lock are the running agent's for good; the alert says when the change takes effect."""
+    """A running agent keeps its file and lock; the alert says when the change takes effect."""
     agent, config = settled
     good = config.read_text()
     edit(config, **{key: str(tmp_path / "elsewhere")})
@@ -185,7 +185,7 @@ def test_a_reload_cannot_move_the_file(key: str, settled: tuple[Agent, Path], tm
 def test_it_is_ready_before_any_node_has_answered(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent, manager: socket.socket
 ) -> None:
-    """Patroni waits for READY, and may be what makes the nodes answer."""
+    """Patroni waits for READY, and the nodes may need Patroni in order to answer."""
     for node in (node for group in cluster.values() for node in group.nodes):
         node.pause()
     config = write_config(cluster["cn"].primary, cluster)
@@ -201,7 +201,7 @@ def test_the_watchdog_is_fed_by_completed_rounds_only(
     mounted: Callable[..., Path],
     start_agent: StartAgent,
 ) -> None:
-    """A round that hangs in a write to a frozen file system feeds no watchdog, though the loop runs and answers."""
+    """A round that hangs in a write feeds no watchdog, though the event loop runs and answers."""
     hosts_file = mounted("-t", "ext4", "-o", "loop")
     config = write_config(cluster["cn"].primary, cluster, hosts_file=str(hosts_file), interval="100ms")
     agent = start_agent(config, env={"NOTIFY_SOCKET": manager.getsockname()})
@@ -230,7 +230,7 @@ def test_a_long_setting_does_not_starve_the_watchdog(
     start_agent: StartAgent,
     manager: socket.socket,
 ) -> None:
-    """Waiting for a slow node, or for the next probe, longer than the watchdog allows is no reason to be killed."""
+    """A timeout or interval longer than the watchdog's does not get the agent killed."""
     if setting == "timeout":
         cluster["wk1"].standby.pause()
     config = write_config(cluster["cn"].primary, cluster, **{setting: "60s"})
@@ -249,7 +249,7 @@ def test_a_long_setting_does_not_starve_the_watchdog(
 
 
 def heard(manager: socket.socket) -> list[str]:
-    """Return what was said so far."""
+    """Return the messages received so far."""
     found = []
     while select.select([manager], [], [], 0)[0]:
         found.append(manager.recv(4096).decode())
@@ -257,7 +257,7 @@ def heard(manager: socket.socket) -> list[str]:
 
 
 def test_the_control_socket_is_for_owner_and_group(settled: tuple[Agent, Path], tmp_path: Path) -> None:
-    """Nobody else may ask; it is gone when the agent is."""
+    """No other user may ask; the socket goes when the agent ends."""
     agent, _ = settled
     path = tmp_path / "run" / "control.sock"
     assert path.stat().st_mode & 0o777 == 0o660

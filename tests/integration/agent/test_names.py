@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 def test_names_have_the_role_of_the_local_server(
     role: str, cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
 ) -> None:
-    """Beside a primary names lead to primaries, beside a standby to standbys, and one's own to oneself."""
+    """On a primary names point to primaries, on a standby to standbys, and the own name to the local server."""
     local = getattr(cluster["cn"], role)
     agent = start_agent(write_config(local, cluster))
     agent.wait_for_line(SETTLED)
@@ -50,7 +50,7 @@ def test_names_have_the_role_of_the_local_server(
 
 
 def test_a_worker_promotion_is_followed_and_said_once(settled: tuple[Agent, Path], cluster: dict[str, Group]) -> None:
-    """The name of the group moves to the new primary, with one line that says why; the others stay."""
+    """The group's name moves to the new primary, with one log line that says why; the others stay."""
     agent, config = settled
     before, since = leads(agent), len(agent.lines)
     worker = cluster["wk1"]
@@ -70,7 +70,7 @@ def test_a_worker_promotion_is_followed_and_said_once(settled: tuple[Agent, Path
 def test_a_coordinator_promotion_flips_all_names(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
 ) -> None:
-    """When the local standby is promoted every name leads to a primary in one write; its own name stays."""
+    """When the local standby is promoted one write points every name to a primary; the own name stays."""
     local = cluster["cn"].standby
     agent = start_agent(write_config(local, cluster))
     agent.wait_for_line(SETTLED)
@@ -96,7 +96,7 @@ def test_a_coordinator_promotion_flips_all_names(
 def test_a_lost_worker_standby(
     fallback: str, roles: tuple[str, str], cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
 ) -> None:
-    """Each kind of fallback does what it says, is an alert while it lasts, and ends when the standby is back."""
+    """Each kind of fallback works, is an alert while it lasts, and ends when the standby is back."""
     lost = cluster["wk1"].standby
     config = write_config(cluster["cn"].standby, cluster, fallback=fallback, failback_delay="0s")
     agent = start_agent(config)
@@ -127,7 +127,7 @@ def test_a_lost_worker_standby(
 def test_nothing_is_written_before_every_node_has_answered_or_timed_out(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent, hosts_file: Path
 ) -> None:
-    """While one node keeps silent the file stays as it was, however much is known of the others."""
+    """While one node is silent the file stays unchanged, however much is known of the others."""
     silent = cluster["wk2"].standby
     silent.pause()
     config = write_config(cluster["cn"].primary, cluster)
@@ -147,7 +147,7 @@ def test_nothing_is_written_before_every_node_has_answered_or_timed_out(
 def test_a_node_that_a_reload_brings_is_asked_before_anything_is_written(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
 ) -> None:
-    """A new name is decided on all of its nodes, as at the start; status knows it meanwhile."""
+    """A new name waits for all of its nodes, as at the start; status shows it meanwhile."""
     silent, answering = cluster["wk2"].primary, cluster["wk2"].standby
     config = write_config(cluster["cn"].standby, {name: cluster[name] for name in ("cn", "wk1")})
     agent = start_agent(config)
@@ -171,7 +171,7 @@ def test_a_node_that_a_reload_brings_is_asked_before_anything_is_written(
 def test_a9_silent_node_that_a_reload_brings_delays_no_other(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
 ) -> None:
-    """While a new name waits for its nodes the others follow what happens: here a promotion of the coordinator."""
+    """While a new name waits for its nodes the others follow events: here a promotion of the coordinator."""
     local, silent = cluster["cn"].standby, cluster["wk2"]
     config = write_config(local, {name: cluster[name] for name in ("cn", "wk1")})
     agent = start_agent(config)
@@ -189,7 +189,7 @@ def test_a9_silent_node_that_a_reload_brings_delays_no_other(
 
 
 class Rest(http.server.BaseHTTPRequestHandler):
-    """The API of a Patroni that leads, and knows of a member that no configuration does."""
+    """The API of a Patroni that is leader, and lists a member that is not in the configuration."""
 
     system_id = 0
     members: ClassVar[list[dict[str, Any]]] = []
@@ -208,7 +208,7 @@ class Rest(http.server.BaseHTTPRequestHandler):
 def test_a_member_that_patroni_knows_of(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
 ) -> None:
-    """A replica that no configuration has is read from, and is shown like any other node."""
+    """A replica that is only in Patroni's list serves reads, and is shown like any other node."""
     primary, standby = cluster["wk1"].primary, cluster["wk1"].standby
     [(Rest.system_id,)] = primary.run_sql("SELECT system_identifier FROM pg_control_system()")
     Rest.members = [{"host": one.address, "port": one.port, "state": "streaming"} for one in (primary, standby)]
@@ -228,7 +228,7 @@ def test_a_member_that_patroni_knows_of(
 def test_without_a_login_nothing_changes(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent, hosts_file: Path
 ) -> None:
-    """An agent that no server lets in holds what the block says, and says so for every node."""
+    """An agent that every server rejects holds the targets of the block, and reports each node."""
     config = write_config(cluster["cn"].standby, cluster)
     seeing = start_agent(config)
     seeing.wait_for_line(SETTLED)
@@ -246,7 +246,7 @@ def test_without_a_login_nothing_changes(
 def test_without_slots_nothing_changes(
     cluster: dict[str, Group], pair: Group, write_config: WriteConfig, start_agent: StartAgent
 ) -> None:
-    """A primary that has no connection left for us keeps its name, whatever its standby says meanwhile."""
+    """A primary that has no connection slot left keeps its name, whatever its standby reports meanwhile."""
     config = write_config(cluster["cn"].primary, {"cn": cluster["cn"]})
     wk1 = {"nodes": [node.address for node in pair.nodes], "port": pair.primary.port}
     edit(config, names=yaml.safe_load(config.read_text())["names"] | {"wk1": wk1})
@@ -271,7 +271,7 @@ def test_without_a_network_nothing_changes(
     start_agent: StartAgent,
     start_proxy: Callable[[str, Postgres], Proxy],
 ) -> None:
-    """When all nodes fall silent at once every name stays, with one alert for each that ends with the silence."""
+    """When all nodes fall silent at once every name stays, with one alert each that ends with the silence."""
     proxies = {
         name: [start_proxy(f"127.0.8.{number + place}", node) for place, node in enumerate(cluster[name].nodes)]
         for number, name in ((10, "wk1"), (20, "wk2"))

@@ -1,4 +1,4 @@
-"""Flush on real servers: what is set, as the role that systemd/role.sql makes, and who notices."""
+"""Flush on real servers, with the role of systemd/role.sql: which value is set, and which sessions notice."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ROLE_SQL = (Path(__file__).parents[3] / "systemd" / "role.sql").read_text(encoding="utf-8")
 
-# Any parameter of this kind is kept by a server that knows nothing of it.
+# A server keeps any parameter of this form, even one it does not know.
 CONF = """
 citus.node_conninfo = 'sslmode=prefer'
 citus.shard_count = 32
@@ -47,7 +47,7 @@ ALTERED = """
     WHERE name = 'citus.node_conninfo' AND sourcefile LIKE '%/postgresql.auto.conf'
 """
 
-# Dies of itself before its n-th call of execute().
+# Kills itself before its n-th call of execute().
 CHILD = """
 import os, signal, sys
 import psycopg
@@ -104,7 +104,7 @@ ROBBED = {
 
 @pytest.fixture(scope="module", params=["system", "embedded"])
 def either_site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    """A place for servers of the system's PostgreSQL, and one for those of the embedded one."""
+    """A site for servers of the system's PostgreSQL, and one for those of the embedded one."""
     with Site(postgres=request.param) as site:
         site.primary("a", "127.0.61.1", config=CONF)
         yield site
@@ -112,7 +112,7 @@ def either_site(request: pytest.FixtureRequest) -> Iterator[Site]:
 
 @pytest.fixture
 def server(either_site: Site) -> Iterator[Postgres]:
-    """A server, configured as it was made, with the role as in role.sql."""
+    """A server with its initial configuration and the role of role.sql."""
     server = either_site.servers["a"]
     server.run_sql(ROLE_SQL)
     conf = (server.data / "postgresql.conf").read_text()
@@ -123,7 +123,7 @@ def server(either_site: Site) -> Iterator[Postgres]:
 
 @pytest.fixture
 def make_standby(either_site: Site, server: Postgres) -> Callable[[], Postgres]:
-    """Make a standby by copying the server, with the configuration that this has by then."""
+    """Make a standby by copying the server with its current configuration."""
 
     def make() -> Postgres:
         if "b" not in either_site.servers:
@@ -136,12 +136,12 @@ def make_standby(either_site: Site, server: Postgres) -> Callable[[], Postgres]:
 
 @pytest.fixture
 def config(server: Postgres, tmp_path: Path) -> Config:
-    """An agent's configuration beside the primary."""
+    """The configuration of an agent on the primary."""
     return configure(server, tmp_path)
 
 
 def configure(server: Postgres, folder: Path) -> Config:
-    """Write the configuration of an agent beside a server, and load it."""
+    """Write the configuration of an agent on a server, and load it."""
     path = folder / "resolver-agent.yml"
     names = {"wk1": {"nodes": [server.address]}}
     local = {"host": str(server.socket_dir)}
@@ -150,7 +150,7 @@ def configure(server: Postgres, folder: Path) -> Config:
 
 
 def loaded(server: Postgres) -> str:
-    """Return the value that a fresh session has."""
+    """Return the value in a new session."""
     return str(server.run_sql("SELECT current_setting('citus.node_conninfo')")[0][0])
 
 
@@ -161,7 +161,7 @@ def altered(server: Postgres) -> str | None:
 
 
 def set_and_load(server: Postgres, query: str, value: str) -> None:
-    """Do what an administrator does: change the value, reload, and see it in force."""
+    """Change the value as an administrator does: set it, reload, and wait until it is in force."""
     server.run_sql(query)
     server.reload()
     server.wait_until("SELECT current_setting('citus.node_conninfo') = %s", [value])
@@ -175,7 +175,7 @@ def edit(server: Postgres, old: str, new: str) -> None:
 
 
 def test_what_is_said_to_the_server(server: Postgres, config: Config) -> None:
-    """One value is set, the files are loaded, and a fresh session confirms; nothing else is changed."""
+    """One value is set, the files are loaded, and a new session confirms it; nothing else is changed."""
     start = server.log.stat().st_size
     assert flush(config) == Flushed("sslmode=prefer")
     with server.log.open() as log:
@@ -188,7 +188,7 @@ def test_what_is_said_to_the_server(server: Postgres, config: Config) -> None:
 
 
 def test_each_flush_is_another(server: Postgres, config: Config) -> None:
-    """Every flush changes what sessions see, and leaves it so."""
+    """Every flush changes the value that sessions see, and leaves it changed."""
     values = [loaded(server)]
     for _ in range(5):
         assert flush(config) == Flushed("sslmode=prefer")
@@ -200,7 +200,7 @@ def test_each_flush_is_another(server: Postgres, config: Config) -> None:
 
 
 def test_a_standby_flushes_for_itself(server: Postgres, make_standby: Callable[[], Postgres], tmp_path: Path) -> None:
-    """A standby is flushed by itself, without a word to the primary."""
+    """A standby flushes by itself, without a statement on the primary."""
     standby = make_standby()
     beside = configure(standby, tmp_path)
     assert flush(beside) == Flushed("sslmode=prefer")
@@ -212,7 +212,7 @@ def test_a_standby_flushes_for_itself(server: Postgres, make_standby: Callable[[
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 def test_killed_in_the_middle(server: Postgres, config: Config, step: int) -> None:
-    """Wherever a flush is killed, the next look ends it, and the next flush is another."""
+    """Wherever a flush is killed, the next check completes it, and the next flush sets another value."""
     child = subprocess.run([sys.executable, "-c", CHILD, config.path, str(step)], check=False, timeout=30)
     assert child.returncode == -signal.SIGKILL
     left = altered(server)
@@ -225,14 +225,14 @@ def test_killed_in_the_middle(server: Postgres, config: Config, step: int) -> No
 
 
 def test_a_half_done_flush_is_ended(server: Postgres, config: Config) -> None:
-    """A value that was set but never loaded is not taken for a flush."""
+    """A value that was set but never loaded does not count as a flush."""
     server.run_sql(f"ALTER SYSTEM SET citus.node_conninfo = '{IN_FILE.stamped(5)}'")
     assert keep(config) == Flushed("sslmode=prefer")
     assert loaded(server) == altered(server) != IN_FILE.stamped(5)
 
 
 def test_an_older_file_comes_back(server: Postgres, config: Config) -> None:
-    """After pg_rewind or a restore from a copy, a flush still sets what no session has seen."""
+    """After pg_rewind or a restore from a copy, a flush still sets a value that no session has seen."""
     auto_conf = server.data / "postgresql.auto.conf"
     flush(config)
     older, first = auto_conf.read_bytes(), loaded(server)
@@ -247,7 +247,7 @@ def test_an_older_file_comes_back(server: Postgres, config: Config) -> None:
 def test_a_clone_goes_on_from_the_copy(
     server: Postgres, make_standby: Callable[[], Postgres], tmp_path: Path, override: Override
 ) -> None:
-    """A new standby has the primary's postgresql.auto.conf, and reads there whose text it is."""
+    """A new standby has the primary's postgresql.auto.conf, and reads the administrator's text from it."""
     copied = override.stamped(5)
     set_and_load(server, f"ALTER SYSTEM SET citus.node_conninfo = '{copied}'", copied)
     standby = make_standby()
@@ -261,7 +261,7 @@ def test_a_clone_goes_on_from_the_copy(
 
 
 def test_an_administrators_own_setting_is_kept(server: Postgres, config: Config) -> None:
-    """What was set by ALTER SYSTEM before stays in force, whatever the files say, and is put back in the end."""
+    """An earlier ALTER SYSTEM stays in force, whatever the files say, and is restored in the end."""
     set_and_load(server, "ALTER SYSTEM SET citus.node_conninfo = 'sslmode=allow'", "sslmode=allow")
     assert keep(config) is None
     assert flush(config) == Flushed("sslmode=allow")
@@ -274,7 +274,7 @@ def test_an_administrators_own_setting_is_kept(server: Postgres, config: Config)
 
 
 def test_an_administrator_sets_something_later(server: Postgres, config: Config) -> None:
-    """An ALTER SYSTEM over ours is in force at once, is left alone, and is kept by the next flush; so is its end."""
+    """A later ALTER SYSTEM takes effect at once; the next flush keeps it, and its removal too."""
     flush(config)
     set_and_load(server, "ALTER SYSTEM SET citus.node_conninfo = 'sslmode=allow'", "sslmode=allow")
     assert keep(config) is None
@@ -287,7 +287,7 @@ def test_an_administrator_sets_something_later(server: Postgres, config: Config)
 
 
 def test_a_change_of_the_file_comes_through(server: Postgres, config: Config) -> None:
-    """What Patroni writes is in force at the next look, below ours and without it."""
+    """A value that Patroni writes is in force after the next check, with ours above it and without."""
     flush(config)
     edit(server, "'sslmode=prefer'", "'sslmode=disable'")
     assert keep(config) == Flushed("sslmode=disable")
@@ -300,7 +300,7 @@ def test_a_change_of_the_file_comes_through(server: Postgres, config: Config) ->
 
 
 def test_a_value_that_is_gone_from_the_file_stands(server: Postgres, config: Config) -> None:
-    """Patroni may lose it; so it stands, and that is said, until it is back or the administrator gives it up."""
+    """A value that Patroni lost stays in force, with a warning, until it is back or the administrator drops it."""
     flush(config)
     edit(server, "citus.node_conninfo", "another.parameter")
     found = keep(config)
@@ -320,7 +320,7 @@ def test_a_value_that_is_gone_from_the_file_stands(server: Postgres, config: Con
 
 
 def test_reset_takes_nothing_of_others_away(server: Postgres, config: Config) -> None:
-    """Where there is nothing of ours, nothing is changed."""
+    """Where there is no value of ours, nothing is changed."""
     server.run_sql("ALTER SYSTEM SET citus.node_conninfo = 'sslmode=allow'")
     reset(config)
     assert altered(server) == "sslmode=allow"
@@ -332,7 +332,7 @@ def test_reset_takes_nothing_of_others_away(server: Postgres, config: Config) ->
 def test_an_error_in_a_file(
     server: Postgres, config: Config, do: Callable[[Config], object], line: str, message: str
 ) -> None:
-    """PostgreSQL loads nothing then, so nothing is set; the error is named with its place, until it is mended."""
+    """PostgreSQL then loads nothing, so nothing is set; the error names its place, until it is fixed."""
     set_and_load(server, "ALTER SYSTEM SET citus.node_conninfo = 'sslmode=allow'", "sslmode=allow")
     flush(config)
     before = (server.data / "postgresql.auto.conf").read_bytes()
@@ -353,7 +353,7 @@ def test_a_setting_that_needs_a_restart_is_no_error(server: Postgres, config: Co
 
 @pytest.mark.parametrize(("query", "message"), ROBBED.values(), ids=ROBBED)
 def test_a_privilege_is_missing(server: Postgres, config: Config, query: str, message: str) -> None:
-    """Each privilege of role.sql is needed, what is missing is named, and running role.sql again mends it."""
+    """Each privilege of role.sql is needed, the missing one is named, and running role.sql again fixes it."""
     server.run_sql(query)
     with pytest.raises(FlushError, match=message):
         flush(config)
@@ -363,7 +363,7 @@ def test_a_privilege_is_missing(server: Postgres, config: Config, query: str, me
 
 @pytest.mark.parametrize("either_site", ["embedded"], indirect=True)
 def test_alter_system_is_not_allowed(server: Postgres, config: Config) -> None:
-    """A parameter of PostgreSQL 17 forbids it to everybody."""
+    """PostgreSQL 17's ``allow_alter_system = off`` forbids it to every role."""
     edit(server, CONF, f"{CONF}allow_alter_system = off\n")
     server.wait_until("SELECT NOT current_setting('allow_alter_system')::bool")
     with pytest.raises(FlushError, match="allow_alter_system = on"):
@@ -373,7 +373,7 @@ def test_alter_system_is_not_allowed(server: Postgres, config: Config) -> None:
 
 
 def test_a_server_without_citus(either_site: Site, tmp_path: Path) -> None:
-    """There is nothing to flush, with and without our functions, and nothing is written."""
+    """There is nothing to flush, with or without our functions, and nothing is written."""
     server = either_site.primary("plain", "127.0.61.3")
     server.run_sql("CREATE ROLE resolver_agent LOGIN")
     config = configure(server, tmp_path)
@@ -388,7 +388,7 @@ def test_a_server_without_citus(either_site: Site, tmp_path: Path) -> None:
 
 
 def test_a_server_that_hangs(server: Postgres, config: Config) -> None:
-    """A call ends, also when the server stops to answer before or within a session."""
+    """A call ends even when the server stops answering before or within a session."""
     with (
         pytest.raises(psycopg.OperationalError, match=r"^no answer within 0\.1 s$"),
         citus_session.connect(config, limit_s=0.1) as session,
@@ -403,7 +403,7 @@ def test_a_server_that_hangs(server: Postgres, config: Config) -> None:
 
 
 class Reader(threading.Thread):
-    """A session that reads all the time, and notes who served each statement and when that began. A context manager."""
+    """A session that reads all the time, and records which server answered each statement and when it began."""
 
     def __init__(self, citus: CitusCluster, machine: Machine) -> None:
         super().__init__()
@@ -432,19 +432,19 @@ class Reader(threading.Thread):
                 self._read.notify_all()
 
     def wait_for_reads(self, number: int) -> None:
-        """Wait until there are so many more."""
+        """Wait for this many more reads."""
         with self._read:
             wanted = len(self.reads) + number
             assert self._read.wait_for(lambda: len(self.reads) >= wanted, timeout=10)
 
 
 def lead(citus: CitusCluster, machine: Machine, *, to: set[str]) -> None:
-    """Lead the names on a machine to these servers of the workers."""
+    """Point the names on a machine to these workers."""
     machine.lead({name: citus.machines[server].address for server in to for name in [server.partition("-")[0]]})
 
 
 def test_every_session_connects_anew(citus: CitusCluster) -> None:
-    """Whatever a session does, its first command after a flush goes where the names lead now; none is disconnected."""
+    """In any state, a session's first command after a flush uses the new addresses; none is disconnected."""
     cn1 = citus.machines["cn-1"]
     config = load(str(citus.configure(cn1)))
     idle, working = citus.connect(cn1), citus.connect(cn1)
@@ -459,7 +459,7 @@ def test_every_session_connects_anew(citus: CitusCluster) -> None:
     assert busy.reads[0][1] == PRIMARIES
     assert {tuple(sorted(who)) for begun, who in busy.reads if begun > flushed_at} == {tuple(sorted(STANDBYS))}
 
-    time.sleep(5)  # being idle is what is tested
+    time.sleep(5)  # the test needs an idle session
     assert citus.serving(idle) == STANDBYS
     assert working.execute("SELECT sum(balance) FROM accounts").fetchall() == [(400 * 101,)]
     working.execute("COMMIT")
@@ -467,7 +467,7 @@ def test_every_session_connects_anew(citus: CitusCluster) -> None:
 
 
 def test_two_flushes_while_a_session_idles(citus: CitusCluster) -> None:
-    """A session that sees none of two changes, and is led back to where it was, still connects anew."""
+    """A session that misses both of two changes, and ends with its old address, still connects anew."""
     cn1 = citus.machines["cn-1"]
     config = load(str(citus.configure(cn1)))
     idle = citus.connect(cn1)
@@ -484,7 +484,7 @@ def test_two_flushes_while_a_session_idles(citus: CitusCluster) -> None:
 
 
 def test_the_real_parameter_on_a_standby(citus: CitusCluster) -> None:
-    """Citus takes our values, on a standby too, and not only ours; what it refuses and what is above ours is named."""
+    """Citus accepts our values on a standby too; a value that Citus refuses, or one above ours, is reported."""
     cn2 = citus.machines["cn-2"]
     config = load(str(citus.configure(cn2)))
     session = citus.connect(cn2)

@@ -1,6 +1,6 @@
-"""Agents beside real Citus: who serves the reads of a coordinator standby, and what recovery does when things change.
+"""Agents with real Citus: which servers serve a coordinator standby's reads, and recovery during changes.
 
-What Patroni decides is in test_citus_patroni, and recovery alone in test_recovery_citus.
+Patroni's decisions are in test_patroni_scenarios, and recovery alone is in test_recovery_scenarios.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ READS: dict[str, list[tuple[object, ...]]] = {
 
 
 def statements(citus: CitusCluster, session: psycopg.Connection) -> dict[str, list[str]]:
-    """Return what each machine was told on behalf of a session, by any other."""
+    """Return the statements that other nodes ran on each machine for a session."""
     on_behalf = re.compile(rf"citus_internal gpid=\d+{session.info.backend_pid:010}: LOG:  statement: (.*)")
     found = {name: on_behalf.findall(machine.server.log.read_text()) for name, machine in citus.machines.items()}
     return {name: told for name, told in found.items() if told}
 
 
 def test_reads_on_a_standby_are_served_by_standbys(citus: CitusCluster) -> None:
-    """Every kind of join has the results that it has on the primary, over names that the agents alone have led."""
+    """Every kind of join gives the primary's results, over names that the agents alone have set."""
     for machine in citus.machines.values():
         machine.lead({})
         machine.server.set(log_statement="all")
@@ -89,7 +89,7 @@ def test_reads_on_a_standby_are_served_by_standbys(citus: CitusCluster) -> None:
 
 
 def leave_in_doubt(citus: CitusCluster) -> dict[str, int]:
-    """Have a charge in doubt: on the first coordinator, which has crashed and is back. No other records are left.
+    """Leave a charge in doubt: on the first coordinator, which has crashed and is back. No other records are left.
 
     Return the number of its records of each worker.
     """
@@ -109,7 +109,7 @@ def records(citus: CitusCluster) -> dict[str, int]:
 
 
 def wait_for_recovery(citus: CitusCluster) -> None:
-    """Wait until no commit record is left, and expect the charge to be there."""
+    """Wait until no commit record is left, and check that the charge is there."""
     deadline = time.monotonic() + 90
     while left := records(citus):
         assert time.monotonic() < deadline, left
@@ -125,7 +125,7 @@ def demote(machine: Machine) -> None:
 
 
 def test_a_foreign_line_makes_recovery_forget_nothing(citus: CitusCluster) -> None:
-    """Somebody's own line leads Citus to a standby; once it is gone the agent sees the transaction through."""
+    """Another program's line points Citus to a standby; once it is gone the agent completes the transaction."""
     cn1, wk1, standby = (citus.machines[name] for name in ("cn-1", "wk1-1", "wk1-2"))
     in_doubt = leave_in_doubt(citus)
     line = f"{standby.address}\twk1\n"
@@ -142,7 +142,7 @@ def test_a_foreign_line_makes_recovery_forget_nothing(citus: CitusCluster) -> No
 
 
 def test_a_worker_is_demoted_during_recovery(citus: CitusCluster) -> None:
-    """What became of its transactions is not known then, so their records stay, and are for its successor."""
+    """The outcome of its transactions is unknown then, so their records stay for its successor."""
     cn1, wk1, successor = (citus.machines[name] for name in ("cn-1", "wk1-1", "wk1-2"))
     in_doubt = leave_in_doubt(citus)
     [(relation,)] = citus.run_sql(cn1, "SELECT 'pg_dist_transaction'::regclass::oid")
@@ -163,7 +163,7 @@ def test_a_worker_is_demoted_during_recovery(citus: CitusCluster) -> None:
 
 
 def test_recovery_goes_on_while_a_group_is_fenced(citus: CitusCluster) -> None:
-    """One worker's part of a transaction is committed; the other's, whose group has no primary, waits for one."""
+    """One worker's part of a transaction is committed; the part of the group without a primary waits for one."""
     cn1, wk1, wk2, successor = (citus.machines[name] for name in ("cn-1", "wk1-1", "wk2-1", "wk2-2"))
     in_doubt = leave_in_doubt(citus)
     demote(wk2)
@@ -176,5 +176,5 @@ def test_recovery_goes_on_while_a_group_is_fenced(citus: CitusCluster) -> None:
     assert citus.run_sql(cn1, "SELECT balance FROM accounts WHERE id = %s", [account]) == [(101,)]
     successor.server.promote()
     cn1.wait_for_names({"wk2": successor.address})
-    citus.start_agent(cn1)  # which recovers now, not within a minute
+    citus.start_agent(cn1)  # which recovers now instead of within a minute
     wait_for_recovery(citus)

@@ -1,4 +1,4 @@
-"""Promotions by a real Patroni under real Citus: nothing committed is lost, and no session is left behind.
+"""Promotions by a real Patroni under real Citus: no committed data is lost, and every session moves.
 
 Every machine has an agent, and Patroni on the coordinators has our line for ``pre_promote``.
 """
@@ -34,7 +34,7 @@ STANDBYS = {"wk1-2", "wk2-2"}
 LOCKED = "SELECT count(*) FROM accounts WHERE pg_advisory_xact_lock_shared(7) IS NOT NULL"
 WAITS = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
-# Citus has moves wait for this lock after the copy, for tests of its own. It also dials itself, by a name of its own.
+# A shard move waits for this lock after the copy; Citus has it for its own tests. Citus also dials itself by a name.
 HELD = "SELECT pg_advisory_lock(44000, 55152)"
 MOVER = "-c citus.running_under_citus_test_suite=on -c citus.local_hostname=cn -c statement_timeout=60s"
 SHARD = """
@@ -52,7 +52,7 @@ LEFT = {
 
 @pytest.fixture
 def cluster(citus_patroni: CitusPatroniCluster) -> CitusPatroniCluster:
-    """A Citus cluster under Patroni, with the hook, and with agents that have settled."""
+    """A Citus cluster under Patroni, with the hook, and with agents whose names are right."""
     for machine in citus_patroni.groups["cn"]:
         citus_patroni.reconfigure(machine, postgresql={"pre_promote": citus_patroni.hook(machine)})
     at_once(citus_patroni.start_agent, citus_patroni.machines.values())
@@ -64,7 +64,7 @@ def cluster(citus_patroni: CitusPatroniCluster) -> CitusPatroniCluster:
 def wait_for_status(
     cluster: CitusPatroniCluster, machine: Machine, condition: Callable[[dict[str, Any]], object]
 ) -> dict[str, Any]:
-    """Wait until what an agent says of itself meets a condition, and return it."""
+    """Wait until an agent's status meets a condition, and return it."""
     deadline = time.monotonic() + 30
     while not condition(status := cluster.ask_agent(machine, "status", timeout_s=30)):
         assert time.monotonic() < deadline, status
@@ -74,7 +74,7 @@ def wait_for_status(
 
 @contextlib.contextmanager
 def meanwhile(cluster: CitusPatroniCluster, start: Callable[[], object]) -> Iterator[None]:
-    """Start the agent of the new coordinator side by side with its promotion, and wait until it has caught up."""
+    """Start the new coordinator's agent during its promotion, and wait until it has caught up."""
     with ThreadPoolExecutor(1) as threads:
         started = threads.submit(start)
         yield
@@ -87,13 +87,13 @@ def meanwhile(cluster: CitusPatroniCluster, start: Callable[[], object]) -> Iter
 
 
 def send(session: psycopg.Connection, statement: str) -> None:
-    """Begin a statement, and do not wait for it."""
+    """Start a statement, and do not wait for it."""
     session.pgconn.send_query(statement.encode())
     session.pgconn.flush()
 
 
 def answer(session: psycopg.Connection) -> PGresult:
-    """Return what came of the statement that was begun."""
+    """Return the result of the statement that was started."""
     result = session.pgconn.get_result()
     assert result is not None
     assert session.pgconn.get_result() is None
@@ -106,19 +106,19 @@ def prepared(cluster: CitusPatroniCluster) -> dict[str, list[str]]:
 
 
 def running(_: CitusPatroniCluster) -> contextlib.AbstractContextManager[None]:
-    """Leave it alone."""
+    """Leave the agent alone."""
     return contextlib.nullcontext()
 
 
 def stopped(cluster: CitusPatroniCluster) -> contextlib.AbstractContextManager[None]:
-    """Stop it: its socket has the hook start it."""
+    """Stop the agent: the hook starts it by its socket."""
     cn2 = cluster.machines["cn-2"]
     assert cluster.stop_agent(cn2) == 0
     return meanwhile(cluster, lambda: cluster.start_agent_when_asked(cn2))
 
 
 def killed(cluster: CitusPatroniCluster) -> contextlib.AbstractContextManager[None]:
-    """Kill it as soon as the promotion is announced, and start it anew as systemd does."""
+    """Kill the agent as soon as the promotion is announced, and start it again as systemd does."""
     cn2 = cluster.machines["cn-2"]
 
     def kill_and_start() -> None:
@@ -131,7 +131,7 @@ def killed(cluster: CitusPatroniCluster) -> contextlib.AbstractContextManager[No
 
 @pytest.mark.parametrize("the_agent_is", [running, stopped, killed])
 def test_a_transaction_in_doubt_outlives_a_failover(cluster: CitusPatroniCluster, the_agent_is: Fate) -> None:
-    """It had committed when the coordinator was lost, and the workers were not told: its successor's agent does it."""
+    """The coordinator was lost after its commit and before the workers': the new coordinator's agent commits there."""
     cn1, cn2 = cluster.groups["cn"]
     cluster.commit_in_doubt(cn1, CHARGE)
     in_doubt = prepared(cluster)
@@ -148,7 +148,7 @@ def test_a_transaction_in_doubt_outlives_a_failover(cluster: CitusPatroniCluster
 
 @pytest.mark.parametrize("the_agent_is", [running, stopped, killed])
 def test_open_sessions_go_on_with_primaries(cluster: CitusPatroniCluster, the_agent_is: Fate) -> None:
-    """Nobody is disconnected. A statement or a transaction under way ends where it began; the next is for primaries."""
+    """No session is disconnected. A running statement or transaction ends where it began; the next uses primaries."""
     cn2, wk1 = cluster.machines["cn-2"], cluster.machines["wk1-2"]
     idle, busy, inside = sessions = [cluster.connect(cn2) for _ in range(3)]
     for session in sessions:
@@ -176,7 +176,7 @@ def test_open_sessions_go_on_with_primaries(cluster: CitusPatroniCluster, the_ag
 
 
 def test_a_worker_is_lost_together_with_the_coordinator(cluster: CitusPatroniCluster) -> None:
-    """Names are held where no primary is yet, and what is in doubt waits until there is one."""
+    """Names without a primary are held, and transactions in doubt wait until there is one."""
     cn1, cn2 = cluster.groups["cn"]
     lost, successor = cluster.groups["wk1"]
     session = cluster.connect(cn2)
@@ -194,7 +194,7 @@ def test_a_worker_is_lost_together_with_the_coordinator(cluster: CitusPatroniClu
 
 
 def test_sessions_leave_a_deposed_worker(cluster: CitusPatroniCluster) -> None:
-    """It lives on, as its Patroni hangs, and so do connections to it; but nobody's next statement is for it."""
+    """Its Patroni hangs, so it runs on with its connections; but no session sends it another statement."""
     cn1, (deposed, successor) = cluster.machines["cn-1"], cluster.groups["wk1"]
     session = cluster.connect(cn1)
     assert cluster.serving(session) == PRIMARIES
@@ -210,7 +210,7 @@ def test_sessions_leave_a_deposed_worker(cluster: CitusPatroniCluster) -> None:
 
 
 def test_a_deposed_coordinator_rolls_nothing_back(cluster: CitusPatroniCluster) -> None:
-    """While its Patroni hangs it is a primary still, but its agent does not let it resolve what its successor began."""
+    """While its Patroni hangs it is still a primary, but its agent lets it resolve no transaction of its successor."""
     cn1, cn2 = cluster.groups["cn"]
     cluster.pause_patroni(cn1)
     cluster.expire_lock("cn")
@@ -231,7 +231,7 @@ def test_a_deposed_coordinator_rolls_nothing_back(cluster: CitusPatroniCluster) 
     assert go_on(charged) == b"COMMIT"
     assert cluster.run_sql(cn2, SUM) == [(40_400,)]
 
-    # And what the agent has prevented:
+    # This is what the agent has prevented:
     cluster.run_sql(cn1, "SELECT recover_prepared_transactions()")
     assert go_on(changed) == b"COMMIT"
     assert cluster.run_sql(cn2, "SELECT sum(amount) FROM orders") == [(320_400,)]
@@ -247,7 +247,7 @@ def test_a_deposed_coordinator_rolls_nothing_back(cluster: CitusPatroniCluster) 
     ],
 )
 def test_a_shard_move_is_broken_off(cluster: CitusPatroniCluster, mode: str, happens: str) -> None:
-    """No row is lost, and nothing of it is left, whichever of its nodes a standby takes over; it can be redone."""
+    """No row is lost and nothing is left of the move, whichever of its nodes fails over; it can be repeated."""
     cn1, _ = cluster.groups["cn"]
     [(shard,)] = cluster.run_sql(cn1, SHARD, ["wk1"])
     move = MOVE.format(shard=shard, port=cluster.site.port, mode=mode)
@@ -268,7 +268,7 @@ def test_a_shard_move_is_broken_off(cluster: CitusPatroniCluster, mode: str, hap
     assert answer(mover).status == ExecStatus.FATAL_ERROR
     coordinator = successor if group == "cn" else cn1
     if coordinator is cn1:
-        cluster.start_agent(cn1)  # which cleans up now, not within a minute
+        cluster.start_agent(cn1)  # which cleans up now instead of within a minute
     cluster.agents[coordinator.name].wait_for_line(r" [1-9]\d* orphaned resources cleaned up", timeout_s=30)
     wait_for_nothing_left(cluster)
     total = 40_400 if mode == "force_logical" else 40_000
@@ -278,7 +278,7 @@ def test_a_shard_move_is_broken_off(cluster: CitusPatroniCluster, mode: str, hap
 
 
 def wait_for_nothing_left(cluster: CitusPatroniCluster) -> None:
-    """Wait until no machine that runs has anything left of a move; what was in use is cleaned up a minute later."""
+    """Wait until no running machine has leftovers of a move; those in use are cleaned up a minute later."""
     deadline = time.monotonic() + 90
     while left := {
         (machine.name, what): rows

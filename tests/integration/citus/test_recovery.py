@@ -1,4 +1,4 @@
-"""Recovery and clean-up on real servers that have a stand-in for Citus, through what systemd/role.sql made (R6)."""
+"""Recovery and clean-up on real servers with a stand-in for Citus, through the functions of systemd/role.sql (R6)."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ ALTER SEQUENCE stand_in.recoveries RESTART;
 ALTER SEQUENCE stand_in.clean_ups RESTART;
 """
 
-# Dies of itself when its preconditions are checked for the n-th time.
+# Kills itself when its preconditions are checked for the n-th time.
 CHILD = """
 import os, signal, sys
 from resolver_agent.citus import recovery
@@ -147,7 +147,7 @@ class Citus:
         return self.server.run_sql(query, dbname="app")
 
     def calls(self) -> tuple[object, ...]:
-        """Return how often Citus was asked whom it reaches, and for a recovery and a clean-up."""
+        """Return how often Citus was asked which servers it reaches, and for a recovery and a clean-up."""
         found = [
             self.run(f"SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM stand_in.{name}")  # noqa: S608 -- ours
             for name in ("looks", "recoveries", "clean_ups")
@@ -160,35 +160,35 @@ class Citus:
             self.server.run_sql("INSERT INTO stand_in.answers VALUES (%s, %s, %s)", [look, node, answer], dbname="app")
 
     def let(self, **scripts: str) -> None:
-        """Let something happen during ``recovery`` or ``clean_up``: statements of PL/pgSQL."""
+        """Run PL/pgSQL statements during ``recovery`` or ``clean_up``."""
         for name, script in scripts.items():
             self.server.run_sql(f"UPDATE stand_in.scripts SET {name} = %s", [script], dbname="app")  # noqa: S608 -- ours
 
     def wait_until_left(self) -> None:
-        """Wait until nobody has a session in the database."""
+        """Wait until there is no session in the database."""
         self.server.wait_until("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = 'app')")
 
 
 class Preconditions:
-    """Asked before recovery, before its COMMIT, and before the clean-up; ``moments`` are what happens then."""
+    """Checked before recovery, before its COMMIT, and before the clean-up; each check runs the next of ``moments``."""
 
     def __init__(self, *moments: Callable[[], str | None]) -> None:
         self.asked = 0
         self._moments = moments
 
     def __call__(self) -> str | None:
-        """Say why not, or None."""
+        """Return the blocker, or None."""
         self.asked += 1
         return self._moments[self.asked - 1]() if self.asked <= len(self._moments) else None
 
 
 def nothing() -> None:
-    """Check them."""
+    """Report no blocker."""
 
 
 @pytest.fixture(scope="module", params=["system", "embedded"])
 def either_site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    """A place for servers of the system's PostgreSQL, and one for those of the embedded one."""
+    """A site for servers of the system's PostgreSQL, and one for those of the embedded one."""
     with Site(postgres=request.param) as site:
         server = site.primary("a", "127.0.62.1", config=CONF)
         server.run_sql("CREATE DATABASE app")
@@ -199,7 +199,7 @@ def either_site(request: pytest.FixtureRequest) -> Iterator[Site]:
 
 @pytest.fixture
 def citus(either_site: Site, tmp_path: Path) -> Citus:
-    """A server with the stand-in, all of it as in the beginning, and with the agent's role."""
+    """A server with the stand-in in its initial state, and with the agent's role."""
     server = either_site.servers["a"]
     server.run_sql("ALTER DATABASE app RESET ALL")
     for statements in (CONTENTS, ROLE_SQL):
@@ -208,7 +208,7 @@ def citus(either_site: Site, tmp_path: Path) -> Citus:
 
 
 def configure(server: Postgres, folder: Path, **local: str) -> Config:
-    """Write the configuration of an agent beside a server, and load it."""
+    """Write the configuration of an agent on a server, and load it."""
     path = folder / "resolver-agent.yml"
     names = {"wk1": {"nodes": [server.address]}}
     local = {"host": str(server.socket_dir), **local}
@@ -217,7 +217,7 @@ def configure(server: Postgres, folder: Path, **local: str) -> Config:
 
 
 def said_since(server: Postgres, start: int) -> list[str]:
-    """Return the statements of the agent's role in a server's log from a place in it on."""
+    """Return the statements of the agent's role in a server's log from an offset on."""
     with server.log.open() as log:
         log.seek(start)
         text = re.sub(r"\n\t", " ", log.read())
@@ -226,7 +226,7 @@ def said_since(server: Postgres, start: int) -> list[str]:
 
 
 def test_what_is_said_to_the_server(citus: Citus) -> None:
-    """Recovery stands between two looks in one transaction; the clean-up is a statement of its own."""
+    """Recovery runs between two checks in one transaction; the clean-up is a statement of its own."""
     start = citus.server.log.stat().st_size
     assert recover(citus.settings, "app", still=nothing) == DONE
     said = said_since(citus.server, start)
@@ -262,7 +262,7 @@ def test_what_is_said_to_the_server(citus: Citus) -> None:
     ],
 )
 def test_nothing_is_forgotten(citus: Citus, answer: str | None, looks: tuple[int, ...], words: str) -> None:
-    """Whatever is not known to have been a primary all the time has recovery rolled back, and no clean-up begun."""
+    """Unless every node is known to be a primary all the time, recovery is rolled back and no clean-up starts."""
     citus.answer(answer, *looks)
     start = citus.server.log.stat().st_size
     found = recover(citus.settings, "app", still=nothing)
@@ -274,7 +274,7 @@ def test_nothing_is_forgotten(citus: Citus, answer: str | None, looks: tuple[int
 
 
 def test_a_stranger_is_not_recovered(citus: Citus) -> None:
-    """What is prepared on the primary of another group is not rolled back for want of a record of it here."""
+    """Transactions prepared on another group's primary are not rolled back for lack of a record here."""
     citus.answer(STRANGER, 1)
     found = recover(citus.settings, "app", still=nothing)
     assert str(found.fault).startswith("not begun: wk1:5432 leads to a server of another group")
@@ -283,7 +283,7 @@ def test_a_stranger_is_not_recovered(citus: Citus) -> None:
 
 
 def test_a_node_without_metadata_need_not_know_its_group(citus: Citus) -> None:
-    """Before Citus 11 workers are not told."""
+    """Before Citus 11 workers do not know their group."""
     citus.answer("primary 0 7 2026-01-01", 1, 2, 3, 4)
     citus.run("SET allow_system_table_mods = on; UPDATE pg_dist_node SET hasmetadata = false WHERE nodename = 'wk1'")
     assert recover(citus.settings, "app", still=nothing) == DONE
@@ -299,7 +299,7 @@ def test_nobody_answers(citus: Citus) -> None:
 
 
 def test_no_nodes(citus: Citus) -> None:
-    """A database where Citus was never told of a node is no fault."""
+    """A database where Citus has no nodes is no fault."""
     citus.run("SET allow_system_table_mods = on; DELETE FROM pg_dist_node")
     assert recover(citus.settings, "app", still=nothing).fault is None
 
@@ -324,7 +324,7 @@ def test_a_node_that_does_not_answer(citus: Citus) -> None:
     ids=["a warning", "a warning of a node that answers", "an error", "an error of several lines"],
 )
 def test_what_citus_says_counts(citus: Citus, script: str, words: str) -> None:
-    """A warning is a failure as much as an error is."""
+    """A warning is a failure just as an error is."""
     citus.let(recovery=script)
     found = recover(citus.settings, "app", still=nothing)
     assert str(found.fault).startswith(words)
@@ -333,7 +333,7 @@ def test_what_citus_says_counts(citus: Citus, script: str, words: str) -> None:
 
 
 def test_a_notice_is_no_warning(citus: Citus) -> None:
-    """What Citus says besides is no fault."""
+    """Other messages of Citus are no fault."""
     citus.let(recovery="RAISE NOTICE 'by the way';")
     assert recover(citus.settings, "app", still=nothing) == DONE
 
@@ -352,7 +352,7 @@ def test_a_notice_is_no_warning(citus: Citus) -> None:
     ids=["standby before", "stranger", "standby after", "restarted", "found", "lost", "met by the clean-up alone"],
 )
 def test_clean_up_forgets_nothing(citus: Citus, answer: str | None, looks: tuple[int, ...], words: str) -> None:
-    """The clean-up is guarded in the same way; the recovery before it stands."""
+    """The clean-up has the same guard; the recovery before it stays committed."""
     citus.answer(answer, *looks)
     found = recover(citus.settings, "app", still=nothing)
     assert str(found.fault).startswith(words)
@@ -370,7 +370,7 @@ def test_clean_up_forgets_nothing(citus: Citus, answer: str | None, looks: tuple
     ids=["before recovery", "before its COMMIT", "before the clean-up"],
 )
 def test_preconditions_stop_holding(citus: Citus, moments: int, expected: Recovered) -> None:
-    """The preconditions are checked before each thing that cannot be undone, and nothing of it is done without."""
+    """They are checked before each step that cannot be undone, and without them nothing is done."""
     preconditions = Preconditions(*([nothing] * (moments - 1)), lambda: "a name moved")
     found = recover(citus.settings, "app", still=preconditions)
     assert found == dataclasses.replace(expected, withdrawn="a name moved")
@@ -380,7 +380,7 @@ def test_preconditions_stop_holding(citus: Citus, moments: int, expected: Recove
 
 @pytest.mark.parametrize(("step", "asked_before"), [("recovery", 1), ("clean_up", 3)])
 def test_preconditions_stop_holding_while_citus_is_at_work(citus: Citus, step: str, asked_before: int) -> None:
-    """It is cancelled then and there, and what it has forgotten comes back."""
+    """The statement is cancelled at once, and the records that it deleted come back."""
     citus.let(**{step: "PERFORM pg_sleep(60);"})
     preconditions = Preconditions(*([nothing] * asked_before), *([lambda: "a name moved"] * 99))
     begun = time.monotonic()
@@ -395,7 +395,7 @@ def test_preconditions_stop_holding_while_citus_is_at_work(citus: Citus, step: s
 @pytest.mark.parametrize("parameter", ["citus.recover_2pc_interval", "citus.defer_shard_delete_interval"])
 @pytest.mark.parametrize("value", ["1min", "0"])
 def test_off_while_citus_does_it(citus: Citus, parameter: str, value: str) -> None:
-    """Beside Citus' own clock nothing is done, and the fault says what to set."""
+    """Where Citus' own recovery is on nothing is done, and the fault says which parameter to set."""
     citus.run(f"ALTER DATABASE app SET {parameter} = '{value}'")
     found = recover(citus.settings, "app", still=nothing)
     assert found == dataclasses.replace(
@@ -422,7 +422,7 @@ def test_off_in_recovery(citus: Citus, either_site: Site, tmp_path: Path) -> Non
 def test_functions_of_others_are_not_called(
     citus: Citus, tmp_path: Path, user: str, function: str, change: str
 ) -> None:
-    """All three functions have to be there and a superuser's, whoever the agent logs in as."""
+    """All three functions must exist and belong to a superuser, whichever role the agent logs in as."""
     citus.run(f"ALTER FUNCTION resolver_agent.{function}() {change}")
     found = recover(configure(citus.server, tmp_path, user=user), "app", still=nothing)
     assert f"resolver_agent.{function}() does not" in str(found.fault)
@@ -441,7 +441,7 @@ def test_functions_of_others_are_not_called(
     ],
 )
 def test_a_right_is_missing(citus: Citus, right: str) -> None:
-    """The fault names what is missing, and the mend."""
+    """The fault names the missing privilege and the fix."""
     citus.run(f"REVOKE {right} FROM resolver_agent")
     found = recover(citus.settings, "app", still=nothing)
     assert str(found.fault).startswith("permission denied for ")
@@ -449,13 +449,13 @@ def test_a_right_is_missing(citus: Citus, right: str) -> None:
 
 
 def test_a_superuser_may_be_the_login(citus: Citus, tmp_path: Path) -> None:
-    """It goes by the same functions."""
+    """It uses the same functions."""
     assert recover(configure(citus.server, tmp_path, user="postgres"), "app", still=nothing) == DONE
 
 
 @pytest.mark.parametrize("step", ["recovery", "clean_up"])
 def test_a_statement_takes_too_long(citus: Citus, step: str) -> None:
-    """It is cancelled, what it forgot comes back, and the session ends."""
+    """It is cancelled, the records that it deleted come back, and the session ends."""
     citus.let(**{step: "PERFORM pg_sleep(60);"})
     found = recover(citus.settings, "app", still=nothing, limit_s=1)
     assert str(found.fault).startswith("canceling statement due to statement timeout")
@@ -465,7 +465,7 @@ def test_a_statement_takes_too_long(citus: Citus, step: str) -> None:
 
 
 def test_somebody_else_holds_a_lock(citus: Citus) -> None:
-    """It is not waited for longer than two seconds."""
+    """The wait for it ends after two seconds."""
     with psycopg.connect(f"host={citus.server.socket_dir} port={citus.server.port} user=postgres dbname=app") as other:
         other.execute("LOCK TABLE pg_dist_transaction IN EXCLUSIVE MODE")
         found = recover(citus.settings, "app", still=nothing)
@@ -475,7 +475,7 @@ def test_somebody_else_holds_a_lock(citus: Citus) -> None:
 
 @pytest.mark.parametrize("moment", [1, 2], ids=["before recovery", "before its COMMIT"])
 def test_the_server_freezes(citus: Citus, moment: int) -> None:
-    """The pass ends in time, and what was asked for meanwhile is not done when the server goes on: it is too late."""
+    """The pass ends in time, and statements still pending are not run when the server goes on: it is too late."""
     preconditions = Preconditions(*([nothing] * (moment - 1)), citus.server.pause)
     found = recover(citus.settings, "app", still=preconditions, limit_s=1)
     citus.server.resume()
@@ -487,7 +487,7 @@ def test_the_server_freezes(citus: Citus, moment: int) -> None:
 
 @pytest.mark.parametrize("moment", [1, 2], ids=["before recovery", "before its COMMIT"])
 def test_the_agent_is_killed_in_the_middle(citus: Citus, moment: int) -> None:
-    """The records are still there, and the next pass sees them through."""
+    """The records are still there, and the next pass resolves them."""
     child = subprocess.run([sys.executable, "-c", CHILD, citus.settings.path, str(moment)], check=False, timeout=30)
     assert child.returncode == -signal.SIGKILL
     citus.wait_until_left()
@@ -496,7 +496,7 @@ def test_the_agent_is_killed_in_the_middle(citus: Citus, moment: int) -> None:
 
 
 def test_the_session_is_ended_in_the_middle(citus: Citus) -> None:
-    """As by a restart of the server."""
+    """It ends as it does with a restart of the server."""
 
     def end() -> None:
         citus.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'resolver_agent'")
@@ -508,7 +508,7 @@ def test_the_session_is_ended_in_the_middle(citus: Citus) -> None:
 
 
 def test_what_is_prepared_on_the_local_server(citus: Citus) -> None:
-    """The oldest transaction that Citus prepared in this database is told of, and nobody else's."""
+    """The oldest transaction that Citus prepared in this database is reported, and none of others."""
     gids = ["another", "citus_0_1_2_3", "citus_0_9_8_7"]
     for gid in gids:
         citus.run(f"BEGIN; CREATE TABLE t_{gid} (); PREPARE TRANSACTION '{gid}'")
@@ -521,7 +521,7 @@ def test_what_is_prepared_on_the_local_server(citus: Citus) -> None:
 
 
 def test_every_database_is_looked_at(citus: Citus) -> None:
-    """Those with Citus are recovered, those without are not told of, and one that cannot be asked is."""
+    """Databases with Citus are recovered, those without are not mentioned, and one that cannot be asked is reported."""
     citus.server.run_sql("CREATE DATABASE closed")
     citus.server.run_sql("REVOKE CONNECT ON DATABASE closed FROM public")
     found = recover_all(citus.settings, nothing)
@@ -532,7 +532,7 @@ def test_every_database_is_looked_at(citus: Citus) -> None:
 
 
 def test_databases_with_strange_names(citus: Citus) -> None:
-    """One that cannot be told of as it is called is told of as well as can be, and keeps nobody from the others."""
+    """A name that cannot be printed is reported as well as possible, and the other databases are recovered."""
     citus.server.run_sql("CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1'")
     where = {"host": str(citus.server.socket_dir), "port": citus.server.port, "user": "postgres", "dbname": "latin"}
     names = ["k\xe4", "two\nlines", "grün"]
@@ -552,14 +552,14 @@ def test_databases_with_strange_names(citus: Citus) -> None:
 
 
 def test_no_server(tmp_path: Path, citus: Citus) -> None:
-    """A server that cannot be asked for its databases is told of too."""
+    """A server that cannot list its databases is reported too."""
     [found] = recover_all(configure(citus.server, tmp_path, host=str(tmp_path)), nothing)
     assert found.database == "postgres"
     assert "No such file or directory" in str(found.fault)
 
 
 def test_a_database_without_an_encoding(citus: Citus) -> None:
-    """A database in SQL_ASCII is as good as any."""
+    """A database in SQL_ASCII works like any other."""
     citus.server.run_sql("CREATE DATABASE ascii TEMPLATE template0 ENCODING 'SQL_ASCII'")
     for statements in (STAND_IN, CONTENTS, ROLE_SQL):
         citus.server.run_sql(statements, dbname="ascii")

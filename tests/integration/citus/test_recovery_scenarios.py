@@ -1,4 +1,4 @@
-"""Recovery and clean-up with real Citus: what is in doubt is resolved, and nothing is forgotten on a standby (R6)."""
+"""Recovery and clean-up with real Citus: transactions in doubt are resolved, and no record is lost (R6)."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ SLOTS = "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'logical'"
 
 
 def lead(citus: CitusCluster, **names: str) -> None:
-    """Lead the names on the first coordinator's machine to primaries, or where ``names`` says."""
+    """Point the names on the first coordinator's machine to primaries, or to the given targets."""
     to = {name: pair[0].address for name, pair in citus.groups.items()}
     citus.machines["cn-1"].lead(to | names)
 
 
 def leave_in_doubt(citus: CitusCluster, machine: Machine, statement: Query = CHARGE) -> None:
-    """Commit a transaction on a machine that crashes before it has told the other nodes, and let it come back.
+    """Commit a transaction on a machine that crashes before it tells the other nodes, and start it again.
 
-    No commit records but those of this transaction are left.
+    Only the commit records of this transaction are left.
     """
     assert run(citus, machine=machine.name).records == 0
     citus.commit_in_doubt(machine, statement)
@@ -76,7 +76,7 @@ def prepared(citus: CitusCluster) -> dict[str, int]:
 
 
 def test_a_transaction_in_doubt(citus: CitusCluster) -> None:
-    """It is left alone while it is under way. Later the workers commit it if it has commit records, else roll back."""
+    """It is left alone while it runs. Later the workers commit it if it has commit records, else roll back."""
     cn1 = citus.machines["cn-1"]
     run(citus)
     citus.commit_in_doubt(cn1, CHARGE)
@@ -99,7 +99,7 @@ def test_a_transaction_in_doubt(citus: CitusCluster) -> None:
 
 
 def test_a_misrouted_name_makes_it_forget_nothing(citus: CitusCluster) -> None:
-    """While a name leads to a standby the records stay; once it is right again, what was committed is there."""
+    """While a name points to a standby the records stay; once the name is right, the transaction is committed there."""
     leave_in_doubt(citus, citus.machines["cn-1"])
     in_doubt = prepared(citus)
     lead(citus, wk1=citus.machines["wk1-2"].address)
@@ -114,7 +114,7 @@ def test_a_misrouted_name_makes_it_forget_nothing(citus: CitusCluster) -> None:
 
 
 def test_the_primary_of_another_group_is_left_alone(citus: CitusCluster) -> None:
-    """Recovery would roll back there what it has no record of, and has here: nothing is touched anywhere."""
+    """Recovery there would roll back transactions whose records are here: nothing is touched on any node."""
     leave_in_doubt(citus, citus.machines["cn-1"])
     in_doubt = prepared(citus)
     lead(citus, wk1=citus.machines["wk2-1"].address)
@@ -128,7 +128,7 @@ def test_the_primary_of_another_group_is_left_alone(citus: CitusCluster) -> None
 
 
 def test_a_worker_is_demoted_in_the_middle(citus: CitusCluster) -> None:
-    """What it was when recovery reached it is not known, so all records stay."""
+    """Its role when recovery reached it is unknown, so all records stay."""
     leave_in_doubt(citus, citus.machines["cn-1"])
     in_doubt = prepared(citus)
     found = run(citus, lambda: demote(citus.machines["wk1-1"]))
@@ -137,7 +137,7 @@ def test_a_worker_is_demoted_in_the_middle(citus: CitusCluster) -> None:
 
 
 def test_one_worker_is_recovered_while_another_cannot_be_reached(citus: CitusCluster) -> None:
-    """Its transactions are committed. The other's wait, with their records, be that fenced, silent or lost."""
+    """Its transactions are committed. The other's records wait, whether that one is fenced, silent or lost."""
     cn1, wk2 = citus.machines["cn-1"], citus.machines["wk2-1"]
     leave_in_doubt(citus, cn1)
     in_doubt = prepared(citus)
@@ -156,7 +156,7 @@ def test_one_worker_is_recovered_while_another_cannot_be_reached(citus: CitusClu
 
 
 def test_what_citus_warns_of_counts(citus: CitusCluster) -> None:
-    """A worker that refuses to resolve a transaction, here since somebody else is about to, keeps all records."""
+    """A worker that refuses to resolve a transaction, here because another session is about to, keeps all records."""
     wk1 = citus.machines["wk1-1"]
     leave_in_doubt(citus, citus.machines["cn-1"])
     in_doubt = prepared(citus)
@@ -175,7 +175,7 @@ def test_what_citus_warns_of_counts(citus: CitusCluster) -> None:
 
 
 def test_a_worker_recovers_its_own(citus: CitusCluster) -> None:
-    """A worker that has the metadata begins transactions too, and its agent sees them through."""
+    """A worker with metadata starts transactions too, and its agent resolves them."""
     wk1 = citus.machines["wk1-1"]
     leave_in_doubt(citus, wk1)
     in_doubt = prepared(citus)
@@ -187,7 +187,7 @@ def test_a_worker_recovers_its_own(citus: CitusCluster) -> None:
 
 
 def test_clean_up(citus: CitusCluster) -> None:
-    """A slot is forgotten only when it has been dropped: not while its node cannot be reached, nor on a standby."""
+    """A slot is forgotten only when it has been dropped: not while its node is unreachable, and not on a standby."""
     cn1, wk1, standby = (citus.machines[name] for name in ("cn-1", "wk1-1", "wk1-2"))
     run(citus)
     citus.run_sql(wk1, "SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [SLOT])
@@ -205,7 +205,7 @@ def test_clean_up(citus: CitusCluster) -> None:
 
 
 def test_every_database_is_looked_at(citus: CitusCluster) -> None:
-    """Those that have Citus are recovered; where it was never told of a node there is nothing to do, and no fault."""
+    """Databases with Citus are recovered; one without any node has nothing to do, which is no fault."""
     cn1 = citus.machines["cn-1"]
     cn1.server.run_sql("CREATE DATABASE bare")
     cn1.server.run_sql("CREATE EXTENSION citus", dbname="bare")

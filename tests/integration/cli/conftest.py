@@ -1,4 +1,4 @@
-"""The primary coordinator's configuration, its agent, and where its names lead."""
+"""The primary coordinator's configuration, its agent, and its right targets."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def running(config: Path, start_agent: StartAgent) -> Agent:
 
 @pytest.fixture
 def primaries(cluster: dict[str, Group]) -> dict[str, str]:
-    """Where names lead on the primary coordinator."""
+    """The right targets on the primary coordinator."""
     return {name: group.primary.address for name, group in cluster.items()}
 
 
 @pytest.fixture
 def public(config: Path) -> Iterator[Path]:
-    """Move the configuration, the hosts file and the runtime folder to where every user may look."""
+    """Move the configuration, the hosts file and the runtime folder to a place that every user can read."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def test_validate_config(config: Path) -> None:
-    """A configuration that fits together is said to, with the names in it."""
+    """A consistent configuration is reported as valid, with its names."""
     ran = run("--validate-config", "-c", config)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout == f"{config}: nothing wrong; names: cn, wk1, wk2\n"
 
 
 def test_validate_config_reports_every_error(tmp_path: Path) -> None:
-    """All of them at once, one a line, with exit code 2."""
+    """All errors are printed, one a line, with exit code 2."""
     config = tmp_path / "bad.yml"
     config.write_text("fallback: maybe\nnames: {}\ninterval: -1\nnmaes: 1\n")
     ran = run("--validate-config", "-c", config)
@@ -39,7 +39,7 @@ def test_validate_config_reports_every_error(tmp_path: Path) -> None:
 
 
 def test_validate_config_warns_of_a_readable_password(config: Path) -> None:
-    """A password that everybody can read is no error, but said."""
+    """A password that every user can read is no error but a warning."""
     settings = yaml.safe_load(config.read_text())
     settings["postgresql"] |= {"password": "secret"}
     config.write_text(yaml.safe_dump(settings))
@@ -69,7 +69,7 @@ def test_validate_config_warns_of_a_readable_password(config: Path) -> None:
     ],
 )
 def test_arguments(arguments: list[str], code: int, said: str) -> None:
-    """What is asked for goes to standard output, trouble to standard error."""
+    """Requested output goes to standard output, errors to standard error."""
     ran = run(*arguments)
     assert ran.returncode == code
     assert said in (ran.stdout if code == 0 else ran.stderr)
@@ -77,7 +77,7 @@ def test_arguments(arguments: list[str], code: int, said: str) -> None:
 
 
 def test_a_runtime_dir_that_cannot_be_used(config: Path, tmp_path: Path) -> None:
-    """A folder that cannot be made, or is too long for a socket's path, is named with a mend and no traceback."""
+    """A folder that cannot be made, or is too long for a socket's path, is named with a fix and no traceback."""
     settings = yaml.safe_load(config.read_text())
     (tmp_path / "file").touch()
     for runtime_dir, fault in (("file/run", "Not a directory"), ("long" * 40, "AF_UNIX path too long")):
@@ -91,7 +91,7 @@ def test_a_runtime_dir_that_cannot_be_used(config: Path, tmp_path: Path) -> None
 def test_ctrl_c_prints_no_traceback(
     arguments: list[str], config: Path, cluster: dict[str, Group], hosts_file: Path
 ) -> None:
-    """An operator who has waited long enough gets the prompt back, and the file is as it was."""
+    """The operator gets the prompt back, and the file is unchanged."""
     silent = cluster["wk1"].standby
     silent.pause()
     before = written(hosts_file)
@@ -106,7 +106,7 @@ def test_ctrl_c_prints_no_traceback(
 
 @pytest.mark.parametrize("command", ["--dry-run", "status"])
 def test_a_reader_that_leaves_is_no_trouble_to_tell(command: str, running: Agent, config: Path) -> None:
-    """Into a closed pipe nothing is said, of this least of all."""
+    """A closed pipe is not reported."""
     reading, writing = os.pipe()
     os.close(reading)
     try:

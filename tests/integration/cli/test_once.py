@@ -38,7 +38,7 @@ def test_dry_run_shows_the_difference_and_writes_nothing(
 
 
 def test_once_puts_the_names_right(config: Path, hosts_file: Path, primaries: dict[str, str]) -> None:
-    """It writes, says so with exit code 0, and has nothing left to do; --dry-run agrees with exit code 0."""
+    """It writes, reports it with exit code 0, and has nothing left to do; --dry-run agrees with exit code 0."""
     ran = run("once", "-c", config)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert targets(ran.stdout) == primaries
@@ -55,7 +55,7 @@ def test_once_puts_the_names_right(config: Path, hosts_file: Path, primaries: di
 def test_a_role_may_be_assumed(
     role: str, agent: str, config: Path, cluster: dict[str, Group], request: pytest.FixtureRequest
 ) -> None:
-    """The names are those of that role, but for the own one, whether an agent is asked or not."""
+    """The names are those of that role, except the own one, whether an agent is asked or not."""
     if agent != "alone":
         request.getfixturevalue("running")
     ran = run("once", "--dry-run", "--role", role, "-c", config)
@@ -69,7 +69,7 @@ def test_a_role_may_be_assumed(
 
 @pytest.mark.usefixtures("running")
 def test_dry_run_asks_a_running_agent(config: Path, cluster: dict[str, Group]) -> None:
-    """An agent with the same configuration is asked what it sees; with any other the nodes are asked anew."""
+    """An agent with the same configuration is asked; with any other the nodes are probed anew."""
     other = config.with_name("other.yml")
     shutil.copy(config, other)
     with no_new_logins(cluster["wk1"]):  # the agent's open connections go on
@@ -85,7 +85,7 @@ def test_dry_run_asks_a_running_agent(config: Path, cluster: dict[str, Group]) -
 def test_an_agent_that_has_not_seen_every_node_is_not_asked(
     config: Path, cluster: dict[str, Group], start_agent: StartAgent
 ) -> None:
-    """Half the evidence is no plan: the nodes are asked once more."""
+    """Partial evidence gives no plan: the nodes are probed again."""
     cluster["wk1"].standby.pause()
     config.write_text(config.read_text() + "timeout: 3s\n")
     agent = start_agent(config)
@@ -97,7 +97,7 @@ def test_an_agent_that_has_not_seen_every_node_is_not_asked(
 
 
 def test_once_with_a_running_agent(running: Agent, config: Path) -> None:
-    """With nothing to change it is fine; what would change the agent's file is refused, and the agent named."""
+    """It succeeds with nothing to change; a change of the agent's file is refused, and the agent named."""
     before = written(running.hosts_file)
     assert run("once", "-c", config).returncode == 0
     ran = run("once", "--role", "standby", "-c", config)
@@ -107,7 +107,7 @@ def test_once_with_a_running_agent(running: Agent, config: Path) -> None:
 
 
 def test_dry_run_works_as_any_user(public: Path, primaries: dict[str, str]) -> None:
-    """Whoever may read the files may look; a write is refused."""
+    """A user who can read the files can run it; a write is refused."""
     hosts_file = public.with_name("hosts")
     before = written(hosts_file)
     ran = run("--dry-run", "-c", public, program=AS_NOBODY)
@@ -120,7 +120,7 @@ def test_dry_run_works_as_any_user(public: Path, primaries: dict[str, str]) -> N
 
 
 def test_nodes_that_could_not_be_asked_are_named(config: Path, hosts_file: Path, cluster: dict[str, Group]) -> None:
-    """A login that is refused is no evidence: nothing would change, each server is named, and the exit code is 2."""
+    """A refused login is no evidence: nothing would change, each server is named, and the exit code is 2."""
     settings = yaml.safe_load(config.read_text())
     config.write_text(yaml.safe_dump(settings | {"postgresql": {"user": "nobody"}}, sort_keys=False))
     before = written(hosts_file)
@@ -135,7 +135,7 @@ def test_nodes_that_could_not_be_asked_are_named(config: Path, hosts_file: Path,
 
 
 def test_a_hung_node_is_waited_for_once(config: Path, hosts_file: Path, cluster: dict[str, Group]) -> None:
-    """The others' names are right, the silent node is named, and the exit code says that this is not all."""
+    """The other names are right, the silent node is named, and the exit code says that the result is incomplete."""
     cluster["wk1"].standby.pause()
     ran = run("--dry-run", "-c", config)
     assert ran.returncode == 2
@@ -146,13 +146,13 @@ def test_a_hung_node_is_waited_for_once(config: Path, hosts_file: Path, cluster:
 
 
 def test_colour_is_for_terminals(config: Path) -> None:
-    """On a terminal what goes is red and what comes is green."""
+    """On a terminal removed lines are red and added lines are green."""
     shown = on_a_terminal([*PROGRAM, "--dry-run", "-c", str(config)])
     assert re.search(rb"\033\[32m\+127\.0\.2\.\d\twk1\t# primary\033\[0m", shown)
 
 
 def test_names_are_said_in_any_locale(config: Path) -> None:
-    """An encoding without arrows is no reason to fail."""
+    """An encoding without arrows does not make it fail."""
     ran = run("--dry-run", "-c", config, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (ran.returncode, ran.stderr) == (1, "")
     assert r"wk1 \u2192 127.0.2." in ran.stdout

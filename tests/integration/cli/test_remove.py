@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def test_remove_restores_the_file_to_the_byte(config: Path, hosts_file: Path) -> None:
-    """What was put in is taken out, and what a killed writer left beside the file as well."""
+    """The block is removed, and the temporary files of a killed writer as well."""
     original = b"127.0.0.1 localhost\r\n\xff\xfe mine\n\n10.0.0.1\tlast without a newline"
     hosts_file.write_bytes(original)
     assert run("once", "-c", config).returncode == 0
@@ -35,7 +35,7 @@ def test_remove_restores_the_file_to_the_byte(config: Path, hosts_file: Path) ->
 def test_remove_refuses_while_pg_dist_node_holds_a_name(
     pair: Group, write_config: WriteConfig, hosts_file: Path
 ) -> None:
-    """The names stay as long as Citus' metadata in any database uses one, unless it is forced."""
+    """The names stay while Citus' metadata in any database uses one, unless --force is given."""
     config = write_config(pair.primary, {"wk1": pair})
     assert run("once", "-c", config).returncode == 0
     with_names = hosts_file.read_bytes()
@@ -76,7 +76,7 @@ def test_remove_refuses_while_nobody_can_say_who_uses_the_names(
 
 
 def test_remove_refuses_while_an_agent_runs(running: Agent, config: Path) -> None:
-    """The agent would put the names back: it is named instead."""
+    """The agent would restore the names, so the error names the agent."""
     before = written(running.hosts_file)
     ran = run("remove", "-c", config)
     assert ran.returncode == 2

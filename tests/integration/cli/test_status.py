@@ -43,7 +43,7 @@ def test_status_of_a_healthy_agent(running: Agent, config: Path, cluster: dict[s
 
 
 def test_status_as_json(running: Agent, config: Path, cluster: dict[str, Group]) -> None:
-    """The same for programs."""
+    """The JSON has the same facts."""
     ran = run("status", "--json", "-c", config)
     assert ran.returncode == 0
     found = json.loads(ran.stdout)
@@ -65,7 +65,7 @@ def test_status_as_json(running: Agent, config: Path, cluster: dict[str, Group])
 
 
 def test_status_with_alerts(running: Agent, config: Path, cluster: dict[str, Group]) -> None:
-    """Exit code 1, with a word in the table and the whole text below, clause by clause."""
+    """The exit code is 1; the table has a keyword and the whole text is below, clause by clause."""
     cluster["wk1"].primary.kill()
     running.wait_for_line("alert: wk1 → ")
     ran = run("status", "-c", config)
@@ -85,7 +85,7 @@ def test_status_with_alerts(running: Agent, config: Path, cluster: dict[str, Gro
     ],
 )
 def test_status_without_an_agent(state: str, config: Path, start_agent: StartAgent, primaries: dict[str, str]) -> None:
-    """It says that there is none, and what the file says; exit code 2."""
+    """It reports that there is no agent, shows the file's targets, and ends with exit code 2."""
     assert run("once", "-c", config).returncode == 0
     if state != "never":
         agent = start_agent(config)
@@ -105,7 +105,7 @@ def test_status_without_an_agent(state: str, config: Path, start_agent: StartAge
 
 
 def test_status_of_an_agent_that_hangs(running: Agent, config: Path) -> None:
-    """A socket that answers nobody gets its own message, and exit code 2."""
+    """A socket that does not answer gets its own message, and exit code 2."""
     running.process.send_signal(signal.SIGSTOP)
     ran = run("status", "-c", config)
     assert ran.returncode == 2
@@ -113,7 +113,7 @@ def test_status_of_an_agent_that_hangs(running: Agent, config: Path) -> None:
 
 
 def test_status_for_those_who_may_not_ask(public: Path, start_agent: StartAgent, primaries: dict[str, str]) -> None:
-    """A refused socket gets the mend; the file says the rest."""
+    """A refused connection is reported with the fix; the rest comes from the file."""
     start_agent(public).wait_for_line(SETTLED)
     ran = run("status", "-c", public, program=AS_NOBODY)
     assert ran.returncode == 2
@@ -123,7 +123,7 @@ def test_status_for_those_who_may_not_ask(public: Path, start_agent: StartAgent,
 
 @pytest.mark.parametrize("program", ["PROGRAM", "AS_NOBODY"])
 def test_looking_does_not_start_a_stopped_agent(program: str, public: Path) -> None:
-    """A socket that systemd holds for a stopped agent is left alone, whoever asks and whatever the umask."""
+    """A socket that systemd holds for a stopped agent is left alone, for any user and umask."""
     agent = subprocess.Popen([*PROGRAM, "run", "-c", public], umask=0o077, stderr=subprocess.PIPE, text=True)
     assert agent.stderr is not None
     assert "keeps" in agent.stderr.readline()
@@ -143,7 +143,7 @@ def test_looking_does_not_start_a_stopped_agent(program: str, public: Path) -> N
 
 
 def test_status_needs_the_standard_library_only(running: Agent, tmp_path: Path) -> None:
-    """Where the agent is in its usual place it is asked without any package, and so within a blink."""
+    """An agent at the default path is asked without importing any package, which keeps status fast."""
     script = f"""
         mount -t tmpfs tmpfs /run && mkdir /run/resolver-agent && mount --bind {tmp_path}/run /run/resolver-agent
         exec {sys.executable} -c '
@@ -163,7 +163,7 @@ sys.exit(code)'
 
 
 def test_status_finds_the_agent_where_the_configuration_puts_it(running: Agent, config: Path) -> None:
-    """Without -c, and without an agent in the usual place, the usual configuration says where to look."""
+    """Without -c, and with no agent at the default path, the default configuration says where to look."""
     script = f"""
         mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /etc && cp {config} /etc/resolver-agent.yml
         exec {sys.executable} -m resolver_agent.cli status

@@ -1,4 +1,4 @@
-"""Where a control socket is to be."""
+"""The path of a control socket."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def path() -> Iterator[Path]:
-    """Return where the socket is to be: in a folder where every user may look."""
+    """Return the socket's path, in a folder that every user can read."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder) / "control.sock"

@@ -1,4 +1,4 @@
-"""The line for patroni.yml: Patroni goes on, whatever has become of the hook and whenever a signal comes."""
+"""The line for patroni.yml: Patroni goes on, whatever happens to the hook and whenever a signal comes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SNIPPET = Path(__file__).parents[3] / "systemd/patroni-pre-promote.yml"
 
 
 def snippet(program: str, *, options: str = "") -> list[str]:
-    """Return what Patroni makes of the line for patroni.yml, for another program than the installed one."""
+    """Return the line for patroni.yml as Patroni parses it, for another program than the installed one."""
     command = yaml.safe_load(SNIPPET.read_text(encoding="utf-8"))["postgresql"]["pre_promote"]
     installed = "/usr/local/bin/resolver-agent pre-promote"
     assert command.count(installed) == 1
@@ -30,7 +30,7 @@ def snippet(program: str, *, options: str = "") -> list[str]:
 
 
 def test_the_line_for_patroni(path: Path) -> None:
-    """It asks the agent, and what came of it is in Patroni's log."""
+    """It asks the agent, and Patroni's log has the result."""
     with agent(path, MISROUTED):
         ran = run(snippet(shlex.join(PROGRAM), options=f"--socket {path}"))
     assert ran.code == 0
@@ -51,7 +51,7 @@ BROKEN = {
 
 
 def test_broken_installations(tmp_path: Path) -> None:
-    """Whatever has become of the program, Patroni goes on: at once, or after 6 s where the program hangs."""
+    """In any state of the program, Patroni goes on: at once, or after 6 s where the program hangs."""
     for name, script in BROKEN.items():
         program = tmp_path / name.replace(" ", "-")
         program.write_text(script)
@@ -67,12 +67,12 @@ def test_broken_installations(tmp_path: Path) -> None:
 
 
 def test_no_timeout_program(tmp_path: Path) -> None:
-    """A PATH without timeout(1) is no obstacle either."""
+    """It works with a PATH without timeout(1), too."""
     assert run(snippet("resolver-agent"), env={"PATH": str(tmp_path)}).code == 0
 
 
 def grandchildren(pid: int) -> list[int]:
-    """Return the processes begun by those that a process has begun."""
+    """Return the children of a process's children."""
 
     def children(parent: int) -> list[int]:
         with contextlib.suppress(OSError):
@@ -83,7 +83,7 @@ def grandchildren(pid: int) -> list[int]:
 
 
 def test_signals_at_any_moment(path: Path) -> None:
-    """Before Python can take a signal, and after it has said its line, the line for patroni.yml succeeds."""
+    """The line succeeds even when the signal comes before Python can handle it, or after the output."""
     command = snippet(shlex.join(PROGRAM), options=f"--socket {path}")
     codes, done = set(), set()
     with agent(path, WELL):

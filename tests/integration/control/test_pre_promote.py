@@ -1,4 +1,4 @@
-"""The promotion hook as Patroni runs it: a process of its own, which succeeds in time whatever it meets."""
+"""The promotion hook as Patroni runs it: a process of its own that succeeds in time whatever happens."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ asyncio.run(serve(*sys.argv[1:]))
 
 
 def hook(socket_path: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settings: Any) -> Ran:
-    """Run the hook; whatever comes of it takes 3 s at most, and is said in one line."""
+    """Run the hook; in any case it takes 3 s at most, and prints one line."""
     ran = run([*program, "pre-promote", "--socket", str(socket_path), *arguments], **settings)
     assert ran.took_s < 3
     assert re.fullmatch("resolver-agent pre-promote: [^\n]+\n", ran.said)
@@ -65,7 +65,7 @@ def hook(socket_path: Path, *arguments: str, program: Sequence[str] = PROGRAM, *
 
 @pytest.fixture
 def listener(path: Path) -> Iterator[socket.socket]:
-    """Return a socket there that nobody listens to yet."""
+    """Return a bound socket that does not listen yet."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         yield listener
@@ -73,7 +73,7 @@ def listener(path: Path) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def accepting(listener: socket.socket, behave: Callable[[socket.socket], None]) -> Iterator[None]:
-    """Listen, and let each client in turn meet ``behave`` when it has asked."""
+    """Listen, and run ``behave`` for each client in turn after its request."""
     listener.listen()
 
     def accept() -> None:
@@ -108,7 +108,7 @@ def accepting(listener: socket.socket, behave: Callable[[socket.socket], None]) 
     ],
 )
 def test_answers(answer: dict[str, Any], strict: int, said: str, path: Path) -> None:
-    """The hook says what the agent answered and succeeds; with --strict it fails unless all is well."""
+    """The hook prints the agent's answer and succeeds; with --strict it fails unless all is well."""
     with agent(path, answer):
         lenient, exact = hook(path), hook(path, "--strict")
     assert (lenient.code, exact.code) == (0, strict)
@@ -117,7 +117,7 @@ def test_answers(answer: dict[str, Any], strict: int, said: str, path: Path) -> 
 
 
 def test_others_are_answered_while_the_hook_waits(path: Path) -> None:
-    """An agent that is busy with a promotion still says how it is."""
+    """An agent that is busy with a promotion still answers ``status``."""
     with agent(path, None) as asked:
         waiting = subprocess.Popen([*PROGRAM, "pre-promote", "--socket", path], stderr=subprocess.DEVNULL)
         assert asked.wait(5)
@@ -127,7 +127,7 @@ def test_others_are_answered_while_the_hook_waits(path: Path) -> None:
 
 
 def test_a_thousand_names_are_one_line(path: Path) -> None:
-    """What would not fit into a pipe at once is cut short."""
+    """A line that would not fit into a pipe at once is truncated."""
     with agent(path, WELL | {"misrouted": [f"wk{number} → 10.0.0.4 (standby)" for number in range(1000)]}):
         assert 4000 < len(hook(path).said.encode()) <= 4096
 
@@ -136,14 +136,14 @@ def test_a_thousand_names_are_one_line(path: Path) -> None:
     ("arguments", "said"),
     [
         pytest.param(["--sockett", "/run"], "ignored: --sockett /run", id="no such option"),
-        pytest.param(["promote", "now"], "ignored: promote now", id="what nobody asked for"),
+        pytest.param(["promote", "now"], "ignored: promote now", id="an extra argument"),
         pytest.param(["-c", "/etc/agent.yml", "-v"], "ignored: -c /etc/agent.yml -v", id="options of others"),
         pytest.param(["--socket"], "argument --socket: expected one argument", id="half an option"),
         pytest.param(["--strict=yes"], "argument --strict: ignored explicit argument 'yes'", id="a value too many"),
     ],
 )
 def test_wrong_command_lines(arguments: list[str], said: str, path: Path) -> None:
-    """A slip in patroni.yml prevents no promotion: what is understood is done, and what is not is said."""
+    """A mistake in patroni.yml prevents no promotion: known options work, and the rest is reported."""
     with agent(path, WELL):
         ran = hook(path, *arguments)
     assert ran.code == 0
@@ -151,7 +151,7 @@ def test_wrong_command_lines(arguments: list[str], said: str, path: Path) -> Non
 
 
 def test_the_hook_starts_quickly(path: Path) -> None:
-    """Nothing that takes long to import is, be it from the standard library."""
+    """The hook imports no slow module, not even from the standard library."""
     command = [sys.executable, "-X", "importtime", "-m", "resolver_agent.cli", "pre-promote", "--socket", str(path)]
     with agent(path, WELL):
         said = run(command).said
@@ -166,13 +166,13 @@ def test_the_hook_starts_quickly(path: Path) -> None:
 
 
 def mute(connection: socket.socket) -> None:
-    """Listen for ever."""
+    """Never answer."""
     while connection.recv(4096):
         pass
 
 
 def trickle(connection: socket.socket) -> None:
-    """Never come to an end."""
+    """Send an answer that never ends."""
     while True:
         connection.sendall(b" ")
         time.sleep(0.05)
@@ -201,7 +201,7 @@ def test_agents_that_fail(
 
 @pytest.mark.parametrize("waiting", [0, 1], ids=["never accepts", "full queue"])
 def test_an_agent_that_hangs(waiting: int, listener: socket.socket, path: Path) -> None:
-    """An agent that does not even accept is given up in time."""
+    """The hook gives up in time on an agent that does not even accept."""
     listener.listen(0)
     with contextlib.ExitStack() as clients:
         for _ in range(waiting):
@@ -212,7 +212,7 @@ def test_an_agent_that_hangs(waiting: int, listener: socket.socket, path: Path) 
 
 
 def test_a_stopped_agent(path: Path) -> None:
-    """A process that was stopped in its tracks is given up in time."""
+    """The hook gives up in time on a process stopped by SIGSTOP."""
     serve = (
         "import socket, sys; listener = socket.socket(socket.AF_UNIX); listener.bind(sys.argv[1]); listener.listen();"
         "print(flush=True); listener.accept()"
@@ -228,7 +228,7 @@ def test_a_stopped_agent(path: Path) -> None:
 
 
 def test_a_slow_start(listener: socket.socket, path: Path, tmp_path: Path) -> None:
-    """The time that Python itself took to start, on a busy machine, is not left for waiting."""
+    """The time that Python itself takes to start, on a busy machine, counts towards the limit."""
     (tmp_path / "sitecustomize.py").write_text("import time\ntime.sleep(1)\n")
     listener.listen()
     ran = hook(path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
@@ -237,17 +237,17 @@ def test_a_slow_start(listener: socket.socket, path: Path, tmp_path: Path) -> No
 
 
 def make_folder(path: Path) -> None:
-    """Put a folder where the socket should be."""
+    """Put a folder in place of the socket."""
     path.mkdir()
 
 
 def make_file(path: Path) -> None:
-    """Put a file there."""
+    """Put a file in place of the socket."""
     path.touch()
 
 
 def make_stale(path: Path) -> None:
-    """Leave there what a killed agent leaves."""
+    """Leave a socket as a killed agent does."""
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
 
@@ -262,7 +262,7 @@ def make_stale(path: Path) -> None:
     ],
 )
 def test_no_agent(make: Callable[[Path], None], said: str, path: Path) -> None:
-    """Where no agent can be asked nothing is waited for."""
+    """Where no agent can be asked the hook does not wait."""
     make(path)
     lenient, exact = hook(path), hook(path, "--strict")
     assert (lenient.code, exact.code) == (0, 1)
@@ -281,7 +281,7 @@ def test_no_agent(make: Callable[[Path], None], said: str, path: Path) -> None:
     ],
 )
 def test_other_users(groups: str, mode: int, said: str, path: Path) -> None:
-    """Patroni's user is answered; another is told how it may ask, and succeeds as well."""
+    """Patroni's user is answered; another is told how to get access, and its hook succeeds as well."""
     with agent(path, WELL):
         os.chown(path, 0, GROUP)
         path.chmod(mode)
@@ -295,7 +295,7 @@ def test_other_users(groups: str, mode: int, said: str, path: Path) -> None:
     [pytest.param(0, "nobody", id="a member by name"), pytest.param(NOBODY, "", id="the agent's own user")],
 )
 def test_trusted_although_the_socket_is_open(uid: int, members: str, path: Path) -> None:
-    """Where everybody can connect, the agent's own user may ask, and whom the group counts among its members."""
+    """Where every user can connect, the agent's own user and members of the group may ask."""
     path.parent.chmod(0o777)
     groups = path.with_name("group")
     groups.write_text(Path("/etc/group").read_text(encoding="utf-8") + f"readers:x:{GROUP}:{members}\n")
@@ -328,7 +328,7 @@ def test_trusted_although_the_socket_is_open(uid: int, members: str, path: Path)
     ],
 )
 def test_signals(number: int, said: str, path: Path) -> None:
-    """A hook that some signal would end succeeds, and says what ended it; with --strict it fails."""
+    """A hook that a signal would end succeeds, and prints the signal; with --strict it fails."""
     for arguments, code in ([], 0), (["--strict"], 1):
         with agent(path, None) as asked:
             waiting = subprocess.Popen(
@@ -342,7 +342,7 @@ def test_signals(number: int, said: str, path: Path) -> None:
 
 
 def test_a_signal_that_python_ignores(path: Path) -> None:
-    """SIGPIPE does not keep the hook from hearing the answer."""
+    """SIGPIPE does not keep the hook from reading the answer."""
     with agent(path, None) as asked:
         waiting = subprocess.Popen([*PROGRAM, "pre-promote", "--socket", path], stderr=subprocess.PIPE, text=True)
         assert asked.wait(5)
@@ -358,7 +358,7 @@ def test_a_signal_that_python_ignores(path: Path) -> None:
     ids=["no stderr", "no streams", "full stderr", "full streams", "reader has left", "reader does not read"],
 )
 def test_nobody_listens(redirections: str, path: Path) -> None:
-    """Where the line cannot be written, or only later, the hook does the same without."""
+    """Where the line cannot be written, or only later, the hook's result is the same."""
     left, full = os.pipe(), os.pipe()
     os.close(left[0])
     os.set_blocking(full[1], False)

@@ -1,6 +1,6 @@
-"""Promotions that are announced: names move before the server takes writes (rule R4), and for as long as it takes.
+"""Announced promotions: names move before the server takes writes (rule R4), however long that takes.
 
-A real Patroni with a real etcd decides, on plain PostgreSQL. What Citus adds is in test_citus_scenarios.
+A real Patroni with a real etcd decides, on plain PostgreSQL. Tests with Citus are in test_patroni_scenarios.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OVER = "the announced promotion is over: "
 
 
 def hook(patroni: PatroniCluster, machine: Machine, note: Path) -> str:
-    """Return the line for ``pre_promote``: ours, and before and after it what it saw, in a file."""
+    """Return the line for ``pre_promote``: ours, and around it commands that record the state in a file."""
     command = f"env PYTHONPATH={CHECKOUT} {sys.executable} -m resolver_agent.cli"
     command += f" pre-promote --socket {patroni.control_path(machine)}"
     look = f"grep -P '\\twk1\\t' {machine.folder}/etc/hosts >> {note}"
@@ -39,7 +39,7 @@ def hook(patroni: PatroniCluster, machine: Machine, note: Path) -> str:
 
 @pytest.fixture
 def hooked(patroni: PatroniCluster) -> tuple[PatroniCluster, Machine, Agent, Path]:
-    """Return a cluster whose standby coordinator has an agent, and a hook that leaves a note."""
+    """Return a cluster whose standby coordinator has an agent, and a hook that records the state."""
     machine = patroni.machines["cn-2"]
     note = patroni.config_path(machine).with_name("note")
     patroni.reconfigure(machine, postgresql={"pre_promote": hook(patroni, machine, note)})
@@ -51,9 +51,9 @@ def hooked(patroni: PatroniCluster) -> tuple[PatroniCluster, Machine, Agent, Pat
 
 @pytest.mark.parametrize("how", ["switchover", "power loss"])
 def test_names_move_before_the_promotion(hooked: tuple[PatroniCluster, Machine, Agent, Path], how: str) -> None:
-    """Patroni's hook finds standbys in the file, leaves primaries, and the server is promoted after it."""
+    """The file has standbys before Patroni's hook and primaries after it, and the server is promoted after that."""
     patroni, machine, _, note = hooked
-    # The leader lock alone moves them too, and may be heard of before the hook: with this interval it is not.
+    # The leader lock alone moves them too, and may be seen before the hook: with this interval it is not.
     agent = patroni.start_agent(machine, interval="60s")
     agent.wait_for_line(" wk1 → 127.0.42.2 ")
     if how == "switchover":
@@ -75,7 +75,7 @@ def test_names_move_before_the_promotion(hooked: tuple[PatroniCluster, Machine, 
 
 
 def test_a_promotion_may_take_its_time(hooked: tuple[PatroniCluster, Machine, Agent, Path]) -> None:
-    """While a query holds up replay the server stays in recovery, and names stay where a primary needs them."""
+    """While a query delays replay the server stays in recovery, and names stay as a primary needs them."""
     patroni, machine, agent, _ = hooked
     leader = patroni.machines["cn-1"]
     machine.server.run_sql("ALTER SYSTEM SET max_standby_streaming_delay = -1")
@@ -103,7 +103,7 @@ def test_a_promotion_may_take_its_time(hooked: tuple[PatroniCluster, Machine, Ag
 
 
 def test_a_promotion_that_is_called_off(hooked: tuple[PatroniCluster, Machine, Agent, Path]) -> None:
-    """Once the local Patroni says that another holds the lock, reads go back to standbys."""
+    """Once the local Patroni reports another holder of the lock, reads go back to standbys."""
     patroni, machine, agent, _ = hooked
     answer = patroni.ask_agent(machine, "pre-promote")
     agent.wait_for_line(f"{OVER}the local Patroni does not hold the leader lock")
@@ -112,7 +112,7 @@ def test_a_promotion_that_is_called_off(hooked: tuple[PatroniCluster, Machine, A
 
 
 def test_the_lock_alone_will_do(patroni: PatroniCluster) -> None:
-    """Without the hook, as after a restart of the agent in the middle, the leader lock makes the names a primary's."""
+    """Without the hook, as after a restart of the agent in the middle, the leader lock moves the names to primaries."""
     machine = patroni.machines["cn-2"]
     gate = patroni.config_path(machine).with_name("gate")
     patroni.reconfigure(machine, postgresql={"pre_promote": f"sh -c 'until [ -e {gate} ]; do sleep 0.05; done'"})
@@ -130,7 +130,7 @@ def test_the_lock_alone_will_do(patroni: PatroniCluster) -> None:
 
 
 def test_a_restart_knows_the_members_that_only_patroni_knows(patroni: PatroniCluster) -> None:
-    """A primary that no configuration lists is no reason to fence its name when the agent starts."""
+    """A primary that is not in the configuration does not get its name fenced when the agent starts."""
     machine, discovered = patroni.machines["cn-1"], patroni.machines["wk1-2"]
     names = {
         name: {"nodes": nodes, "patroni": {"port": patroni.rest_port}}
@@ -153,7 +153,7 @@ def socket_of(agent_config: Path) -> str:
 
 @pytest.fixture
 def on_standby(cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent) -> tuple[Agent, Path]:
-    """Start an agent beside the standby coordinator, and wait until it leads to standbys."""
+    """Start an agent on the standby coordinator, and wait until its names point to standbys."""
     config = write_config(cluster["cn"].standby, cluster)
     agent = start_agent(config)
     agent.wait_for_line(f" wk1 → {cluster['wk1'].standby.address} ")
@@ -163,7 +163,7 @@ def on_standby(cluster: dict[str, Group], write_config: WriteConfig, start_agent
 def test_without_patroni_it_ends_when_the_server_streams_again(
     cluster: dict[str, Group], on_standby: tuple[Agent, Path]
 ) -> None:
-    """An announced promotion that does not come is over when the server follows another primary anew."""
+    """A promotion that does not happen is over when the server streams from another primary."""
     cn, wk1 = cluster["cn"], cluster["wk1"]
     agent, config = on_standby
     cn.primary.stop()
@@ -177,7 +177,7 @@ def test_without_patroni_it_ends_when_the_server_streams_again(
 
 
 def test_without_patroni_it_ends_with_the_promotion(cluster: dict[str, Group], on_standby: tuple[Agent, Path]) -> None:
-    """The names that were a primary's before are a primary's after, and were nothing else in between."""
+    """The names point to primaries before and after it, and to nothing else in between."""
     cn, wk1 = cluster["cn"], cluster["wk1"]
     agent, config = on_standby
     cn.primary.kill()
@@ -193,7 +193,7 @@ def test_without_patroni_it_ends_with_the_promotion(cluster: dict[str, Group], o
 def test_on_a_primary_it_is_answered_when_all_is_done(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
 ) -> None:
-    """Announced on a server that is a primary already, the answer still waits for the file and for the flush."""
+    """On a server that is a primary already, the answer still waits for the file and the flush."""
     config = write_config(cluster["cn"].primary, cluster)
     start_agent(config).wait_for_line("keeps ")
     answer = client.ask(socket_of(config), "pre-promote")
@@ -203,7 +203,7 @@ def test_on_a_primary_it_is_answered_when_all_is_done(
 def test_a_start_under_pressure_does_not_wait_for_the_silent(
     cluster: dict[str, Group], on_standby: tuple[Agent, Path], start_agent: StartAgent, hosts_file: Path
 ) -> None:
-    """The hook starts a stopped agent while the old coordinator is silent; it is answered in time all the same."""
+    """The hook starts a stopped agent while the old coordinator is silent; it is still answered in time."""
     cn, wk1 = cluster["cn"], cluster["wk1"]
     first, config = on_standby
     first.stop()

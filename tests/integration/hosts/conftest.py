@@ -1,4 +1,4 @@
-"""A hosts file of a test's own."""
+"""A hosts file for one test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> Path:
-    """Give a hosts file in a folder of its own."""
+    """Return a hosts file in a folder of its own."""
     path = tmp_path / "etc" / "hosts"
     path.parent.mkdir()
     path.write_bytes(OLD)

@@ -1,4 +1,4 @@
-"""One write over many file systems, sound and broken, and against readers and death."""
+"""A write on many file systems, sound and broken, with readers and with kills."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHILD = Path(__file__).parents[1] / "support" / "atomic_file_child.py"
 def in_namespace(folder: Path, setup: str, command: str) -> dict[str, Any]:
     """Run the child's ``command`` in ``folder`` after ``setup``, in namespaces whose mounts and processes end with it.
 
-    ``$AS`` may be set by ``setup`` to a command that the child is run by.
+    ``setup`` may set ``$AS`` to a command that runs the child.
     """
     script = f"trap 'chattr -ia . hosts 2>/dev/null || :' EXIT\nAS=\n{setup}\n$AS {sys.executable} {CHILD} {command}"
     done = subprocess.run(
@@ -52,7 +52,7 @@ def xattr(name: str, value: bytes, path: str = "hosts") -> str:
 
 
 def acl() -> bytes:
-    """Return an ACL as the kernel stores it: what mode 0644 says, and user 1234 may write."""
+    """Return an ACL as the kernel stores it: mode 0644, plus write access for user 1234."""
     entries = [
         (0x01, 6, 0xFFFFFFFF),
         (0x02, 6, 1234),
@@ -63,7 +63,7 @@ def acl() -> bytes:
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
-POWERLESS = "AS='setpriv --bounding-set=-all --inh-caps=-all'"  # root's user id without root's powers
+POWERLESS = "AS='setpriv --bounding-set=-all --inh-caps=-all'"  # root's user id without root's capabilities
 BIND = "mount --bind hosts hosts"
 OTHER_DISK = "mount -t tmpfs none ../other; cp hosts ../other; mount --bind ../other/hosts hosts"
 READ_ONLY_FOLDER = (
@@ -107,7 +107,7 @@ IN_PLACE = [
     pytest.param(BIND, "it cannot be replaced: Device or resource busy", id="bind mount"),
     pytest.param(OTHER_DISK, "it cannot be replaced: Device or resource busy", id="bind mount of another disk's"),
     pytest.param(READ_ONLY_FOLDER, "it cannot be replaced: Read-only file system", id="read-only folder"),
-    pytest.param(f"chmod 555 .; {POWERLESS}", "it cannot be replaced: Permission denied", id="folder of others"),
+    pytest.param(f"chmod 555 .; {POWERLESS}", "it cannot be replaced: Permission denied", id="another user's folder"),
 ]
 REFUSED = [
     pytest.param(
@@ -177,7 +177,7 @@ def write_in(hosts: Path, setup: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("setup", "detail"), REPLACED)
 def test_file_is_replaced(hosts: Path, setup: str, detail: str) -> None:
-    """A new file takes the old one's place and its owner, mode, extended attributes and links."""
+    """A new file replaces the old one and has its owner, mode, extended attributes and links."""
     told = write_in(hosts, setup)
     before, after = told["before"], told["after"]
     assert (told["state"], told["detail"]) == ("replaced", detail)
@@ -187,7 +187,7 @@ def test_file_is_replaced(hosts: Path, setup: str, detail: str) -> None:
 
 @pytest.mark.parametrize("setup", CREATED)
 def test_file_is_created(hosts: Path, setup: str) -> None:
-    """A missing file is created, readable by everybody whatever the umask; a symlink to it stays one."""
+    """A missing file is created, readable by every user whatever the umask; a symlink to it stays one."""
     told = write_in(hosts, setup)
     before, after = told["before"], told["after"]
     assert (told["state"], told["detail"]) == ("replaced", "")
@@ -197,7 +197,7 @@ def test_file_is_created(hosts: Path, setup: str) -> None:
 
 @pytest.mark.parametrize(("setup", "detail"), IN_PLACE)
 def test_file_is_written_in_place(hosts: Path, setup: str, detail: str) -> None:
-    """Where the file cannot be replaced it is written in place, and the reason is told."""
+    """A file that cannot be replaced is written in place, and the reason is reported."""
     told = write_in(hosts, setup)
     assert (told["state"], told["detail"]) == ("written in place", detail)
     assert {**told["after"], "content": ""} == {**told["before"], "content": ""}
@@ -205,7 +205,7 @@ def test_file_is_written_in_place(hosts: Path, setup: str, detail: str) -> None:
 
 @pytest.mark.parametrize(("setup", "message"), REFUSED)
 def test_file_is_left_alone(hosts: Path, setup: str, message: str) -> None:
-    """Where it can be neither, it keeps its old content to the byte, and the error names file, fault and mend."""
+    """Where neither works the old content stays to the byte, and the error has the file, the fault and the fix."""
     told = write_in(hosts, setup)
     assert told["state"] == "error"
     assert told["detail"].startswith(message)
@@ -221,7 +221,7 @@ def test_file_is_left_alone(hosts: Path, setup: str, message: str) -> None:
     ],
 )
 def test_killed_at_every_step(hosts: Path, setup: str, kinds: set[str], steps: int) -> None:
-    """Whenever the writer is killed the file is old or new, and the next start leaves nothing else behind."""
+    """Whenever the writer is killed the file is old or new, and the next start removes all other traces."""
     found = in_namespace(hosts.parent, setup, "die")["found"]
     assert len(found) >= steps
     assert {step["left"] for step in found} == kinds
@@ -230,7 +230,7 @@ def test_killed_at_every_step(hosts: Path, setup: str, kinds: set[str], steps: i
 
 
 def test_several_writers_at_once(hosts: Path) -> None:
-    """Two agents and two administrators on one file: whoever looks sees it whole, and no temporary file stays."""
+    """Two agents and two administrators change one file: readers see it whole, and no temporary file stays."""
     told = in_namespace(hosts.parent, ":", "race")
     assert told["amiss"] == []
     assert told["looks"] > 100
@@ -238,7 +238,7 @@ def test_several_writers_at_once(hosts: Path) -> None:
 
 
 def test_reader_sees_every_name_during_1000_changes(tmp_path: Path) -> None:
-    """Lookups by glibc in a tight loop give one right address each time, first line, last line and block."""
+    """Lookups by glibc in a tight loop always give one right address, for the first line, last line and block."""
     setup = "mkdir etc; cp -L /etc/ld.so.cache etc; echo 'hosts: files' >etc/nsswitch.conf; mount --bind etc /etc"
     told = in_namespace(tmp_path, setup, "resolve")
     assert told["states"] == ["replaced"]
@@ -290,7 +290,7 @@ FAULTS = [
 def test_failing_call(
     hosts: Path, faults: dict[tuple[Callable[..., object], int], int], state: State, words: str
 ) -> None:
-    """Whichever call fails: the file is new and the trouble told, or it is old and the error names the mend."""
+    """Whichever call fails, the file is new and the problem reported, or it is old and the error has the fix."""
     before = with_block(b"").replace(b"10.100.100.100", b"10.0.0.1") + OLD
     hosts.write_bytes(before)
     os.setxattr(hosts, "user.note", b"x")
@@ -308,13 +308,13 @@ def test_failing_call(
 
 
 def test_short_writes_are_gone_on_with(hosts: Path) -> None:
-    """A kernel that takes only a part of the bytes gets the rest, and the file is whole."""
+    """When the kernel takes only a part of the bytes, the rest follows, and the file is whole."""
     HostsFileWriter(str(hosts), settle_s=0, system=Stingy()).update(with_block)
     assert hosts.read_bytes() == with_block(OLD)
 
 
 def test_new_file_is_closed_until_it_has_its_rights(hosts: Path) -> None:
-    """Until it has the mode and owner of the old file nobody but its owner can open the new one."""
+    """Until it has the old file's mode and owner only its owner can open the new one."""
     hosts.chmod(0o640)
     modes: list[int] = []
 
@@ -327,14 +327,14 @@ def test_new_file_is_closed_until_it_has_its_rights(hosts: Path) -> None:
 
 
 def test_digest_of_the_old_content_is_not_copied(hosts: Path) -> None:
-    """The kernel's digest of what the old file held would make it refuse the new one."""
+    """With the kernel's digest of the old content the new file would be refused."""
     os.setxattr(hosts, "security.ima", b"\x01" + bytes(20))
     assert HostsFileWriter(str(hosts)).update(with_block).detail == ""
     assert "security.ima" not in os.listxattr(hosts)
 
 
 def test_transform_that_refuses(hosts: Path) -> None:
-    """An error of the change itself comes through, and the file is left alone."""
+    """An error of the transform itself is raised, and the file is left alone."""
     hosts.write_bytes(b"# BEGIN resolver-agent\n")
     with pytest.raises(block.BlockError):
         HostsFileWriter(str(hosts)).update(with_block)
@@ -342,7 +342,7 @@ def test_transform_that_refuses(hosts: Path) -> None:
 
 
 def test_nothing_to_do_writes_nothing(hosts: Path) -> None:
-    """An update that changes nothing touches neither file nor folder; without a file none is made."""
+    """An update without a change touches neither file nor folder; a missing file is not created."""
     before = (hosts.stat().st_ctime_ns, hosts.parent.stat().st_ctime_ns)
     assert HostsFileWriter(str(hosts)).update(lambda content: content).state is State.UNCHANGED
     assert (hosts.stat().st_ctime_ns, hosts.parent.stat().st_ctime_ns) == before
@@ -352,7 +352,7 @@ def test_nothing_to_do_writes_nothing(hosts: Path) -> None:
 
 
 def test_sweep_takes_our_leftovers_only(hosts: Path) -> None:
-    """Temporary files of killed writers go, found beside the real file; what others named alike stays."""
+    """Temporary files of killed writers, next to the real file, are removed; similar names of others stay."""
     real = hosts.parent.parent / "real"
     real.mkdir()
     (real / "mine").write_bytes(OLD)

@@ -1,4 +1,4 @@
-"""One write against other writers: nothing of theirs is lost, and their changes are seen."""
+"""A write with other writers: their changes are kept and noticed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def test_an_edit_right_after_the_rename_is_not_taken_for_ours(hosts: Path) -> None:
-    """What is remembered of a file that was written is what we wrote, so that an edit within the same moment shows."""
+    """The recorded signature is that of our own write, so an edit in the same moment is noticed."""
     renamed: list[bool] = []
 
     def edit_after_rename(function: object) -> None:
@@ -49,7 +49,7 @@ def substitute(path: Path) -> None:
 
 
 def poke(path: Path) -> None:
-    """Edit in place without a change of size, a second later: not every file system tells shorter times apart."""
+    """Edit in place with the same size, a second later: some file systems have coarse timestamps."""
     with path.open("r+b") as file:
         file.seek(OLD.index(b"other"))
         file.write(b"mines")
@@ -70,7 +70,7 @@ def retarget(path: Path) -> None:
 
 
 def steps_of_a_write(hosts: Path) -> list[object]:
-    """Return the system calls that a write makes, and leave the file as it was."""
+    """Return the system calls of a write, and leave the file as it was."""
     calls: list[object] = []
     HostsFileWriter(str(hosts), settle_s=0, system=Watched(calls.append)).update(with_block)
     hosts.write_bytes(OLD)
@@ -79,9 +79,9 @@ def steps_of_a_write(hosts: Path) -> list[object]:
 
 @pytest.mark.parametrize("edit", [append, substitute, poke, empty_and_write, retarget])
 def test_edits_of_others_are_kept(hosts: Path, edit: Callable[[Path], None]) -> None:
-    """An edit that comes at any step of a write is in the file afterwards, and so is the block.
+    """An edit at any step of a write is in the file afterwards, and so is the block.
 
-    One step is left out: between the last look at the file and the rename nobody can see an edit.
+    One step is left out: an edit between the last check of the file and the rename cannot be noticed.
     """
     steps = steps_of_a_write(hosts)
     for step in range(len(steps)):
@@ -108,7 +108,7 @@ def test_edits_of_others_are_kept(hosts: Path, edit: Callable[[Path], None]) -> 
 
 @pytest.mark.parametrize("step", [os.open, os.fsync])
 def test_edit_during_a_write_in_place_is_kept(hosts: Path, step: object) -> None:
-    """What another writes before the file is opened to be written in place, or before it is read back, stays."""
+    """An edit before the file is opened for the write in place, or before it is read back, stays."""
     edits = [append]
     refused = []
 
@@ -127,7 +127,7 @@ def test_edit_during_a_write_in_place_is_kept(hosts: Path, step: object) -> None
 
 
 def test_file_that_never_rests(hosts: Path) -> None:
-    """A file that somebody changes during every write is left to them, with all they wrote, and the error says so."""
+    """A file that others change during every write keeps all their changes, and the error says so."""
     edits: list[object] = []
 
     def before(function: object) -> None:
@@ -142,7 +142,7 @@ def test_file_that_never_rests(hosts: Path) -> None:
 
 @pytest.mark.parametrize("begun", [lambda path: path.write_bytes(b""), Path.unlink], ids=["emptied", "moved away"])
 def test_half_written_file_is_waited_for(hosts: Path, begun: Callable[[Path], object]) -> None:
-    """A file that was emptied or taken away a moment ago is given time until its writer has filled it."""
+    """A file that was emptied or moved away a moment ago gets time until its writer has filled it."""
 
     def before(function: object) -> None:
         if function is time.sleep:
@@ -156,7 +156,7 @@ def test_half_written_file_is_waited_for(hosts: Path, begun: Callable[[Path], ob
 
 
 def test_own_writes_are_not_waited_for(hosts: Path) -> None:
-    """Changes that follow each other wait for nobody while nobody else has touched the file."""
+    """Consecutive changes do not wait as long as no other writer has touched the file."""
     slept: list[object] = []
     writer = HostsFileWriter(str(hosts), settle_s=3600, system=Watched(slept.append))
     writer.update(with_block)
@@ -168,7 +168,7 @@ def test_own_writes_are_not_waited_for(hosts: Path) -> None:
 
 @pytest.mark.parametrize("edit", [append, substitute, poke, empty_and_write, retarget, Path.unlink])
 def test_signature_tells_a_trampled_file(hosts: Path, edit: Callable[[Path], None]) -> None:
-    """The signature is that of the last update until somebody changes the file, however they do it."""
+    """The signature is that of the last update until another writer changes the file in any way."""
     writer = HostsFileWriter(str(hosts))
     written = writer.update(with_block).snapshot
     assert writer.signature() == written.signature

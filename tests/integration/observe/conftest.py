@@ -1,4 +1,4 @@
-"""A configuration, and a server that tests of this folder may configure as they like."""
+"""A configuration, and a server that tests of this folder may configure freely."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load(write_config: Callable[..., Path]) -> Load:
 
 @pytest.fixture(scope="module")
 def lone(site: Site, request: pytest.FixtureRequest) -> Iterator[Postgres]:
-    """A server that tests may configure as they like, if they undo it. Its database ``barred`` refuses probes."""
+    """A server that tests may configure freely if they undo it. Its database ``barred`` refuses probes."""
     server = site.primary(f"lone-{request.path.stem}", "127.0.4.1", config="password_encryption = 'scram-sha-256'\n")
     server.run_sql(f"CREATE ROLE {ROLE} LOGIN; CREATE ROLE locked LOGIN PASSWORD 'right'; CREATE ROLE alien LOGIN")
     server.run_sql("CREATE DATABASE barred")

@@ -1,4 +1,4 @@
-"""Whom the monitor asks when, what a lost connection comes to, and that nothing of it stays behind."""
+"""Which nodes the monitor asks when, how it handles lost connections, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 async def test_a_node_that_hangs_delays_no_other(
     cluster: dict[str, Group], lone: Postgres, load: Load, start_proxy: Callable[[str, Postgres], Proxy]
 ) -> None:
-    """While others hang in every way, the observations of a sound node keep coming, and files can be written."""
+    """While others hang in every way, a sound node is still observed, and files can be written."""
     sound, paused_later = cluster["wk1"].primary, cluster["wk2"].primary
     frozen = start_proxy("127.0.8.1", cluster["wk2"].standby)
     names = {
@@ -79,7 +79,7 @@ async def test_a_node_that_hangs_delays_no_other(
             await sight.until_result(node, ProbeFailure.UNREACHABLE)
             assert newest(sight.state(node)).detail == "no answer within 2 s"
             assert not sight.state(node).seen_dead
-        await asyncio.wait_for(off_loop(boottime), 5)  # the threads that files are written in are free
+        await asyncio.wait_for(off_loop(boottime), 5)  # the threads that write files are free
         resolver.never.set()
 
 
@@ -96,7 +96,7 @@ async def test_half_an_answer_blocks_nothing(lone: Postgres, load: Load) -> None
 
 @in_loop
 async def test_the_local_server_is_asked_every_tenth_of_a_second(lone: Postgres, load: Load) -> None:
-    """Its own role is the one an agent has to know soonest."""
+    """The agent has to learn the local role first."""
     async with watching(load(lone, {"wk1": [lone.address]}, interval="2s")) as sight:
         await sight.until(lambda: sight.monitor.asked_all)
         asked = {newest(sight.monitor.local).at}
@@ -109,7 +109,7 @@ async def test_the_local_server_is_asked_every_tenth_of_a_second(lone: Postgres,
 
 @in_loop
 async def test_an_ended_session_is_no_dead_server(lone: Postgres, load: Load) -> None:
-    """Somebody ended the agent's session: it is back at once, and nobody was dead in between."""
+    """When the agent's session is terminated, it reconnects at once, and no server was dead in between."""
     async with watching(load(lone, {"wk1": [lone.address]}, interval="10s")) as sight:
         first = await sight.until_result(node_of(lone), Role.PRIMARY)
         for _ in range(5):
@@ -139,7 +139,7 @@ async def test_an_ended_session_is_no_dead_server(lone: Postgres, load: Load) ->
 async def test_a_server_that_ends_the_session_and_then_rejects_us_lives(
     bar: str, unbar: str, words: str, lone: Postgres, load: Load
 ) -> None:
-    """Failing to log in is not down (R1), also right after a lost session: whoever says no is there."""
+    """A rejected login proves that the server runs (R1), also right after a lost session."""
     async with watching(load(lone, {"wk1": [lone.address]})) as sight:
         await sight.until_result(node_of(lone), Role.PRIMARY)
         lone.run_sql(bar)
@@ -163,7 +163,7 @@ async def test_a_server_that_ends_the_session_and_then_rejects_us_lives(
 async def test_a_lost_standby_is_dead_within_tens_of_milliseconds(
     lose: Callable[[Postgres], None], cluster: dict[str, Group], load: Load
 ) -> None:
-    """The kernel says so; nobody waits for the next probe."""
+    """The kernel reports it; the monitor does not wait for the next probe."""
     standby = cluster["wk1"].standby
     names = {"wk1": [node.address for node in cluster["wk1"].nodes]}
     async with watching(load(standby, names, interval="10s")) as sight:
@@ -181,7 +181,7 @@ async def test_a_lost_standby_is_dead_within_tens_of_milliseconds(
 
 @in_loop
 async def test_a_server_that_is_shutting_down_is_dead(lone: Postgres, load: Load) -> None:
-    """It closed its sessions and takes no more, though it still answers: it is closed, it does not merely reject us."""
+    """It closed its sessions and accepts no more, so it is dead, not rejecting, though it still answers."""
     async with watching(load(lone, {"wk1": [lone.address]}, interval="10s")) as sight:
         await sight.until_result(node_of(lone), Role.PRIMARY)
         with running_with(lone, **STARTING_UP):
@@ -194,7 +194,7 @@ async def test_a_server_that_is_shutting_down_is_dead(lone: Postgres, load: Load
 async def test_a_paused_server_counts_until_it_expires_and_again_when_it_goes_on(
     cluster: dict[str, Group], load: Load
 ) -> None:
-    """Silence is no evidence: the last observation stands for ``interval`` + ``timeout``, and nobody is called dead."""
+    """Silence is no evidence: the last observation counts for ``interval`` + ``timeout``, and no server is dead."""
     server = cluster["wk1"].primary
     async with watching(
         load(cluster["cn"].primary, {"wk1": [server.address]}, interval="200ms", timeout="1s")
@@ -217,7 +217,7 @@ async def test_a_paused_server_counts_until_it_expires_and_again_when_it_goes_on
 async def test_cut_connections_are_reopened_and_a_frozen_network_is_no_death(
     cluster: dict[str, Group], load: Load, start_proxy: Callable[[str, Postgres], Proxy]
 ) -> None:
-    """What happens to the network is told from what happens to the server."""
+    """A fault of the network is told apart from one of the server."""
     server = cluster["wk1"].primary
     proxy = start_proxy("127.0.8.1", server)
     node = Node(proxy.address, proxy.port)
@@ -241,7 +241,7 @@ async def test_cut_connections_are_reopened_and_a_frozen_network_is_no_death(
 
 @in_loop
 async def test_a_restart_is_another_server_with_the_same_data(lone: Postgres, load: Load) -> None:
-    """The start time tells runs of one server apart, the system identifier tells servers apart."""
+    """The start time distinguishes runs of one server, the system identifier distinguishes servers."""
     async with watching(load(lone, {"wk1": [lone.address]}, interval="5s")) as sight:
         before = await sight.until_result(node_of(lone), Role.PRIMARY)
         await off_loop(lone.stop)
@@ -255,7 +255,7 @@ async def test_a_restart_is_another_server_with_the_same_data(lone: Postgres, lo
 
 @in_loop
 async def test_a_loss_and_a_role_change_make_the_whole_group_be_asked(cluster: dict[str, Group], load: Load) -> None:
-    """News of one node is a reason to ask the others now, and a refresh to ask everybody."""
+    """A change of one node gets its group probed now, and a refresh gets every node probed."""
     primary, standby = cluster["wk1"].primary, cluster["wk1"].standby
     names = {"wk1": [primary.address, standby.address], "wk2": [cluster["wk2"].primary.address]}
     async with watching(load(primary, names, interval="20s")) as sight:
@@ -279,7 +279,7 @@ async def test_a_loss_and_a_role_change_make_the_whole_group_be_asked(cluster: d
 
 @in_loop
 async def test_a_group_without_its_primary_is_asked_fifty_times_a_second(cluster: dict[str, Group], load: Load) -> None:
-    """So that a promotion is seen as soon as it happens; other groups keep their calm."""
+    """A promotion is seen as soon as it happens; other groups keep their interval."""
     primary, standby = cluster["wk1"].primary, cluster["wk1"].standby
     calm = cluster["wk2"].primary
     names = {"wk1": [primary.address, standby.address], "wk2": [calm.address]}
@@ -301,7 +301,7 @@ async def test_a_group_without_its_primary_is_asked_fifty_times_a_second(cluster
 
 @in_loop
 async def test_what_rejects_probes_is_not_asked_in_a_frenzy(lone: Postgres, load: Load) -> None:
-    """A server that took a privilege away rejects us, is known for what it was before, and its reconnects back off."""
+    """A server that revoked a privilege is rejecting, keeps its last known role, and its reconnects back off."""
     count = "SELECT sessions FROM pg_stat_database WHERE datname = 'template1'"
     grant = "{} EXECUTE ON FUNCTION pg_control_system() {} PUBLIC"
     config = load(lone, {"wk1": [lone.address]}, postgresql={"user": ROLE, "dbname": "template1"})
@@ -316,14 +316,14 @@ async def test_what_rejects_probes_is_not_asked_in_a_frenzy(lone: Postgres, load
         asked = await sight.probes(node_of(lone), for_s=2)
         [(after,)] = lone.run_sql(count)
         assert len(asked) < 25
-        assert after - before < 60  # the local server's included, which is asked ten times a second
+        assert after - before < 60  # including the local server's, which is asked ten times a second
         lone.run_sql(grant.format("GRANT", "TO"), dbname="template1")
         await sight.until_result(node_of(lone), Role.PRIMARY)
 
 
 @in_loop
 async def test_another_configuration_keeps_what_is_known(cluster: dict[str, Group], load: Load) -> None:
-    """Nodes that stay keep their connection and state, others are added and let go."""
+    """Nodes that stay keep their connection and state; others are added and removed."""
     stays, goes, comes = (cluster[name].primary for name in ("cn", "wk1", "wk2"))
     async with watching(load(stays, {"cn": [stays.address], "wk1": [goes.address]}, interval="5s")) as sight:
         await sight.until(lambda: sight.monitor.asked_all)
@@ -336,7 +336,7 @@ async def test_another_configuration_keeps_what_is_known(cluster: dict[str, Grou
         await sight.until(lambda: sight.monitor.asked_all)
         assert await off_loop(ours, stays) == sessions
         await off_loop(goes.wait_until, "SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = %s", [ROLE])
-        # Another timeout needs other connections; what is known is known.
+        # Another timeout needs new connections; the state stays.
         known = sight.state(node_of(stays))
         sight.monitor.watch(load(stays, {"cn": [stays.address]}, interval="5s", timeout="3s"))
         assert sight.state(node_of(stays)) == known
@@ -347,7 +347,7 @@ async def test_another_configuration_keeps_what_is_known(cluster: dict[str, Grou
 
 @in_loop
 async def test_close_leaves_no_connection_and_no_task(cluster: dict[str, Group], load: Load) -> None:
-    """Whatever it was doing; ``in_loop`` looks for tasks."""
+    """It works during any activity; ``in_loop`` looks for tasks."""
     server = cluster["wk1"].primary
     with socket.create_server((FAULTY, server.port)):
         config = load(server, {"wk1": [server.address], "wk2": [FAULTY]})
@@ -366,20 +366,20 @@ def descriptors() -> int:
 @pytest.mark.parametrize("steps", range(0, 40, 2))
 @in_loop
 async def test_close_leaves_nothing_however_early_it_comes(steps: int, lone: Postgres, load: Load) -> None:
-    """A connection that is just being opened is not left open either; nothing waits for ever."""
+    """A connection that is just being opened is closed too, and no task waits for ever."""
     open_before = descriptors()
     monitor = Monitor()
     monitor.watch(load(lone, {"wk1": [lone.address]}))
     for _ in range(steps):
         await asyncio.sleep(0)
-        time.sleep(0.0005)  # noqa: ASYNC251 -- so that at each step some other thing is ready
+        time.sleep(0.0005)  # noqa: ASYNC251 -- so that something else is ready at each step
     await asyncio.wait_for(monitor.close(), 1)
     assert descriptors() == open_before
 
 
 @in_loop
 async def test_a_defect_in_a_task_comes_to_light(lone: Postgres, load: Load) -> None:
-    """It wakes whoever waits for news, and ``check`` raises it."""
+    """It sets the event that callers wait for, and ``check`` raises it."""
 
     def broken(*_: Any, **__: Any) -> list[tuple[Any, ...]]:
         raise ZeroDivisionError
@@ -393,7 +393,7 @@ async def test_a_defect_in_a_task_comes_to_light(lone: Postgres, load: Load) -> 
 
 @in_loop
 async def test_many_reconnects_leak_nothing(lone: Postgres, load: Load) -> None:
-    """Neither descriptors nor connection objects are left of what failed, hung up or was let go."""
+    """Connections that failed, hung up or were dropped leave neither descriptors nor connection objects."""
     config = load(lone, {"wk1": [FAULTY]}, interval="10ms")
     fake = FakePostgres(lone.port, lambda session: [[], [ROW + READY], [ROW + READY, b""], [TERMINATED]][session % 4])
     async with fake.serving(), watching(config) as sight:

@@ -1,4 +1,4 @@
-"""What a probe sees of one server: its role and identity, or what is wrong with it; and how the server is found."""
+"""What a probe reports of one server: its role and identity, or its fault; and how the server is found."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_curre
        (SELECT system_identifier FROM pg_control_system()),
        (EXTRACT(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint"""
 
-# In a network of its own, where nobody answers the question for the other address.
+# In a network of its own, where the other address does not answer ARP.
 NO_ROUTE = """
 ip link set lo up
 ip link add near type veth peer name far
@@ -77,7 +77,7 @@ print(seen.result.value, seen.detail, sep=": ")
 
 
 async def match(sight: Sight, server: Postgres, *, result: Role, timeline: int) -> None:
-    """Wait until the server's own word is seen of it: now and then an idle server moves its LSN, too."""
+    """Wait until the observation equals the server's own report: even an idle server moves its LSN at times."""
 
     def lsn_seen() -> bool:
         [(lsn, *_)] = server.run_sql(TRUTH)
@@ -95,7 +95,7 @@ async def match(sight: Sight, server: Postgres, *, result: Role, timeline: int) 
 @pytest.mark.parametrize("postgres", ["system", "embedded"])
 @in_loop
 async def test_a_role_with_login_alone_sees_a_pair_before_and_after_a_promotion(postgres: str, load: Load) -> None:
-    """Address, LSN, timeline and identity are right, and the timeline is the new one from the first sight of it."""
+    """Address, LSN, timeline and identity are right, and the first observation has the new timeline."""
     with Site(postgres=postgres) as site:
         primary, standby = (await off_loop(site.groups, {"wk1": ["127.0.9.1", "127.0.9.2"]}))["wk1"]
         primary.run_sql(f"CREATE ROLE {ROLE} LOGIN")
@@ -134,30 +134,30 @@ def without_slots(server: Postgres) -> Iterator[Mapping[str, Any]]:
 
 @contextlib.contextmanager
 def starting_up(server: Postgres) -> Iterator[Mapping[str, Any]]:
-    """Keep a server from getting on with its recovery."""
+    """Keep a server in its recovery."""
     with running_with(server, **STARTING_UP):
         yield {}
 
 
 @contextlib.contextmanager
 def cold_standby(server: Postgres) -> Iterator[Mapping[str, Any]]:
-    """Run a server as a standby that takes no sessions."""
+    """Run a server as a standby that accepts no sessions."""
     with running_with(server, until="consistent recovery state reached", hot_standby="off"):
         yield {}
 
 
 def login(**keywords: str) -> Fault:
-    """Log in otherwise."""
+    """Use another login."""
     return lambda _: contextlib.nullcontext({"postgresql": {"user": ROLE, "dbname": "postgres"} | keywords})
 
 
 def elsewhere(*hosts: str) -> Fault:
-    """Have the node somewhere else."""
+    """Use another address for the node."""
     return lambda _: contextlib.nullcontext({"hosts": list(hosts)})
 
 
 def listening(serve: Callable[[socket.socket], None] | None) -> Fault:
-    """Listen without being PostgreSQL, and do something with each connection; with None not even accept it."""
+    """Listen without being PostgreSQL, and handle each connection; with None do not even accept it."""
 
     @contextlib.contextmanager
     def listen(server: Postgres) -> Iterator[Mapping[str, Any]]:
@@ -179,13 +179,13 @@ def listening(serve: Callable[[socket.socket], None] | None) -> Fault:
 
 
 def reset(connection: socket.socket) -> None:
-    """Make the end of a connection a reset."""
+    """Close a connection with a reset."""
     connection.recv(1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def talk_http(connection: socket.socket) -> None:
-    """Answer as a web server does."""
+    """Answer like a web server."""
     connection.recv(1)
     connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
@@ -236,7 +236,7 @@ FAULTS: dict[str, tuple[Fault, ProbeFailure, str]] = {
 async def test_each_fault_has_its_kind_and_its_words(
     fault: Fault, kind: ProbeFailure, words: str, lone: Postgres, load: Load
 ) -> None:
-    """What is wrong with a server is told apart; only a server that is gone is called dead."""
+    """Each fault has its own kind and message; only a server that is gone is dead."""
     with fault(lone) as settings:
         names = {"wk1": settings.get("hosts", [lone.address])}
         rest = {key: value for key, value in settings.items() if key != "hosts"}
@@ -253,7 +253,7 @@ async def test_each_fault_has_its_kind_and_its_words(
 @pytest.mark.parametrize("last_words", [b"", TERMINATED, ROW], ids=["nothing", "FATAL", "half an answer"])
 @in_loop
 async def test_a_server_that_hangs_up_on_a_probe_is_dead_at_once(last_words: bytes, lone: Postgres, load: Load) -> None:
-    """A connection that ends while a probe is in flight is noticed at once, with or without a farewell."""
+    """A connection that ends during a probe is noticed at once, with or without a FATAL message."""
     config = load(lone, {"wk1": [FAULTY]}, interval="5s", timeout="5s")
     fake = FakePostgres(lone.port, lambda session: [ROW + READY, last_words] if session == 1 else [])
     async with fake.serving(), watching(config) as sight:
@@ -269,7 +269,7 @@ async def test_a_server_that_hangs_up_on_a_probe_is_dead_at_once(last_words: byt
 
 @in_loop
 async def test_a_server_that_hangs_up_once_and_lets_us_in_again_is_not_dead(lone: Postgres, load: Load) -> None:
-    """One lost session says nothing of the server, also where a probe was in flight."""
+    """One lost session is no evidence about the server, even during a probe."""
     config = load(lone, {"wk1": [FAULTY]}, interval="5s", timeout="5s")
     again = ROW.replace(b"00000007", b"00000008") + READY
     fake = FakePostgres(lone.port, lambda session: [ROW + READY, TERMINATED] if session == 1 else [again, None])
@@ -283,7 +283,7 @@ async def test_a_server_that_hangs_up_once_and_lets_us_in_again_is_not_dead(lone
 
 @in_loop
 async def test_a_node_by_dns_name_is_resolved_at_each_connect(lone: Postgres, load: Load) -> None:
-    """The target is the address that was connected to, the first of the name's that answers."""
+    """The target is the address that was connected to: the first one of the name that answers."""
     resolver = Resolver(one=f"{FAULTY} {lone.address}")
     config = load(lone, {"wk1": ["one"]}, interval="5s")
     node = Node("one", lone.port)
@@ -301,7 +301,7 @@ async def test_a_node_by_dns_name_is_resolved_at_each_connect(lone: Postgres, lo
 
 @in_loop
 async def test_a_password_is_looked_up_by_the_name_as_configured(lone: Postgres, load: Load, tmp_path: Path) -> None:
-    """A node that is given by a DNS name has its line in the passfile under that name, not under its address."""
+    """The passfile entry of a node with a DNS name is under that name, not under its address."""
     passfile = tmp_path / "passfile"
     passfile.write_text(f"db.example:{lone.port}:postgres:locked:right\n")
     passfile.chmod(0o600)
@@ -325,7 +325,7 @@ def certify(server: Postgres, name: str) -> tuple[str, str]:
 
 @in_loop
 async def test_a_certificate_is_held_against_the_name_as_configured(lone: Postgres, load: Load) -> None:
-    """With verify-full a node's certificate has to be for the DNS name that the node is given by."""
+    """With verify-full a node's certificate must be for its configured DNS name."""
     key, certificate = certify(lone, "db.example")
     login = {"user": ROLE, "dbname": "postgres", "sslmode": "verify-full", "sslrootcert": certificate}
     config = load(lone, {"wk1": ["db.example", "other.example"]}, postgresql=login)
@@ -341,7 +341,7 @@ async def test_a_certificate_is_held_against_the_name_as_configured(lone: Postgr
 
 @in_loop
 async def test_localhost_is_resolved_by_the_system(site: Site, load: Load) -> None:
-    """A real look-up leads to the server too."""
+    """A real lookup finds the server too."""
     server = await off_loop(site.primary, "local", "127.0.0.1")
     server.run_sql(f"CREATE ROLE {ROLE} LOGIN")
     async with watching(load(server, {"wk1": ["localhost"]})) as sight:
@@ -352,7 +352,7 @@ async def test_localhost_is_resolved_by_the_system(site: Site, load: Load) -> No
 
 @in_loop
 async def test_ipv6(lone: Postgres, load: Load) -> None:
-    """An IPv6 address is a node like any other, however it is written."""
+    """An IPv6 address works like any other, in every spelling."""
     with running_with(lone, listen_addresses="::1"):
         async with watching(load(lone, {"wk1": ["0:0::1"]})) as sight:
             [node] = sight.monitor.nodes
@@ -362,7 +362,7 @@ async def test_ipv6(lone: Postgres, load: Load) -> None:
 
 @in_loop
 async def test_a_missing_socket_is_a_dead_local_server(lone: Postgres, load: Load, tmp_path: Path) -> None:
-    """The local server is asked over its socket; without one there is no server."""
+    """The local server is asked over its socket; without a socket there is no server."""
     config = load(lone, {"wk1": [lone.address]})
     async with watching(dataclasses.replace(config, local={**config.local, "host": str(tmp_path)})) as sight:
         await sight.until(lambda: sight.monitor.local.latest)
@@ -371,7 +371,7 @@ async def test_a_missing_socket_is_a_dead_local_server(lone: Postgres, load: Loa
 
 
 def test_no_route_is_no_evidence_of_death() -> None:
-    """Of a host that cannot be reached libpq says what it says of a server that died."""
+    """Libpq has the same message for a host without a route and for a server that died."""
     command = ["unshare", "--net", "sh", "-ec", NO_ROUTE, "sh", sys.executable, "-c", PROBE]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=CHECKOUT)
     assert done.stdout == "unreachable: No route to host\n"

@@ -1,4 +1,4 @@
-"""The agent as the process that it is."""
+"""The agent as a real process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Agent:
         cwd: Path | None = None,
         listener: socket.socket | None = None,
     ) -> None:
-        """Start it, behind ``launcher``; ``listener`` is its control socket, handed over as systemd does."""
+        """Start it, behind ``launcher``; ``listener`` is its control socket, passed as systemd does."""
         self.hosts_file = hosts_file
         self.lines: list[str] = []
         self._heard = threading.Condition()
@@ -72,7 +72,7 @@ class Agent:
         return code
 
     def wait_for_line(self, pattern: str, *, since: int = 0, timeout_s: float = 10.0) -> str:
-        """Return the first line from number ``since`` on that matches a regular expression, said by now or in time."""
+        """Return the first line from number ``since`` on that matches a regular expression; wait for it if needed."""
 
         def found() -> str | None:
             return next((line for line in self.lines[since:] if re.search(pattern, line)), None)
@@ -84,7 +84,7 @@ class Agent:
         return line
 
     def target(self, name: str) -> str | None:
-        """Return the address that the hosts file has for a name, as the resolver would."""
+        """Return a name's address in the hosts file, as the resolver would."""
         for line in self.hosts_file.read_text().splitlines():
             address, *names = line.partition("#")[0].split() or [""]
             if name in names:

@@ -1,4 +1,4 @@
-"""What a test asks of an agent that runs and of its files, and how it changes these."""
+"""Helpers that query a running agent and its files, and that change the files."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SETTLED = r" wk2 → "
 
 
 def status(config: Path) -> dict[str, Any]:
-    """Return what the agent with this configuration says of itself."""
+    """Return the status of the agent with this configuration."""
     runtime_dir = yaml.safe_load(config.read_text())["runtime_dir"]
     return client.ask(f"{runtime_dir}/control.sock", "status")
 
 
 def alerts(config: Path) -> set[str]:
-    """Return the keys of what is wrong, by the agent's own word."""
+    """Return the keys of the agent's current alerts."""
     return {alert["key"] for alert in status(config)["alerts"]}
 
 
@@ -44,7 +44,7 @@ def wait_until(condition: Callable[[], Any], *, timeout_s: float = 10.0) -> Any:
 
 
 def written(path: Path) -> tuple[int, int, int]:
-    """Return what changes whenever a file is written or replaced."""
+    """Return values that change whenever a file is written or replaced."""
     stat = path.stat()
     return stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
 
@@ -65,7 +65,7 @@ def add_first(path: Path, text: str) -> None:
 
 
 def leads(agent: Agent) -> dict[str, str | None]:
-    """Return where all names lead."""
+    """Return every name's address."""
     return {name: agent.target(name) for name in ("cn", "wk1", "wk2")}
 
 

@@ -1,6 +1,6 @@
-"""Child processes of test_atomic_file.py: what has to run in a mount namespace of its own, or has to die.
+"""Child processes of test_atomic_file.py, for a mount namespace of their own or to be killed.
 
-Each prints one JSON object. Started in the folder of the file, which is called ``hosts`` there.
+Each prints one JSON object. They start in the folder of the file, which is called ``hosts`` there.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def state_of(path: Path) -> dict[str, Any]:
 
 
 def write() -> dict[str, Any]:
-    """Write the block, then once more, and tell what happened."""
+    """Write the block twice, and report the results."""
     path = Path(PATH)
     writer = HostsFileWriter(PATH)
     before = state_of(path)
@@ -90,7 +90,7 @@ class Mortal(System):
 
 
 def write_and_die(change: Callable[[bytes], bytes], last: int) -> bool:
-    """Write in a child that is killed at its n-th system call; reports whether it was."""
+    """Write in a child that is killed at its n-th system call; return whether it was."""
     child = os.fork()
     if not child:
         HostsFileWriter(PATH, settle_s=0, system=Mortal(last)).update(change)
@@ -99,7 +99,7 @@ def write_and_die(change: Callable[[bytes], bytes], last: int) -> bool:
 
 
 def kind_of(content: bytes, *, old: bytes, new: bytes) -> str:
-    """Return what a killed writer left, in words."""
+    """Describe the files that a killed writer left."""
     for name, whole in (("old", old), ("new", new)):
         if content == whole:
             return name
@@ -109,7 +109,7 @@ def kind_of(content: bytes, *, old: bytes, new: bytes) -> str:
 
 
 def die() -> dict[str, Any]:
-    """Change the file to and fro, killed at every step, and tell what was found after each."""
+    """Change the file back and forth, killed at every step, and report the state after each."""
     path = Path(PATH)
     missing = not path.exists()
     found = []
@@ -135,7 +135,7 @@ def die() -> dict[str, Any]:
 
 
 def resolve_until_stopped(report: int) -> None:
-    """Look up names as fast as it goes until SIGTERM, then write to ``report`` what was seen, and how often."""
+    """Look up names as fast as possible until SIGTERM, then write the answers and their number to ``report``."""
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     seen: Counter[str] = Counter()
@@ -152,7 +152,7 @@ def resolve_until_stopped(report: int) -> None:
 
 
 def resolve() -> dict[str, Any]:
-    """Make 1,000 changes to /etc/hosts while another process resolves, and tell what that saw."""
+    """Make 1,000 changes to /etc/hosts while another process resolves, and report what it saw."""
     filler = "".join(f"10.8.{i >> 8}.{i & 255} filler{i}\n" for i in range(500))
     Path("/etc/hosts").write_text(f"10.9.9.1 first\n{filler}10.9.9.2 last\n", encoding="ascii")
     writer = HostsFileWriter("/etc/hosts", settle_s=0)
@@ -174,15 +174,15 @@ def resolve() -> dict[str, Any]:
 
 
 def change_often(address: str) -> None:
-    """Be an agent that changes the block 200 times."""
+    """Change the block 200 times, as an agent."""
     writer = HostsFileWriter(PATH, settle_s=0)
     for i in range(200):
-        with contextlib.suppress(WriteError):  # the others never gave it a chance
+        with contextlib.suppress(WriteError):  # the others left it no chance
             writer.update(pointing_to((address, SHORT)[i % 2]))
 
 
 def edit_often(name: str) -> None:
-    """Be an administrator who replaces the file 200 times, as ``sed -i`` does."""
+    """Replace the file 200 times, as an administrator with ``sed -i``."""
     new = Path(name)
     for _ in range(200):
         new.write_bytes(Path(PATH).read_bytes() + b"# edited\n")
@@ -190,7 +190,7 @@ def edit_often(name: str) -> None:
 
 
 def race() -> dict[str, Any]:
-    """Let agents and administrators loose on one file, and tell what was amiss in it meanwhile."""
+    """Run agents and administrators on one file, and report the faults that a reader saw."""
     path = Path(PATH)
     head = path.read_bytes()
     children = []

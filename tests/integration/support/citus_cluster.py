@@ -76,12 +76,12 @@ class CitusCluster(Cluster):
     config = _CONFIG
 
     def serving(self, session: psycopg.Connection) -> set[str]:
-        """Return the names of the machines that serve a session's reads, by their own word."""
+        """Return the names of the machines that serve a session's reads, as they report themselves."""
         names = {machine.address: machine.name for machine in self.machines.values()}
         return {names[address] for (address,) in session.execute(_SERVING)}
 
     def sessions_of(self, session: psycopg.Connection) -> dict[str, list[int]]:
-        """Return which connections to workers a session has open: the process ids on each machine that has any."""
+        """Return a session's connections to workers: the process ids on each machine that has any."""
         pid = session.info.backend_pid
         found = {
             machine.name: [one for (one,) in self.run_sql(machine, _SESSIONS, [pid])]
@@ -92,7 +92,7 @@ class CitusCluster(Cluster):
         return {name: pids for name, pids in found.items() if pids}
 
     def wait_for_sessions(self, session: psycopg.Connection, names: set[str]) -> None:
-        """Wait until a session has connections to these machines of the workers alone: what it closed ends after it."""
+        """Wait until a session has connections to these worker machines only: closed ones end after it."""
         deadline = time.monotonic() + 10
         while (found := self.sessions_of(session)).keys() != names:
             assert time.monotonic() < deadline, found
@@ -106,8 +106,8 @@ class CitusCluster(Cluster):
         """Run statements in a transaction that stops in the middle of its COMMIT, and return its session.
 
         It is prepared on the workers, and its commit record is on the coordinator and its standby: it has committed,
-        and only the second half of COMMIT, or recovery, can tell the workers so. The session waits until its server
-        ends, or ``release()``. Statements must write on both workers, or Citus has no need to prepare.
+        and only the second half of COMMIT, or recovery, can commit it on the workers. The session waits until its
+        server ends, or ``release()``. Statements must write on both workers, or Citus has no need to prepare.
         """
         session = self.connect(coordinator)
         session.execute("SET synchronous_commit = on")

@@ -1,4 +1,4 @@
-"""A cluster on machines: pairs of servers behind names, and the agents beside them; as new for each test."""
+"""A cluster on machines: pairs of servers with names and agents; restored for each test."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def as_made(self) -> Iterator[None]:
-        """Have everything run as it was made, and nothing afterwards."""
+        """Start everything in its initial state."""
         self.restore()
         try:
             yield
@@ -134,7 +134,7 @@ class Cluster:
         return self.agents[machine.name]
 
     def start_agent_when_asked(self, machine: Machine, **settings: object) -> Agent:
-        """Wait until somebody connects to a machine's control socket, and start its agent then, as systemd does."""
+        """Wait for a connection to a machine's control socket, and start its agent then, as systemd does."""
         asked, _, _ = select.select([self._listeners[machine.name]], [], [], _ASKED_S)
         assert asked, f"nobody asked the agent of {machine!r}"
         return self.start_agent(machine, **settings)
@@ -164,7 +164,7 @@ class Cluster:
         agent.wait()
 
     def control_path(self, machine: Machine) -> Path:
-        """Return the path of a machine's control socket, which the servers' user may connect to."""
+        """Return the path of a machine's control socket; the servers' user may connect to it."""
         return Path(client.socket_path(str(machine.folder / "run")))
 
     def ask_agent(self, machine: Machine, command: str, **arguments: Any) -> dict[str, Any]:
@@ -248,7 +248,7 @@ class Cluster:
 
 def in_memory() -> Path | None:
     """Return a folder in memory with room for several clusters: on a busy disk copies take ten times as long."""
-    folder = Path("/dev/shm")  # noqa: S108 -- no file with a name that anybody could know is made there
+    folder = Path("/dev/shm")  # noqa: S108 -- no file there has a predictable name
     if not folder.is_dir():
         return None
     room = os.statvfs(folder)
@@ -268,6 +268,6 @@ def _reset(machine: Machine) -> None:
 
 
 def at_once(do: Callable[[Any], object], what: Iterable[Any]) -> None:
-    """Do something to all of these side by side."""
+    """Do something with all of these in parallel."""
     with ThreadPoolExecutor() as threads:
         list(threads.map(do, what))

@@ -39,7 +39,7 @@ sys.exit(cli.main())
 
 
 def run(*arguments: str | Path, program: Sequence[str] = PROGRAM, **settings: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command line to its end; by default with all that it says caught."""
+    """Run a command line to its end; by default with all output captured."""
     defaults = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     ran = subprocess.run([*program, *arguments], text=True, timeout=30, check=False, **(defaults | settings))
     assert "Traceback" not in (ran.stderr or "")
@@ -47,13 +47,13 @@ def run(*arguments: str | Path, program: Sequence[str] = PROGRAM, **settings: An
 
 
 def targets(output: str) -> dict[str, str]:
-    """Return where names lead by the lines that say so."""
+    """Return the targets in the lines that have them."""
     return dict(re.findall(r"^(\w+) → (\S+) \(", output, re.MULTILINE))
 
 
 @contextlib.contextmanager
 def no_new_logins(group: Group) -> Iterator[None]:
-    """Let nobody log in to a group as the agent does."""
+    """Keep the agent's role from logging in to a group."""
     group.primary.run_sql("ALTER ROLE resolver_agent NOLOGIN")
     group.standby.wait_for_replay(of=group.primary)
     try:
@@ -64,7 +64,7 @@ def no_new_logins(group: Group) -> Iterator[None]:
 
 
 def on_a_terminal(command: list[str]) -> bytes:
-    """Return what a command shows on a terminal."""
+    """Return a command's output on a terminal."""
     terminal, end = pty.openpty()
     with subprocess.Popen(command, stdin=end, stdout=end, stderr=end) as process:
         os.close(end)

@@ -1,4 +1,4 @@
-"""A real etcd of one member, with what tests read and write in it."""
+"""A real etcd with one member, and helpers to read and write in it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Etcd:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, anew: bool = False) -> None:
-        """Start it with the data that it has, or with none."""
+        """Start it with its data, or with none."""
         if anew:
             shutil.rmtree(self.machine.folder / "data", ignore_errors=True)
         url, peer_url = f"http://{self.endpoint}", f"http://{_PEER_ADDRESS}:{self._port}"

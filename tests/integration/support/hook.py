@@ -1,4 +1,4 @@
-"""The promotion hook run to its end, and agents that it may meet."""
+"""The promotion hook run to its end, and fake agents for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MISROUTED = WELL | {"misrouted": ["wk1 → 10.0.0.4 (standby)"]}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ran:
-    """What a hook that has ended left behind."""
+    """The result of a hook that has ended."""
 
     code: int
     said: str

@@ -1,4 +1,4 @@
-"""What a hosts file holds in tests of its writer, and systems whose calls fail, fall short or are watched."""
+"""A hosts file's content in tests of its writer, and system calls that fail, fall short or are watched."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Faulty(System):
 
 
 class Stingy(System):
-    """Takes no more than seven bytes at a time."""
+    """Writes at most seven bytes at a time."""
 
     def call(self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Make the call, a write with a part of its bytes."""
+        """Make the call; a write takes only a part of its bytes."""
         if function is os.pwrite:
             fd, content, offset = args
             args = (fd, content[:7], offset)  # type: ignore[assignment,index]
@@ -55,13 +55,13 @@ class Stingy(System):
 
 
 class Watched(System):
-    """Lets something happen right before a system call, and does not really sleep."""
+    """Runs a callback right before a system call, and does not really sleep."""
 
     def __init__(self, before: Callable[[object], None]) -> None:
         self.before = before
 
     def call(self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Let it happen, then make the call."""
+        """Run the callback, then make the call."""
         self.before(function)
         if function is time.sleep:
             args = (0,)  # type: ignore[assignment]

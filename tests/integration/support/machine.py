@@ -85,16 +85,16 @@ class Machine:
         return {name: address for address, *names in filter(None, lines) for name in names}
 
     def lead(self, names: Mapping[str, str]) -> None:
-        """Replace the hosts file at once by one that leads these names, and localhost, to addresses."""
+        """Replace the hosts file atomically by one that points these names, and localhost, to addresses."""
         replace(self.hosts_file, _LOCALHOST + "".join(f"{address}\t{name}\n" for name, address in names.items()))
 
     def resolve(self, name: str) -> list[str]:
-        """Return the addresses that a name has here by the word of the C library."""
+        """Return a name's addresses there, from the C library."""
         found = self.run("sh", "-c", 'getent ahostsv4 "$1" || :', "sh", name)
         return list(dict.fromkeys(line.split()[0] for line in found.splitlines()))
 
     def wait_for_names(self, names: Mapping[str, str], *, timeout_s: float = 10) -> None:
-        """Wait until the hosts file leads these names to these addresses."""
+        """Wait until the hosts file has these addresses for these names."""
         deadline = time.monotonic() + timeout_s
         while not names.items() <= (seen := self.names).items():
             assert time.monotonic() < deadline, f"on {self!r} the names are {seen}, not {dict(names)}"
@@ -136,7 +136,7 @@ class Machine:
             )
 
     def kill(self) -> None:
-        """Kill everything that runs here at one blow, as a loss of power does (SIGKILL)."""
+        """Kill everything that runs here at once, like a power loss (SIGKILL)."""
         self.pause()
         reaper.kill_server(self.folder)
         if self.name in self._site.servers:

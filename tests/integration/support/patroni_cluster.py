@@ -80,11 +80,11 @@ class Patroni(Cluster):
         return machine.folder / "patroni" / "patroni.yml"
 
     def log(self, machine: Machine) -> str:
-        """Return what Patroni on a machine has said since ``restore()``."""
+        """Return what Patroni on a machine has logged since ``restore()``."""
         return self.config_path(machine).with_name("log").read_text(errors="replace")
 
     def wait_for_log(self, machine: Machine, pattern: str, *, since: int = 0) -> None:
-        """Wait until Patroni on a machine has said something that matches, from character ``since`` of its log on."""
+        """Wait until Patroni on a machine has logged a match, from character ``since`` of its log on."""
         self._wait(
             lambda: re.search(pattern, self.log(machine)[since:]) is not None, f"{machine!r} did not say {pattern!r}"
         )
@@ -108,7 +108,7 @@ class Patroni(Cluster):
         process.wait(_DEADLINE_S)
 
     def pause_patroni(self, machine: Machine) -> None:
-        """Freeze Patroni but not its server: it is a primary that nobody looks after (SIGSTOP)."""
+        """Freeze Patroni but not its server: it is a primary without supervision (SIGSTOP)."""
         self.patronis[machine.name].send_signal(signal.SIGSTOP)
 
     def resume_patroni(self, machine: Machine) -> None:
@@ -151,7 +151,7 @@ class Patroni(Cluster):
             return status, text
 
     def members(self, group: str) -> dict[str, dict[str, Any]]:
-        """Return the members of a group by name, by the word of the first Patroni of it that answers."""
+        """Return the members of a group by name, from the first Patroni of it that answers."""
         for machine in self.groups[group]:
             try:
                 _, answer = self.rest(machine, "GET", "/cluster", timeout_s=2.0)
@@ -161,12 +161,12 @@ class Patroni(Cluster):
         raise AssertionError(f"no Patroni of {group} answers")
 
     def lock_holder(self, group: str) -> Machine | None:
-        """Return the machine that holds a group's leader lock, by etcd's word."""
+        """Return the machine that holds a group's leader lock in etcd."""
         name = self.etcd.get(_leader_key(group))
         return None if name is None else self.machines[name]
 
     def expire_lock(self, group: str) -> None:
-        """Let a group's leader lock expire now, as it does ``ttl`` after its holder was last heard of."""
+        """Let a group's leader lock expire now, as it does ``ttl`` after its holder's last update."""
         self.etcd.delete(_leader_key(group))
 
     def switch_over(self, machine: Machine) -> None:
@@ -181,7 +181,7 @@ class Patroni(Cluster):
         self.wait_for_standby(leader)
 
     def fail_over(self, machine: Machine) -> None:
-        """Lose the power of a group's primary, let its lock expire, and wait until ``machine`` is the primary."""
+        """Cut the power of a group's primary, let its lock expire, and wait until ``machine`` is the primary."""
         group = self._group_of(machine)
         leader = self.lock_holder(group)
         assert leader is not None
@@ -190,13 +190,13 @@ class Patroni(Cluster):
         self.wait_for_primary(machine)
 
     def wait_for_primary(self, machine: Machine) -> None:
-        """Wait until a machine holds its group's lock by Patroni's word, and its server takes writes."""
+        """Wait until Patroni reports that a machine holds its group's lock, and its server takes writes."""
         self._wait(
             lambda: self._is(machine, "/primary") and not machine.server.is_in_recovery, f"{machine!r} is no primary"
         )
 
     def wait_for_standby(self, machine: Machine) -> None:
-        """Wait until a machine's server is up by Patroni's word, and streams from the holder of its group's lock."""
+        """Wait until Patroni reports a machine's server as up, and it streams from the lock holder of its group."""
 
         def streams() -> bool:
             leader = self.lock_holder(self._group_of(machine))
@@ -258,7 +258,7 @@ class Patroni(Cluster):
         return bool(self.rest(machine, "GET", path, timeout_s=2.0)[0] == 200)
 
     def _wait(self, condition: Callable[[], bool], fault: str) -> None:
-        """Wait until a condition holds; while somebody does not answer, it does not."""
+        """Wait until a condition holds; while a server does not answer, it does not."""
 
         def holds() -> bool:
             with contextlib.suppress(OSError, psycopg.OperationalError):

@@ -38,12 +38,12 @@ class Proxy:
         self.stop()
 
     def start(self) -> None:
-        """Listen, and pass on what comes."""
+        """Listen, and forward connections."""
         self._listener = socket.create_server((self.address, self.port))
         threading.Thread(target=self._accept, args=[self._listener]).start()
 
     def stop(self) -> None:
-        """Refuse new connections, reset the open ones, and let nothing wait any more."""
+        """Refuse new connections, and reset the open ones."""
         if self._listener is not None:
             self._listener.shutdown(socket.SHUT_RDWR)
             self._listener = None
@@ -51,11 +51,11 @@ class Proxy:
         self.thaw()
 
     def freeze(self) -> None:
-        """Pass nothing on any more: what is open stays open and silent, and so does what is opened from now on."""
+        """Forward nothing any more: open connections stay open and silent, and so do new ones."""
         self._flows.clear()
 
     def thaw(self) -> None:
-        """Undo ``freeze``, and pass on what was held back."""
+        """Undo ``freeze``, and forward what was held back."""
         self._flows.set()
 
     def cut(self) -> None:

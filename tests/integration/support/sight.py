@@ -1,4 +1,4 @@
-"""A monitor with a record of what it saw, and servers and name servers to put before it."""
+"""A monitor with a record of its observations, and fake servers and name servers for it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ off_loop = asyncio.to_thread
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a test in an event loop of its own, and see to it that it leaves no task behind."""
+    """Run a test in an event loop of its own, and check that it leaves no task behind."""
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -49,7 +49,7 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 
 
 class Sight:
-    """A monitor, with a record of what it saw."""
+    """A monitor with a record of its observations."""
 
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
@@ -58,17 +58,17 @@ class Sight:
         self._known: dict[Node, Observation] = {}
 
     def state(self, node: Node) -> NodeState:
-        """Return what is known of a node now."""
+        """Return the current state of a node."""
         return self.monitor.nodes[node]
 
     def results(self, node: Node) -> list[Role | ProbeFailure]:
-        """Return what the probes of a node came to, in order."""
+        """Return the results of a node's probes, in order."""
         return [
             result for result, _ in itertools.groupby(seen.result for whose, seen, _ in self.record if whose == node)
         ]
 
     async def until(self, condition: Callable[[], object], *, timeout_s: float = 10.0) -> None:
-        """Wait until a condition holds. What it asks for may be no news, so there is nothing to wait for but time."""
+        """Wait until a condition holds, by polling: it may hold without a change event."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, "\n".join(["not in time; seen:", *map(str, self.record)])
@@ -76,7 +76,7 @@ class Sight:
         self.note()
 
     async def until_result(self, node: Node, *results: Role | ProbeFailure) -> NodeState:
-        """Wait until the newest observation of a node has one of these results, and return what is known of it."""
+        """Wait until the newest observation of a node has one of these results, and return the node's state."""
 
         def seen() -> bool:
             latest = self.state(node).latest
@@ -86,7 +86,7 @@ class Sight:
         return self.state(node)
 
     async def probes(self, node: Node, *, for_s: float) -> list[float]:
-        """Return when every probe of a node was begun that was answered within the next seconds."""
+        """Return the start times of the probes of a node that were answered within the next seconds."""
         found: dict[float, None] = {}
         until = boottime() + for_s
         while boottime() < until:
@@ -97,7 +97,7 @@ class Sight:
         return list(found)
 
     async def keep_record(self) -> None:
-        """Record news as they come."""
+        """Record changes as they come."""
         while True:
             await self.monitor.changed.wait()
             self.monitor.changed.clear()
@@ -142,14 +142,14 @@ def role(state: NodeState) -> Observation:
 
 
 def identity(state: NodeState) -> Identity:
-    """Return which server was seen."""
+    """Return the server's identity."""
     found = role(state)
     assert found.identity is not None
     return found.identity
 
 
 def node_of(server: Postgres) -> Node:
-    """Return the node that a server is."""
+    """Return a server's node."""
     return Node(server.address, server.port)
 
 
@@ -160,7 +160,7 @@ def ours(server: Postgres) -> list[int]:
 
 @contextlib.contextmanager
 def running_with(server: Postgres, *, until: str = "", **parameters: str) -> Iterator[None]:
-    """Run a server with other parameters for a while; given a line of its log, as a standby that got so far."""
+    """Run a server with other parameters for a while; given a log line, as a standby, until it has logged that."""
     mark = server.data / "standby.signal"
     server.stop()
     said_before = server.log.stat().st_size
@@ -200,7 +200,7 @@ def killed(server: Postgres) -> Iterator[Mapping[str, Any]]:
 
 @contextlib.contextmanager
 def paused(server: Postgres) -> Iterator[Mapping[str, Any]]:
-    """Stop a server in its tracks."""
+    """Freeze a server (SIGSTOP)."""
     server.pause()
     yield {}
     server.resume()
@@ -222,7 +222,7 @@ TERMINATED = message(b"E", b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due
 
 
 class FakePostgres:
-    """Lets everybody in, and answers the queries of each session by its number as the script has it, then hangs up.
+    """Accepts every login, and answers each session's queries by its number as the script says, then hangs up.
 
     An answer of None is silence until the client ends the session.
     """

@@ -1,6 +1,6 @@
-"""A Debian that boots systemd as PID 1 in a container: what the units meet on a real machine.
+"""A Debian container that boots systemd as PID 1: the units run as on a real machine.
 
-The file tree is built once and kept in the user's cache folder; each boot lays a volatile overlay over it, with the
+The file tree is built once and kept in the user's cache folder; each boot has a volatile overlay over it, with the
 package and the units of this checkout bound in. Needs root, and Debian's debootstrap and systemd-container.
 """
 
@@ -86,7 +86,7 @@ class SystemdHost:
         return dict(line.split("=", 1) for line in lines)
 
     def mark(self) -> str:
-        """Return the present moment, for ``wait_for``."""
+        """Return the current time, for ``wait_for``."""
         return f"@{time.time():.6f}"
 
     def wait_for(self, pattern: str, *, after: str, unit: str = "resolver-agent.service", timeout_s: float = 30) -> str:
@@ -169,7 +169,7 @@ class Container:
 
     @property
     def runs(self) -> bool:
-        """Whether it has not ended."""
+        """Whether it is still running."""
         return self._nspawn.poll() is None
 
     def leader(self, *, timeout_s: float = 60) -> int:
@@ -184,7 +184,7 @@ class Container:
         """Wait until all that starts at its boot has started."""
         leader = self.leader(timeout_s=timeout_s)
         self._hear("^(READY=1)$", timeout_s=timeout_s)
-        self._manager.close()  # or else it would wait for somebody to read what more it has to say
+        self._manager.close()  # otherwise it would block on its further output
         return SystemdHost(leader=leader, root=Path(f"/proc/{leader}/root"))
 
     def wait(self, *, timeout_s: float = 60) -> None:
@@ -193,7 +193,7 @@ class Container:
         self._closing.close()
 
     def kill(self) -> None:
-        """End it at one blow (SIGKILL)."""
+        """End it at once (SIGKILL)."""
         self._manager.close()
         if self.runs:
             # With its systemd everything inside ends, and then systemd-nspawn, which cleans up.
@@ -242,7 +242,7 @@ def cached_tree() -> Path:
             try:
                 (Path(folder) / "tree").rename(tree)
             except OSError:
-                if not tree.is_dir():  # else another run was quicker
+                if not tree.is_dir():  # otherwise another run was quicker
                     raise
     return tree
 

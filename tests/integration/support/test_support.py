@@ -1,4 +1,4 @@
-"""The machines, and the Citus and Patroni clusters on them, that other integration tests stand on."""
+"""The machines, and the Citus and Patroni clusters on them, that other integration tests use."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ with PatroniCluster(["cn"]) as cluster:
 
 
 def test_a_name_leads_where_the_hosts_file_of_its_machine_says(citus: CitusCluster) -> None:
-    """A new session goes where the name leads now, on this machine alone; one with connections stays on them."""
+    """A new session uses the name's current address, on this machine only; open connections stay."""
     cn1, cn2 = citus.groups["cn"]
-    # Else Citus opens another connection where one takes longer than 10 ms.
+    # Otherwise Citus opens another connection where one takes longer than 10 ms.
     before = citus.connect(cn1, options="-c citus.max_adaptive_executor_pool_size=1")
     assert citus.serving(before) == PRIMARIES
     cn1.lead({"cn": cn1.address, "wk1": citus.machines["wk1-2"].address, "wk2": citus.machines["wk2-1"].address})
@@ -55,7 +55,7 @@ def test_joins_of_every_kind_on_a_standby(citus: CitusCluster) -> None:
 
 
 def test_a_commit_in_doubt_is_kept_by_the_standby(citus: CitusCluster) -> None:
-    """After the loss of the coordinator its standby can have the workers commit what they prepared."""
+    """After the loss of the coordinator its standby can commit what the workers prepared."""
     cn1, cn2 = citus.groups["cn"]
     workers = [citus.machines[name] for name in sorted(PRIMARIES)]
     citus.commit_in_doubt(cn1, "UPDATE accounts SET balance = balance + 1")
@@ -70,7 +70,7 @@ def test_a_commit_in_doubt_is_kept_by_the_standby(citus: CitusCluster) -> None:
 
 
 def test_a_commit_that_is_released_completes(citus: CitusCluster) -> None:
-    """What waits in the middle of its COMMIT is a real transaction that can go on."""
+    """A transaction that waits in the middle of its COMMIT can go on."""
     cn1 = citus.machines["cn-1"]
     session = citus.commit_in_doubt(cn1, "UPDATE accounts SET balance = 7")
     citus.release(cn1)
@@ -81,7 +81,7 @@ def test_a_commit_that_is_released_completes(citus: CitusCluster) -> None:
 
 
 def test_restoring_undoes_everything(citus: CitusCluster) -> None:
-    """Whatever a test did to servers, data, hosts files and agents, the next one finds the cluster as it was made."""
+    """Whatever a test did to servers, data, hosts files and agents, the next one finds the initial cluster."""
     cn1, cn2 = citus.groups["cn"]
     session = citus.connect(cn1)
     citus.run_sql(cn1, "DROP TABLE orders")
@@ -101,7 +101,7 @@ def test_restoring_undoes_everything(citus: CitusCluster) -> None:
 
 
 def test_an_agent_runs_on_its_machine(citus: CitusCluster) -> None:
-    """It keeps that machine's hosts file, follows the server there, and is asked by the servers' user too."""
+    """It keeps that machine's hosts file, follows the server there, and answers the servers' user too."""
     cn1, cn2 = citus.groups["cn"]
     ours = cn1.hosts_file.read_bytes()
     agent = citus.start_agent(cn2)
@@ -143,7 +143,7 @@ def test_the_promotion_hook_runs_before_a_switchover(patroni: PatroniCluster) ->
 
 
 def test_a_failing_promotion_hook_prevents_a_promotion(patroni: PatroniCluster) -> None:
-    """So the hook is no decoration: the standby takes the lock, calls it, and gives the lock back."""
+    """The standby takes the lock, calls the hook, and gives the lock back: the hook matters."""
     cn1, cn2 = patroni.groups["cn"]
     settings, said = hook(cn2, then="exit 1")
     patroni.reconfigure(cn2, postgresql=settings)
@@ -155,7 +155,7 @@ def test_a_failing_promotion_hook_prevents_a_promotion(patroni: PatroniCluster) 
 
 
 def test_a_lost_machine_comes_back_as_a_standby(patroni: PatroniCluster) -> None:
-    """Its group has failed over meanwhile, and etcd has been away as well."""
+    """Its group failed over meanwhile, and etcd was away as well."""
     cn1, cn2 = patroni.groups["cn"]
     patroni.fail_over(cn2)
     assert not cn1.server.is_running
@@ -168,7 +168,7 @@ def test_a_lost_machine_comes_back_as_a_standby(patroni: PatroniCluster) -> None
 
 
 def test_a_deposed_primary_lives_on_under_a_hung_patroni(patroni: PatroniCluster) -> None:
-    """There are two primaries until its Patroni goes on, which then makes it a standby."""
+    """There are two primaries until its Patroni goes on and makes it a standby."""
     cn1, cn2 = patroni.groups["cn"]
     patroni.pause_patroni(cn1)
     patroni.expire_lock("cn")
@@ -179,7 +179,7 @@ def test_a_deposed_primary_lives_on_under_a_hung_patroni(patroni: PatroniCluster
 
 
 def test_a_commit_in_doubt_outlives_a_failover_under_patroni(citus_patroni: CitusPatroniCluster) -> None:
-    """Citus under Patroni does what Citus alone does, with the same helpers."""
+    """Citus under Patroni behaves like Citus alone, with the same helpers."""
     cn1, cn2 = citus_patroni.groups["cn"]
     wk1, wk2 = citus_patroni.machines["wk1-1"], citus_patroni.machines["wk2-1"]
     citus_patroni.commit_in_doubt(cn1, "UPDATE accounts SET balance = balance + 1")
@@ -191,12 +191,12 @@ def test_a_commit_in_doubt_outlives_a_failover_under_patroni(citus_patroni: Citu
 
 
 def test_nothing_is_left_of_patroni_when_the_tests_are_killed() -> None:
-    """Patroni, etcd, the servers and their folder go with the process that made them."""
+    """Patroni, etcd, the servers and their folder end with the process that made them."""
     owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     folder = Path(owner.stdout.readline().strip())
     assert len(processes_in(folder)) > 10
     owner.kill()
-    owner.communicate(timeout=30)  # until the guard, which has the same output, has ended as well
+    owner.communicate(timeout=30)  # until the reaper, which has the same output, has ended as well
     assert not folder.exists()
     assert processes_in(folder) == []

@@ -1,4 +1,4 @@
-"""What systemd/role.sql gives and to whom, what its comments say, and the functions that guard Citus' own."""
+"""Which privileges systemd/role.sql grants to which role, what its comments do, and its functions around Citus."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def server(either_server: Postgres) -> Iterator[Postgres]:
 
 
 def uninstall(servers: list[Postgres]) -> None:
-    """Do what the comments say, on servers of which the first is the coordinator."""
+    """Run the commands in the comments, on servers of which the first is the coordinator."""
     start = SAMPLES.index("BEGIN;")
     end = SAMPLES.index("COMMIT;") + 1
     for server in servers:
@@ -84,7 +84,7 @@ def connect(server: Postgres, **keywords: str) -> psycopg.Connection:
 
 
 def test_it_gives_what_is_needed_and_no_more(server: Postgres) -> None:
-    """Run once or again, the role has these privileges and no others, and nobody else has any of them."""
+    """Run once or twice, it gives the role these privileges and no others, and no other role gets any."""
     for _ in range(2):
         for database in DATABASES:
             server.run_sql(ROLE_SQL, dbname=database)
@@ -103,7 +103,7 @@ def test_it_gives_what_is_needed_and_no_more(server: Postgres) -> None:
 
 
 def test_what_others_have_put_there_goes(server: Postgres) -> None:
-    """A schema and functions that somebody has planted are replaced by a superuser's, however they are owned."""
+    """A planted schema and functions are replaced by a superuser's, whoever owns them."""
     server.run_sql("""
         CREATE SCHEMA resolver_agent AUTHORIZATION outsider;
         SET ROLE outsider;
@@ -119,7 +119,7 @@ def test_what_others_have_put_there_goes(server: Postgres) -> None:
 
 
 def test_an_owner_of_a_database_cannot_hijack_it(server: Postgres) -> None:
-    """Who runs it is a superuser, and does nothing that the database's own search_path brings in."""
+    """A superuser runs it, so it uses nothing that the database's own search_path brings in."""
     server.run_sql("""
         CREATE ROLE owner;
         ALTER DATABASE app OWNER TO owner;
@@ -154,7 +154,7 @@ def test_an_owner_of_a_database_cannot_hijack_it(server: Postgres) -> None:
 
 
 def test_the_caller_cannot_hijack_a_function(server: Postgres) -> None:
-    """What a session has of its own does not stand in for PostgreSQL's, whatever its search_path says."""
+    """A session's own objects do not replace PostgreSQL's, whatever its search_path."""
     for database in DATABASES:
         server.run_sql(ROLE_SQL, dbname=database)
     with connect(server) as session:
@@ -164,7 +164,7 @@ def test_the_caller_cannot_hijack_a_function(server: Postgres) -> None:
 
 
 def test_the_comments_take_all_of_it_away(server: Postgres) -> None:
-    """Afterwards there is nothing left, and it can be given again."""
+    """Afterwards nothing is left, and the script can be run again."""
     for _ in range(2):
         for database in DATABASES:
             server.run_sql(ROLE_SQL, dbname=database)
@@ -214,7 +214,7 @@ def test_without_the_procedure_there_is_nothing_to_clean(server: Postgres) -> No
 
 
 def test_citus_reaches_and_cleans_up(citus: CitusCluster) -> None:
-    """Real Citus says whom the names lead to now, and cleans up where these are primaries, be others silent."""
+    """Real Citus reports the servers behind the names, and cleans up on primaries, even if others are silent."""
     cn1, wk1, wk2 = (citus.machines[name] for name in PRIMARIES)
     session = citus.connect(cn1, user="resolver_agent")
 
@@ -258,7 +258,7 @@ def test_citus_reaches_and_cleans_up(citus: CitusCluster) -> None:
 
 
 def test_every_primary_is_given_its_own(citus: CitusCluster) -> None:
-    """Citus carries nothing to other nodes. A role that it has carried once is taken, and goes without a trace."""
+    """Citus propagates nothing to other nodes. A role that it has propagated is reused, and removed without a trace."""
     machines = [citus.machines[name] for name in PRIMARIES]
     servers = [machine.server for machine in machines]
 

@@ -77,7 +77,7 @@ def machine() -> Iterator[SystemdHost]:
 
 @pytest.fixture
 def host(machine: SystemdHost) -> SystemdHost:
-    """Return the host as an operator finds it before the first start: configured, and the agent not running."""
+    """Return the host as it is before the first start: configured, and the agent not running."""
     machine.run("systemctl", "stop", SERVICE.name, SOCKET.name)
     machine.run(
         "rm", "-rf", "/run/systemd/system/resolver-agent.service.d", "/run/systemd/system/resolver-agent.socket.d"
@@ -99,20 +99,20 @@ def start(host: SystemdHost) -> str:
 
 
 def drop_in(host: SystemdHost, unit: str, text: str) -> None:
-    """Add to a unit what an administrator would."""
+    """Add lines to a unit, as an administrator would."""
     host.run("mkdir", "-p", f"/run/systemd/system/{unit}.d")
     host.write(f"/run/systemd/system/{unit}.d/test.conf", text.encode())
     host.run("systemctl", "daemon-reload")
 
 
 def test_verified(machine: SystemdHost) -> None:
-    """Systemd finds nothing to object to in the units."""
+    """Systemd has no objection to the units."""
     units = [f"/etc/systemd/system/{unit.name}" for unit in UNITS]
     assert machine.run("systemd-analyze", "verify", "--man=no", *units) == ""
 
 
 def test_exposure() -> None:
-    """By systemd's own measure the sandbox leaves little open."""
+    """By systemd's own measure the sandbox leaves little exposed."""
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(SERVICE)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"Overall exposure level for .*: ([\d.]+)", shown)
@@ -131,14 +131,14 @@ def test_exposure() -> None:
     ],
 )
 def test_understood_by_systemd_219(key: str, value: str) -> None:
-    """What systemd 219 would misread is written in the way it reads rightly."""
+    """Settings that systemd 219 would misread are written in a form that it reads correctly."""
     found = re.findall(rf"^{key}=(.*)$", SERVICE.read_text(), re.MULTILINE)
     assert found
     assert all(re.fullmatch(value, each) for each in found)
 
 
 def test_ready_with_every_node_silent(host: SystemdHost) -> None:
-    """The agent is ready, and stays alive to the watchdog, while no node answers; the hosts file stays as it is."""
+    """The agent is ready and feeds the watchdog while no node answers; the hosts file stays as it is."""
     host.write("/etc/resolver-agent.yml", ALL_SILENT.encode())
     drop_in(host, SERVICE.name, "[Service]\nWatchdogSec=4\n")
     mark = host.mark()
@@ -151,7 +151,7 @@ def test_ready_with_every_node_silent(host: SystemdHost) -> None:
 
 @pytest.mark.parametrize("folder", ["/run/postgresql", "/tmp"])  # noqa: S108 - where PostgreSQL's own default puts it
 def test_names_are_written_inside_the_sandbox(host: SystemdHost, folder: str) -> None:
-    """The file is replaced, not overwritten; the configuration may be postgres' own and its socket in either folder."""
+    """The file is replaced, not overwritten; postgres may own the configuration; the socket may be in either folder."""
     host.write("/etc/resolver-agent.yml", CONFIG.replace("/run/postgresql", folder).encode())
     host.run("chown", "postgres:postgres", "/etc/resolver-agent.yml")
     host.run("chmod", "0600", "/etc/resolver-agent.yml")
@@ -177,7 +177,7 @@ def test_hosts_file_of_another_owner(host: SystemdHost) -> None:
 
 
 def test_reload(host: SystemdHost) -> None:
-    """A reload takes a good file over, and keeps to it when the next one is bad; the process stays the same."""
+    """A reload applies a good file, and keeps the last good one when the next is bad; the process stays the same."""
     host.write("/etc/resolver-agent.yml", re.sub(r"  wk1:.*\n", "", CONFIG).encode())
     mark = host.mark()
     host.run("systemctl", "start", SERVICE.name)
@@ -208,7 +208,7 @@ def test_stop(host: SystemdHost) -> None:
 
 
 def test_killed(host: SystemdHost) -> None:
-    """After kill -9 the agent is started again, with the same socket in the same folder, and goes on from the file."""
+    """After kill -9 the agent is restarted, with the same socket in the same folder, and goes on from the file."""
     pid = start(host)
     named, socket = host.read("/etc/hosts"), (host.root / CONTROL.lstrip("/")).stat()
     mark = host.mark()
@@ -231,7 +231,7 @@ def test_frozen(host: SystemdHost) -> None:
 
 
 def test_no_start_limit(host: SystemdHost) -> None:
-    """However often it failed to start, the agent comes up by itself once its configuration is mended."""
+    """However often it failed to start, the agent starts by itself once its configuration is fixed."""
     host.write("/etc/resolver-agent.yml", b"names: 3\n")
     drop_in(host, SERVICE.name, "[Service]\nRestartSec=100ms\n")
     mark = host.mark()
@@ -293,7 +293,7 @@ def test_no_group_for_the_socket(host: SystemdHost) -> None:
 
 
 def test_before_patroni(host: SystemdHost) -> None:
-    """Started together, Patroni waits until the agent is ready."""
+    """When both are started together, Patroni waits until the agent is ready."""
     unit = f"[Unit]\nWants={SERVICE.name}\n[Service]\nExecStart=systemctl is-active {SERVICE.name}\n"
     host.write("/run/systemd/system/patroni.service", unit.encode())
     host.run("systemctl", "daemon-reload")
