@@ -176,7 +176,7 @@ class Bench:
         self._lost, self._half, self._known = account.lost, account.half, len(self._ledger.acknowledged)
 
     def _misrouted_statements(self, now: Failover, old: Machine, marks: Mapping[str, int]) -> Iterator[str]:
-        """Yield statements on worker standbys after the promotion, except those of the old coordinator, now a standby."""
+        """Yield statements on worker standbys after the promotion, except those of the old coordinator."""
         of_standby = {said.pid for said in self._logs[old.name].lines(marks[old.name])}
         of_standby |= {pid for (pid,) in old.server.run_sql("SELECT pid FROM pg_stat_activity")}
         for worker in self._worker_standbys:

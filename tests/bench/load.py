@@ -176,11 +176,11 @@ class Writer(Client):
 
 
 class Resident(Client):
-    """A session that is opened beside a standby and stays: it reads, and writes as soon as it can.
+    """A session that is opened on a standby and stays: it reads, and writes as soon as it can.
 
     Attributes:
         reads: how many reads there were before the promotion, by the name of the machines that served them.
-        astray: of reads after the promotion, those that a worker's standby served.
+        misrouted: reads after the promotion that a worker's standby served.
         writes: how many transactions it has committed.
         lost: whether the session has ended by itself.
         faults: the errors of its statements.

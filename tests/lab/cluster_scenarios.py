@@ -186,7 +186,7 @@ def shut_down(lab: Lab) -> None:
 def _start_etcd_too_early(keeper: Node) -> None:
     """Start etcd before its address exists, as happens at a boot, and add the address when etcd has failed."""
     mark = keeper.host.mark()
-    # Whoever connects starts what keeps the socket, and is not heard. A service that ended would be started too often.
+    # A connection starts the holder of the socket, and gets no answer. A service that ended would be started too often.
     squat = ("systemd-run", "--quiet", "--unit=squatter", f"--socket-property=ListenStream={keeper.address}:2379")
     keeper.host.run(*squat, "--property=PartOf=squatter.socket", "sleep", "infinity")
     keeper.host.run("systemctl", "start", "--no-block", "etcd")

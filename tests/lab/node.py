@@ -26,7 +26,7 @@ class Node:
         name: its host name.
         group: the name in pg_dist_node that it is behind.
         address: its IP address.
-        disk: where its file system is in the lab's ground, be it on or off.
+        disk: where its file system is in the lab's ground, whether it is on or off.
     """
 
     def __init__(self, name: str, address: str, *, group: str, lab: Lab) -> None:

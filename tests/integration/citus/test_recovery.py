@@ -38,7 +38,7 @@ max_prepared_transactions = 5
 """
 
 # Each call is counted by a sequence, as a rollback leaves that alone. A node answers the question truly, unless another
-# answer is given for this look (NULL: none at all). A script is what happens besides during a call.
+# answer is given for this look (NULL: none at all). A script runs during a call as well.
 STAND_IN = """
 SET allow_system_table_mods = on;
 CREATE TABLE pg_catalog.pg_dist_node (

@@ -136,7 +136,7 @@ class Cluster:
     def start_agent_when_asked(self, machine: Machine, **settings: object) -> Agent:
         """Wait for a connection to a machine's control socket, and start its agent then, as systemd does."""
         asked, _, _ = select.select([self._listeners[machine.name]], [], [], _ASKED_S)
-        assert asked, f"nobody asked the agent of {machine!r}"
+        assert asked, f"no client asked the agent of {machine!r}"
         return self.start_agent(machine, **settings)
 
     def configure(self, machine: Machine, **settings: object) -> Path:
@@ -188,7 +188,7 @@ class Cluster:
         return machine.server.run_sql(query, params, dbname=DATABASE)
 
     def _settings_of_names(self) -> dict[str, object]:
-        """Return what agents are told of every name besides its nodes."""
+        """Return the settings of every name other than its nodes."""
         return {}
 
     def _start(self) -> None:

@@ -1,8 +1,8 @@
 """Machines: each a loopback address with an /etc of its own, which every process that is started on it sees.
 
 A process on a machine runs in a mount namespace where a private /etc lies over the real one. So what resolves names
-there, PostgreSQL's own code included, reads a hosts file that can be replaced as on a real host. All else in it, but
-nsswitch.conf, leads to the real one.
+there, PostgreSQL's own code included, reads a hosts file that can be replaced as on a real host. Everything else in it,
+except nsswitch.conf, links to the real one.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def http_request(
     """Send a request, with ``body`` as JSON, and return the status and the text of the answer.
 
     Raises:
-        OSError: nobody answers.
+        OSError: no answer.
     """
     connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     try:

@@ -142,7 +142,7 @@ class Patroni(Cluster):
         """Return the status and the answer of a machine's REST API, parsed where it is JSON.
 
         Raises:
-            OSError: nobody answers.
+            OSError: no answer.
         """
         status, text = http_request(machine.address, self.rest_port, method, path, body, timeout_s=timeout_s)
         try:

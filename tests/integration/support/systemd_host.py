@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 CHECKOUT = Path(__file__).parents[3]
 UNITS = (CHECKOUT / "systemd/resolver-agent.service", CHECKOUT / "systemd/resolver-agent.socket")
-# Takes a folder and cgroups. When the test run has ended, be it that it was killed, this ends what is left: a container
+# Takes a folder and cgroups. When the test run has ended, even by a kill, this ends what is left: a container
 # lives on when its systemd-nspawn is killed.
 _GUARD = """
 cat >/dev/null

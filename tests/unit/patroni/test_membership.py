@@ -50,7 +50,7 @@ def denies(*, scope: str = "wk1") -> Answer:
         pytest.param({A: claims(), B: claims()}, None, id="two claim it"),
         pytest.param({A: claims(age_s=2.9), B: claims()}, None, id="two claim it, one a moment ago"),
         pytest.param({A: denies(), B: denies()}, None, id="no node claims it"),
-        pytest.param({}, None, id="nobody answers"),
+        pytest.param({}, None, id="no node answers"),
         pytest.param({A: claims(scope="other"), B: denies()}, None, id="a foreign claim"),
         pytest.param({A: claims(scope="other"), B: claims()}, B, id="a foreign claim and one of ours"),
     ],
@@ -71,8 +71,8 @@ def test_who_leads(answers: Mapping[str, Answer], leader: str | None) -> None:
         pytest.param(None, {A: "wk1", B: "wk2"}, True, None, {"wk1:scopes"}, id="they do not agree"),
         pytest.param("wk1", {A: "wk1", B: "wk2"}, True, "wk1", {f"wk1:{B}:5432:scope"}, id="a foreign one"),
         pytest.param("wk1", {B: "wk2"}, True, "wk1", {f"wk1:{B}:5432:scope"}, id="only a foreign one answers"),
-        pytest.param("wk1", {}, True, "wk1", set(), id="nobody answers"),
-        pytest.param(None, {}, True, None, set(), id="nobody has ever answered"),
+        pytest.param("wk1", {}, True, "wk1", set(), id="no node answers"),
+        pytest.param(None, {}, True, None, set(), id="no node has ever answered"),
     ],
 )
 def test_which_patroni_cluster_a_group_is(
@@ -187,7 +187,7 @@ IGNORED_KEY, IGNORED = "wk1:{}:member", "wk1: Patroni's member {} is ignored: {}
             {"pg-3": {"127.0.1.1"}},
             [],
             {node("pg-3"): "it is at a loopback address"},
-            id="a name that leads to the loopback",
+            id="a name that resolves to the loopback",
         ),
         pytest.param(
             [group("wk1", "127.0.2.1", "127.0.2.2")],

@@ -64,8 +64,8 @@ def test_reloading_carries_the_time(manager: tuple[socket.socket, Notifier]) -> 
     [
         pytest.param(None, id="not under systemd"),
         pytest.param("", id="empty"),
-        pytest.param("/nonexistent/notify", id="nobody listens"),
-        pytest.param("@resolver-agent-nobody", id="nobody listens, abstract"),
+        pytest.param("/nonexistent/notify", id="no listener"),
+        pytest.param("@resolver-agent-nobody", id="no listener, abstract"),
         pytest.param("/" + "x" * 200, id="longer than a socket's address can be"),
         pytest.param("vsock:2:1234", id="a kind of address that is not known"),
     ],
