@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     _Blocker = Callable[[float], str | None]
 
 
+_log = logging.getLogger(__name__)
+
+_KEEP_S = 60.0
+"""How often the administrator's own value is checked for changes."""
+
+_FIRST_RETRY_S, _RETRY_MAX_S = 1.0, 10.0
+_HUNG_S = 5.0
+
+
 class BackgroundCall:
     """One blocking call at a time, in a thread: begun in one round of the loop, its result taken in a later one.
 
@@ -52,15 +61,6 @@ class BackgroundCall:
             return None
         ended, self._call = self._call, None
         return ended
-
-
-_log = logging.getLogger(__name__)
-
-_KEEP_S = 60.0
-"""How often the administrator's own value is checked for changes."""
-
-_FIRST_RETRY_S, _RETRY_MAX_S = 1.0, 10.0
-_HUNG_S = 5.0
 
 
 class Flusher:

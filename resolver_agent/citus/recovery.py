@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 _UNREACHED = re.compile(r"transaction recovery cannot connect to (\S+)")
 _SLOW = re.compile(r"could not establish connection after \d+ ms")
 
-_ASTRAY = {
+_MISROUTED = {
     "standby": "a standby; see what `resolver-agent status` says about the name",
     "stranger": "a server of another group; see what `resolver-agent status` and `getent ahosts` say about the name",
 }
@@ -58,7 +58,7 @@ def refusal(before: Look) -> str | None:
     On a server of another group it would roll back what that group is about to commit, and that cannot be undone.
     """
     strangers = (node for node, answer in before.items() if _kind(answer) == "stranger")
-    return next((f"{node} leads to {_ASTRAY['stranger']}" for node in strangers), None)
+    return next((f"{node} leads to {_MISROUTED['stranger']}" for node in strangers), None)
 
 
 def objection(before: Look, after: Look, warnings: Sequence[str]) -> str | None:
@@ -77,7 +77,7 @@ def objection(before: Look, after: Look, warnings: Sequence[str]) -> str | None:
     if before and not any(before.values()):
         return "no node answered; see what `resolver-agent status` says about them"
     for node, answer in before.items():
-        for kind, words in _ASTRAY.items():
+        for kind, words in _MISROUTED.items():
             if kind in (_kind(answer), _kind(after[node])):
                 return f"{node} led to {words}"
         if answer != after[node]:

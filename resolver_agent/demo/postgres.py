@@ -240,8 +240,6 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
 
 
-__all__ = ["Postgres", "Site", "ThrowawayError"]
-
 # Shared memory is in files of the data directory, so that a killed server leaves nothing in /dev/shm.
 _SETTINGS = """
 autovacuum = off
