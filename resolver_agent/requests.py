@@ -124,7 +124,6 @@ class Requests:
     def _ready_for_writes(self) -> bool:
         """Report whether the names of a primary are on disk and flushed, or the promotion is called off."""
         decision = self._state().decision
-        made_for = decision.made_for[0] if decision.made_for is not None else None
-        called_off = self._observer.announced is None and made_for is Role.STANDBY
+        called_off = self._observer.announced is None and decision.followed_role is Role.STANDBY
         written = self._block.says(decision.targets)
-        return called_off or (made_for is Role.PRIMARY and written and self._maintenance.flushed)
+        return called_off or (decision.followed_role is Role.PRIMARY and written and self._maintenance.flushed)

@@ -296,12 +296,12 @@ def promotion(
     decision: Decision, *, written: bool, flush: FlushStatus, alerts: Iterable[Alert], took_s: float
 ) -> PromotionAnswer:
     """Return the answer to an announced promotion, without the alert that it was announced."""
-    made_for = decision.made_for[0] if decision.made_for is not None else None
+    on_a_primary = decision.followed_role is Role.PRIMARY
     told = [one.text for one in alerts if one.code is not AlertCode.ANNOUNCED]
     # On a primary only names with `route: standby` want a standby, and those may.
-    misrouted = [] if made_for is Role.PRIMARY else [one for one in decision.targets if one.wanted_role is Role.STANDBY]
+    misrouted = [] if on_a_primary else [one for one in decision.targets if one.wanted_role is Role.STANDBY]
     waited_for = {
-        "the names are still those of a standby": made_for is not Role.PRIMARY,
+        "the names are still those of a standby": not on_a_primary,
         "the hosts file could not be written yet": not written,
         "cached connections are not flushed yet": not flush.flushed,
     }

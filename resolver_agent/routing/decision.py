@@ -32,6 +32,11 @@ class Decision:
     views: Mapping[str, GroupView] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
+    def followed_role(self) -> Role | None:
+        """The role that the names with ``route: follow`` followed."""
+        return self.made_for[0] if self.made_for is not None else None
+
+    @property
     def targets(self) -> tuple[Target, ...]:
         """The targets of all names that have one, in the order of the configuration."""
         return tuple(state.target for state in self.groups.values() if state.target is not None)
