@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _NOTHING = GroupState()  # for a name that a reload has just added
-_UNASKED = (ProbeFailure.REJECTING, ProbeFailure.UNREACHABLE)
+_UNASKED = (ProbeFailure.REJECTING, ProbeFailure.UNREACHABLE, ProbeFailure.NOT_SERVING)
 
 # --- values; their fields are the keys that programs read
 

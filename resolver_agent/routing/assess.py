@@ -156,7 +156,10 @@ def _node_alerts(group: Group, states: Mapping[Node, NodeState], foreign: Mappin
         for node, words in foreign.items()
     ]
     for node, state in states.items():
-        if state.latest is not None and state.latest.result is ProbeFailure.REJECTING:
+        if state.latest is not None and state.latest.result in (
+            ProbeFailure.REJECTING,
+            ProbeFailure.NOT_SERVING,
+        ):
             text = f"{node} cannot be asked: {state.latest.detail}"
             alerts.append(Alert(AlertCode.REJECTING, text, of=(str(node),)))
     return alerts

@@ -23,11 +23,23 @@ class Role(enum.Enum):
 
 
 class ProbeFailure(enum.Enum):
-    """Why a probe learned no role. Only DEAD is evidence (R1); after the others nothing is known."""
+    """Why a probe learned no role. Only DEAD is evidence (R1); after the others nothing is known.
+
+    NOT_SERVING: the server starts up, shuts down, or does not serve while it recovers (SQLSTATE 57P03).
+    """
 
     DEAD = "dead"
     UNREACHABLE = "unreachable"
     REJECTING = "rejecting"
+    NOT_SERVING = "not serving"
+
+
+_FAILED = {
+    ProbeFailure.DEAD: "is dead",
+    ProbeFailure.UNREACHABLE: "does not answer",
+    ProbeFailure.REJECTING: "cannot be asked",
+    ProbeFailure.NOT_SERVING: "is not serving",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -152,15 +164,9 @@ def describe(node: Node, state: NodeState, seen: Observation | None) -> str:
     last = {Role.PRIMARY: ", last seen as primary", Role.STANDBY: ", last seen in recovery", None: ""}[state.last_role]
     if state.latest is None:
         return f"{label} has not been asked yet"
-    match state.latest.result:
-        case ProbeFailure.DEAD:
-            return f"{label} is dead: {state.latest.detail}{last}"
-        case ProbeFailure.REJECTING:
-            return f"{label} cannot be asked: {state.latest.detail}{last}"
-        case ProbeFailure.UNREACHABLE:
-            return f"{label} does not answer: {state.latest.detail}{last}"
-        case Role():
-            return f"{label} is yet to be asked again{last}"
+    if isinstance(state.latest.result, Role):
+        return f"{label} is yet to be asked again{last}"
+    return f"{label} {_FAILED[state.latest.result]}: {state.latest.detail}{last}"
 
 
 def nodes_at(address: str | None, group: Group, states: Mapping[Node, NodeState]) -> tuple[Node, ...]:
