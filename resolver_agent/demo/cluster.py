@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 import yaml
+from psycopg import sql
 
 from resolver_agent.control import client
 from resolver_agent.control.report import Status, from_json
@@ -66,7 +67,7 @@ class Coordinator:
             "names": {name: {"nodes": addresses} for name, addresses in ADDRESSES.items()},
             "port": self.server.port,
             "failback_delay": "1s",
-            "postgresql": {"user": _ROLE, "dbname": "postgres"},
+            "postgresql": {"user": _ROLE, "dbname": "postgres", "passfile": str(self.server.passfile)},
             "local": {"host": str(self.server.socket_dir)},
             "hosts_file": str(self._hosts_file),
             "runtime_dir": str(self._folder),
@@ -127,8 +128,9 @@ class Cluster:
         self._deadline_s = deadline_s
         self.cn, self.wk1, self.wk2 = site.groups(ADDRESSES).values()
         self.servers = [*self.cn, *self.wk1, *self.wk2]
+        create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(_ROLE), sql.Literal(site.password))
         for primary, standby in (self.cn, self.wk1, self.wk2):
-            primary.run_sql(f"CREATE ROLE {_ROLE} LOGIN")
+            primary.run_sql(create)
             standby.wait_for_replay(of=primary)
         self.agents_started_at = time.monotonic()
         self.coordinators = [Coordinator(one, site.folder / f"agent-{one.name}", agent) for one in self.cn]

@@ -1,8 +1,9 @@
 """Throw-away PostgreSQL servers with real streaming replication, for the demonstration, the tests and the benchmark.
 
 A site is a temporary folder of servers that share one TCP port, each on a loopback address of its own, like the nodes
-of a cluster. It is not for data to keep: nothing is synced, every login is trusted, and all of it is removed when the
-site is left or its owner is killed.
+of a cluster. It is not for data to keep: nothing is synced, and all of it is removed when the site is left or its owner
+is killed. A server's superuser can run programs as the operating system's user that the server runs as: ``postgres`` if
+we are root. So a site on a machine with other users is ``guarded``: every login needs a password.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ DEADLINE_S = 30.0
 SUPERUSER = "postgres"
 
 _POLL_S = 0.005
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _STREAMS = "SELECT count(*) = 1 FROM pg_stat_wal_receiver WHERE status = 'streaming' AND sender_host = %s"
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
@@ -52,10 +54,19 @@ class Postgres:
         port: the TCP port, the same for all servers of a site.
         folder: holds its Unix socket, ``data`` and ``log``.
         launcher: the beginning of its command line; it must switch to the servers' user and keep the process id.
+        passfile: has the password of every login; None where every login is trusted.
     """
 
     def __init__(
-        self, name: str, address: str, *, port: int, folder: Path, binaries: Binaries, launcher: Sequence[str] = ()
+        self,
+        name: str,
+        address: str,
+        *,
+        port: int,
+        folder: Path,
+        binaries: Binaries,
+        launcher: Sequence[str] = (),
+        passfile: Path | None = None,
     ) -> None:
         self.name = name
         self.address = address
@@ -63,6 +74,7 @@ class Postgres:
         self.folder = folder
         self.binaries = binaries
         self.launcher = launcher
+        self.passfile = passfile
         self.data = folder / "data"
         self.log = folder / "log"
         self._postmaster: subprocess.Popen[bytes] | None = None
@@ -73,7 +85,8 @@ class Postgres:
     @property
     def conninfo(self) -> str:
         """The libpq connection string of a superuser, over TCP."""
-        return f"host={self.address} port={self.port} user={SUPERUSER} dbname=postgres"
+        passfile = f" passfile={self.passfile}" if self.passfile is not None else ""
+        return f"host={self.address} port={self.port} user={SUPERUSER} dbname=postgres{passfile}"
 
     @property
     def socket_dir(self) -> Path:
@@ -105,7 +118,8 @@ class Postgres:
             "cluster_name": self.name,
         }
         arguments = [f"--{name}={value}" for name, value in (of_its_own | settings).items()]
-        with self.log.open("ab") as log:
+        # The folder is the servers' user's, who must not lead us to another file.
+        with os.fdopen(os.open(self.log, _APPEND, 0o644), "ab") as log:
             # A session of its own: Ctrl-C in a terminal must reach only us, and not stop the servers one by one.
             self._postmaster = subprocess.Popen(
                 [*self.launcher, self.binaries.folder / "postgres", "-D", self.data, *arguments],
@@ -157,6 +171,31 @@ class Postgres:
             self.run_sql(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
         self.reload()
 
+    def write(self, name: str, text: str, *, append: bool = False) -> None:
+        """Write a file of the data directory, as the servers' user: we may be root, and that folder is theirs."""
+        self.run(["tee", *(["-a"] if append else []), self.data / name], text)
+
+    def run(self, command: Sequence[str | Path], text: str = "") -> None:
+        """Run a program in the server's folder, as the servers' user, with ``text`` on its standard input.
+
+        Raises:
+            ThrowawayError: it failed; the text has its output.
+        """
+        ran = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=environment(),
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=DEADLINE_S,
+            start_new_session=True,
+            **self.binaries.credentials,
+        )
+        if ran.returncode != 0:
+            raise ThrowawayError(f"{Path(command[0]).name} for {self!r} failed:\n{ran.stdout}{ran.stderr}")
+
     def run_sql(self, query: Query, params: Params | None = None, *, dbname: str = "postgres") -> list[tuple[Any, ...]]:
         """Run a statement as superuser over the Unix socket, in a transaction of its own, and return its rows."""
         with self._connect(dbname) as connection:
@@ -203,6 +242,7 @@ class Postgres:
             dbname=dbname,
             autocommit=True,
             connect_timeout=int(DEADLINE_S),
+            passfile=str(self.passfile) if self.passfile is not None else None,
         )
 
     def _signal(self, signum: signal.Signals) -> None:
@@ -251,7 +291,7 @@ shared_buffers = 8MB
 wal_retrieve_retry_interval = 100ms
 """
 _SETTINGS_FROM = {13: "wal_keep_size = 128MB\n", 18: "io_method = sync\n"}
-_HBA = "local all,replication all trust\nhost all,replication all all trust\n"
+_HBA = "local all,replication all {method}\nhost all,replication all all {method}\n"
 
 
 class Site:
@@ -266,13 +306,17 @@ class Site:
         postgres: str | None = None,
         parent: Path | None = None,
         launcher: Callable[[str, str], Sequence[str]] | None = None,
+        guarded: bool = False,
     ) -> None:
         """Choose the programs: ``postgres`` is the ``choice`` of ``binaries.find``.
 
         The folder is created in ``parent``, or among the temporary files. ``launcher`` returns the launcher of the
-        ``Postgres`` with a name and an address.
+        ``Postgres`` with a name and an address. ``guarded``: every login needs ``password``, which is in ``passfile``
+        too.
         """
         self.servers: dict[str, Postgres] = {}
+        self.password = secrets.token_urlsafe() if guarded else None
+        self.passfile: Path | None = None
         self._choice = postgres
         self._parent = parent
         self._launcher = launcher
@@ -289,6 +333,8 @@ class Site:
             self.folder.chmod(0o755)  # the servers' user passes through it
             self.binaries = binaries.find(self._choice, spare=self.folder / "postgresql")
             self.port = free_port()
+            if self.password is not None:
+                self.passfile = self._private("passfile", f"*:*:*:*:{self.password}\n")
         except BaseException:
             self.close()
             raise
@@ -323,14 +369,15 @@ class Site:
     def primary(self, name: str, address: str, *, config: str = "") -> Postgres:
         """Create and start a server with a new system identifier; ``config`` is added to its postgresql.conf."""
         server = self._add(name, address)
-        options = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", f"--username={SUPERUSER}"]
+        method = "trust" if self.password is None else "scram-sha-256"
+        options = [f"--auth={method}", "--encoding=UTF8", "--locale=C", "--no-sync", f"--username={SUPERUSER}"]
+        if self.password is not None:
+            options.append(f"--pwfile={self._private(f'password-{name}', self.password)}")
         small = "--wal-segsize=1"  # keeps the data small, which standbys copy
         self._run(server, "initdb", *options, small, "-D", str(server.data))
-        with (server.data / "postgresql.conf").open("a") as conf:
-            conf.write(_SETTINGS)
-            conf.writelines(text for since, text in _SETTINGS_FROM.items() if self.binaries.version >= since)
-            conf.write(config)
-        (server.data / "pg_hba.conf").write_text(_HBA)
+        since = [text for since, text in _SETTINGS_FROM.items() if self.binaries.version >= since]
+        server.write("postgresql.conf", "".join([_SETTINGS, *since, config]), append=True)
+        server.write("pg_hba.conf", _HBA.format(method=method))
         server.start()
         return server
 
@@ -355,25 +402,29 @@ class Site:
         if self.binaries.credentials:
             os.chown(folder, self.binaries.credentials["user"], self.binaries.credentials["group"])
         launcher = self._launcher(name, address) if self._launcher else ()
-        server = Postgres(name, address, port=self.port, folder=folder, binaries=self.binaries, launcher=launcher)
+        server = Postgres(
+            name,
+            address,
+            port=self.port,
+            folder=folder,
+            binaries=self.binaries,
+            launcher=launcher,
+            passfile=self.passfile,
+        )
         self.servers[name] = server
         return server
 
     def _run(self, server: Postgres, program: str, *arguments: str) -> None:
-        ran = subprocess.run(
-            [self.binaries.folder / program, *arguments],
-            cwd=server.folder,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=DEADLINE_S,
-            start_new_session=True,
-            **self.binaries.credentials,
-        )
-        if ran.returncode != 0:
-            raise ThrowawayError(f"{program} for {server!r} failed:\n{ran.stdout}{ran.stderr}")
+        server.run([self.binaries.folder / program, *arguments])
+
+    def _private(self, name: str, text: str) -> Path:
+        """Create a file that only the servers' user and root can read."""
+        path = self.folder / name
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(text)
+        if self.binaries.credentials:
+            os.chown(path, self.binaries.credentials["user"], self.binaries.credentials["group"])
+        return path
 
 
 def free_port() -> int:

@@ -39,7 +39,7 @@ def main(agent: Sequence[str] = _AGENT, *, deadline_s: float = 10.0) -> int:
     place = ""
     try:
         with contextlib.ExitStack() as stack:
-            site = stack.enter_context(Site())
+            site = stack.enter_context(Site(guarded=True))
             _say(_INTRODUCTION.format(site=site))
             cluster = Cluster(site, agent, deadline_s=deadline_s)
             stack.callback(cluster.close)
@@ -208,7 +208,7 @@ def _fence(cluster: Cluster) -> Iterator[str]:
     """
     old, new = cluster.wk2
     old.stop()
-    (old.data / "standby.signal").touch()
+    old.write("standby.signal", "")
     old.start()
     fenced, changed = {"wk2": FENCE}, {"wk2": new.address}
     yield cluster.expect(time.monotonic(), f"{old.name} was up as a standby", cn1=fenced, cn2=fenced)

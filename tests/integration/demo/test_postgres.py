@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 from resolver_agent.demo import binaries
 from resolver_agent.demo.binaries import ThrowawayError
-from resolver_agent.demo.postgres import Postgres, Site
+from resolver_agent.demo.postgres import SUPERUSER, Postgres, Site
 from resolver_agent.demo.reaper import processes_in
 
 if TYPE_CHECKING:
@@ -118,6 +119,34 @@ def test_a_server_that_cannot_start_says_why(pair: Group) -> None:
     pair.standby.stop()
     with pytest.raises(ThrowawayError, match='invalid value for parameter "max_connections"'):
         pair.standby.start(max_connections="many")
+
+
+def test_nobody_logs_in_to_a_guarded_server_without_its_password() -> None:
+    """Neither over TCP nor over the socket: a superuser runs programs as the servers' user. Standbys stream."""
+    with Site(guarded=True) as site:
+        primary, standby = site.groups({"wk1": ["127.0.9.1", "127.0.9.2"]})["wk1"]
+        assert standby.streams_from(primary)
+        for server in (primary, standby):
+            for host in (server.address, str(server.socket_dir)):
+                with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+                    psycopg.connect(host=host, port=server.port, user=SUPERUSER, passfile="/dev/null")
+            with psycopg.connect(server.conninfo) as connection:
+                assert connection.execute("SELECT 42").fetchone() == (42,)
+        assert site.passfile is not None
+        assert site.passfile.stat().st_mode & 0o077 == 0
+
+
+def test_the_servers_user_cannot_lead_us_to_another_file(pair: Group, tmp_path: Path) -> None:
+    """Its folder is its own, and we may be root: a log that has become a symbolic link is not opened."""
+    victim = tmp_path / "victim"
+    victim.write_text("as it was")
+    pair.standby.stop()
+    pair.standby.log.unlink()
+    pair.standby.log.symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic link"):
+        pair.standby.start()
+    assert victim.read_text() == "as it was"
+    pair.standby.log.unlink()
 
 
 def test_missing_programs_are_named_with_their_fixes(tmp_path: Path) -> None:
