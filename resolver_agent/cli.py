@@ -28,6 +28,15 @@ _DEFAULT_HOSTS_FILE = "/etc/hosts"
 
 OK, DIFFERENT, TROUBLE = 0, 1, 2
 
+_SHOWN = {
+    "role.sql": "role.sql",
+    "unit": "resolver-agent.service",
+    "socket": "resolver-agent.socket",
+    "config": "resolver-agent.yml",
+    "hook": "patroni-pre-promote.yml",
+}
+"""The files that ``show`` prints, in the package's folder ``systemd``."""
+
 _HELP = {"-h", "--help"}
 _COLOURS = {"+": "32", "-": "31", "@": "36"}
 
@@ -118,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     pre_promote.add_options(command(pre_promote.NAME, None, hook))
     removal = command("remove", _remove, "remove the block from the hosts file, unless pg_dist_node uses its names")
     removal.add_argument("--force", action="store_true", help="do not check whether pg_dist_node uses the names")
+    printed = command("show", _show, "print a file that a node is installed with: the SQL for the role, a unit, …")
+    printed.add_argument("file", choices=_SHOWN, metavar="FILE", help=f"one of {', '.join(_SHOWN)}")
     command("demo", _demo, "show the agent at work on throw-away PostgreSQL servers")
     return parser
 
@@ -308,6 +319,13 @@ def _doctor(options: argparse.Namespace) -> int:
         return OK
     print(json.dumps(report.as_json(), ensure_ascii=False, indent=2) if options.json else report.as_text())
     return OK if report.fit else DIFFERENT
+
+
+def _show(options: argparse.Namespace) -> int:
+    from importlib import resources
+
+    print((resources.files("resolver_agent") / "systemd" / _SHOWN[options.file]).read_text("utf-8"), end="")
+    return OK
 
 
 def _demo(_options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from resolver_agent import __version__
+from resolver_agent.cli import _SHOWN as SHOWN
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,15 +33,17 @@ WORKFLOW = yaml.safe_load((TOP / ".github/workflows/tests.yml").read_text(encodi
 HOOKS = yaml.safe_load((TOP / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
 NAME = f"resolver_agent-{__version__}"
 MODULES = {path.relative_to(TOP).as_posix() for path in (TOP / "resolver_agent").rglob("*.py")}
-PACKAGE = {*MODULES, "resolver_agent/py.typed"}
-NODE = {path.relative_to(TOP).as_posix() for path in (TOP / "systemd").iterdir()}
+NODE = {f"resolver_agent/systemd/{path.name}" for path in (TOP / "systemd").iterdir()}
 """What a node is installed with besides the program."""
+
+PACKAGE = {*MODULES, *NODE, "resolver_agent/py.typed"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """The names of all files in the sdist and in the wheel, and the wheel's metadata."""
+    """The names of all files in the sdist and in the wheel, the wheel's file and its metadata."""
 
+    file: Path
     sdist: set[str]
     wheel: set[str]
     metadata: Message
@@ -54,7 +57,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     checkout.mkdir()
     for name in ("resolver_agent", "systemd", "vagrant"):
         ignored = shutil.ignore_patterns("__pycache__", ".vagrant")
-        shutil.copytree(TOP / name, checkout / name, ignore=ignored)
+        shutil.copytree(TOP / name, checkout / name, ignore=ignored, symlinks=True)
     for name in ("CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", "tests/run"):
         (checkout / name).parent.mkdir(exist_ok=True)
         shutil.copy(TOP / name, checkout / name)
@@ -69,17 +72,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     with zipfile.ZipFile(wheel) as archive:
         in_wheel = {name for name in archive.namelist() if not name.endswith("/")}
         metadata = email.message_from_bytes(archive.read(f"{NAME}.dist-info/METADATA"))
-    return Built(sdist=in_sdist, wheel=in_wheel, metadata=metadata)
+    return Built(file=wheel, sdist=in_sdist, wheel=in_wheel, metadata=metadata)
 
 
 def test_wheel(built: Built) -> None:
     """The wheel has every module of the package, what a node is installed with, and no other file."""
     about = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
-    share = f"{NAME}.data/data/share"
     assert built.wheel == {
         *PACKAGE,
-        *(f"{share}/resolver-agent/{name}" for name in NODE),
-        f"{share}/doc/resolver-agent/CHANGELOG.md",
+        f"{NAME}.data/data/share/doc/resolver-agent/CHANGELOG.md",
         *(f"{NAME}.dist-info/{name}" for name in about),
     }
 
@@ -89,7 +90,18 @@ def test_sdist(built: Built) -> None:
     project = {"CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml"}
     about = {"PKG-INFO", "SOURCES.txt", "dependency_links.txt", "entry_points.txt", "requires.txt", "top_level.txt"}
     added = {"PKG-INFO", "setup.cfg", *(f"resolver_agent.egg-info/{name}" for name in about)}
-    assert built.sdist == {f"{NAME}/{name}" for name in PACKAGE | NODE | project | added}
+    assert built.sdist == {f"{NAME}/{name}" for name in PACKAGE | project | added}
+
+
+def test_show(built: Built, tmp_path: Path) -> None:
+    """The installed program prints every file of the folder but its README, to the byte."""
+    assert {f"resolver_agent/systemd/{name}" for name in SHOWN.values()} == NODE - {"resolver_agent/systemd/README.md"}
+    shutil.unpack_archive(built.file, tmp_path, "zip")
+    for name, file in SHOWN.items():
+        ran = subprocess.run(
+            [sys.executable, "-m", "resolver_agent.cli", "show", name], cwd=tmp_path, capture_output=True, check=True
+        )
+        assert ran.stdout == (TOP / "systemd" / file).read_bytes()
 
 
 def test_metadata(built: Built) -> None:
