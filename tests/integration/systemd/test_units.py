@@ -137,6 +137,13 @@ def test_understood_by_systemd_219(key: str, value: str) -> None:
     assert all(re.fullmatch(value, each) for each in found)
 
 
+def test_limits(host: SystemdHost) -> None:
+    """The agent cannot take the node's memory, is not the first to be killed when there is none, and dumps no core."""
+    start(host)
+    limits = {"MemoryMax": str(512 * 1024**2), "OOMScoreAdjust": "-500", "LimitCORE": "0"}
+    assert host.show(SERVICE.name, *limits) == limits
+
+
 def test_ready_with_every_node_silent(host: SystemdHost) -> None:
     """The agent is ready and feeds the watchdog while no node answers; the hosts file stays as it is."""
     host.write("/etc/resolver-agent.yml", ALL_SILENT.encode())
