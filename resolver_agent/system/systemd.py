@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _FIRST_LISTEN_FD = 3
+_LISTEN_FDS_MAX = 16
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class Notifier:
@@ -59,13 +62,27 @@ class Notifier:
 
 
 def listen_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
-    """Return the sockets that systemd passed to this process, in the order of the socket unit; closed on exec."""
+    """Return the sockets that systemd passed to this process, in the order of the socket unit; closed on exec.
+
+    What is no listening Unix socket is left alone: the variables may say anything.
+    """
     if _integer(environ, "LISTEN_PID") != os.getpid():
         return []
-    descriptors = range(_FIRST_LISTEN_FD, _FIRST_LISTEN_FD + (_integer(environ, "LISTEN_FDS") or 0))
-    for descriptor in descriptors:
-        os.set_inheritable(descriptor, False)  # noqa: FBT003 - the standard library's signature
-    return [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    count = min(_integer(environ, "LISTEN_FDS") or 0, _LISTEN_FDS_MAX)
+    passed = map(_listening, range(_FIRST_LISTEN_FD, _FIRST_LISTEN_FD + count))
+    return [each for each in passed if each is not None]
+
+
+def _listening(descriptor: int) -> socket.socket | None:
+    try:
+        passed = socket.socket(fileno=descriptor)
+    except OSError:  # closed, or no socket
+        return None
+    if passed.family == socket.AF_UNIX and passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        passed.set_inheritable(False)
+        return passed
+    passed.detach()
+    return None
 
 
 def _watchdog_s(environ: Mapping[str, str]) -> float | None:
@@ -77,4 +94,4 @@ def _watchdog_s(environ: Mapping[str, str]) -> float | None:
 
 def _integer(environ: Mapping[str, str], name: str) -> int | None:
     value = environ.get(name, "")
-    return int(value) if value.isdecimal() else None
+    return int(value) if _NUMBER.fullmatch(value) else None

@@ -99,6 +99,10 @@ def test_telling_never_blocks(manager: tuple[socket.socket, Notifier]) -> None:
         pytest.param({"WATCHDOG_USEC": "1500000", "WATCHDOG_PID": "1"}, None, id="for another process"),
         pytest.param({"WATCHDOG_USEC": "0"}, None, id="zero is off"),
         pytest.param({"WATCHDOG_USEC": "soon"}, None, id="not a number"),
+        pytest.param({"WATCHDOG_USEC": "-1"}, None, id="negative"),
+        pytest.param({"WATCHDOG_USEC": "9" * 5000}, None, id="more digits than Python reads"),
+        pytest.param({"WATCHDOG_USEC": "9" * 400}, None, id="more than a float holds"),
+        pytest.param({"WATCHDOG_USEC": "\u0661\u0662"}, None, id="digits of another script"),
     ],
 )
 def test_watchdog_interval(environ: dict[str, str], watchdog_s: float | None) -> None:
@@ -119,6 +123,24 @@ def test_watchdog_interval(environ: dict[str, str], watchdog_s: float | None) ->
 def test_no_sockets_passed(environ: dict[str, str]) -> None:
     """Without sockets meant for this process no descriptor is touched."""
     assert listen_sockets(environ) == []
+
+
+_ODD = """
+import os, socket
+from resolver_agent.system.systemd import listen_sockets
+pair = socket.socketpair()  # descriptors 4 and 5, which do not listen
+assert listen_sockets({"LISTEN_FDS": "9" * 18, "LISTEN_PID": str(os.getpid())}) == []
+os.fstat(3)
+"""
+
+
+def test_descriptors_that_are_no_listening_sockets_are_left_alone(tmp_path: Path) -> None:
+    """A file, a connected socket and a closed descriptor are not taken over, however many are said to be there."""
+    other = tmp_path / "file"
+    other.touch()
+    with other.open() as file:
+        shell = 'exec 3<&0; exec "$0" -c "$1"'
+        subprocess.run(["sh", "-c", shell, sys.executable, _ODD], stdin=file.fileno(), check=True, timeout=10)
 
 
 _ACTIVATED = """
