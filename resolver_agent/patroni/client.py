@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import http.client
 import io
-import json
+import re
 import socket
 import ssl
 import time
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from resolver_agent.config import values
 from resolver_agent.config.model import Node
-from resolver_agent.patroni.membership import Member
+from resolver_agent.patroni.membership import MOST_MEMBERS, Member
 from resolver_agent.system.clock import Deadline
+from resolver_agent.system.foreign import TEXT_LIMIT, plain, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,6 @@ _LIMIT_BYTES = 2**20
 _HEAD_LIMIT_BYTES = 2**14
 """The limit for the headers: the time to parse them grows with the square of their length."""
 
-_MOST_MEMBERS = 100
 _TLS_FILES_S = 60
 """How long TLS files are cached: certificates are renewed, but reading the system's own costs 20 ms."""
 
@@ -122,13 +122,12 @@ def read_leadership(reply: Reply) -> Leadership:
         raise ApiError(f"HTTP status {reply.status} to GET /leader")
     told = _json(reply.body)
     try:
-        system_id = told.get("database_system_identifier")
         return Leadership(
             leads=reply.status == _HOLDS_LOCK,
-            scope=_printable(told["patroni"]["scope"]),
-            system_id=int(system_id) if system_id else None,
+            scope=_text(_map(told.get("patroni")).get("scope")),
+            system_id=_system_id(told.get("database_system_identifier")),
         )
-    except (LookupError, TypeError, ValueError):
+    except ValueError:
         raise ApiError("the answer is not Patroni's") from None
 
 
@@ -141,43 +140,58 @@ def read_members(reply: Reply) -> tuple[Member, ...]:
     if reply.status != _HOLDS_LOCK:
         raise ApiError(f"HTTP status {reply.status} to GET /cluster")
     rows = _json(reply.body).get("members")
-    if not isinstance(rows, list) or not 0 < len(rows) <= _MOST_MEMBERS:
-        raise ApiError("the list of members is missing, empty, or longer than 100")
+    if not isinstance(rows, list) or not 0 < len(rows) <= MOST_MEMBERS:
+        raise ApiError(f"the list of members is missing, empty, or longer than {MOST_MEMBERS}")
     try:
-        return tuple(_member(row) for row in rows if "host" in row and "port" in row)
-    except (LookupError, TypeError, ValueError, AttributeError):
+        return tuple(_member(row) for row in map(_map, rows) if "host" in row and "port" in row)
+    except ValueError:
         raise ApiError("the list of members is not as Patroni writes it") from None
 
 
+# What follows is total: a value, or ValueError.
+
+
 def _member(row: dict[str, Any]) -> Member:
-    host, fault = _printable(row["host"]), ""
+    host, fault = _text(row["host"]), ""
     try:
         host = values.node_host(host)
     except ValueError as error:
-        fault = str(error)
+        fault = plain(str(error))
     return Member(
         Node(host, values.port(row["port"])),
-        state=_printable(row["state"]),
-        noloadbalance=bool((row.get("tags") or {}).get("noloadbalance")),
+        state=_text(row.get("state")),
+        noloadbalance=bool(_map(row.get("tags") or {}).get("noloadbalance")),  # as Patroni itself reads it
         fault=fault,
     )
 
 
-def _printable(value: object) -> str:
-    """Return ``value`` if it is text that can be logged; raise ValueError otherwise."""
-    if not isinstance(value, str) or not value.isprintable():
+def _text(value: object) -> str:
+    """Return ``value`` if it is short text that can be logged."""
+    if not isinstance(value, str) or len(value) > TEXT_LIMIT or not value.isprintable():
         raise ValueError
     return value
 
 
+def _map(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError  # noqa: TRY004 - one error for every answer that is not as expected
+    return value
+
+
+def _system_id(value: object) -> int | None:
+    """Return a database system identifier, which Patroni gives as text, and not before there is a database."""
+    if value in (None, ""):
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not re.fullmatch("[0-9]{1,20}", str(value)):
+        raise ValueError
+    return int(value) or None
+
+
 def _json(body: bytes) -> dict[str, Any]:
     try:
-        told = json.loads(body)
-    except (ValueError, RecursionError):
-        told = None
-    if not isinstance(told, dict):
-        raise ApiError("the answer is not Patroni's: no JSON object")
-    return told
+        return _map(read_json(body))
+    except ValueError:
+        raise ApiError("the answer is not Patroni's: no JSON object") from None
 
 
 class _Stream(io.RawIOBase):

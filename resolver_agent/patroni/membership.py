@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Group, Node, Route
 
+MOST_MEMBERS = 100
+"""The longest list of members that is read."""
+
 _SERVES = frozenset(("running", "streaming"))
 """The states of a member that may serve reads. ``GET /cluster`` gives its replication state (streaming, in archive
 recovery) or, without one, what Patroni did with the server last (running, starting, stopped, creating replica, …)."""

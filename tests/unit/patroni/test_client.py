@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from resolver_agent.patroni.client import ApiError, Leadership, Reply, read_leadership, read_members
+from resolver_agent.patroni.client import ApiError, Leadership, Reply, attempt, read_leadership, read_members
 from resolver_agent.patroni.membership import Member
+from resolver_agent.system.foreign import TEXT_LIMIT
 from tests.unit.builders import node
 from tests.unit.patroni.builders import SYSTEM_ID, A, B, cluster_body, leader_body, row
+
+NO_OBJECT = "the answer is not Patroni's: no JSON object"
+NOT_PATRONIS = "the answer is not Patroni's"
+LEADER = b'{"patroni": {"scope": "wk1"}, "database_system_identifier": %b}'
 
 
 @pytest.mark.parametrize(
@@ -52,11 +60,11 @@ def test_reading_members(listed: list[dict[str, Any]], members: list[Member]) ->
     [
         pytest.param(503, b"", "HTTP status 503 to GET /cluster", id="503"),
         pytest.param(302, cluster_body(row(A)), "HTTP status 302 to GET /cluster", id="a redirect"),
-        pytest.param(200, b"", "the answer is not Patroni's: no JSON object", id="no body"),
-        pytest.param(200, b"<html>", "the answer is not Patroni's: no JSON object", id="HTML"),
-        pytest.param(200, b"\xff\xfe", "the answer is not Patroni's: no JSON object", id="bytes"),
-        pytest.param(200, b"[" * 100_000, "the answer is not Patroni's: no JSON object", id="deep"),
-        pytest.param(200, b"[]", "the answer is not Patroni's: no JSON object", id="a list"),
+        pytest.param(200, b"", NO_OBJECT, id="no body"),
+        pytest.param(200, b"<html>", NO_OBJECT, id="HTML"),
+        pytest.param(200, b"\xff\xfe", NO_OBJECT, id="bytes"),
+        pytest.param(200, b"[" * 100_000, NO_OBJECT, id="deep"),
+        pytest.param(200, b"[]", NO_OBJECT, id="a list"),
         pytest.param(200, b"{}", "the list of members is missing, empty, or longer than 100", id="no list"),
         pytest.param(200, b'{"members": {}}', "the list of members is missing, empty, or longer than 100", id="a map"),
         pytest.param(200, cluster_body(), "the list of members is missing, empty, or longer than 100", id="empty"),
@@ -76,10 +84,36 @@ def test_reading_members(listed: list[dict[str, Any]], members: list[Member]) ->
                 "state cannot be printed": row(B, state="run\nning"),
                 "half a character": row(B, state="\ud800"),
                 "tags are a list": row(B, tags=["noloadbalance"]),
+                "tags are text": row(B, tags="noloadbalance"),
+                "host is a map": row(B) | {"host": {}},
+                "host is missing": row(B) | {"host": None},
+                "host cannot be printed": row(B) | {"host": "10.0.0.2\x1b[2J"},
+                "host turns the writing direction": row(B) | {"host": "10.0.0.2\u202e"},
+                "host is endless": row(B) | {"host": "a" * 401},
+                "port is true": row(B, port=True),
+                "port is negative": row(B, port=-5432),
+                "port is fractional": row(B, port=5432.0),
+                "port has 4,000 digits": row(B, port=int("9" * 4000)),
+                "state is a list": row(B, state=["running"]),
+                "state is endless": row(B, state="x" * 401),
             }.items()
         ),
+        *(
+            pytest.param(200, b'{"members": [%b]}' % wrong, "the list of members is not as Patroni writes it", id=name)
+            for name, wrong in {
+                "a member is a number": b"7",
+                "a member is null": b"null",
+                "a member is text": b'"host port"',
+                "a member is a list": b'["host", "port"]',
+            }.items()
+        ),
+        pytest.param(200, b'{"members": [' + b"[" * 100_000, NO_OBJECT, id="a deep member"),
+        pytest.param(200, b'{"members": [], "lag": Infinity}', NO_OBJECT, id="infinity"),
         pytest.param(
-            200, b'{"members": [7]}', "the list of members is not as Patroni writes it", id="a member is a number"
+            200,
+            b'{"members": [%b{}]}' % (b"{}," * 99_999),
+            "the list of members is missing, empty, or longer than 100",
+            id="100,000 members",
         ),
     ],
 )
@@ -108,16 +142,35 @@ def test_nonsense_instead_of_members(status: int, body: bytes, fault: str) -> No
         ),
         pytest.param(404, leader_body(), "HTTP status 404 to GET /leader", id="404"),
         pytest.param(301, leader_body(), "HTTP status 301 to GET /leader", id="a redirect"),
-        pytest.param(200, b"", "the answer is not Patroni's: no JSON object", id="no body"),
-        pytest.param(200, b"OK", "the answer is not Patroni's: no JSON object", id="another server's answer"),
-        pytest.param(200, b"{}", "the answer is not Patroni's", id="no scope"),
-        pytest.param(200, b'{"patroni": []}', "the answer is not Patroni's", id="a list for a map"),
-        pytest.param(200, leader_body("a\x1b[31m"), "the answer is not Patroni's", id="a scope that cannot be printed"),
+        pytest.param(200, b"", NO_OBJECT, id="no body"),
+        pytest.param(200, b"OK", NO_OBJECT, id="another server's answer"),
+        pytest.param(200, b"{}", NOT_PATRONIS, id="no scope"),
+        pytest.param(200, b'{"patroni": []}', NOT_PATRONIS, id="a list for a map"),
+        pytest.param(200, leader_body("a\x1b[31m"), NOT_PATRONIS, id="a scope that cannot be printed"),
         pytest.param(
             200,
-            leader_body(database_system_identifier="x"),
-            "the answer is not Patroni's",
-            id="an invalid identifier",
+            leader_body(database_system_identifier=SYSTEM_ID),
+            Leadership(leads=True, scope="wk1", system_id=SYSTEM_ID),
+            id="an identifier that is a number",
+        ),
+        pytest.param(
+            200,
+            leader_body(patroni={"scope": "s" * TEXT_LIMIT}),
+            Leadership(leads=True, scope="s" * TEXT_LIMIT, system_id=None),
+            id="a long scope",
+        ),
+        pytest.param(200, leader_body("s" * (TEXT_LIMIT + 1)), NOT_PATRONIS, id="a scope that is too long"),
+        pytest.param(200, leader_body(patroni={"scope": 7}), NOT_PATRONIS, id="a scope that is a number"),
+        pytest.param(200, leader_body(patroni="wk1"), NOT_PATRONIS, id="text for a map"),
+        *(
+            pytest.param(
+                200, leader_body(database_system_identifier=value), NOT_PATRONIS, id=f"identifier {value!r:.20}"
+            )
+            for value in ("x", "-1", "+1", " 1", "1_0", "\u0661", "9" * 21, "9" * 5000, -1, True, 1.5, [1], {"1": 1})
+        ),
+        *(
+            pytest.param(200, LEADER % number, NO_OBJECT, id=f"identifier {number.decode():.20}")
+            for number in (b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"9" * 100_000)
         ),
     ],
 )
@@ -129,3 +182,40 @@ def test_reading_the_leader_lock(status: int, body: bytes, told: Leadership | st
         with pytest.raises(ApiError) as raised:
             read_leadership(Reply(status, body))
         assert str(raised.value) == told
+
+
+_KEYS = ("members", "patroni", "scope", "role", "pause", "cluster_unlocked", "database_system_identifier", "tags")
+_ROW_KEYS = ("host", "port", "state", "tags", "noloadbalance", "name")
+_WORDS = ("wk1", "streaming", "10.0.0.3", "fd00::1", "pg-3", "0.0.0.0", "1e5", "9" * 30, "\ud800", "a\n", "\u202e")
+ANY_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(_WORDS)
+    | st.sampled_from([5432, 0, -1, 65536, 10**400]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(_KEYS + _ROW_KEYS) | st.text(), inner, max_size=6)
+        | st.fixed_dictionaries(dict.fromkeys(("host", "port", "state"), inner), optional={"tags": inner})
+        | st.fixed_dictionaries({"patroni": st.fixed_dictionaries({"scope": inner})}, optional={_KEYS[6]: inner})
+    ),
+)
+
+
+@given(status=st.sampled_from([200, 503]), told=ANY_JSON | st.fixed_dictionaries({"members": st.lists(ANY_JSON)}))
+def test_any_json_is_a_value_or_an_error(status: int, told: object) -> None:
+    """Whatever JSON a Patroni answers, and what Python takes for JSON, is read or refused; texts can be logged."""
+    reply = Reply(status, json.dumps(told).encode())
+    for read in (read_leadership, read_members):
+        found = attempt(lambda: reply, read)
+        assert str(found).isprintable()
+
+
+@given(body=st.binary())
+def test_any_bytes_are_a_value_or_an_error(body: bytes) -> None:
+    """No body is an error of another kind."""
+    for read in (read_leadership, read_members):
+        with pytest.raises(ApiError):
+            read(Reply(200, body))
