@@ -30,6 +30,7 @@ _T = TypeVar("_T")
 
 _NOTHING = GroupState()  # for a name that a reload has just added
 _UNASKED = (ProbeFailure.REJECTING, ProbeFailure.UNREACHABLE, ProbeFailure.NOT_SERVING)
+_OF_UNASKED = (AlertCode.REJECTING, AlertCode.NOT_SERVING)
 
 # --- values; their fields are the keys that programs read
 
@@ -283,7 +284,7 @@ def plan(decision: Decision, nodes: Mapping[Node, NodeState], local: NodeState) 
     """Return the targets of a decision, and what is wrong."""
     return Plan(
         targets=decision.targets,
-        alerts=tuple(alert.text for alert in decision.alerts if alert.code is not AlertCode.REJECTING),
+        alerts=tuple(alert.text for alert in decision.alerts if alert.code not in _OF_UNASKED),
         unasked=tuple(
             f"{server}: {state.latest.detail if state.latest else 'not asked yet'}"
             for server, state in [*nodes.items(), ("the local PostgreSQL", local)]

@@ -156,10 +156,13 @@ def _node_alerts(group: Group, states: Mapping[Node, NodeState], foreign: Mappin
         for node, words in foreign.items()
     ]
     for node, state in states.items():
-        if state.latest is not None and state.latest.result in (
-            ProbeFailure.REJECTING,
-            ProbeFailure.NOT_SERVING,
-        ):
-            text = f"{node} cannot be asked: {state.latest.detail}"
-            alerts.append(Alert(AlertCode.REJECTING, text, of=(str(node),)))
+        match state.latest and state.latest.result:
+            case ProbeFailure.REJECTING:
+                code, words = AlertCode.REJECTING, "cannot be asked"
+            case ProbeFailure.NOT_SERVING:
+                code, words = AlertCode.NOT_SERVING, "is not serving"
+            case _:
+                continue
+        detail = state.latest.detail if state.latest is not None else ""
+        alerts.append(Alert(code, f"{node} {words}: {detail}", of=(str(node),)))
     return alerts

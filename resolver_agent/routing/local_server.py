@@ -142,5 +142,5 @@ def holds_lock(claim: LockClaim | None, *, local: NodeState, now: float, max_age
     """
     if claim is None or not claim.leads:
         return False
-    streams = local.role_seen is not None and local.role_seen.receiver is not None and not local.seen_dead
+    streams = local.role_seen is not None and local.role_seen.receiver is not None and not local.serves_no_reads
     return not streams or now - claim.at < max_age_s

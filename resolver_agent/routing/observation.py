@@ -23,9 +23,10 @@ class Role(enum.Enum):
 
 
 class ProbeFailure(enum.Enum):
-    """Why a probe learned no role. Only DEAD is evidence (R1); after the others nothing is known.
+    """Why a probe learned no role. After UNREACHABLE and REJECTING nothing is known (R1).
 
-    NOT_SERVING: the server starts up, shuts down, or does not serve while it recovers (SQLSTATE 57P03).
+    DEAD is evidence that no server runs. NOT_SERVING means that one starts up, shuts down, or does not serve while it
+    recovers (SQLSTATE 57P03): evidence that it serves no reads, but none that it is not a primary.
     """
 
     DEAD = "dead"
@@ -83,13 +84,15 @@ class NodeState:
 
     A probe that could not ask (unreachable, rejecting) says nothing about the role, so it must not hide the last one
     that did. ``seen_dead`` reports that the server with this role was seen dead since. The role is kept all the same,
-    because "was last seen in recovery" still counts after the server died (R2). ``same_since`` is when this run of the
-    server was first seen.
+    because "was last seen in recovery" still counts after the server died (R2). ``failure`` is the last failure since
+    the role was seen, except for silence, which hides none. ``same_since`` is when this run of the server was first
+    seen.
     """
 
     latest: Observation | None = None
     role_seen: Observation | None = None
     seen_dead: bool = False
+    failure: ProbeFailure | None = None
     same_since: float = 0.0
 
     def after(self, observation: Observation) -> NodeState:
@@ -99,13 +102,34 @@ class NodeState:
             since = self.same_since if same else observation.at
             return NodeState(latest=observation, role_seen=observation, same_since=since)
         seen_dead = self.seen_dead or observation.result is ProbeFailure.DEAD
-        return dataclasses.replace(self, latest=observation, seen_dead=seen_dead)
+        silent = observation.result is ProbeFailure.UNREACHABLE
+        failure = self.failure if silent or isinstance(observation.result, Role) else observation.result
+        return dataclasses.replace(self, latest=observation, seen_dead=seen_dead, failure=failure)
 
     def fresh(self, *, now: float, max_age_s: float) -> Observation | None:
-        """Return the last observation of a role if it counts: not dead since, younger than ``max_age_s`` seconds."""
-        if self.role_seen is None or self.seen_dead or now - self.role_seen.at >= max_age_s:
+        """Return the last observation of a role if it counts.
+
+        It counts for ``max_age_s`` seconds, and no longer than until the server is seen dead, or a standby is seen not
+        serving.
+        """
+        if self.role_seen is None or self.seen_dead or not abs(now - self.role_seen.at) < max_age_s:
             return None
-        return self.role_seen
+        return None if self.not_serving and self.role_seen.role is Role.STANDBY else self.role_seen
+
+    @property
+    def dead(self) -> bool:
+        """Whether no server runs there, as last seen; ``seen_dead`` stays true when one that cannot be asked does."""
+        return self.failure is ProbeFailure.DEAD
+
+    @property
+    def not_serving(self) -> bool:
+        """Whether the server was last seen starting up or shutting down."""
+        return self.failure is ProbeFailure.NOT_SERVING
+
+    @property
+    def serves_no_reads(self) -> bool:
+        """Whether there is evidence that the server serves no reads: it was seen dead, or not serving."""
+        return self.seen_dead or self.not_serving
 
     @property
     def change_key(self) -> tuple[object, ...]:
@@ -115,6 +139,7 @@ class NodeState:
             latest and (latest.result, latest.detail),
             seen and (seen.result, seen.address, seen.timeline, seen.identity),
             self.seen_dead,
+            self.failure,
         )
 
     @property

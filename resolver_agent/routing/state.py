@@ -79,6 +79,7 @@ class AlertCode(enum.Enum):
     FALLBACK = "fallback"
     UNKNOWN = "unknown"
     REJECTING = "rejecting"  # a node: it answers, but cannot be asked
+    NOT_SERVING = "not_serving"  # a node: it starts up or shuts down
     FOREIGN = "foreign"  # a name and a node: the node is of another database cluster
     PRIMARIES = "primaries"  # a name: its group has several primaries
     REPLACED = "replaced"  # a name: another database cluster took its group's place

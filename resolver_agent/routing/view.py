@@ -93,13 +93,13 @@ class GroupView:
         if target is not None and target.kind in (TargetKind.FENCED, TargetKind.FALLBACK):
             return True
         nodes = (self._at(target.address) if target is not None else ()) or self.group.nodes
-        return all(self.states[node].seen_dead or node in self.fresh for node in nodes)
+        return all(self.states[node].serves_no_reads or node in self.fresh for node in nodes)
 
     def cannot_tell(self, address: str) -> bool:
         """Report whether the state of the server at ``address`` is unknown: it refuses the login, or was not asked."""
         return any(
             node not in self.fresh
-            and not self.states[node].seen_dead
+            and not self.states[node].serves_no_reads
             and (latest is None or latest.result is not ProbeFailure.UNREACHABLE)
             for node in self._at(address)
             for latest in [self.states[node].latest]

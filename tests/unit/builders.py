@@ -94,6 +94,11 @@ def rejecting() -> Observation:
     return Observation(result=ProbeFailure.REJECTING, at=0, detail="password authentication failed")
 
 
+def not_serving() -> Observation:
+    """Return an observation of a server that starts up."""
+    return Observation(result=ProbeFailure.NOT_SERVING, at=0, detail="the database system is starting up")
+
+
 def unreachable() -> Observation:
     """Return an observation of a probe that timed out."""
     return Observation(result=ProbeFailure.UNREACHABLE, at=0, detail="no answer within 2 s")

@@ -19,6 +19,7 @@ CN1, CN2 = "192.168.234.201", "192.168.234.202"
 
 REFUSED = "is dead: Connection refused"
 NO_LOGIN = "cannot be asked: password authentication failed"
+STARTING = "is not serving: the database system is starting up"
 SILENT = "does not answer: no answer within 2 s"
 
 SELF = TargetKind.SELF

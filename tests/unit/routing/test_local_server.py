@@ -248,6 +248,12 @@ def test_the_receiver_of_before_is_the_first_one_seen() -> None:
             True,
             id="silent since, and streamed before it died",
         ),
+        pytest.param(
+            local(Role.STANDBY, 100.5, 8).after(Observation(result=ProbeFailure.NOT_SERVING, at=101.0)),
+            LockClaim(10.0, leads=True),
+            True,
+            id="silent since, and streamed before it shut down",
+        ),
     ],
 )
 def test_holds_lock(state: NodeState, claim: LockClaim | None, expected: bool) -> None:  # noqa: FBT001 -- a table's column

@@ -16,6 +16,7 @@ from tests.unit.builders import (
     dead,
     group,
     node,
+    not_serving,
     primary,
     rejecting,
     remembered,
@@ -31,6 +32,7 @@ from tests.unit.routing.builders import (
     SELF,
     SILENT,
     STANDBY,
+    STARTING,
     A,
     B,
     C,
@@ -93,6 +95,13 @@ if TYPE_CHECKING:
             f"wk1 → {A} (held; no primary; {A} {NO_LOGIN}; {B} is in recovery)",
             Code.HELD,
             id="P5 none: failing to log in is not down",
+        ),
+        pytest.param(
+            [remembered(A, PRIMARY)],
+            {A: not_serving(), B: standby()},
+            f"wk1 → {A} (held; no primary; {A} {STARTING}; {B} is in recovery)",
+            Code.HELD,
+            id="P5 none: starting up is no evidence against a primary",
         ),
         pytest.param(
             [remembered(A, PRIMARY)],
@@ -255,7 +264,9 @@ def test_one_primary_needs_no_word() -> None:
     assert agent.see({A: primary(), B: standby()}).decide().leads() == f"wk1 → {A} (primary, timeline 7)"
 
 
-@pytest.mark.parametrize("silence", [rejecting(), unreachable()], ids=["rejecting", "unreachable"])
+@pytest.mark.parametrize(
+    "silence", [rejecting(), unreachable(), not_serving()], ids=["rejecting", "unreachable", "not serving"]
+)
 def test_primary_counts_until_it_expires(silence: Observation) -> None:
     """A frozen old primary delays a failover until its observation is interval + timeout old, and no longer."""
     agent = on_primary().see({A: primary(), B: standby()}).decide()

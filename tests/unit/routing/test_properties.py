@@ -28,6 +28,7 @@ from tests.unit.builders import (
     dead,
     group,
     node,
+    not_serving,
     primary,
     rejecting,
     standby,
@@ -104,7 +105,7 @@ LSNS = st.sampled_from([1000, 950, 890])
 SIGHTS = st.one_of(
     st.builds(primary, lsn=LSNS, system_id=SYSTEM_IDS, started=st.integers(0, 1)),
     st.builds(standby, lsn=LSNS, system_id=SYSTEM_IDS, started=st.integers(0, 1)),
-    st.sampled_from([primary(), standby(), dead(), rejecting(), unreachable()]),
+    st.sampled_from([primary(), standby(), dead(), rejecting(), unreachable(), not_serving()]),
 )
 SILENT_SIGHTS = st.sampled_from([rejecting(), unreachable()])
 WAITS = st.sampled_from([0.05, 1.0, 2.95, MAX_AGE_S, FAILBACK_S])
@@ -294,7 +295,7 @@ def test_every_move_rests_on_evidence(world: World, history: list[list[Event]]) 
             seen = world.fresh(target.address)
             hosts = WK1 if target.name.startswith("wk1") else WK2
             states = [state for host in hosts if (state := world.agent.states.get(node(host))) is not None]
-            sights = [state for state in states if state.role_seen or state.seen_dead]
+            sights = [state for state in states if state.role_seen or state.serves_no_reads]
             if target.address == FENCE:
                 assert sights or (old is not None and old.kind is TargetKind.STANDBY), str(target)
             elif target.kind is TargetKind.STANDBY:

@@ -17,6 +17,7 @@ from tests.unit.builders import (
     dead,
     group,
     node,
+    not_serving,
     primary,
     rejecting,
     remembered,
@@ -32,6 +33,7 @@ from tests.unit.routing.builders import (
     REFUSED,
     SILENT,
     STANDBY,
+    STARTING,
     A,
     B,
     C,
@@ -97,6 +99,20 @@ if TYPE_CHECKING:
         ),
         pytest.param(
             [remembered(A, STANDBY)],
+            {A: not_serving(), B: standby(), C: primary()},
+            f"wk1 → {B} (standby)",
+            Code.STANDBY,
+            id="S1 the next one while it starts up",
+        ),
+        pytest.param(
+            [],
+            {A: not_serving(), B: standby(), C: primary()},
+            f"wk1 → {B} (standby)",
+            Code.STANDBY,
+            id="S1 the first that serves",
+        ),
+        pytest.param(
+            [remembered(A, STANDBY)],
             {B: standby(), C: primary()},
             f"wk1 → {A} (held; {A} has not been asked yet)",
             Code.HELD,
@@ -142,6 +158,7 @@ B_LEADS = f"{B} is primary"
     ("seen", "excluded", "words", "primary_at"),
     [
         pytest.param({A: dead()}, {}, f"{A} {REFUSED}, last seen in recovery; {B_LEADS}", B, id="dead"),
+        pytest.param({A: not_serving()}, {}, f"{A} {STARTING}, last seen in recovery; {B_LEADS}", B, id="starting up"),
         pytest.param(
             {A: primary(), B: dead()}, {}, f"{A} is primary; {B} {REFUSED}, last seen as primary", A, id="promoted"
         ),
@@ -222,6 +239,14 @@ def test_no_fit_standby(
         ),
         pytest.param(
             Fallback.PRIMARY,
+            {A: not_serving(), B: not_serving()},
+            f"wk1 → {B} (no fit standby: {A} {STARTING}, last seen in recovery; {B} {STARTING}, last seen as primary; "
+            f"held; no primary; {A} {STARTING}, last seen in recovery; {B} {STARTING}, last seen as primary)",
+            Code.FALLBACK,
+            id="S7 primary: all start up",
+        ),
+        pytest.param(
+            Fallback.PRIMARY,
             {A: dead(), B: dead()},
             f"wk1 → {B} (no fit standby: {A} {REFUSED}, last seen in recovery; {B} {REFUSED}, last seen as primary; "
             f"held; no primary; {A} {REFUSED}, last seen in recovery; {B} {REFUSED}, last seen as primary)",
@@ -247,6 +272,20 @@ def test_probe_that_is_late_moves_nothing() -> None:
     agent = on_standby(hosts=(A, B, C)).see({A: standby(), B: standby(), C: primary()}).decide()
     agent.wait(MAX_AGE_S).see({B: standby(), C: primary()}).decide()
     assert agent.leads() == f"wk1 → {A} (held; {A} is yet to be asked again, last seen in recovery)"
+
+
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [
+        pytest.param(unreachable(), B, id="silence does not hide that it started up"),
+        pytest.param(rejecting(), A, id="S3 a server that refuses the login may well be serving again"),
+    ],
+)
+def test_starting_up_and_then(later: Observation, expected: str) -> None:
+    """What was learned last counts: a server that starts up serves no reads until it answers otherwise."""
+    agent = on_standby(hosts=(A, B, C)).see({A: standby(), B: dead(), C: primary()}).decide()
+    agent.wait(MAX_AGE_S).see({A: not_serving()}).see({A: later, B: standby(), C: primary()}).decide()
+    assert agent.address() == expected
 
 
 def test_fallback_follows_the_table_for_primaries() -> None:
