@@ -24,16 +24,22 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.routing.observation import Role
 from resolver_agent.routing.state import Target, TargetKind
+from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
 _BEGIN = b"# BEGIN resolver-agent"
 _END = b"# END resolver-agent"
 _HINT = b": managed, edits inside are overwritten"
 _NO_NEWLINE = b" (the line above had no newline)"
+_BEGINS = frozenset(_BEGIN + hint + note for hint in (b"", _HINT) for note in (b"", _NO_NEWLINE))
+_COMMON = b"resolver-agent"
+"""What all markers have in them."""
 
-_MARKER = re.compile(rb"^# (?:BEGIN|END) resolver-agent.*\n?", re.MULTILINE)
+_PIECE = 1 << 18
+"""How many bytes of a large file one call may work on: meanwhile no other thread of Python runs."""
+
 _LINE = re.compile(rb".*\n|.+")
 _ADDRESS = r"[0-9A-Fa-f:.]+"
 _ENTRY = re.compile(
@@ -141,7 +147,7 @@ def conflicts(content: bytes, names: Collection[str]) -> tuple[Conflict, ...]:
     wanted = {name.lower().encode(): name for name in names}
     foreign = parts.head + b"\n" * parts.block.count(b"\n") + parts.tail
     found = (
-        Conflict(line_no, wanted[field], _text(line.strip()))
+        Conflict(line_no, wanted[field], plain(line))
         for line_no, line in enumerate(foreign.split(b"\n"), start=1)
         for field in re.split(rb"[#\0]", line, maxsplit=1)[0].lower().split()[1:]
         if field in wanted
@@ -156,24 +162,66 @@ def unified_diff(old: bytes, new: bytes, *, path: str) -> str:
 
 
 def _split(content: bytes) -> _Parts:
-    markers = list(_MARKER.finditer(content))
+    markers = list(_markers(content))
     if not markers:
         return _Parts(content, b"", b"")
     begin, *others = markers
 
-    def fault(marker: re.Match[bytes], text: str) -> BlockError:
-        line_no = content.count(b"\n", 0, marker.start()) + 1
+    def fault(marker: _Marker, text: str) -> BlockError:
+        line_no = content.count(b"\n", 0, marker.start) + 1
         return BlockError(f"line {line_no}: {text}")
 
-    if not begin.group().startswith(_BEGIN):
+    for marker in markers:
+        if marker.altered:
+            text = plain(content[marker.start : marker.end])
+            hint = f"write '{_text(marker.kind)}' there, or delete this line"
+            raise fault(marker, f"«{text}» is an altered marker: {hint}")
+    if begin.kind != _BEGIN:
         raise fault(begin, f"'{_text(_END)}' has no '{_text(_BEGIN)}' above it: put that back, or delete this line")
-    if not others or not others[0].group().startswith(_END):
+    if not others or others[0].kind != _END:
         raise fault(begin, f"'{_text(_BEGIN)}' has no '{_text(_END)}' below it: put that back, or delete this line")
     if len(others) > 1:
         raise fault(
             others[1], "another marker of resolver-agent's block, which may be there once: delete one of the two"
         )
-    return _Parts(content[: begin.start()], content[begin.start() : others[0].end()], content[others[0].end() :])
+    return _Parts(content[: begin.start], content[begin.start : others[0].end], content[others[0].end :])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Marker:
+    """The line of a marker, from ``start`` to ``end``; ``altered`` if only case and white space are not as written."""
+
+    kind: bytes
+    start: int
+    end: int
+    altered: bool
+
+
+def _markers(content: bytes) -> Iterator[_Marker]:
+    """Yield our markers: whole lines, since other programs may have markers that begin as ours do."""
+    end = 0
+    for offset in range(0, len(content), _PIECE):
+        piece = content[offset : offset + _PIECE + len(_COMMON) - 1].lower()
+        found = piece.find(_COMMON)
+        while found >= 0:
+            at = offset + found
+            if at >= end:
+                start, end = content.rfind(b"\n", 0, at) + 1, content.find(b"\n", at) + 1 or len(content)
+                line = content[start:end].rstrip(b" \t\r\n")
+                if line in _BEGINS or line == _END:
+                    yield _Marker(_END if line == _END else _BEGIN, start, end, altered=False)
+                elif (kind := _ALTERED.get(_squeezed(line))) is not None:
+                    yield _Marker(kind, start, end, altered=True)
+            found = piece.find(_COMMON, found + 1)
+
+
+def _squeezed(line: bytes) -> bytes:
+    """Return what is left of a marker when other programs have indented, wrapped or re-cased it, or added a BOM."""
+    return b"".join(line[:_ALTERED_MAX].removeprefix(b"\xef\xbb\xbf").lower().split())
+
+
+_ALTERED_MAX = 256
+_ALTERED = {_squeezed(_END): _END} | {_squeezed(begin): _BEGIN for begin in _BEGINS}
 
 
 @functools.lru_cache(maxsize=8192)  # with a thousand names, most lines stay the same at each write

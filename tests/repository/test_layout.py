@@ -34,6 +34,7 @@ PURE = {
     "citus/preconditions.py",
     *(module for module in TREES if module.startswith("routing/")),
     "config/model.py",
+    "system/foreign.py",
 }
 """Functions of values: what decides, and what renders the block."""
 

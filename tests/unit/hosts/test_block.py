@@ -100,14 +100,26 @@ PLACES = [
     pytest.param(b"a\n" + block(ONE_LINE)[:-1], b"a\n" + block(ONE_LINE), id="END without newline"),
     pytest.param(b"a\n" + block(note=NOTE) + b"z\n", b"a\n" + block(ONE_LINE, note=NOTE) + b"z\n", id="note is kept"),
     pytest.param(
-        b"# BEGIN resolver-agent v0\nx\r\n# END resolver-agent v0\r\nz\n",
-        block(ONE_LINE) + b"z\n",
-        id="markers match by prefix",
+        b"# BEGIN resolver-agent\nx\n# END resolver-agent\nz\n", block(ONE_LINE) + b"z\n", id="markers without the hint"
     ),
     pytest.param(
-        b" # BEGIN resolver-agent\n#END resolver-agent\n",
-        b" # BEGIN resolver-agent\n#END resolver-agent\n" + block(ONE_LINE),
-        id="no markers of ours",
+        b"# BEGIN resolver-agent: managed, edits inside are overwritten \t\r\nx\r\n# END resolver-agent\r\nz\n",
+        block(ONE_LINE) + b"z\n",
+        id="markers with trailing blanks and CR",
+    ),
+    *(
+        pytest.param(
+            b"# BEGIN " + mark + b"\n10.0.0.1 db-a\n# END " + mark + b"\n",
+            b"# BEGIN " + mark + b"\n10.0.0.1 db-a\n# END " + mark + b"\n" + block(ONE_LINE),
+            id=f"others' markers: {mark.decode()}",
+        )
+        for mark in (
+            b"resolver-agent peers (ansible managed)",
+            b"resolver-agent: managed by hand",
+            b"resolver-agent2",
+            b"my resolver-agent",
+            b"ANSIBLE MANAGED BLOCK resolver-agent",
+        )
     ),
 ]
 
@@ -138,6 +150,14 @@ BROKEN = [
     pytest.param(b"# BEGIN resolver-agent\n" + block(), "line 1: '# BEGIN resolver-agent' has no", id="BEGIN twice"),
     pytest.param(block() + b"# END resolver-agent", "line 3: another marker", id="END twice"),
     pytest.param(block() + b"\n" + block(), "line 4: another marker", id="two blocks"),
+    pytest.param(
+        b"a\n" + block().replace(b"# END", b"\t# END"), "line 3: «# END resolver-agent» is an altered", id="indented"
+    ),
+    pytest.param(block().replace(b"# BEGIN", b"  # BEGIN"), "line 1: «# BEGIN resolver-agent: managed", id="BEGIN too"),
+    pytest.param(block().upper(), "line 1: «# BEGIN RESOLVER-AGENT: MANAGED", id="upper case"),
+    pytest.param(block().lower(), "line 1: «# begin resolver-agent: managed", id="lower case"),
+    pytest.param(block().replace(b"# ", b"#"), "line 1: «#BEGIN resolver-agent: managed", id="no blank behind #"),
+    pytest.param(b"\xef\xbb\xbf" + block(), "line 1: «\\ufeff# BEGIN resolver-agent", id="byte order mark"),
 ]
 
 
@@ -256,7 +276,31 @@ def test_conflicts_are_found_as_glibc_reads(content: bytes, line_nos: list[int])
 def test_conflict_quotes_the_line() -> None:
     """The report shows the line in printable form, and the name as it was configured."""
     (found,) = hosts_block.conflicts(b" 10.0.0.9  wk1 # caf\xe9\r\n", ["WK1"])
-    assert (found.name, found.text) == ("WK1", "10.0.0.9  wk1 # caf\\xe9")
+    assert (found.name, found.text) == ("WK1", "10.0.0.9 wk1 # caf\\xe9")
+
+
+def test_foreign_markers_survive_all_that_we_do() -> None:
+    """Another program's block whose markers begin like ours is no block of ours, whatever is done to the file."""
+    theirs = (
+        b"# BEGIN resolver-agent peers (ansible managed)\n10.0.0.1 db-a\n# END resolver-agent peers (ansible managed)\n"
+    )
+    for before, after in ((theirs, b""), (b"", theirs), (theirs, b"a\n")):
+        content = hosts_block.render(before, [ONE]) + after
+        assert hosts_block.render(content, [ONE]) == content
+        assert hosts_block.recall(content) == (ONE,)
+        assert hosts_block.remove(content) == before + after
+        assert [found.line_no for found in hosts_block.conflicts(content, ["db-a"])] == [
+            content[: content.index(b"db-a")].count(b"\n") + 1
+        ]
+
+
+@pytest.mark.parametrize("shift", range(-30, 30))
+def test_markers_are_found_across_pieces(shift: int) -> None:
+    """A large file is searched in pieces, and a marker may lie across two of them."""
+    head = b"#" * ((1 << 18) - 10 + shift) + b"\n"
+    content = head + block(ONE_LINE) + b"z\n"
+    assert hosts_block.recall(content) == (ONE,)
+    assert hosts_block.remove(content) == head + b"z\n"
 
 
 def test_diff_is_that_of_diff_u() -> None:
