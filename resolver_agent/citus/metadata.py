@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from resolver_agent.citus.session import connect, databases
+from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -111,11 +112,11 @@ class Change:
 
     @property
     def call(self) -> str:
-        """The statement that makes the change."""
-        place = f"{_literal(self.host)}, {self.port}"
-        if self.group_id == COORDINATOR_GROUP:
-            return f"SELECT citus_set_coordinator_host({place});"
-        return f"SELECT citus_update_node({self.node_id}, {place});"
+        """The statement that makes the change.
+
+        ``citus_set_coordinator_host`` would not do for the coordinator: before Citus 11.3 it tells no worker.
+        """
+        return f"SELECT citus_update_node({self.node_id}, {literal(self.host)}, {self.port});"
 
 
 def script(title: str, changes: Mapping[str, Sequence[Change]], *, check: bool) -> str:
@@ -123,27 +124,50 @@ def script(title: str, changes: Mapping[str, Sequence[Change]], *, check: bool) 
 
     ``check`` adds a check that every node can connect to each new host and port; Citus has the functions since 11.0.
     """
-    parts = [f"-- {title}", "\\set ON_ERROR_STOP on"]
+    parts = [_comment(title), "\\set ON_ERROR_STOP on"]
     for database, those in changes.items():
-        places = ", ".join(f"({_literal(one.host)}, {one.port})" for one in those)
+        places = ", ".join(f"({literal(one.host)}, {one.port})" for one in those)
         parts += [
-            f"\\connect {_connect_name(database)}",
-            "SET search_path = pg_catalog;",  # else a superuser could call functions that the database's owner planted
+            "\\encoding SQL_ASCII",  # psql passes the database's name on as it is, whatever the terminal's encoding
+            f"\\connect -reuse-previous=on {_connect_name(database)}",
+            # Else a superuser could call functions that the database's owner planted, or read a literal in another way.
+            "SET search_path = pg_catalog;",
+            "SET standard_conforming_strings = on;",
             *([_REACHABLE.format(places=places).rstrip()] if check else []),
             "-- A lock timeout here: nothing has changed. Try again at a quieter time.",
             "BEGIN;",
             f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}';",
-            *(f"{one.call}  -- {one.note}" for one in sorted(those, key=lambda one: (one.group_id, one.node_id))),
+            *(
+                f"{one.call}  {_comment(one.note)}"
+                for one in sorted(those, key=lambda one: (one.group_id, one.node_id))
+            ),
             "COMMIT;",
             _SEEN.rstrip(),
         ]
     return "\n".join(parts) + "\n"
 
 
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def literal(text: str) -> str:
+    """Return text as a literal of SQL, for sessions with ``standard_conforming_strings`` on or off."""
+    quoted = "'" + text.replace("'", "''").replace("\\", "\\\\") + "'"
+    return f" E{quoted}" if "\\" in text else quoted
+
+
+def identifier(text: str) -> str:
+    """Return a name as a quoted identifier of SQL."""
+    return '"' + text.replace('"', '""') + '"'
+
+
+def _comment(text: str) -> str:
+    """Return a comment of SQL: in one line, and in ASCII, so that no encoding finds another end of the line."""
+    return "-- " + plain(text, limit=2000).encode("ascii", "backslashreplace").decode()
 
 
 def _connect_name(database: str) -> str:
-    r"""Return a database's name for ``\connect``: in double quotes psql takes it literally."""
-    return '"' + database.replace('"', '""') + '"'
+    r"""Return a database's name for ``\connect``.
+
+    A name alone would be a connection string if it contains "=" or begins with "postgresql://", and the login would go
+    to another host. So it becomes a value of a connection string, which psql takes literally in double quotes.
+    """
+    value = database.replace("\\", "\\\\").replace("'", "\\'")
+    return identifier(f"dbname='{value}'")

@@ -32,11 +32,11 @@ def calls(script: str | None) -> list[str]:
         pytest.param([row(1, "cn"), row(2, "wk1")], [], id="names already"),
         pytest.param(
             [row(2, WK1), row(1, CN1)],
-            ["citus_set_coordinator_host('cn', 5432)", "citus_update_node(2, 'wk1', 5432)"],
+            ["citus_update_node(1, 'cn', 5432)", "citus_update_node(2, 'wk1', 5432)"],
             id="the coordinator first",
         ),
         pytest.param([row(1, "cn"), row(2, WK2)], ["citus_update_node(2, 'wk1', 5432)"], id="a standby's address"),
-        pytest.param([row(1, "localhost")], ["citus_set_coordinator_host('cn', 5432)"], id="localhost"),
+        pytest.param([row(1, "localhost")], ["citus_update_node(1, 'cn', 5432)"], id="localhost"),
         pytest.param([row(7, WK1, port=6432)], ["citus_update_node(7, 'wk1', 5432)"], id="the configuration's port"),
         pytest.param([row(2, "10.9.9.9")], [], id="an address of no node"),
         pytest.param([row(2, WK2, is_primary=False)], [], id="secondaries are left alone"),
@@ -54,34 +54,32 @@ def test_to_names(rows: list[Row], expected: list[str]) -> None:
     [
         pytest.param(
             database(rows=(row(1, "cn"), row(2, "wk1"))),
-            [f"citus_set_coordinator_host('{CN1}', 5432)", f"citus_update_node(2, '{WK1}', 5432)"],
+            [f"citus_update_node(1, '{CN1}', 5432)", f"citus_update_node(2, '{WK1}', 5432)"],
             None,
             id="from names",
         ),
         pytest.param(
             ADDRESSES,
-            [f"citus_set_coordinator_host('{CN1}', 5432)", f"citus_update_node(2, '{WK1}', 5432)"],
+            [f"citus_update_node(1, '{CN1}', 5432)", f"citus_update_node(2, '{WK1}', 5432)"],
             None,
             id="before there are names",
         ),
         pytest.param(
             probed(wk1=standby(started=3, system_id=2), wk2=primary(started=4, system_id=2)),
-            [f"citus_set_coordinator_host('{CN1}', 5432)", f"citus_update_node(2, '{WK2}', 5432)"],
+            [f"citus_update_node(1, '{CN1}', 5432)", f"citus_update_node(2, '{WK2}', 5432)"],
             None,
             id="the primary of now",
         ),
-        pytest.param(
-            probed(wk1=dead()), [f"citus_set_coordinator_host('{CN1}', 5432)"], "wk1", id="no primary in sight"
-        ),
+        pytest.param(probed(wk1=dead()), [f"citus_update_node(1, '{CN1}', 5432)"], "wk1", id="no primary in sight"),
         pytest.param(
             probed(wk2=primary(started=4, system_id=2)),
-            [f"citus_set_coordinator_host('{CN1}', 5432)"],
+            [f"citus_update_node(1, '{CN1}', 5432)"],
             "wk1",
             id="two primaries",
         ),
         pytest.param(
             database(rows=(row(1, "cn"), row(2, WK2, 1, is_primary=False))),
-            [f"citus_set_coordinator_host('{CN1}', 5432)"],
+            [f"citus_update_node(1, '{CN1}', 5432)"],
             None,
             id="secondaries are left alone",
         ),
@@ -101,15 +99,17 @@ def test_one_transaction_that_waits_for_nobody_for_long() -> None:
     """A database's changes are one transaction with a lock timeout; an error ends the script."""
     script = report.report(ADDRESSES(fit())).to_names
     assert script is not None
-    assert script.splitlines()[1:4] == [
+    assert script.splitlines()[1:6] == [
         "\\set ON_ERROR_STOP on",
-        '\\connect "app"',
+        "\\encoding SQL_ASCII",
+        "\\connect -reuse-previous=on \"dbname='app'\"",
         "SET search_path = pg_catalog;",
+        "SET standard_conforming_strings = on;",
     ]
     begin, limit, *changes, commit = re.findall(r"^(?:BEGIN;|SET LOCAL|SELECT citus|COMMIT).*", script, re.MULTILINE)
     assert (begin, limit, commit) == ("BEGIN;", "SET LOCAL lock_timeout = '5s';", "COMMIT;")
     assert changes == [
-        f"SELECT citus_set_coordinator_host('cn', 5432);  -- was {CN1}:5432",
+        f"SELECT citus_update_node(1, 'cn', 5432);  -- was {CN1}:5432",
         f"SELECT citus_update_node(2, 'wk1', 5432);  -- was {WK1}:5432",
     ]
     assert f"on the coordinator's primary ({CN1})" in script.splitlines()[0]
@@ -126,15 +126,37 @@ def test_the_names_are_tried_first(version: str, checked: bool) -> None:  # noqa
 
 
 def test_every_database() -> None:
-    """Each database of the coordinator has its own metadata and is changed separately."""
+    """Each database of the coordinator has its own metadata and is changed separately, after a login to it alone."""
     change = metadata.Change.of(row(2, WK1), "wk1", 5432)
-    script = metadata.script("x", {"app": [change], 'od"d': [change]}, check=False)
-    assert re.findall(r"^(?:\\connect (.*)|(COMMIT);)$", script, re.MULTILINE) == [
-        ('"app"', ""),
+    script = metadata.script("x", {"app": [change], r"""o'd"\d""": [change], "host=h": [change]}, check=False)
+    assert re.findall(r"^(?:\\connect -reuse-previous=on (.*)|(COMMIT);)$", script, re.MULTILINE) == [
+        (""" "dbname='app'" """.strip(), ""),
         ("", "COMMIT"),
-        ('"od""d"', ""),
+        (r""" "dbname='o\'d""\\d'" """.strip(), ""),
+        ("", "COMMIT"),
+        (""" "dbname='host=h'" """.strip(), ""),
         ("", "COMMIT"),
     ]
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        pytest.param("x\nDROP TABLE t;", id="a newline"),
+        pytest.param("x\r\\! id", id="a carriage return"),
+        pytest.param("x\u2028\\! id", id="a line separator"),
+        pytest.param("x\xe3", id="the first byte of two in another encoding"),
+    ],
+)
+def test_no_text_ends_a_comment(foreign: str) -> None:
+    """What comes from elsewhere stays in the comment that it is in, whatever encoding psql reads it in."""
+    change = metadata.Change.of(row(2, WK1), "wk1", 5432, note=foreign)
+    script = metadata.script(foreign, {"app": [change]}, check=False)
+    plain = metadata.script("x", {"app": [dataclasses.replace(change, note="x")]}, check=False)
+    assert script.isascii()
+    assert len(script.splitlines()) == len(plain.splitlines())
+    without_comments = re.sub("-- .*", "", script)
+    assert without_comments == re.sub("-- .*", "", plain)
 
 
 def test_scripts_are_shown_where_names_are_to_come() -> None:
