@@ -59,7 +59,7 @@ CASES = [
         "resolver-agent status",
     ),
     ("no hosts file", host(hosts=TextFile("/etc/hosts", None)), ERROR, "hosts:missing", "cn, wk1, wk1-ro", ""),
-    ("half a block", hosts(BLOCK.replace("# END", "# end")), ERROR, "hosts:block", "has no '# END", ""),
+    ("half a block", hosts(BLOCK.replace("# END resolver-agent", "")), ERROR, "hosts:block", "has no '# END", ""),
     (
         "a foreign line",
         hosts(f"{WK2} db wk1\n{BLOCK}"),
