@@ -111,7 +111,7 @@ class Agent:
         The agent decides nothing without the block, because it would forget what each held name points to.
         """
         while not self._stopping:
-            remembered = self._block.recall()  # A10
+            remembered = await self._block.recall([group.name for group in self._config.groups])  # A10
             self._change_log.decision(self._decision, self._alerts(), boottime(), written=False)
             if remembered is not None:
                 self._decision = resume(self._config, remembered)

@@ -82,7 +82,7 @@ async def _look_alone(config: Config, role: Role | None, content: bytes) -> repo
         # A single pass does not know for how long a node has been healthy, so it applies no delay.
         groups = tuple(dataclasses.replace(group, failback_delay_s=0.0) for group in observer.config.groups)
         at_once = dataclasses.replace(observer.config, groups=groups)
-        decision = resume(at_once, block.recall(content))
+        decision = resume(at_once, block.recall(content, [group.name for group in config.groups]))
         for _ in range(2):  # only the first decision tells which Patroni is the local one
             seen = observer.observations(role)
             decision = decide(at_once, seen, decision, boottime())

@@ -23,7 +23,7 @@ import re
 from typing import TYPE_CHECKING
 
 from resolver_agent.routing.observation import Role
-from resolver_agent.routing.state import Target, TargetKind
+from resolver_agent.routing.state import FENCE, Code, Reason, Target, TargetKind
 from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
@@ -42,11 +42,15 @@ _PIECE = 1 << 18
 
 _LINE = re.compile(rb".*\n|.+")
 _ADDRESS = r"[0-9A-Fa-f:.]+"
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _ENTRY = re.compile(
     rf"(?P<address>{_ADDRESS})\s+(?P<name>[A-Za-z0-9._-]+)\s+# (?P<standing>{'|'.join(s.value for s in TargetKind)})"
     rf"(?P<no_standby>; no standby)?"
     rf"(?P<told>; primary (?P<primary>{_ADDRESS})|; primary was (?P<lost>{_ADDRESS}), now in recovery|; no primary)?\s*"
 )
+COMMENT_LOST = Reason(Code.HELD, "as found in the hosts file, without its comment: it may be a standby's address")
+"""Why a target has its address whose line lost the comment."""
+
 _WISHES = {
     TargetKind.SELF: None,
     TargetKind.STANDBY: Role.STANDBY,
@@ -57,7 +61,7 @@ _WISHES = {
 
 
 class BlockError(ValueError):
-    """The markers do not make one block, so the file must not be changed. The message names the line and the fix."""
+    """The block cannot be read, so the file must not be changed. The message names the line and the fix."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,14 +127,72 @@ def remove(content: bytes) -> bytes:
     return parts.head + parts.tail
 
 
-def recall(content: bytes) -> tuple[Target, ...]:
-    """Return the targets that the block remembers. Lines in it that were damaged by hand are skipped.
+def recall(content: bytes, names: Collection[str] = ()) -> tuple[Target, ...]:
+    """Return the targets that the block remembers; ``names`` are those of the configuration.
+
+    Names are compared without regard to case, and a configured one is returned as configured. A name whose line lost
+    its comment, or was merged with others, keeps its address; its target has the reason ``COMMENT_LOST``. Comments and
+    blank lines in the block say nothing.
 
     Raises:
-        BlockError: the markers in ``content`` do not make one block.
+        BlockError: the markers in ``content`` do not make one block, or a line in it cannot be read, or a name has two
+            addresses.
     """
-    targets = (_parse(line.decode("ascii", "replace")) for line in _split(content).block.split(b"\n"))
-    return tuple(target for target in targets if target)
+    parts = _split(content)
+    configured = {_folded(name): name for name in names}
+    first_line_no = parts.head.count(b"\n") + 2
+    lines = [line.decode("ascii", "replace").strip() for line in parts.block.rstrip(b"\n").split(b"\n")[1:-1]]
+    found: dict[str, Target] = {}
+    for line_no, line in enumerate(lines, start=first_line_no):
+        for target in _read(line, line_no):
+            name = _folded(target.name)
+            before = found.get(name)
+            if before is not None and before.address != target.address:
+                raise BlockError(f"line {line_no}: {target.name} has another address above it: delete one of the two")
+            if before is None or before.reason == COMMENT_LOST:
+                found[name] = dataclasses.replace(target, name=configured.get(name, target.name))
+    missing = configured.keys() - found.keys()
+    for line_no, line in enumerate(lines, start=first_line_no) if missing else ():
+        words = re.split(r"[\s#]+", line.lower())
+        if not missing.isdisjoint(words) and any(map(_canonical, words)):
+            raise _unreadable(line, line_no)
+    return tuple(found.values())
+
+
+def _folded(name: str) -> str:
+    return name.lower().removesuffix(".")
+
+
+def _canonical(address: str) -> str | None:
+    """Return the address in the kernel's spelling; None if it is none, or has a scope, which we never write."""
+    try:
+        return None if "%" in address else str(ipaddress.ip_address(address))
+    except ValueError:
+        return None
+
+
+def _unreadable(line: str, line_no: int) -> BlockError:
+    return BlockError(
+        f"line {line_no}: «{plain(line)}» in resolver-agent's block cannot be read: correct it, or delete it"
+    )
+
+
+def _read(line: str, line_no: int) -> list[Target]:
+    """Return the targets of one line of the block."""
+    if not line or line.startswith("#"):
+        return []
+    if (entry := _parse(line)) is not None:
+        primary = entry.primary and _canonical(entry.primary)
+        return [dataclasses.replace(entry, address=_canonical(entry.address) or entry.address, primary=primary)]
+    fields = re.split(r"[#\0]", line, maxsplit=1)[0].split()
+    addresses = [address for address in map(_canonical, fields) if address is not None]
+    names = [field for field in fields if _canonical(field) is None]
+    if len(addresses) != 1 or not names or not all(map(_NAME.fullmatch, names)):
+        raise _unreadable(line, line_no)
+    # Without its comment the address may be a standby's or a primary's. As a standby's, it is held where the name wants
+    # a standby. Where the name wants the primary, it is fenced (P8) unless some node of the group answers: R2.
+    kind = TargetKind.FENCED if addresses[0] == FENCE else TargetKind.STANDBY
+    return [Target(name=name, address=addresses[0], kind=kind, wanted_role=None, reason=COMMENT_LOST) for name in names]
 
 
 def conflicts(content: bytes, names: Collection[str]) -> tuple[Conflict, ...]:

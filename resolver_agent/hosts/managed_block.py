@@ -15,7 +15,7 @@ from resolver_agent.system import threads
 from resolver_agent.system.pacing import backoff_s
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from resolver_agent.routing.state import Target
 
@@ -62,17 +62,23 @@ class HostsBlock:
             *self._found,
         )
 
-    def recall(self) -> tuple[Target, ...] | None:
-        """Remove what a killed agent left, and return what the block remembers; None, with an alert, if that fails."""
+    async def recall(self, names: Collection[str]) -> tuple[Target, ...] | None:
+        """Remove what a killed agent left, and return what the block remembers; None, with an alert, if that fails.
+
+        ``names`` are those of the configuration.
+        """
         try:
-            swept = self._writer.sweep()
-            remembered = block.recall(self._writer.read().content)
+            swept = await threads.call(self._writer.sweep)
+            remembered = await threads.call(lambda: block.recall(self._writer.read().content, names))
         except (HostsFileError, block.BlockError) as error:
             self._fault = self._refused(error, "the agent does nothing until that is fixed")
             return None
         self._fault = None
         if swept:
             _log.info("removed what a killed agent left behind: %s", ", ".join(swept))
+        for target in remembered:
+            if target.reason == block.COMMENT_LOST:
+                _log.warning("%s: %s", self._path, target)
         return remembered
 
     def disturbed(self) -> bool:

@@ -101,7 +101,7 @@ def _hosts(facts: Facts) -> Iterator[Finding]:
     content = (text or "").encode("utf-8", "surrogateescape")
     names = [group.name for group in facts.config.groups]
     try:
-        said = {target.name: target.address for target in block.recall(content)}
+        said = {target.name: target.address for target in block.recall(content, names)}
         conflicts = block.conflicts(content, names)
     except block.BlockError as error:
         yield Finding(Severity.ERROR, "hosts:block", f"{path}: {error}")

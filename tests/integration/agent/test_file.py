@@ -97,21 +97,34 @@ def test_damaged_markers_stop_every_change(settled: tuple[Agent, Path], cluster:
     assert status(config)["trampled"] == 0
 
 
-def test_a10_damaged_markers_at_the_start(
-    cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent, hosts_file: Path
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(("", "line 2: '# BEGIN resolver-agent' has no"), id="marker"),
+        pytest.param(("wk1\n# END resolver-agent\n", "line 3: «wk1» in resolver-agent's block cannot be"), id="line"),
+    ],
+)
+def test_a10_a_damaged_block_at_the_start(
+    damage: tuple[str, str],
+    cluster: dict[str, Group],
+    write_config: WriteConfig,
+    start_agent: StartAgent,
+    hosts_file: Path,
 ) -> None:
     """An agent that cannot read the block reports it once, does nothing, and goes on when the line is fixed."""
-    damaged = "127.0.0.1\tlocalhost\n# BEGIN resolver-agent\n"
+    rest, fault = damage
+    begin = "127.0.0.1\tlocalhost\n# BEGIN resolver-agent\n"
+    damaged = begin + rest
     hosts_file.write_text(damaged)
     config = write_config(cluster["cn"].primary, cluster)
     agent = start_agent(config)
-    agent.wait_for_line("alert: .*hosts: line 2: '# BEGIN resolver-agent' has no .* the agent does nothing until that")
+    agent.wait_for_line(f"alert: .*hosts: {fault} .* the agent does nothing until that")
     wait_until(lambda: "unknown" not in [node["kind"] for node in status(config)["nodes"]])
     assert "file" in alerts(config)
     assert hosts_file.read_text() == damaged
-    hosts_file.write_text(damaged + "# END resolver-agent\n")
+    hosts_file.write_text(begin + "# END resolver-agent\n")
     agent.wait_for_target("wk1", cluster["wk1"].primary.address)
-    agent.wait_for_line("over: .*has no")
+    agent.wait_for_line(f"over: .*{fault}")
     assert count(agent, "alert: ") == 1
 
 

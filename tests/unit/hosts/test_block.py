@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,10 @@ from hypothesis import strategies as st
 from resolver_agent.hosts import block as hosts_block
 from resolver_agent.routing.observation import Role
 from resolver_agent.routing.state import FENCE, Target, TargetKind
+from tests.unit.builders import Agent, config, group, primary, rejecting, standby
+
+if TYPE_CHECKING:
+    from resolver_agent.routing.observation import Observation
 
 P, S = Role.PRIMARY, Role.STANDBY
 A, B = "10.0.0.3", "10.0.0.4"
@@ -174,33 +179,100 @@ def test_broken_markers_are_refused(content: bytes, message: str) -> None:
             refused()
 
 
+def held(name: str, address: str) -> Target:
+    """Return the target of a line without its comment."""
+    kind = TargetKind.FENCED if address == FENCE else TargetKind.STANDBY
+    return target(kind, None, name=name, address=address)
+
+
+CN = target(TargetKind.SELF, None, name="cn", address="10.0.0.8")
+
+READ = [
+    pytest.param(["", "# a comment", "  "], [], id="blank lines and comments"),
+    pytest.param([f"{A}   wk1  # standby; primary {B} \r"], [ONE], id="other white space, CRLF"),
+    pytest.param([f" \t{ONE_LINE}"], [ONE], id="indented"),
+    pytest.param([f"{A} WK1 # standby; primary {B}"], [ONE], id="name in capitals"),
+    pytest.param([f"{A} wk1. # standby; primary {B}"], [ONE], id="trailing dot"),
+    pytest.param(
+        ["FD00:0:0::3 wk1 # standby; primary FD00::0004"],
+        [target(TargetKind.STANDBY, S, address="fd00::3", primary="fd00::4")],
+        id="IPv6 in another spelling",
+    ),
+    pytest.param([f"{A} wk1"], [held("wk1", A)], id="no comment"),
+    pytest.param([f"{FENCE} wk1"], [held("wk1", FENCE)], id="fenced, no comment"),
+    pytest.param([f"  {A}\tWK1.\r"], [held("wk1", A)], id="no comment, and all else too"),
+    pytest.param([f"{A} wk1 # elsewhere"], [held("wk1", A)], id="another comment"),
+    pytest.param([f"{A} wk1 # STANDBY; PRIMARY {B}"], [held("wk1", A)], id="comment in capitals"),
+    pytest.param([f"{A} wk1 # standby; primary"], [held("wk1", A)], id="half a comment"),
+    pytest.param([f"{A} wk1 # standby; primary 10.0.0.400"], [held("wk1", A)], id="no address in the comment"),
+    pytest.param([f"{A} wk1 wk2 # standby"], [held("wk1", A), held("wk2", A)], id="merged"),
+    pytest.param([f"{A} db3.example wk1"], [held("db3.example", A), held("wk1", A)], id="merged with another's"),
+    pytest.param([f"wk1 {A}"], [held("wk1", A)], id="reordered"),
+    pytest.param([f"{A} wk1", ONE_LINE], [ONE], id="twice, the comment counts"),
+    pytest.param([ONE_LINE, f"{A} WK1"], [ONE], id="twice, whichever is first"),
+    pytest.param([f"{A} wk9"], [held("wk9", A)], id="not in the configuration"),
+    pytest.param(["# ask wk1's owner", f"# {A} wk9"], [], id="comments that are no line of a configured name"),
+]
+
+
+@pytest.mark.parametrize(("lines", "expected"), READ)
+def test_what_other_tools_did_to_a_line_loses_no_name(lines: list[str], expected: list[Target]) -> None:
+    """Each name in the block keeps its address; without its comment it counts as a standby, which R2 needs."""
+    content = b"1.2.3.4 a\n" + block("10.0.0.8\tcn\t# self", *lines)
+    found = hosts_block.recall(content, ["cn", "wk1", "wk2"])
+    assert found == (CN, *expected)
+    for one in found:
+        assert (one.reason == hosts_block.COMMENT_LOST) == (one.wanted_role is None and one.kind is not TargetKind.SELF)
+
+
+LOST = block("10.0.0.3 WK1", f"{FENCE} wk2")
+
+
 @pytest.mark.parametrize(
-    "line",
-    [
-        "",
-        "# a comment",
-        "wk1",
-        f"{A} wk1",
-        f"{A} wk1 # elsewhere",
-        f"{A} wk1 wk2 # standby",
-        f"{A} wk1 # standby; primary",
-        f"{A} wk1 # standby; primary 10.0.0.400",
-        f"{A} wk1 # standby, primary {B}",
-        "10.0.0.400 wk1 # standby",
-        f"{A} wk\xe9 # standby",
-        f"#{A} wk1 # standby",
-    ],
+    ("local", "address"), [pytest.param(primary(), FENCE, id="primary"), pytest.param(standby(), A, id="standby")]
 )
-def test_damaged_lines_are_skipped(line: str) -> None:
-    """An unreadable line in the block is ignored; the others count."""
-    content = b"1.2.3.4 a\n" + block("10.0.0.8\tcn\t# self").replace(b"# END", line.encode("latin-1") + b"\n# END")
-    assert [found.name for found in hosts_block.recall(content)] == ["cn"]
+def test_a_line_without_its_comment_is_safe_on_a_primary(local: Observation, address: str) -> None:
+    """While no node answers the name keeps its address on a standby; on a primary it is fenced, by R2."""
+    names = [group("wk1", A, B), group("wk2", "10.0.0.5")]
+    agent = Agent(config(*names), hosts_block.recall(LOST, ["wk1", "wk2"]))
+    agent.see({A: rejecting(), B: rejecting(), "10.0.0.5": rejecting()}).see_local(local).decide()
+    assert (agent.address("wk1"), agent.address("wk2")) == (address, FENCE)
+    agent.see({B: primary(), A: standby()}).decide()
+    assert agent.address("wk1") == (B if address == FENCE else A)
 
 
-def test_lines_edited_by_hand_are_read() -> None:
-    """Different white space, CRLF included, changes nothing."""
-    content = block(f"{A}   wk1  # standby; primary {B} \r")
-    assert hosts_block.recall(content) == (ONE,)
+UNREADABLE = [
+    pytest.param("wk1", id="no address"),
+    pytest.param(A, id="no name"),
+    pytest.param("10.0.0.400 wk1 # standby", id="no valid address"),
+    pytest.param(f"{A} {B} wk1", id="two addresses"),
+    pytest.param(f"{A} wk\xe9 # standby", id="no ASCII"),
+    pytest.param(f"{A}\0wk1", id="NUL"),
+    pytest.param(f"{A} wk1=x", id="no host name"),
+    pytest.param("fe80::1%eth0 wk1", id="scope"),
+    pytest.param(f"#{A} wk1 # standby", id="commented out"),
+    pytest.param(f"{A} cn # self {B} wk1 # standby", id="two lines in one"),
+    pytest.param("<html>", id="anything"),
+]
+
+
+@pytest.mark.parametrize("line", UNREADABLE)
+def test_a_line_that_cannot_be_read_is_refused(line: str) -> None:
+    """It may be what a name is known by, so it is refused with its number, as a lost marker is."""
+    content = b"1.2.3.4 a\n" + block("", "# note").replace(b"# END", line.encode("latin-1") + b"\n# END")
+    with pytest.raises(hosts_block.BlockError, match=r"line 5: «.*» in resolver-agent's block cannot be read: correct"):
+        hosts_block.recall(content, ["cn", "wk1"])
+
+
+def test_two_addresses_of_a_name_are_refused() -> None:
+    """Nothing tells which of them is right."""
+    with pytest.raises(hosts_block.BlockError, match=r"line 3: WK1 has another address above it"):
+        hosts_block.recall(block(ONE_LINE, f"{B} WK1"))
+
+
+def test_without_a_configuration_names_are_as_in_the_file() -> None:
+    """`status` without an agent shows what is there."""
+    assert hosts_block.recall(block(f"{A} WK1")) == (held("WK1", A),)
 
 
 def test_nothing_is_recalled_without_a_block() -> None:
@@ -349,7 +421,7 @@ def targets(draw: st.DrawFn) -> Target:
     )
 
 
-BLOCKS = st.lists(targets(), max_size=5, unique_by=lambda drawn: drawn.name)
+BLOCKS = st.lists(targets(), max_size=5, unique_by=lambda drawn: drawn.name.lower())
 FOREIGN = (
     st.lists(st.binary(max_size=20) | st.sampled_from([b"\n", b"\r\n", b"127.0.0.1 localhost\n", b"#"]))
     .map(b"".join)

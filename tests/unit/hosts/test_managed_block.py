@@ -105,18 +105,34 @@ def test_recall_returns_what_was_put_and_clears_up(block: Block) -> None:
     left, other = (block.path.with_name(name) for name in ("hosts.resolver-agent.12.0123abcd", "hosts.bak"))
     left.touch()
     other.touch()
-    assert HostsBlock(str(block.path)).recall() == TO_A
+    assert asyncio.run(HostsBlock(str(block.path)).recall(["wk1"])) == TO_A
     assert (left.exists(), other.exists()) == (False, True)
 
 
 def test_recall_refuses_damaged_markers(block: Block) -> None:
     """An agent that cannot read the block must not go on as if there were none."""
     block.path.write_text("# END resolver-agent\n")
-    assert block.block.recall() is None
+    assert asyncio.run(block.block.recall(["wk1"])) is None
     assert "line 1" in block.alerts["file"]
     block.path.write_text(OTHERS)
-    assert block.block.recall() == ()
+    assert asyncio.run(block.block.recall(["wk1"])) == ()
     assert block.alerts == {}
+
+
+def test_recall_keeps_a_name_whose_comment_is_lost(block: Block, caplog: pytest.LogCaptureFixture) -> None:
+    """Its address is held as one that may be a standby's, and the log says so."""
+    block.put(TO_A)
+    block.path.write_text(block.path.read_text().replace("\t# primary", ""))
+    [found] = asyncio.run(HostsBlock(str(block.path)).recall(["wk1"])) or ()
+    assert (found.name, found.address, found.kind) == ("wk1", A, TargetKind.STANDBY)
+    assert f"wk1 → {A} (as found in the hosts file, without its comment: it may be a standby's address)" in caplog.text
+
+
+def test_recall_refuses_what_it_cannot_read(block: Block) -> None:
+    """A line that cannot be read is an alert until it is corrected (A10)."""
+    block.path.write_text("# BEGIN resolver-agent\nwk1\n# END resolver-agent\n")
+    assert asyncio.run(block.block.recall(["wk1"])) is None
+    assert "line 2: «wk1» in resolver-agent's block cannot be read" in block.alerts["file"]
 
 
 def test_a_change_by_others_is_put_back_and_counted(block: Block) -> None:
