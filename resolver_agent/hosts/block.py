@@ -2,9 +2,11 @@
 
 The block is also the agent's only memory. Each of its lines is ``address<TAB>name<TAB># comment``, and the comment is::
 
-    <kind>[; no standby][; primary ADDRESS | ; primary was ADDRESS, now in recovery | ; no primary]
+    <kind>[; no standby | ; wants primary | ; wants standby]
+        [; primary ADDRESS | ; primary was ADDRESS, now in recovery | ; no primary]
 
-``kind`` is a value of ``TargetKind``. ``no standby`` is on fenced names that want a standby. The last clause is the
+``kind`` is a value of ``TargetKind``. ``no standby`` is on fenced names that want a standby. ``wants`` is on names
+that were held when the role that they want changed. The last clause is the
 group's last known primary. It is left out where the kind implies it: ``primary`` and ``fallback`` lines have the
 primary's address, and ``self`` and ``standby`` lines without the clause have no known primary. Comments depend on
 nothing else, so an unchanged decision leaves the file unchanged.
@@ -45,7 +47,7 @@ _ADDRESS = r"[0-9A-Fa-f:.]+"
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _ENTRY = re.compile(
     rf"(?P<address>{_ADDRESS})\s+(?P<name>[A-Za-z0-9._-]+)\s+# (?P<standing>{'|'.join(s.value for s in TargetKind)})"
-    rf"(?P<no_standby>; no standby)?"
+    rf"(?:(?P<no_standby>; no standby)|; wants (?P<wanted>{'|'.join(role.value for role in Role)}))?"
     rf"(?P<told>; primary (?P<primary>{_ADDRESS})|; primary was (?P<lost>{_ADDRESS}), now in recovery|; no primary)?\s*"
 )
 COMMENT_LOST = Reason(Code.HELD, "as found in the hosts file, without its comment: it may be a standby's address")
@@ -307,6 +309,8 @@ def _comment(target: Target) -> str:
     clauses = [target.kind.value]
     if target.kind is TargetKind.FENCED and target.wanted_role is Role.STANDBY:
         clauses.append("no standby")
+    elif target.kind is not TargetKind.SELF and target.wanted_role not in (None, _WISHES[target.kind]):
+        clauses.append(f"wants {target.wanted_role.value}")
     if target.primary and target.primary_demoted:
         clauses.append(f"primary was {target.primary}, now in recovery")
     elif target.kind is TargetKind.FENCED or target.primary != _implied_primary(target.kind, target.address):
@@ -330,7 +334,11 @@ def _parse(line: str) -> Target | None:
         name=found["name"],
         address=address,
         kind=kind,
-        wanted_role=Role.STANDBY if found["no_standby"] else _WISHES[kind],
+        wanted_role=Role.STANDBY
+        if found["no_standby"]
+        else Role(found["wanted"])
+        if found["wanted"]
+        else _WISHES[kind],
         primary=primary,
         primary_demoted=found["lost"] is not None,
     )

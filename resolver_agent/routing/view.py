@@ -138,8 +138,15 @@ class Choice:
 
 
 def hold(view: GroupView, wanted_role: Role, why: str) -> Choice:
-    """Leave a name as it is (R1). A name that never had an address is left out of the file."""
+    """Leave a name as it is (R1). A name that never had an address is left out of the file.
+
+    A name that is no longer the local server's own becomes one of the role that it wants: otherwise the next run would
+    take its address for the local server's again.
+    """
     if view.target is None:
         return Choice(None, TargetKind.FENCED, Reason(Code.UNKNOWN, why), wanted_role)  # A6
     held = view.target
-    return Choice(held.address, held.kind, Reason(Code.HELD, f"held; {why}"), wanted_role)
+    kind = held.kind
+    if kind is TargetKind.SELF:
+        kind = TargetKind.PRIMARY if wanted_role is Role.PRIMARY else TargetKind.STANDBY
+    return Choice(held.address, kind, Reason(Code.HELD, f"held; {why}"), wanted_role)

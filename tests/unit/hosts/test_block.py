@@ -56,6 +56,10 @@ COMMENTS = [
     (target(TargetKind.PRIMARY, P, primary=A), f"{A}\twk1\t# primary"),
     (target(TargetKind.PRIMARY, P, primary=B), f"{A}\twk1\t# primary; primary {B}"),
     (target(TargetKind.PRIMARY, P), f"{A}\twk1\t# primary; no primary"),
+    (target(TargetKind.PRIMARY, S, primary=A), f"{A}\twk1\t# primary; wants standby"),
+    (target(TargetKind.PRIMARY, S, primary=B), f"{A}\twk1\t# primary; wants standby; primary {B}"),
+    (target(TargetKind.STANDBY, P), f"{A}\twk1\t# standby; wants primary"),
+    (target(TargetKind.FALLBACK, P, primary=A), f"{A}\twk1\t# fallback; wants primary"),
     (target(TargetKind.FALLBACK, S, primary=A), f"{A}\twk1\t# fallback"),
     (target(TargetKind.FALLBACK, S, primary=A, lost=True), f"{A}\twk1\t# fallback; primary was {A}, now in recovery"),
     (target(TargetKind.FENCED, P, address=FENCE), f"{FENCE}\twk1\t# fenced; no primary"),
@@ -405,15 +409,10 @@ def addresses() -> st.SearchStrategy[str]:
 def targets(draw: st.DrawFn) -> Target:
     """Draw any target that a decision could have."""
     kind = draw(st.sampled_from(TargetKind))
-    natural: dict[TargetKind, list[Role | None]] = {
-        TargetKind.SELF: [None],
-        TargetKind.PRIMARY: [P],
-        TargetKind.FENCED: [P, S],
-    }
     primary = draw(st.none() | addresses())
     return target(
         kind,
-        draw(st.sampled_from(natural.get(kind, [S]))),
+        None if kind is TargetKind.SELF else draw(st.sampled_from([P, S])),
         name=draw(st.from_regex(r"[A-Za-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)),
         address=FENCE if kind is TargetKind.FENCED else draw(addresses()),
         primary=primary,

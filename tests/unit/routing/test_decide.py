@@ -65,6 +65,28 @@ def test_second_name_for_the_same_nodes() -> None:
     assert (agent.address("wk1"), agent.address("wk1-ro")) == (A, B)
 
 
+@pytest.mark.parametrize("wk2", [[], [remembered(D, STANDBY, name="wk2", last=E)]], ids=["held alone", "and another"])
+def test_held_while_the_local_role_changed(wk2: list[Target]) -> None:
+    """A name that is held at a primary when the local server becomes a standby wants a standby after a restart too."""
+    groups = [group("wk1", A, B), *([group("wk2", D, E)] if wk2 else [])]
+    agent = Agent(config(*groups), [remembered(B, PRIMARY), *wk2]).see_local(standby())
+    agent.see({A: rejecting(), B: unreachable()}).decide()
+    assert (code(agent), agent.address()) == (Code.HELD, B)
+    agent.restart().see_local(rejecting())
+    assert agent.decision.role is Role.STANDBY
+    agent.see({**BOTH, A: standby(), B: primary()}).decide()
+    assert agent.leads() == f"wk1 → {A} (standby)"
+
+
+def test_held_own_name_is_not_taken_for_the_own_one_again() -> None:
+    """A name that was given up as the local server's own stays given up after a restart."""
+    agent = Agent(config(group("cn", CN1), group("wk1", A, B)), [remembered(A, SELF)])
+    agent.see_local(primary(), address=CN1).see({CN1: primary(), A: rejecting(), B: rejecting()}).decide()
+    assert (code(agent), agent.address()) == (Code.HELD, A)
+    agent.restart().decide()
+    assert agent.decision.groups["wk1"].own is None
+
+
 def test_block_of_two_minds() -> None:
     """After a restart without a known local role each name keeps its wanted role: some were held when it changed."""
     block = [remembered(A, STANDBY, last=B), remembered(E, PRIMARY, name="wk2")]
