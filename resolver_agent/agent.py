@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import resource
 import signal
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,11 @@ _EVIDENCE_S = 0.1
 """How soon after asking every node again a round looks at the answers."""
 
 
+_DESCRIPTORS = 65536
+_DESCRIPTORS_BESIDE_NODES = 128
+"""Most of them for the control socket; a node needs one, and a second one while it is asked for its silence."""
+
+
 class Agent:
     """One agent, for one hosts file, from ``run()`` until a signal stops it."""
 
@@ -77,6 +83,7 @@ class Agent:
         path = client.socket_path(self._config.runtime_dir)
         with lock.exclusive(self._config.runtime_dir):
             self._handle_signals()
+            self._get_descriptors()
             async with server.serve(self._requests.handlers, path=path, passed=self._passed):
                 _log.info(
                     "resolver-agent %s keeps %s; configuration: %s",
@@ -202,6 +209,16 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._ask_reload)
+
+    def _get_descriptors(self) -> None:
+        """Raise the limit of file descriptors as far as is allowed, and say where it is too low."""
+        limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit != resource.RLIM_INFINITY:
+            limit = max(limit, _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        needed = _DESCRIPTORS_BESIDE_NODES + 2 * sum(len(group.nodes) for group in self._config.groups)
+        if resource.RLIM_INFINITY != limit < needed:
+            _log.warning("only %d file descriptors are allowed, and up to %d needed: raise LimitNOFILE", limit, needed)
 
     def _stop(self) -> None:
         self._stopping = True

@@ -12,6 +12,10 @@ import time
 from typing import Any
 
 from resolver_agent.system.clock import Deadline
+from resolver_agent.system.foreign import plain, read_json
+
+_ANSWER_LIMIT = 64 << 20
+"""The bytes of the longest answer: a status takes about 1 KiB for each name with two nodes."""
 
 _BACKLOG_PAUSE_S = 0.02
 ENDED = "the agent ended before it answered"
@@ -57,14 +61,14 @@ def ask(path: str, command: str, *, timeout_s: float = 5.0, **arguments: Any) ->
             connection.settimeout(deadline.left_s())
             connection.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
             line = _read_line(connection, deadline)
-        answer = json.loads(line)
+        answer = read_json(line)
     except OSError as error:
         raise ControlError(_words(path, error)) from error
     except ValueError as error:
         raise ControlError(f"{path}: another program answers there, not the agent") from error
     if not isinstance(answer, dict) or "error" in answer:
         fault = answer.get("error") if isinstance(answer, dict) else answer
-        raise ControlError(f"{path}: the agent answered: {fault}")
+        raise ControlError(f"{path}: the agent answered: {plain(fault if isinstance(fault, str) else repr(fault))}")
     return answer
 
 
@@ -80,8 +84,9 @@ def _connect(connection: socket.socket, path: str, deadline: Deadline) -> None:
 
 
 def _read_line(connection: socket.socket, deadline: Deadline) -> bytes:
+    """Return the answer; what is longer than any answer is cut, and then is no JSON."""
     line = bytearray()
-    while not line.endswith(b"\n"):
+    while not line.endswith(b"\n") and len(line) < _ANSWER_LIMIT:
         connection.settimeout(deadline.left_s())
         received = connection.recv(65536)
         if not received:

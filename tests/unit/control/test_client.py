@@ -56,6 +56,10 @@ def test_a_path_too_long_for_a_socket() -> None:
         pytest.param(b'{"na', "the agent ended before it answered", id="half an answer"),
         pytest.param(b"what?\n", "another program answers there, not the agent", id="no JSON"),
         pytest.param(b"[1]\n", r"the agent answered: \[1\]", id="no answer of ours"),
+        pytest.param(b"[" * 100_000 + b"\n", "another program answers there, not the agent", id="nested"),
+        pytest.param(b'{"age_s": NaN}\n', "another program answers there, not the agent", id="NaN"),
+        pytest.param(b'{"error": "\\u001b[2J\\nno"}\n', r"the agent answered: \\x1b\[2J no$", id="an escape"),
+        pytest.param(b'{"error": {"a": 1}}\n', r"the agent answered: {'a': 1}$", id="an error of another type"),
     ],
 )
 def test_an_agent_that_does_not_answer_well(answer: bytes | None, said: str, tmp_path: Path) -> None:
@@ -81,6 +85,29 @@ def test_an_agent_that_does_not_answer_well(answer: bytes | None, said: str, tmp
             control_client.ask(str(path), "status", timeout_s=0.1 if answer is None else 5)
         seen_dead.set()
         thread.join()
+
+
+def test_an_endless_answer_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an answer that does not end no more is kept than the longest answer has."""
+    path = tmp_path / "control.sock"
+    monkeypatch.setattr(control_client, "_ANSWER_LIMIT", 1_000_000)
+    sent: list[int] = []
+
+    def pour(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection, contextlib.suppress(OSError):
+            connection.recv(4096)
+            while len(sent) < 1000:
+                sent.append(connection.send(b" " * 100_000))
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=pour, args=[listener])
+        thread.start()
+        with pytest.raises(control_client.ControlError, match="another program answers there, not the agent"):
+            control_client.ask(str(path), "status", timeout_s=5)
+        thread.join()
+    assert len(sent) < 100
 
 
 def test_a_trickle_does_not_stretch_the_time(tmp_path: Path) -> None:

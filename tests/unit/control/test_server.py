@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,11 +25,11 @@ from resolver_agent.control import server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 NOBODY = NOGROUP = 65534
 GROUP, UNKNOWN = 54321, 54322
 DONE, REFUSED = "{'done': True}", "may not ask .*: do it as root, or as a member of the socket's group"
+DEFECT = "it cannot answer (ZeroDivisionError): its log says more"
 # Everything is imported before the privileges are dropped: the environment may be closed to other users.
 AS_ANOTHER = """
 import os, sys
@@ -132,6 +134,9 @@ def test_a_large_answer_arrives_whole(tmp_path: Path) -> None:
         pytest.param(b"status\n", "expected one line of JSON", id="no JSON"),
         pytest.param(b"\xff\n", "expected one line of JSON", id="no text"),
         pytest.param(b"\n", "expected one line of JSON", id="nothing"),
+        pytest.param(b"[" * 60_000 + b"\n", "expected one line of JSON", id="nested"),
+        pytest.param(b'{"command": "echo", "at": NaN}\n', "expected one line of JSON", id="NaN"),
+        pytest.param(b'{"command": "echo", "at": 1e999}\n', "expected one line of JSON", id="a number without end"),
         pytest.param(
             b"[]\n", "unknown command; known are echo, fail, fail-later, large, pre-promote, who", id="no object"
         ),
@@ -148,8 +153,8 @@ def test_a_large_answer_arrives_whole(tmp_path: Path) -> None:
             "unknown command; known are echo, fail, fail-later, large, pre-promote, who",
             id="unknown command",
         ),
-        pytest.param(b'{"command": "fail"}\n', "ZeroDivisionError('of no use')", id="a defect"),
-        pytest.param(b'{"command": "fail-later"}\n', "ZeroDivisionError('of no use')", id="a defect after a while"),
+        pytest.param(b'{"command": "fail"}\n', DEFECT, id="a defect"),
+        pytest.param(b'{"command": "fail-later"}\n', DEFECT, id="a defect after a while"),
     ],
 )
 @pytest.mark.usefixtures("caplog")
@@ -198,7 +203,7 @@ def test_the_answer_may_take_longer_than_asking(tmp_path: Path) -> None:
             control_client.ask(str(path), "go-on")
             return slow.result()
 
-    answer = served(clients, path, waiting.handlers, request_timeout_s=1.0)
+    answer = served(clients, path, waiting.handlers, ask_timeout_s=1.0)
     assert answer == {"waited": {"command": "wait"}}
 
 
@@ -252,7 +257,7 @@ def test_who_may_announce_a_promotion(
 def test_a_defect_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The client gets one line; the log has the traceback."""
     path = tmp_path / "control.sock"
-    with pytest.raises(control_client.ControlError, match=r"the agent answered: ZeroDivisionError\('of no use'\)"):
+    with pytest.raises(control_client.ControlError, match=f"the agent answered: {re.escape(DEFECT)}"):
         served(lambda: control_client.ask(str(path), "fail"), path)
     [record] = caplog.records
     assert (record.levelno, record.exc_info is not None) == (logging.ERROR, True)
@@ -272,6 +277,129 @@ def test_a_client_that_asks_nothing_is_let_go(request_: bytes, tmp_path: Path) -
     assert served(both, path) == {"asked": {"command": "echo"}}
 
 
+@pytest.mark.parametrize("text", [b"[", b'{"command": ', b"\x1b"], ids=["nested", "an object", "no text"])
+def test_a_flood_is_cut_off(text: bytes, tmp_path: Path) -> None:
+    """Of a line that does not end no more is read than a request may have."""
+    path = tmp_path / "control.sock"
+
+    def pour() -> Any:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(5)
+            client.connect(str(path))
+            sent = 0
+            with contextlib.suppress(OSError):
+                while sent < 10_000_000:
+                    sent += client.send(text * 10_000)
+            return sent
+
+    assert served(pour, path) < 1_000_000
+
+
+def connect_silently(path: Path, number: int) -> list[socket.socket]:
+    """Return so many connections that say nothing."""
+    silent = []
+    for _ in range(number):
+        silent.append(connection := socket.socket(socket.AF_UNIX))
+        connection.settimeout(5)
+        connection.connect(str(path))
+    return silent
+
+
+def test_silent_clients_are_bounded(tmp_path: Path) -> None:
+    """However many connect and say nothing, the agent keeps a few of them, the latest, and answers others."""
+    path = tmp_path / "control.sock"
+
+    def flood() -> tuple[Any, int]:
+        silent = connect_silently(path, 300)
+        answer = control_client.ask(str(path), "echo")
+        held = len(descriptors(path))
+        for connection in silent:
+            connection.close()
+        return answer, held
+
+    def descriptors(path: Path) -> list[str]:
+        table = Path("/proc/net/unix").read_text(encoding="utf-8").splitlines()
+        inodes = {f"socket:[{line.split()[6]}]" for line in table if line.endswith(f"{path}.{os.getpid()}")}
+        links = [str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+        return [link for link in links if link in inodes]
+
+    answer, held = served(flood, path, ask_timeout_s=60.0)
+    assert answer == {"asked": {"command": "echo"}}
+    assert 1 < held <= 20  # the listener, and a user's share
+
+
+def test_a_promotion_is_not_dropped_for_silent_clients(tmp_path: Path) -> None:
+    """A hook that waits for its answer gets it, whoever connects meanwhile."""
+    path, waiting = tmp_path / "control.sock", Waiting()
+    handlers = {**waiting.handlers, "pre-promote": waiting.handlers["wait"]}
+
+    def flood() -> Any:
+        with ThreadPoolExecutor() as threads, contextlib.ExitStack() as silent:
+            hook = threads.submit(control_client.ask, str(path), "pre-promote")
+            assert waiting.begun.wait(5)
+            for connection in connect_silently(path, 100):
+                silent.enter_context(connection)
+            control_client.ask(str(path), "go-on")
+            return hook.result()
+
+    assert served(flood, path, handlers, ask_timeout_s=60.0) == {"waited": {"command": "pre-promote"}}
+
+
+def test_more_promotions_than_connections_are_refused_in_words(tmp_path: Path) -> None:
+    """Where every connection of a user waits for a promotion, a further client is told so at once."""
+    path, waiting = tmp_path / "control.sock", Waiting()
+    handlers = {**waiting.handlers, "pre-promote": waiting.handlers["wait"]}
+
+    def flood() -> list[Any]:
+        with contextlib.ExitStack() as end:
+            hooks = []
+            for _ in range(40):
+                [hook] = connect_silently(path, 1)
+                hooks.append(end.enter_context(hook))
+                with contextlib.suppress(BrokenPipeError):  # it was refused already
+                    hook.sendall(b'{"command": "pre-promote"}\n')
+            ready, _, _ = select.select(hooks, [], [], 5)
+            return [json.loads(hook.recv(4096)) for hook in ready]
+
+    refused = served(flood, path, handlers)
+    assert refused
+    assert all(one == {"error": "too many requests at a time: try again"} for one in refused)
+
+
+def test_no_descriptor_for_a_client(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While the process has no file descriptor left a client waits, without spinning, and is then answered."""
+    path = tmp_path / "control.sock"
+    script = f"""
+import asyncio, os, resource, sys, time
+from resolver_agent.control import server
+
+async def main():
+    async with server.serve({{"who": lambda request: {{}}}}, path={str(path)!r}, passed=None):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        taken = []
+        try:
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            print(flush=True)
+        begun = time.process_time()
+        await asyncio.sleep(0.5)
+        print(time.process_time() - begun, flush=True)
+        os.close(taken.pop())
+        await asyncio.sleep(10)
+
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as serving:
+        assert serving.stdout is not None
+        serving.stdout.readline()
+        assert control_client.ask(str(path), "who") == {}
+        busy_s = float(serving.stdout.readline())
+        serving.kill()
+    assert busy_s < 0.25
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("request_", [b"", b'{"command": "large"}\n'], ids=["asks nothing", "reads nothing"])
 def test_a_client_that_stalls_is_cut_off(request_: bytes, tmp_path: Path) -> None:
     """The agent keeps neither the connection of a stalled client nor the answer it does not read."""
@@ -284,7 +412,7 @@ def test_a_client_that_stalls_is_cut_off(request_: bytes, tmp_path: Path) -> Non
             ends.register(client, select.EPOLLHUP)  # what arrives meanwhile stays unread
             return ends.poll(5) != []
 
-    assert served(stall, path, request_timeout_s=1.0)
+    assert served(stall, path, ask_timeout_s=1.0, read_timeout_s=1.0)
 
 
 def test_the_socket_is_for_owner_and_group_and_goes_with_the_server(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""The daemon when something of the operating system is short: file descriptors, threads, an answer of a disk."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from resolver_agent.control import client
+from tests.integration.conftest import Agent
+from tests.integration.support.agent_state import SETTLED, status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.integration.conftest import Group
+
+    WriteConfig = Callable[..., Path]
+
+# Connects to a socket, again and again, and says nothing; a line says that it has done so 400 times.
+SILENT = """
+import collections, itertools, socket, sys
+connections = collections.deque(maxlen=4000)
+for number in itertools.count(1):
+    connections.append(connection := socket.socket(socket.AF_UNIX))
+    connection.settimeout(0.05)
+    try:
+        connection.connect(sys.argv[1])
+    except OSError:
+        pass
+    if number == 400:
+        print(flush=True)
+"""
+
+
+@contextlib.contextmanager
+def silent_clients(path: str) -> Iterator[None]:
+    """Have another process connect to a control socket all the time, and say nothing."""
+    with subprocess.Popen([sys.executable, "-c", SILENT, path], stdout=subprocess.PIPE) as flood:
+        assert flood.stdout is not None
+        flood.stdout.readline()
+        try:
+            yield
+        finally:
+            flood.kill()
+
+
+def test_silent_clients_do_not_use_up_the_descriptors(
+    cluster: dict[str, Group], write_config: WriteConfig, hosts_file: Path, tmp_path: Path
+) -> None:
+    """With few descriptors and hundreds of silent clients a failover is written in time, and the hook is answered."""
+    config = write_config(cluster["cn"].primary, cluster)
+    path = client.socket_path(str(tmp_path / "run"))
+    with Agent(config, hosts_file=hosts_file, launcher=["prlimit", "--nofile=64:80"]) as agent:
+        agent.wait_for_line(r"WARNING only 80 file descriptors are allowed, and up to \d+ needed")
+        agent.wait_for_line(SETTLED)
+        with silent_clients(path):
+            wk1 = cluster["wk1"]
+            wk1.primary.stop()
+            wk1.standby.promote()
+            agent.wait_for_target("wk1", wk1.standby.address, timeout_s=3)
+            answer = client.ask(path, "pre-promote")
+            assert (answer["written"], answer["misrouted"]) == (True, [])
+            assert status(config)["written"] is True
+
+
+def test_a_client_of_the_hook_never_waits_for_silent_ones(
+    cluster: dict[str, Group], write_config: WriteConfig, hosts_file: Path, tmp_path: Path
+) -> None:
+    """Each of many hooks is answered while others connect and say nothing."""
+    path = client.socket_path(str(tmp_path / "run"))
+    with Agent(write_config(cluster["cn"].primary, cluster), hosts_file=hosts_file) as agent:
+        agent.wait_for_line(SETTLED)
+        with silent_clients(path):
+            for _ in range(20):
+                assert client.ask(path, "pre-promote", timeout_s=2.5)["written"] is True
