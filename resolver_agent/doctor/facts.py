@@ -31,11 +31,12 @@ class Unknown:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TextFile:
-    """A file: its text, or None if it does not exist, and its permission bits."""
+    """A file: its text, or None if it does not exist, its permission bits, and its owner's number."""
 
     path: str
     text: str | Unknown | None
     mode: int = 0
+    owner: int | None = None
 
 
 def text_of(file: TextFile | None) -> str | None:
@@ -95,11 +96,30 @@ class Server:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Patroni:
-    """Patroni on this node: its configuration file, and the dynamic configuration that its REST API returns."""
+    """Patroni on this node.
+
+    ``local`` is its own configuration, which overrides ``dynamic``, the one that its REST API returns for the cluster.
+    ``path`` is the file or folder that ``local`` was read from, or in words where else it is. ``hook`` is the command
+    that is its pre_promote, with what is known of the programs in it; None where that is not known or not set.
+    """
 
     path: str
     local: Mapping[str, Any]
     dynamic: Mapping[str, Any] | Unknown
+    hook: Hook | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Hook:
+    """The programs of Patroni's pre_promote.
+
+    ``scripts`` are the scripts that the command runs, and those that they name, by path. ``faults`` are the reasons why
+    Patroni's user cannot run one of the programs, ``unchecked`` why that is not known.
+    """
+
+    scripts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

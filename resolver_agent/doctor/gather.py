@@ -6,30 +6,30 @@ A fact that cannot be gathered is an ``Unknown`` with the reason. The checks jud
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import os
 import pwd
 import shutil
 import socket
 import stat
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from resolver_agent.config import yaml12
-from resolver_agent.config.model import PatroniApi
 from resolver_agent.control import client
 from resolver_agent.control.report import Status, from_json
-from resolver_agent.doctor import gather_postgres
-from resolver_agent.doctor.facts import Facts, Host, Patroni, Server, TextFile, Unit, Unknown
+from resolver_agent.doctor import files, gather_patroni, gather_postgres
+from resolver_agent.doctor.facts import Facts, Host, Server, TextFile, Unit, Unknown
 from resolver_agent.observe.observer import Observer
 from resolver_agent.patroni.client import ApiError, fetch, read_leadership
 from resolver_agent.system import threads
+from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from resolver_agent.config.model import Config
+    from resolver_agent.config.model import Config, PatroniApi
 
 _T = TypeVar("_T")
 
@@ -38,7 +38,9 @@ UNITS = ("resolver-agent.service", "resolver-agent.socket")
 _STATEMENTS = 5
 """The local server is given up after so many times ``timeout``."""
 
-_PATRONI_FILES = ("etc/patroni.yml", "etc/patroni/*.yml", "etc/patroni/*.yaml")
+_PROGRAMS_S = 15.0
+"""The programs of Patroni's hook are given up after so many seconds."""
+
 _CLOUD_FILES = ("etc/cloud/cloud.cfg", "etc/cloud/cloud.cfg.d/*.cfg", "var/lib/cloud/instance/cloud-config.txt")
 
 
@@ -51,6 +53,8 @@ async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
             return await asyncio.wait_for(threads.call(function, *arguments), seconds)
         except (asyncio.TimeoutError, TimeoutError):
             return Unknown(f"no answer within {seconds:g} s")
+        except Exception as error:  # noqa: BLE001 -- whatever is odd out there, the rest is still checked
+            return Unknown(plain(f"{type(error).__name__}: {error}"))
 
     apis = {
         f"{group.name}: Patroni on {node.host}": (node.host, group.patroni)
@@ -58,24 +62,26 @@ async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
         if group.patroni is not None
         for node in group.nodes
     }
-    seen, server, units, agent, patroni, *answers = await asyncio.gather(
+    seen, server, units, agent, *answers = await asyncio.gather(
         _look_out(config),
         within(_STATEMENTS * max(2, limit_s), gather_postgres.ask, config),
         within(limit_s, _units, root),
         within(2 * limit_s, _agent, config),
-        within(2 * limit_s, _patroni, config, root),
         *(within(2 * limit_s, _leadership, host, api, limit_s) for host, api in apis.values()),
     )
     faults = {name: answer.why for name, answer in zip(apis, answers, strict=True) if answer is not None}
     os_user = server.os_user if isinstance(server, Server) else None
+    patroni = await within(
+        _PROGRAMS_S, partial(gather_patroni.find, root=root, user=os_user, timeout_s=limit_s), Path(config.path)
+    )
     host = Host(
-        hosts=_read(Path(config.hosts_file)),
-        nsswitch=_read(root / "etc/nsswitch.conf"),
-        nscd=_read(root / "etc/nscd.conf") if _listens(root / "var/run/nscd/socket") else None,
+        hosts=files.read(Path(config.hosts_file)),
+        nsswitch=files.read(root / "etc/nsswitch.conf"),
+        nscd=files.read(root / "etc/nscd.conf") if _listens(root / "var/run/nscd/socket") else None,
         cloud=()
         if (root / "etc/cloud/cloud-init.disabled").exists()
-        else tuple(map(_read, _below(root, _CLOUD_FILES))),
-        passfile=_read(Path(path)) if (path := config.postgresql.get("passfile")) else None,
+        else tuple(map(files.read, _below(root, _CLOUD_FILES))),
+        passfile=files.read(Path(path)) if (path := config.postgresql.get("passfile")) else None,
         citus_passfile=_passfile_of(os_user),
         agent=agent,
         units=units,
@@ -91,7 +97,8 @@ async def _look_out(config: Config) -> dict[str, Any]:
     observer = Observer()
     observer.watch(config)
     try:
-        await observer.look()
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError):  # a look-up of a name may take very long
+            await asyncio.wait_for(observer.look(), _STATEMENTS * max(2, config.timeout_s))
         return {
             "config": observer.config,
             "nodes": observer.nodes,
@@ -106,21 +113,10 @@ def _below(root: Path, patterns: Iterable[str]) -> list[Path]:
     return [path for pattern in patterns for path in sorted(root.glob(pattern))]
 
 
-def _read(path: Path) -> TextFile:
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            return TextFile(str(path), file.read().decode("utf-8", "surrogateescape"), mode)
-    except FileNotFoundError:
-        return TextFile(str(path), None)
-    except OSError as error:
-        return TextFile(str(path), Unknown(error.strerror or repr(error)))
-
-
 def _passfile_of(user: str | None) -> TextFile | None:
     """Return the password file that libpq uses inside a server that runs as ``user``."""
     try:
-        return _read(Path(pwd.getpwnam(user).pw_dir, ".pgpass")) if user else None
+        return files.read(Path(pwd.getpwnam(user).pw_dir, ".pgpass")) if user else None
     except KeyError:
         return None
 
@@ -157,10 +153,13 @@ def _units(root: Path) -> dict[str, Unit] | Unknown | None:
     if systemctl is None or not (root / "run/systemd/system").is_dir():
         return None
     show = [systemctl, "show", "--property=LoadState", "--property=UnitFileState", "--property=ActiveState", *UNITS]
-    ran = subprocess.run(show, capture_output=True, text=True, check=False)
-    blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in ran.stdout.strip().split("\n\n")]
+    ran = subprocess.run(show, capture_output=True, text=True, errors="replace", check=False)
+    blocks = [
+        dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        for block in ran.stdout.strip().split("\n\n")
+    ]
     if ran.returncode != 0 or len(blocks) != len(UNITS):
-        return Unknown(ran.stderr.strip() or "the output of systemctl show cannot be read")
+        return Unknown(plain(ran.stderr.strip()) or "the output of systemctl show cannot be read")
     return {
         name: Unit(block.get("LoadState", ""), block.get("UnitFileState", ""), block.get("ActiveState", ""))
         for name, block in zip(UNITS, blocks, strict=True)
@@ -175,45 +174,6 @@ def _agent(config: Config) -> Status | Unknown | None:
         return None
     except client.ControlError as error:
         return Unknown(str(error))
-
-
-def _patroni(config: Config, root: Path) -> tuple[Patroni | Unknown, ...]:
-    """Return every Patroni that is configured here, in the agent's own file or else in the usual places."""
-    own = _configured(Path(config.path), config.timeout_s)
-    if own is not None:
-        return (own,)
-    found = (_configured(path, config.timeout_s) for path in _below(root, _PATRONI_FILES))
-    return tuple(one for one in found if one is not None)
-
-
-def _configured(path: Path, timeout_s: float) -> Patroni | Unknown | None:
-    """Return a Patroni's file and its dynamic configuration; None if the file is not Patroni's."""
-    file = _read(path)
-    if not isinstance(file.text, str):
-        return Unknown(f"{path}: {file.text.why}") if file.text is not None else None
-    try:
-        document, _ = yaml12.read(file.text)
-    except yaml12.YamlError as error:
-        return Unknown(f"{path}: {error}")
-    if not isinstance(document, dict) or not {"scope", "postgresql"}.issubset(document):
-        return None
-    return Patroni(path=str(path), local=document, dynamic=_dynamic(document.get("restapi"), timeout_s))
-
-
-def _dynamic(restapi: Any, timeout_s: float) -> dict[str, Any] | Unknown:
-    """Return the dynamic configuration as the REST API of the local Patroni gives it."""
-    try:
-        host, port = str(restapi.get("connect_address") or restapi["listen"]).rsplit(":", 1)
-        api = PatroniApi(port=int(port), cacert=restapi.get("cafile") or restapi.get("certfile"))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return Unknown("it has no usable restapi.connect_address")
-    try:
-        document = json.loads(fetch(host.strip("[]"), api, "/config", timeout_s).body)
-    except ApiError as error:
-        return Unknown(f"its REST API: {error}")
-    except ValueError:
-        document = None
-    return document if isinstance(document, dict) else Unknown("its REST API returned no configuration")
 
 
 def _leadership(host: str, api: PatroniApi, timeout_s: float) -> Unknown | None:

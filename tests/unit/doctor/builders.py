@@ -173,6 +173,10 @@ def settings(**values: Any) -> Change:
     return lambda fit: dataclasses.replace(fit, config=dataclasses.replace(fit.config, **values))
 
 
+WITHOUT_PATRONI = settings(groups=tuple(dataclasses.replace(one, patroni=None) for one in GROUPS))
+"""A change of the configuration: no Patroni is asked."""
+
+
 def probed(**observations: Observation) -> Change:
     """Return a change of the probes' observations; nodes are given as ``cn1``, ``wk2`` and so on."""
     names = {"cn1": CN1, "cn2": CN2, "wk1": WK1, "wk2": WK2}

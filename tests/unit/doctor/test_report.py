@@ -17,6 +17,7 @@ from tests.unit.doctor.builders import (
     NOTE,
     PATRONI,
     WARNING,
+    WITHOUT_PATRONI,
     WK1,
     agent,
     both,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     "change",
     [
         pytest.param(lambda fit: fit, id="all is well"),
-        pytest.param(both(host(agent=agent(), units=None, patroni=())), id="no systemd, no Patroni"),
+        pytest.param(both(host(agent=agent(), units=None, patroni=()), WITHOUT_PATRONI), id="no systemd, no Patroni"),
         pytest.param(server(databases={}, may_alter=False, conninfo=Unknown("no function")), id="no Citus"),
         pytest.param(database(rows=(), group_id=1), id="a worker without metadata"),
         pytest.param(database(rows=(row(1, "CN"), row(2, "wk1"))), id="names in capitals"),

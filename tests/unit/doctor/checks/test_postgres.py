@@ -13,6 +13,7 @@ from tests.unit.doctor.builders import (
     CN1,
     ERROR,
     WARNING,
+    WITHOUT_PATRONI,
     assert_alone,
     both,
     citus,
@@ -42,7 +43,7 @@ CASES = [
     ],
     (
         "recovery on, no Patroni",
-        both(host(patroni=()), citus("citus.recover_2pc_interval", "1min")),
+        both(host(patroni=()), WITHOUT_PATRONI, citus("citus.recover_2pc_interval", "1min")),
         ERROR,
         "citus.recover_2pc_interval",
         "does not notice when it reaches a standby",
