@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 
 from resolver_agent.routing.observation import ProbeFailure
-
-NOT_SERVING = "the database system is "
-"""The message of a server that starts up or shuts down (SQLSTATE 57P03) begins like this in English."""
+from resolver_agent.system.foreign import plain
 
 # libpq writes every error that the server sent as "severity, colon, two blanks, message", in any language.
 _FROM_SERVER = re.compile(r"(?:^|: )[^\s:]+:  (?P<message>.+)", re.DOTALL)
@@ -33,16 +31,26 @@ def connect_failure(text: str) -> tuple[ProbeFailure, str]:
     """Tell a dead server from one that does not answer, and both from one that rejects the connection (R1).
 
     The text is English: only the server's part is translated, and any error that the server sent means that it is
-    alive.
+    alive. The words are fit for logs.
     """
     text = text.strip()
     said = _FROM_SERVER.search(text)
     if said is not None:
-        return ProbeFailure.REJECTING, " ".join(said["message"].split())
-    reason = _last_clause(text)
+        return ProbeFailure.REJECTING, plain(said["message"])
+    reason = plain(_last_clause(text))
     if _any_in(_SILENT, reason):
         return ProbeFailure.UNREACHABLE, reason
     return ProbeFailure.DEAD if reason == _NO_SOCKET or _any_in(_DEAD, reason) else ProbeFailure.REJECTING, reason
+
+
+def sent_by_server(text: str) -> bool:
+    """Report whether the text of a failed connection is an error that the server sent."""
+    return _FROM_SERVER.search(text.strip()) is not None
+
+
+def connection_lost(text: str) -> bool:
+    """Report whether an open connection ended from the other side; the server may have said why before."""
+    return _any_in(_DEAD, text)
 
 
 def _any_in(words: tuple[str, ...], text: str) -> bool:

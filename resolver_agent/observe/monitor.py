@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import tenacity
 
-from resolver_agent.observe.libpq_error import NOT_SERVING
+from resolver_agent.observe.connection import Connector
 from resolver_agent.observe.probe import Prober
 from resolver_agent.routing.observation import NodeState, Observation, ProbeFailure, Role
 from resolver_agent.system.clock import boottime
@@ -55,6 +55,7 @@ class Monitor:
         self._getaddrinfo = getaddrinfo
         self._bucket = _bucket()
         self._connect_slots = ConnectSlots(_SLOTS, patience_s=_SLOT_S)
+        self._connector = Connector()
         self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: dict[Node, _Watcher] = {}
         self._local: _Watcher | None = None
@@ -121,7 +122,12 @@ class Monitor:
         if before is not None:
             before.task.cancel()
         watcher = _Watcher(
-            Prober(options.conninfo, timeout_s=options.timeout_s, getaddrinfo=self._getaddrinfo),
+            Prober(
+                options.conninfo,
+                timeout_s=options.timeout_s,
+                getaddrinfo=self._getaddrinfo,
+                connector=self._connector,
+            ),
             options=options,
             state=before.state if before is not None else NodeState(),
             bucket=bucket,
@@ -231,9 +237,7 @@ class _Watcher:
             self._lost.cancel()
             self._lost = None
             # A server that rejects just the login is alive (R1). Silence and "starting up" do not disprove a death.
-            if seen.result is ProbeFailure.UNREACHABLE or (
-                seen.result is ProbeFailure.REJECTING and seen.detail.startswith(NOT_SERVING)
-            ):
+            if seen.result in (ProbeFailure.UNREACHABLE, ProbeFailure.NOT_SERVING):
                 seen = dataclasses.replace(seen, result=ProbeFailure.DEAD, detail=f"connection closed; {seen.detail}")
         before, self.state = self.state, self.state.after(seen)
         for group in self.groups:

@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 import pytest
+from psycopg import pq
 
 from resolver_agent.config.model import Config, Node
 from resolver_agent.demo.postgres import Postgres
+from resolver_agent.observe.connection import Attempt
 from resolver_agent.observe.monitor import Monitor
 from resolver_agent.routing.observation import ProbeFailure, Role
 from resolver_agent.system.clock import boottime
@@ -77,7 +78,8 @@ async def test_a_node_that_hangs_delays_no_other(
         assert max(later - earlier for earlier, later in itertools.pairwise(begun)) < 1
         for node in (*hanging, Node("hanging0.example", sound.port)):
             await sight.until_result(node, ProbeFailure.UNREACHABLE)
-            assert newest(sight.state(node)).detail == "no answer within 2 s"
+            detail = newest(sight.state(node)).detail
+            assert detail.removeprefix("hanging0.example cannot be resolved: ") == "no answer within 2 s"
             assert not sight.state(node).seen_dead
         await asyncio.wait_for(off_loop(boottime), 5)  # the threads that write files are free
         resolver.never.set()
@@ -374,7 +376,10 @@ async def test_close_leaves_nothing_however_early_it_comes(steps: int, lone: Pos
         await asyncio.sleep(0)
         time.sleep(0.0005)  # noqa: ASYNC251 -- so that something else is ready at each step
     await asyncio.wait_for(monitor.close(), 1)
-    assert descriptors() == open_before
+    closed_by = boottime() + 5  # a thread that libpq is at work in closes its own
+    while descriptors() != open_before:
+        assert boottime() < closed_by
+        await asyncio.sleep(0.005)
 
 
 @in_loop
@@ -402,4 +407,5 @@ async def test_many_reconnects_leak_nothing(lone: Postgres, load: Load) -> None:
         await sight.until(lambda: fake.sessions >= 150)
         assert descriptors() <= before + 2
         gc.collect()
-        assert sum(isinstance(thing, psycopg.AsyncConnection) for thing in gc.get_objects()) <= 4
+        objects = [thing for thing in gc.get_objects() if isinstance(thing, (Attempt, pq.PGconn))]
+        assert len(objects) <= 4

@@ -196,10 +196,10 @@ FAULTS: dict[str, tuple[Fault, ProbeFailure, str]] = {
     "stopped cleanly": (stopped, ProbeFailure.DEAD, "Connection refused"),
     "nothing listens": (elsewhere(FAULTY), ProbeFailure.DEAD, "Connection refused"),
     "no slot": (without_slots, ProbeFailure.REJECTING, "sorry, too many clients already"),
-    "starting up": (starting_up, ProbeFailure.REJECTING, "the database system is starting up"),
+    "starting up": (starting_up, ProbeFailure.NOT_SERVING, "the database system is starting up"),
     "takes no sessions": (
         cold_standby,
-        ProbeFailure.REJECTING,
+        ProbeFailure.NOT_SERVING,
         "the database system is not accepting connections DETAIL: Hot standby mode is disabled.",
     ),
     "wrong password": (

@@ -212,10 +212,10 @@ def message(kind: bytes, body: bytes) -> bytes:
 
 
 READY = message(b"Z", b"I")
-VALUES = [b"f", b"42", b"00000007", b"1", b"2"]
+VALUES = [b"f", b"42", b"00000007", b"1", b"2", b"3"]
 ROW = (
-    message(b"T", b"\0\5" + b"".join(b"c\0" + bytes(6) + b"\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0" for _ in VALUES))
-    + message(b"D", b"\0\5" + b"".join(len(value).to_bytes(4, "big") + value for value in VALUES))
+    message(b"T", b"\0\6" + b"".join(b"c\0" + bytes(6) + b"\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0" for _ in VALUES))
+    + message(b"D", b"\0\6" + b"".join(len(value).to_bytes(4, "big") + value for value in VALUES))
     + message(b"C", b"SELECT 1\0")
 )
 TERMINATED = message(b"E", b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0")
