@@ -43,6 +43,7 @@ _TLS_FILES_S = 60
 """How long TLS files are cached: certificates are renewed, but reading the system's own costs 20 ms."""
 
 _HOLDS_LOCK, _DOES_NOT = 200, 503
+_PRIMARY = ("primary", "master")  # the second until Patroni 3
 
 
 class ApiError(Exception):
@@ -59,11 +60,17 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Leadership:
-    """What a node's own Patroni says of the leader lock of its cluster, ``scope``, and its system identifier."""
+    """What a node's own Patroni says of the leader lock of its cluster, ``scope``, and its system identifier.
+
+    ``leads`` reports that it holds the lock, and that its server is a primary or about to become one: the leader of a
+    standby cluster holds the lock too, but stays in recovery. While ``in_doubt`` is set only ``GET /primary`` tells
+    which of the two it is.
+    """
 
     leads: bool
     scope: str
     system_id: int | None
+    in_doubt: bool = False
 
 
 def attempt(get: Callable[[], Reply], read: Callable[[Reply], _T]) -> _T | ApiError:
@@ -116,19 +123,36 @@ def read_leadership(reply: Reply) -> Leadership:
     """Return the answer to ``GET /leader``: the status says who holds the lock, the body which Patroni it is.
 
     Raises:
-        ApiError: the answer is not Patroni's.
+        ApiError: the answer is not Patroni's, or is a guess: while a cluster is paused and its DCS cannot be reached,
+            every Patroni beside a primary answers 200 (do_GET in patroni/api.py, 2.1 to 4.1).
     """
     if reply.status not in (_HOLDS_LOCK, _DOES_NOT):
         raise ApiError(f"HTTP status {reply.status} to GET /leader")
     told = _json(reply.body)
+    holds, role = reply.status == _HOLDS_LOCK, told.get("role")
+    if holds and role in _PRIMARY and told.get("pause") and told.get("cluster_unlocked"):
+        raise ApiError("it is paused and does not reach its DCS, so it cannot tell who holds the leader lock")
     try:
         return Leadership(
-            leads=reply.status == _HOLDS_LOCK,
+            leads=holds and role != "standby_leader",
             scope=_text(_map(told.get("patroni")).get("scope")),
             system_id=_system_id(told.get("database_system_identifier")),
+            # A new leader of a standby cluster is called a replica for a moment, as is one that is to be promoted.
+            in_doubt=holds and role not in (None, "standby_leader", "promoted", *_PRIMARY),
         )
     except ValueError:
         raise ApiError("the answer is not Patroni's") from None
+
+
+def read_primary(reply: Reply) -> bool:
+    """Return the answer to ``GET /primary``: whether it holds the leader lock of a cluster that is no standby cluster.
+
+    Raises:
+        ApiError: the answer is not Patroni's.
+    """
+    if reply.status not in (_HOLDS_LOCK, _DOES_NOT):
+        raise ApiError(f"HTTP status {reply.status} to GET /primary")
+    return reply.status == _HOLDS_LOCK
 
 
 def read_members(reply: Reply) -> tuple[Member, ...]:

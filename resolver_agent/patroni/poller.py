@@ -80,6 +80,7 @@ class NodeApi:
         before, pace_s = self.answer, self._pace_s
         try:
             at, told = await self.ask("/leader", client.read_leadership)
+            leads = (await self.ask("/primary", client.read_primary))[1] if told.in_doubt else told.leads
         except ApiError as error:
             self.fault = (self.fault[0] if self.fault else boottime(), str(error))
             if before is not None:  # the pace may have been slower then, and the answer valid for longer
@@ -87,7 +88,7 @@ class NodeApi:
                 self.answer = dataclasses.replace(before, until=until)
         else:
             until = at + pace_s + self.timeout_s
-            self.answer = Answer(at=at, until=until, leads=told.leads, scope=told.scope, system_id=told.system_id)
+            self.answer = Answer(at=at, until=until, leads=leads, scope=told.scope, system_id=told.system_id)
             self.fault = None
         self.asked = True
         self._on_turn(self, before)

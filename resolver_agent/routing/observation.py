@@ -159,7 +159,10 @@ class PatroniStatus:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LockClaim:
-    """What one node's own Patroni said, asked at ``at``: whether it has the leader lock, and its system identifier."""
+    """What one node's own Patroni said, asked at ``at``: whether it has the leader lock, and its system identifier.
+
+    The leader of a standby cluster does not lead here: it holds the lock, but no promotion follows from that.
+    """
 
     at: float
     leads: bool

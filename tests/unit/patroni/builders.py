@@ -64,6 +64,8 @@ class Rest:
         self.leaders = {leader}
         self.members = [row(host) for host in members]
         self.scopes: dict[str, str] = {}
+        self.said: dict[str, dict[str, Any]] = {}
+        self.is_standby_cluster = False
         self.down: set[str] = set()
         self.no_list: set[str] = set()
         self.hung: dict[str, threading.Event] = {}
@@ -95,8 +97,9 @@ class Rest:
             raise ApiError("Connection refused")
         if path == "/cluster":
             return Reply(200, cluster_body(*self.members))
-        leads = host in self.leaders
-        body = leader_body(self.scopes.get(host, "wk1"), database_system_identifier=str(SYSTEM_ID))
+        leads = host in self.leaders and not (path == "/primary" and self.is_standby_cluster)
+        said = {"database_system_identifier": str(SYSTEM_ID), **self.said.get(host, {})}
+        body = leader_body(self.scopes.get(host, "wk1"), **said)
         return Reply(200 if leads else 503, body)
 
     async def until_asked(self, host: str, path: str, *, times: int = 1) -> None:

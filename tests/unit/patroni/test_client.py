@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resolver_agent.patroni.client import ApiError, Leadership, Reply, attempt, read_leadership, read_members
+from resolver_agent.patroni.client import (
+    ApiError,
+    Leadership,
+    Reply,
+    attempt,
+    read_leadership,
+    read_members,
+    read_primary,
+)
 from resolver_agent.patroni.membership import Member
 from resolver_agent.system.foreign import TEXT_LIMIT
 from tests.unit.builders import node
@@ -182,6 +190,105 @@ def test_reading_the_leader_lock(status: int, body: bytes, told: Leadership | st
         with pytest.raises(ApiError) as raised:
             read_leadership(Reply(status, body))
         assert str(raised.value) == told
+
+
+LEADS, FOLLOWS, IN_DOUBT, CANNOT_TELL = "leads", "follows", "in doubt", "cannot tell"
+PAUSED, UNLOCKED = {"pause": True}, {"cluster_unlocked": True}
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "meaning"),
+    [
+        pytest.param(200, {"role": "master"}, LEADS, id="a primary until 3.3"),
+        pytest.param(200, {"role": "primary"}, LEADS, id="a primary since 4.0"),
+        pytest.param(200, {}, LEADS, id="no role"),
+        pytest.param(200, {"role": "promoted", "state": "starting"}, LEADS, id="being promoted, PostgreSQL is silent"),
+        pytest.param(200, {"role": "primary", "state": "unknown"}, LEADS, id="PostgreSQL is silent"),
+        pytest.param(200, {"role": "replica"}, IN_DOUBT, id="to be promoted, or a new standby leader"),
+        pytest.param(200, {"role": "demoted", "state": "stopped"}, IN_DOUBT, id="a lock holder that was restarted"),
+        pytest.param(200, {"role": "uninitialized"}, IN_DOUBT, id="a lock holder without data"),
+        pytest.param(200, {"role": "word of a later Patroni"}, IN_DOUBT, id="an unknown role"),
+        pytest.param(200, {"role": ["primary"]}, IN_DOUBT, id="a role that is a list"),
+        pytest.param(200, {"role": "standby_leader"}, FOLLOWS, id="a standby leader"),
+        pytest.param(200, {"role": "standby_leader", "state": "stopped"}, FOLLOWS, id="a standby leader that is down"),
+        pytest.param(503, {"role": "replica"}, FOLLOWS, id="a replica"),
+        pytest.param(503, {"role": "replica", "sync_standby": True}, FOLLOWS, id="a synchronous standby"),
+        pytest.param(503, {"role": "replica", "quorum_standby": True}, FOLLOWS, id="a quorum standby"),
+        pytest.param(503, {"role": "standby_leader"}, FOLLOWS, id="a standby leader without the lock"),
+        pytest.param(503, {"role": "primary"}, FOLLOWS, id="a primary without the lock"),
+        pytest.param(200, {"role": "primary", **PAUSED}, LEADS, id="paused"),
+        pytest.param(200, {"role": "master", **PAUSED, **UNLOCKED}, CANNOT_TELL, id="paused without DCS until 3.3"),
+        pytest.param(200, {"role": "primary", **PAUSED, **UNLOCKED}, CANNOT_TELL, id="paused without DCS since 4.0"),
+        pytest.param(200, {"role": "standby_leader", **PAUSED, **UNLOCKED}, FOLLOWS, id="a standby leader, no DCS"),
+        pytest.param(200, {"role": "replica", **PAUSED, **UNLOCKED}, IN_DOUBT, id="paused, has just taken the lock"),
+        pytest.param(503, {"role": "primary", **PAUSED, **UNLOCKED}, FOLLOWS, id="paused, nobody has the lock"),
+        pytest.param(200, {"role": "primary", **UNLOCKED}, LEADS, id="has taken the lock, yet to be read from the DCS"),
+        pytest.param(200, {"role": "master", "cluster_unlocked": False, **PAUSED}, LEADS, id="2.1.0 says it always"),
+        pytest.param(
+            200, {"role": "primary", **UNLOCKED, "failsafe_mode_is_active": True}, LEADS, id="failsafe mode without DCS"
+        ),
+        pytest.param(
+            200,
+            {"role": "primary", "pending_restart": True, "dcs_last_seen": 0, "tags": {"nofailover": True}},
+            LEADS,
+            id="words that say nothing of the lock",
+        ),
+    ],
+)
+def test_words_of_patroni_about_the_lock(status: int, said: dict[str, Any], meaning: str) -> None:
+    """What GET /leader answers in Patroni 2.1 to 4.1, and what the agent makes of it."""
+    reply = Reply(status, leader_body(**said))
+    if meaning == CANNOT_TELL:
+        with pytest.raises(ApiError, match="cannot tell who holds the leader lock"):
+            read_leadership(reply)
+    else:
+        told = read_leadership(reply)
+        assert (told.leads, told.in_doubt) == (meaning in (LEADS, IN_DOUBT), meaning == IN_DOUBT)
+
+
+@pytest.mark.parametrize(("status", "leads"), [(200, True), (503, False), (404, None), (301, None)])
+def test_reading_who_is_primary(status: int, *, leads: bool | None) -> None:
+    """The HTTP status is the answer; any other than Patroni's two is an error."""
+    if leads is not None:
+        assert read_primary(Reply(status, b"")) is leads
+    else:
+        with pytest.raises(ApiError, match=f"^HTTP status {status} to GET /primary$"):
+            read_primary(Reply(status, b""))
+
+
+@pytest.mark.parametrize(
+    ("said", "exclusion"),
+    [
+        *(
+            pytest.param({"role": role}, "", id=role)
+            for role in ("leader", "standby_leader", "replica", "sync_standby", "quorum_standby")
+        ),
+        pytest.param({"state": "running"}, "", id="running, as all until 3.0.3 and non-streaming ones since"),
+        pytest.param({"state": "streaming", "pending_restart": True}, "", id="streaming, and to be restarted"),
+        pytest.param({"lag": "unknown", "timeline": None}, "", id="lag unknown"),
+        *(
+            pytest.param({"tags": {tag: value}}, "", id=f"{tag} {value!r}")
+            for tag in ("nofailover", "nosync", "nostream", "clonefrom", "replicatefrom", "failover_priority")
+            for value in (True, 1, "true")
+        ),
+        *(
+            pytest.param({"tags": {"noloadbalance": value}}, f"{B} is tagged noloadbalance", id=f"tagged {value!r}")
+            for value in (True, 1, "true", "false", [0])
+        ),
+        *(
+            pytest.param({"tags": {"noloadbalance": value}}, "", id=f"tagged {value!r}")
+            for value in (False, 0, "", None)
+        ),
+        *(
+            pytest.param({"state": state}, f"{B} is {state}, says Patroni", id=state)
+            for state in ("in archive recovery", "restart failed (starting)", "initalizing new cluster", "crashed")
+        ),
+    ],
+)
+def test_words_of_patroni_about_a_member(said: dict[str, Any], exclusion: str) -> None:
+    """What GET /cluster says of a member in Patroni 2.1 to 4.1, and whether it excludes the member from reads."""
+    (member,) = read_members(Reply(200, cluster_body(row(B, **said))))
+    assert member.exclusion == exclusion
 
 
 _KEYS = ("members", "patroni", "scope", "role", "pause", "cluster_unlocked", "database_system_identifier", "tags")

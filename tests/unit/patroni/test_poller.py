@@ -162,3 +162,41 @@ async def test_patroni_of_two_clusters_from_the_start() -> None:
         assert (A, "/cluster") not in rest.asked
         rest.scopes = {}
         await sight.until(lambda: sight.leader == A and sight.hosts == [A, B, C])
+
+
+@in_loop
+async def test_the_leader_of_a_standby_cluster() -> None:
+    """It holds the leader lock, but its server stays in recovery: neither it nor the group has a leader."""
+    rest = Rest(A, B, leader=A)
+    rest.is_standby_cluster, rest.said = True, {A: {"role": "standby_leader"}, B: {"role": "replica"}}
+    async with watching(rest) as sight:
+        await rest.until_asked(A, "/leader", times=2)
+        assert (sight.claims(A), sight.leader) == (False, None)
+        assert {path for _, path in rest.asked} <= {"/leader", "/cluster"}
+
+
+@in_loop
+async def test_a_lock_holder_in_recovery() -> None:
+    """A replica that has just taken the lock is to be promoted, unless its cluster is a standby cluster."""
+    rest = Rest(A, B, leader=A)
+    rest.said = {A: {"role": "replica"}}
+    async with watching(rest) as sight:
+        await sight.until(lambda: sight.claims(A) and sight.leader == A)
+        rest.is_standby_cluster = True
+        await sight.until(lambda: sight.leader is None)
+        assert sight.claims(A) is False
+
+
+@in_loop
+async def test_patroni_paused_without_its_dcs() -> None:
+    """What it says of the lock is a guess: its last claim expires as if it were silent, and that is an alert."""
+    rest = Rest(A, B, leader=A)
+    rest.said = {A: {"role": "primary", "pause": True}}
+    async with watching(rest, patience_s=0.0) as sight:
+        await sight.until(lambda: sight.leader == A)
+        rest.said[A]["cluster_unlocked"] = True
+        await sight.until(lambda: sight.leader is None)
+        why = "it is paused and does not reach its DCS, so it cannot tell who holds the leader lock"
+        assert [alert.text for alert in sight.watch.alerts] == [f"Patroni at {A} cannot be asked: {why}"]
+        del rest.said[A]["cluster_unlocked"]
+        await sight.until(lambda: sight.leader == A)
