@@ -65,6 +65,7 @@ _TOP: Table = {
 _PATRONI_API: Table = {
     "port": (values.port, Required("expected the port of Patroni's REST API, e.g. 8008")),
     **dict.fromkeys(("cacert", "cert", "key"), (values.path, None)),
+    "networks": (values.networks, ()),
 }
 _LOG: Table = {
     "format": (values.word("text", "json"), "text"),
@@ -112,7 +113,12 @@ def _nodes(
 
 
 def _patroni_api(reader: Reader, key: str, found: Any) -> PatroniApi | None:
-    return None if found is None else PatroniApi(**reader.fields(key, found, _PATRONI_API, misplaced={}))
+    if found is None:
+        return None
+    api = PatroniApi(**reader.fields(key, found, _PATRONI_API, misplaced={}))
+    if api.key is not None and api.cert is None:
+        reader.error(dotted(key, "key"), "given without `cert`, expected the certificate of this key as `cert`")
+    return api
 
 
 def _groups(

@@ -10,6 +10,7 @@ import enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import ipaddress
     from collections.abc import Mapping
 
 
@@ -42,12 +43,16 @@ class Node:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PatroniApi:
-    """Where Patroni's REST API listens on every node of a group, and the TLS files to reach it with."""
+    """Where Patroni's REST API listens on every node of a group, and the TLS files to reach it with.
+
+    A member that is no configured node is watched only if its address is in one of ``networks``.
+    """
 
     port: int
     cacert: str | None = None
     cert: str | None = None
     key: str | None = None
+    networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

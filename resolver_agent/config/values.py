@@ -176,6 +176,21 @@ def node_host(value: Any) -> str:
     return str(address)
 
 
+def networks(value: Any) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    """Return the networks in a list, each given as ``ADDRESS/LENGTH``."""
+    return tuple(_network(item) for item in filled(list, "expected a list of networks, e.g. [10.0.0.0/24]")(value))
+
+
+def _network(value: Any) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    expected = "expected a network such as 10.0.0.0/24 or 'fd00::/64'"
+    if type(value) is not str or not re.fullmatch(r"[^/]+/[0-9]{1,3}", value):
+        raise ValueError(f"{shown(value)} found, {expected}")
+    try:
+        return ipaddress.ip_network(value)
+    except ValueError as error:
+        raise ValueError(f"{value!r} found ({error}), {expected}") from None
+
+
 @functools.cache
 def libpq_keywords() -> frozenset[str]:
     """Return the connection keywords of the libpq in use, without its debug options (``replication``)."""

@@ -10,13 +10,14 @@ import functools
 import ipaddress
 from typing import TYPE_CHECKING
 
+from resolver_agent.config.model import Node
 from resolver_agent.routing.observation import PatroniStatus
 from resolver_agent.routing.state import Alert, AlertCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from resolver_agent.config.model import Group, Node, Route
+    from resolver_agent.config.model import Group, Route
 
 MOST_MEMBERS = 100
 """The longest list of members that is read."""
@@ -122,11 +123,14 @@ def scope_alerts(name: str, scope: str | None, answers: Mapping[Node, Answer]) -
 def remember(
     known: Mapping[Node, Member], listed: Iterable[Member], *, now: float, gone_after_s: float
 ) -> dict[Node, Member]:
-    """Return the members after an answer; one that was missing for ``gone_after_s`` seconds is dropped."""
+    """Return the members after an answer; one that was missing for ``gone_after_s`` seconds is dropped.
+
+    There are at most ``MOST_MEMBERS``, also where each answer lists others.
+    """
     members = {member.node: member for member in listed}
     for node, member in known.items():
         since = now if member.missing_since is None else member.missing_since
-        if node not in members and now - since < gone_after_s:
+        if node not in members and now - since < gone_after_s and len(members) < MOST_MEMBERS:
             members[node] = dataclasses.replace(member, missing_since=since)
     return members
 
@@ -178,7 +182,8 @@ class _Places:
         self._taken: dict[tuple[Route, str], tuple[Group, Node]] = {}
         for group in groups:
             for node in group.nodes:
-                self._take(group, node)
+                for spelling in self._spellings(node.host):
+                    self._take(group, spelling, node)
 
     def place(self, group: Group, members: Iterable[Member], before: Placement) -> Placement:
         """Return a group's members among the nodes."""
@@ -213,10 +218,15 @@ class _Places:
         return node
 
     def _join(self, group: Group, node: Node, before: Placement) -> Node | None:
-        """Make a member a node of the group, once it is certain that no node is the same server by another spelling."""
+        """Make a member a node of the group, once it is certain that no node is the same server by another spelling.
+
+        Any HTTP server at a node's address could name a member, and the agent logs in to it. So its address has to be
+        in a network that the operator named. It joins by that address: a name might resolve to another one later.
+        """
         if self._is_at_loopback(node) and not any(map(self._is_at_loopback, group.nodes)):
             raise _MisfitError("it is at a loopback address")
-        if node not in before.joined:
+        admitted = self._admitted(group, node)
+        if admitted is None or admitted not in before.joined:
             if group.route in self._pending or self._is_pending(node):
                 return None
             lost = next(
@@ -224,12 +234,24 @@ class _Places:
             )
             if lost is not None:
                 raise _MisfitError(f"{lost} cannot be resolved, so the agent cannot tell whether it is a node already")
-        self._take(group, node)
-        return node
-
-    def _take(self, group: Group, node: Node) -> None:
+        if admitted is None:
+            raise _MisfitError(
+                f"it is neither in nodes nor in networks; add it to names.{group.name}.nodes, "
+                f"or its network to names.{group.name}.patroni.networks"
+            )
         for spelling in self._spellings(node.host):
-            self._taken.setdefault((group.route, spelling), (group, node))
+            self._take(group, spelling, admitted)
+        return admitted
+
+    def _admitted(self, group: Group, node: Node) -> Node | None:
+        """Return a member by its first address that is in one of the group's networks."""
+        networks = group.patroni.networks if group.patroni is not None else ()
+        addresses = sorted(one for one in self._spellings(node.host) if not _is_name(one) and "%" not in one)
+        inside = (one for one in addresses if any(ipaddress.ip_address(one) in network for network in networks))
+        return next((Node(one, node.port) for one in inside), None)
+
+    def _take(self, group: Group, spelling: str, node: Node) -> None:
+        self._taken.setdefault((group.route, spelling), (group, node))
 
     def _spellings(self, host: str) -> tuple[str, ...]:
         return (host, *self._addresses.get(host, ()))

@@ -216,7 +216,10 @@ def test_a_member_that_patroni_knows_of(
         threading.Thread(target=server.serve_forever, daemon=True).start()
         names = {
             "cn": {"nodes": [node.address for node in cluster["cn"].nodes]},
-            "wk1": {"nodes": [primary.address], "patroni": {"port": server.server_port}},
+            "wk1": {
+                "nodes": [primary.address],
+                "patroni": {"port": server.server_port, "networks": ["127.0.0.0/8"]},
+            },
         }
         config = write_config(cluster["cn"].standby, cluster, names=names)
         start_agent(config).wait_for_target("wk1", standby.address)

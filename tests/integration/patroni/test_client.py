@@ -315,8 +315,8 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
 def api_of(tls: Tls, port: int, **files: str | None) -> PatroniApi:
     """Return a client's settings for a server; the default is the right ones."""
     usual: dict[str, str | None] = {"cacert": "ca.crt", "cert": "client.crt", "key": "client.key"}
-    paths = {key: tls.path(name) if name else None for key, name in (usual | files).items()}
-    return PatroniApi(port=port, **paths)
+    cacert, cert, key = (tls.path(name) if name else None for name in (usual | files).values())
+    return PatroniApi(port=port, cacert=cacert, cert=cert, key=key)
 
 
 def test_tls_with_a_client_certificate(tls: Tls) -> None:

@@ -81,7 +81,8 @@ async def watching(patroni: PatroniCluster) -> AsyncIterator[Sight]:
     first, _ = patroni.groups["wk1"]
     text = f"""
         fallback: none
-        names: {{wk1: {{nodes: [{first.address}], patroni: {{port: {patroni.rest_port}}}}}}}
+        names:
+          wk1: {{nodes: [{first.address}], patroni: {{port: {patroni.rest_port}, networks: [127.0.0.0/8]}}}}
         port: {first.server.port}
         interval: {INTERVAL_S * 1000:.0f}ms
         timeout: {API_TIMEOUT_S * 1000:.0f}ms

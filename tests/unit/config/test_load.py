@@ -86,7 +86,7 @@ NAMES_AND_NODES = {
     ),
     "Patroni as a port": (
         names("wk1: {nodes: [10.0.0.1], patroni: 8008}"),
-        "names.wk1.patroni: 8008 found, expected a map of port, cacert, cert, key",
+        "names.wk1.patroni: 8008 found, expected a map of port, cacert, cert, key, networks",
     ),
     "relative certificate": (
         names("wk1: {nodes: [10.0.0.1], patroni: {port: 8008, cacert: ca.pem}}"),
@@ -207,6 +207,44 @@ def test_an_address_may_stand_behind_names_of_different_routes(first: str, secon
     """A second name such as wk1-ro may have the same nodes with another route."""
     read = parse(names(f"a: {{nodes: [10.0.0.1], route: {first}}}, b: {{nodes: [10.0.0.1], route: {second}}}"))
     assert read.groups[0].nodes == read.groups[1].nodes
+
+
+@pytest.mark.parametrize(
+    ("api", "fault"),
+    [
+        pytest.param("key: /k", "key: given without `cert`, expected the certificate of this key as `cert`", id="key"),
+        pytest.param(
+            "networks: []", "networks: an empty list found, expected a list of networks, e.g. [10.0.0.0/24]", id="none"
+        ),
+        *(
+            pytest.param(
+                f"networks: [{given}]",
+                f"networks: {found}, expected a network such as 10.0.0.0/24 or 'fd00::/64'",
+                id=given,
+            )
+            for given, found in {
+                "10.0.0.1": "'10.0.0.1' found",
+                "10.0.0.0/255.0.0.0": "'10.0.0.0/255.0.0.0' found",
+                "7": "7 found",
+                "pg/24": "'pg/24' found ('pg/24' does not appear to be an IPv4 or IPv6 network)",
+                "10.0.0.1/24": "'10.0.0.1/24' found (10.0.0.1/24 has host bits set)",
+            }.items()
+        ),
+    ],
+)
+def test_a_faulty_patroni_map(api: str, fault: str) -> None:
+    """A key alone would be plain HTTP in silence, and a network is one that an operator can mean."""
+    with pytest.raises(ConfigError) as raised:
+        parse(names(f"a: {{nodes: [10.0.0.1], patroni: {{port: 8008, {api}}}}}"))
+    assert [error.partition("names.a.patroni.")[2] for error in raised.value.errors] == [fault]
+
+
+def test_networks_for_members() -> None:
+    """Networks are read in either family; without any, only configured nodes count."""
+    read = parse(names("a: {nodes: [10.0.0.1], patroni: {port: 8008, networks: [10.0.0.0/24, 'fd00::/64']}}"))
+    api = read.groups[0].patroni
+    assert api is not None
+    assert [str(network) for network in api.networks] == ["10.0.0.0/24", "fd00::/64"]
 
 
 def test_patronis_api_is_described_per_name() -> None:

@@ -7,6 +7,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import ipaddress
 import json
 import threading
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 
 A, B, C, D = "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"
-API = PatroniApi(port=8008)
+NETWORKS = tuple(map(ipaddress.ip_network, ("10.0.0.0/16", "127.0.0.0/8", "fd00::/64")))
+API = PatroniApi(port=8008, networks=NETWORKS)
 SYSTEM_ID = 7300000000000000001
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
 
 from resolver_agent.config.model import Group, Node, Route
 from resolver_agent.patroni.membership import (
+    MOST_MEMBERS,
     Answer,
     Member,
     Placement,
@@ -19,7 +21,7 @@ from resolver_agent.patroni.membership import (
 )
 from resolver_agent.routing.observation import PatroniStatus
 from tests.unit.builders import node
-from tests.unit.patroni.builders import SYSTEM_ID, A, B, C, D, group
+from tests.unit.patroni.builders import API, SYSTEM_ID, A, B, C, D, group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -127,6 +129,16 @@ def test_who_is_no_read_target(member: Member, exclusion: str) -> None:
     assert find_status({}, "wk1", placed["wk1"].excluded, now=NOW) == PatroniStatus(excluded=excluded)
 
 
+OUTSIDE = (
+    "it is neither in nodes nor in networks; add it to names.wk1.nodes, or its network to names.wk1.patroni.networks"
+)
+
+
+def no_networks(made: Group) -> Group:
+    """Return the group with an API that may add no members."""
+    return dataclasses.replace(made, patroni=dataclasses.replace(API, networks=()))
+
+
 IGNORED_KEY, IGNORED = "wk1:{}:member", "wk1: Patroni's member {} is ignored: {}"
 
 
@@ -197,7 +209,37 @@ IGNORED_KEY, IGNORED = "wk1:{}:member", "wk1: Patroni's member {} is ignored: {}
             {},
             id="all on the loopback",
         ),
-        pytest.param([group()], [node("pg-3")], {"pg-3": {C}}, ["pg-3"], {}, id="a new one by name"),
+        pytest.param([group()], [node("pg-3")], {"pg-3": {C}}, [C], {}, id="a new one by name"),
+        pytest.param(
+            [group()],
+            [node("pg-3")],
+            {"pg-3": {"192.0.2.3", C, D}},
+            [C],
+            {},
+            id="a new one by name, with more addresses",
+        ),
+        pytest.param([group()], [node("192.0.2.3")], {}, [], {node("192.0.2.3"): OUTSIDE}, id="outside all networks"),
+        pytest.param([group()], [node("fd01::3")], {}, [], {node("fd01::3"): OUTSIDE}, id="outside all, by IPv6"),
+        pytest.param([group()], [node("fd00::3")], {}, ["fd00::3"], {}, id="inside one, by IPv6"),
+        pytest.param(
+            [group()],
+            [node("pg-3")],
+            {"pg-3": {"192.0.2.3", "fd00::3%eth0"}},
+            [],
+            {node("pg-3"): OUTSIDE},
+            id="a name that resolves to the outside",
+        ),
+        pytest.param(
+            [no_networks(group())],
+            [node(A), node(C)],
+            {},
+            [],
+            {node(C): OUTSIDE},
+            id="no networks: configured nodes only",
+        ),
+        pytest.param(
+            [no_networks(group()), group("wk2", D)], [node(C)], {}, [], {node(C): OUTSIDE}, id="another name's networks"
+        ),
         pytest.param([group()], [node("pg-3")], {}, [], {}, id="a name that is yet to be looked up"),
         pytest.param(
             [group()],
@@ -253,7 +295,7 @@ IGNORED_KEY, IGNORED = "wk1:{}:member", "wk1: Patroni's member {} is ignored: {}
             [group()],
             [node("pg-3"), node("pg-3.example.com")],
             {"pg-3": {C}, "pg-3.example.com": {C}},
-            ["pg-3"],
+            [C],
             {},
             id="a new one by two names",
         ),
@@ -326,3 +368,23 @@ def test_a_minute_without_answers_removes_nobody() -> None:
     known = remember({}, [Member(node(A)), Member(node(B))], now=0.0, gone_after_s=60.0)
     known = remember(known, [Member(node(A))], now=1000.0, gone_after_s=60.0)
     assert set(known) == {node(A), node(B)}
+
+
+def test_members_that_change_with_every_answer() -> None:
+    """There are never more than a list may have, and those of the last answer are among them."""
+    known: dict[Node, Member] = {}
+    for turn in range(20):
+        listed = [Member(node(f"10.0.{turn}.{number}")) for number in range(60)]
+        known = remember(known, listed, now=float(turn), gone_after_s=60.0)
+        assert len(known) <= MOST_MEMBERS
+        assert {member.node for member in listed} <= known.keys()
+
+
+def test_a_network_that_is_taken_away() -> None:
+    """A member that has joined leaves with the network that let it in."""
+    before = {"wk1": Placement(joined=(node(C),))}
+    placed = place([no_networks(group())], {"wk1": [Member(node(C))]}, {}, before=before)["wk1"]
+    assert (placed.joined, [alert.text for alert in placed.alerts]) == (
+        (),
+        [f"wk1: Patroni's member {node(C)} is ignored: {OUTSIDE}"],
+    )
