@@ -7,7 +7,9 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
-from resolver_agent.system.dns import AddressBook
+import pytest
+
+from resolver_agent.system.dns import AddressBook, Addresses, look_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -122,3 +124,97 @@ def test_no_more_than_a_few_threads() -> None:
         assert resolver.most_busy <= 8
 
     run(scenario())
+
+
+def test_names_that_come_and_go() -> None:
+    """Nothing is kept of a name that is no longer wanted: names from outside may change all the time."""
+
+    async def scenario() -> None:
+        names = [f"n{i}" for i in range(20)]
+        book = Book(Resolver(**dict.fromkeys(names, "10.0.0.1")))
+        for name in names:
+            book.book.want([name])
+            await book.until(lambda: name in book.book.known)  # noqa: B023 -- it is awaited here
+            assert book.book.known == {name: {"10.0.0.1"}}
+
+    run(scenario())
+
+
+def at(address: object) -> tuple[object, ...]:
+    """Return an entry of a resolver's answer."""
+    return (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        pytest.param([at("10.0.0.1"), at("10.0.0.1"), at("fd00::1")], ["10.0.0.1", "fd00::1"], id="usual"),
+        pytest.param([], [], id="none"),
+        pytest.param([at("pg-1"), at(""), at(b"10.0.0.1"), at("10.0.0.1")], ["10.0.0.1"], id="what is no address"),
+        pytest.param([at(f"10.0.1.{number}") for number in range(99)], [f"10.0.1.{n}" for n in range(16)], id="many"),
+        pytest.param(None, None, id="nothing"),
+        pytest.param([()], None, id="an empty entry"),
+        pytest.param([7], None, id="a number"),
+    ],
+)
+def test_odd_answers_of_a_resolver(answer: Any, found: list[str] | None) -> None:
+    """An answer in any shape is a list of addresses, or an error that the caller can show."""
+    told = look_up("a", lambda *_, **__: answer)
+    assert told == found if found is not None else isinstance(told, OSError)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError(), ZeroDivisionError(), UnicodeError()])
+def test_a_resolver_that_breaks(error: Exception) -> None:
+    """No error of a resolver ends what asked for the name."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    assert isinstance(look_up("a", broken), (OSError, UnicodeError))
+
+
+class Sequence:
+    """Answers of a resolver, one after the other."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self.answers = list(answers)
+        self.released = threading.Event()
+        self.released.set()
+        self.asked = threading.Semaphore(0)
+
+    def __call__(self, *_: object, **__: object) -> list[Any]:
+        """Answer, or wait until that is allowed."""
+        self.asked.release()
+        assert self.released.wait(10)
+        return [at(address) for address in self.answers.pop(0)]
+
+
+def test_the_last_good_address_comes_first() -> None:
+    """It stays first after another look-up; a host whose addresses all failed is looked up again."""
+    addresses = Addresses(getaddrinfo=Sequence(["10.0.0.1", "10.0.0.2"], ["10.0.0.3"]))
+    assert addresses.find("a") == ["10.0.0.1", "10.0.0.2"]
+    addresses.prefer("a", "10.0.0.2")
+    assert addresses.find("a") == ["10.0.0.2", "10.0.0.1"]
+    addresses.forget("a")
+    assert addresses.find("a") == ["10.0.0.3"]
+    assert addresses.find("10.0.0.9") == ["10.0.0.9"]
+
+
+def test_a_slow_name_server_delays_only_the_first() -> None:
+    """While a host is looked up again, its known addresses serve."""
+    resolver = Sequence(["10.0.0.1"], ["10.0.0.2"])
+    addresses = Addresses(getaddrinfo=resolver, again_s=0.0)
+    assert addresses.find("a") == ["10.0.0.1"]
+    assert resolver.asked.acquire(timeout=5)
+    resolver.released.clear()
+    assert addresses.find("a") == ["10.0.0.1"]
+    assert resolver.asked.acquire(timeout=5)
+    resolver.released.set()
+
+
+def test_a_host_without_an_address() -> None:
+    """That is an error, like a failed look-up, and the next request asks again."""
+    addresses = Addresses(getaddrinfo=Sequence([], ["10.0.0.1"]))
+    with pytest.raises(OSError, match="it has no address"):
+        addresses.find("a")
+    assert addresses.find("a") == ["10.0.0.1"]
