@@ -97,13 +97,17 @@ class NodeApi:
         """Return when the request began, and what ``read`` makes of the answer.
 
         Raises:
-            ApiError: there is no answer within ``timeout_s`` seconds, or an earlier request has not ended within them.
+            ApiError: there is no answer within ``timeout_s`` seconds, an earlier request has not ended within them, or
+                the request cannot be made.
         """
         while self._running is not None and not self._running.done():
             await self._wait_for(self._running)
         begun = boottime()
         get = partial(self._fetch, self.node.host, self.api, path, self.timeout_s)
-        running = self._running = threads.start(client.attempt, get, read)
+        try:
+            running = self._running = threads.start(client.attempt, get, read)
+        except (RuntimeError, MemoryError):
+            raise ApiError("this node has no thread for the request") from None
         await self._wait_for(running)
         told = running.result()
         if isinstance(told, ApiError):

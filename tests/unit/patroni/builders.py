@@ -10,7 +10,7 @@ import functools
 import ipaddress
 import json
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from resolver_agent.config.model import Config, Group, PatroniApi, Route
 from resolver_agent.patroni.client import ApiError, Reply
@@ -21,6 +21,8 @@ from tests.unit.builders import node
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+
+_P = ParamSpec("_P")
 
 A, B, C, D = "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"
 NETWORKS = tuple(map(ipaddress.ip_network, ("10.0.0.0/16", "127.0.0.0/8", "fd00::/64")))
@@ -174,13 +176,13 @@ async def watching(rest: Rest, *groups: Group, **settings: Any) -> AsyncIterator
         await sight.watch.close()
 
 
-def in_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+def in_loop(test: Callable[_P, Coroutine[Any, Any, None]]) -> Callable[_P, None]:
     """Run a test in an event loop of its own, and check that it leaves no task behind."""
 
     @functools.wraps(test)
-    def run() -> None:
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
         async def guarded() -> None:
-            await asyncio.wait_for(test(), 30)
+            await asyncio.wait_for(test(*args, **kwargs), 30)
             assert asyncio.all_tasks() == {asyncio.current_task()}
 
         asyncio.run(guarded())

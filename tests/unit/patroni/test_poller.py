@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from typing import TYPE_CHECKING
 
 from resolver_agent.system.clock import boottime
 from tests.unit.builders import node
 from tests.unit.patroni.builders import INTERVAL_S, LEISURE_S, TIMEOUT_S, A, B, C, Rest, in_loop, watching
+
+if TYPE_CHECKING:
+    import pytest
 
 
 @in_loop
@@ -199,4 +203,23 @@ async def test_patroni_paused_without_its_dcs() -> None:
         why = "it is paused and does not reach its DCS, so it cannot tell who holds the leader lock"
         assert [alert.text for alert in sight.watch.alerts] == [f"Patroni at {A} cannot be asked: {why}"]
         del rest.said[A]["cluster_unlocked"]
+        await sight.until(lambda: sight.leader == A)
+
+
+@in_loop
+async def test_no_thread_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that cannot be made is an alert, and the next one is made."""
+    rest = Rest(A, B, leader=A)
+    async with watching(rest, patience_s=0.0) as sight:
+        await sight.until(lambda: sight.leader == A)
+        with monkeypatch.context() as patch:
+
+            def start(_: threading.Thread) -> None:
+                raise RuntimeError("can't start new thread")
+
+            patch.setattr(threading.Thread, "start", start)
+            await sight.until(lambda: sight.leader is None)
+            assert {alert.text for alert in sight.watch.alerts} == {
+                f"Patroni at {host} cannot be asked: this node has no thread for the request" for host in (A, B)
+            }
         await sight.until(lambda: sight.leader == A)
