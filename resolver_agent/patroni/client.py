@@ -6,7 +6,6 @@ and ``membership`` what follows from the answers.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import http.client
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from resolver_agent.config import values
 from resolver_agent.config.model import Node
 from resolver_agent.patroni.membership import MOST_MEMBERS, Member
+from resolver_agent.system import dns
 from resolver_agent.system.clock import Deadline
 from resolver_agent.system.foreign import TEXT_LIMIT, plain, read_json
 
@@ -36,14 +36,23 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _LIMIT_BYTES = 2**20
+_WIRE_LIMIT_BYTES = 2 * _LIMIT_BYTES
+"""The limit for what the network carries, TLS included."""
+
 _HEAD_LIMIT_BYTES = 2**14
 """The limit for the headers: the time to parse them grows with the square of their length."""
 
 _TLS_FILES_S = 60
 """How long TLS files are cached: certificates are renewed, but reading the system's own costs 20 ms."""
 
+_UNKNOWN_AUTHORITY = frozenset((2, 18, 19, 20, 21))
+"""X509_V_ERR_*: the issuer cannot be found, or is no authority that was given (openssl-verification-options(1))."""
+
 _HOLDS_LOCK, _DOES_NOT = 200, 503
 _PRIMARY = ("primary", "master")  # the second until Patroni 3
+
+
+_addresses = dns.Addresses()
 
 
 class ApiError(Exception):
@@ -79,6 +88,8 @@ def attempt(get: Callable[[], Reply], read: Callable[[Reply], _T]) -> _T | ApiEr
         return read(get())
     except ApiError as error:
         return error
+    except MemoryError:
+        return ApiError("this node is out of memory")
 
 
 def silence(timeout_s: float) -> ApiError:
@@ -89,7 +100,8 @@ def silence(timeout_s: float) -> ApiError:
 def fetch(host: str, api: PatroniApi, path: str, timeout_s: float) -> Reply:
     """Return the answer to one GET request, over HTTPS where ``api`` has a ``cacert`` or a ``cert``.
 
-    No redirect is followed and no proxy used.
+    No redirect is followed and no proxy used. Of several addresses each gets a share of the time, the last good one
+    first.
 
     Raises:
         ApiError: the answer was not complete within ``timeout_s`` seconds, is longer than 1 MiB, or is not HTTP.
@@ -97,26 +109,58 @@ def fetch(host: str, api: PatroniApi, path: str, timeout_s: float) -> Reply:
     deadline = Deadline(timeout_s)
     secure = _tls(api, int(time.monotonic()) // _TLS_FILES_S) if api.cacert or api.cert else None
     try:
-        with contextlib.ExitStack() as stack:
-            connection = stack.enter_context(socket.create_connection((host, api.port), timeout_s))
+        addresses = _addresses.find(host)
+    except (OSError, UnicodeError) as error:
+        raise ApiError(_reason(error)) from None
+    faults: dict[str, str] = {}
+    for number, address in enumerate(addresses):
+        try:
+            share = Deadline(deadline.left_s() / (len(addresses) - number))
+            reply = _fetch_from(address, share, host=host, port=api.port, path=path, secure=secure)
+        except (ApiError, TimeoutError) as error:  # noqa: PERF203 -- there are few addresses, and each may fail
+            faults[address] = str(error if isinstance(error, ApiError) else silence(timeout_s))
+        else:
+            _addresses.prefer(host, address)
+            return reply
+    _addresses.forget(host)
+    if len(set(faults.values())) == 1:
+        raise ApiError(faults[addresses[0]])
+    raise ApiError("; ".join(f"{why} (at {address})" for address, why in faults.items()))
+
+
+def _fetch_from(
+    address: str, deadline: Deadline, *, host: str, port: int, path: str, secure: ssl.SSLContext | None
+) -> Reply:
+    """Return the answer of the server at one address; raise TimeoutError or ApiError."""
+    try:
+        with socket.create_connection((address, port), deadline.left_s()) as connection:
+            stream = _Stream(connection, deadline)
             if secure is not None:
-                connection.settimeout(deadline.left_s())
-                connection = stack.enter_context(secure.wrap_socket(connection, server_hostname=host))
-            return _get(host, api.port, path, _Stream(connection, deadline))
-    except ApiError:
+                stream = _TlsStream(connection, deadline, secure, host)
+            return _get(host, port, path, stream)
+    except (ApiError, TimeoutError):
         raise
-    except TimeoutError:
-        raise silence(timeout_s) from None
     except ssl.SSLCertVerificationError as error:
-        raise ApiError(f"its certificate is refused: {error.verify_message}") from None
+        raise ApiError(_refusal(error)) from None
     except ssl.SSLError as error:
         raise ApiError(f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}") from None
     except http.client.RemoteDisconnected:
         raise ApiError("it closed the connection without an answer") from None
     except (OSError, UnicodeError) as error:
-        raise ApiError(getattr(error, "strerror", None) or str(error)) from None
+        raise ApiError(_reason(error)) from None
     except Exception:  # noqa: BLE001 -- http.client has email.parser read the headers, which raises even TypeError
         raise ApiError("the answer is not HTTP") from None
+
+
+def _reason(error: Exception) -> str:
+    return plain(getattr(error, "strerror", None) or str(error))
+
+
+def _refusal(error: ssl.SSLCertVerificationError) -> str:
+    text = f"its certificate is refused: {error.verify_message}"
+    if error.verify_code in _UNKNOWN_AUTHORITY:
+        text += " (no authority that this node trusts has signed it: give the one that has as `cacert`)"
+    return text
 
 
 def read_leadership(reply: Reply) -> Leadership:
@@ -225,7 +269,8 @@ class _Stream(io.RawIOBase):
         self.in_head = True
         self._connection = connection
         self._deadline = deadline
-        self._received_bytes = 0
+        self._left_bytes = _WIRE_LIMIT_BYTES
+        self._read_bytes = 0
 
     def sendall(self, data: bytes) -> None:
         """Send all of ``data``."""
@@ -241,18 +286,70 @@ class _Stream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Receive what has arrived, at least one byte unless the connection ended."""
-        self._connection.settimeout(self._deadline.left_s())
-        count = self._connection.recv_into(buffer)
-        self._received_bytes += count
-        if self.in_head and self._received_bytes > _HEAD_LIMIT_BYTES:
+        """Read what has arrived, at least one byte unless the connection ended."""
+        view = memoryview(buffer)
+        data = self._read(len(view))
+        view[: len(data)] = data
+        self._read_bytes += len(data)
+        if self.in_head and self._read_bytes > _HEAD_LIMIT_BYTES:
             raise ApiError("its headers are longer than 16 KiB")
-        if self._received_bytes > _LIMIT_BYTES:
+        if self._read_bytes > _LIMIT_BYTES:
             raise ApiError("the answer is longer than 1 MiB")
-        return count
+        return len(data)
 
     def close(self) -> None:
         """Do nothing: http.client closes a socket before it has read the body, and ``fetch`` closes this one."""
+
+    def _read(self, most_bytes: int) -> bytes:
+        return self._receive(most_bytes)
+
+    def _receive(self, most_bytes: int) -> bytes:
+        self._connection.settimeout(self._deadline.left_s())
+        data = self._connection.recv(most_bytes)
+        self._left_bytes -= len(data)
+        if self._left_bytes < 0:
+            raise ApiError("the answer is longer than 1 MiB")
+        return data
+
+
+class _TlsStream(_Stream):
+    """The same over TLS.
+
+    OpenSSL gets bytes that were received and counted here. On the socket itself a single call of it goes on for as long
+    as the server sends messages that carry no data, past every time limit.
+    """
+
+    def __init__(self, connection: socket.socket, deadline: Deadline, context: ssl.SSLContext, host: str) -> None:
+        super().__init__(connection, deadline)
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out, server_hostname=host)
+        self._advance(self._tls.do_handshake)
+
+    def sendall(self, data: bytes) -> None:
+        """Send all of ``data``."""
+        self._advance(functools.partial(self._tls.write, data))
+
+    def _read(self, most_bytes: int) -> bytes:
+        try:
+            return self._advance(functools.partial(self._tls.read, most_bytes))
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):  # the connection ended, with or without a farewell
+            return b""
+
+    def _advance(self, step: Callable[[], _T]) -> _T:
+        """Return what a step of OpenSSL returns, receiving and sending what it asks for."""
+        while True:
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                pass
+            finally:
+                if self._out.pending:
+                    super().sendall(self._out.read())
+            data = self._receive(2**14)
+            if data:
+                self._in.write(data)
+            else:
+                self._in.write_eof()
 
 
 def _get(host: str, port: int, path: str, stream: _Stream) -> Reply:

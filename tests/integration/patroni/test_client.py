@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resolver_agent.config.model import PatroniApi
+from resolver_agent.patroni import client
 from resolver_agent.patroni.client import ApiError, Reply, fetch
+from resolver_agent.system.dns import Addresses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -337,7 +339,8 @@ def test_tls_with_an_authority_alone(tls: Tls) -> None:
         pytest.param(
             "server",
             {"cacert": "stranger.crt"},
-            "its certificate is refused: self-signed certificate in certificate chain",
+            "its certificate is refused: self-signed certificate in certificate chain (no authority that this node "
+            "trusts has signed it: give the one that has as `cacert`)",
             id="another authority",
         ),
         pytest.param(
@@ -361,6 +364,54 @@ def test_tls_that_fails(tls: Tls, server: str, files: dict[str, str | None], fau
             fetch(HOST, api_of(tls, api.port, **files), "/leader", 5.0)
         assert fault in str(raised.value)
         assert api.asked == []
+
+
+HELLO_REQUEST = b"\x16\x03\x03\x00\x04\x00\x00\x00\x00"
+
+
+@pytest.mark.parametrize(
+    ("serve", "fault"),
+    [
+        pytest.param(drip(b"", HELLO_REQUEST), SILENT, id="trickling messages without data"),
+        pytest.param(flood(b"", HELLO_REQUEST * 7000), LONG, id="messages without data"),
+        pytest.param(drip(b"\x16\x03\x03\x40\x00\x02", b"\0"), SILENT, id="a trickling message"),
+    ],
+)
+def test_a_tls_handshake_without_end(
+    tls: Tls, serve: Callable[[socket.socket, threading.Event], object], fault: str
+) -> None:
+    """OpenSSL takes what it is sent for as long as it is sent: the limits of time and size end that too."""
+    with listening(serve) as api:
+        begun = time.monotonic()
+        with pytest.raises(ApiError) as raised:
+            fetch(HOST, api_of(tls, api.port), "/leader", TIMEOUT_S)
+        assert time.monotonic() - begun < SOON_S
+    assert str(raised.value) == fault
+
+
+def test_a_host_whose_first_address_swallows_packets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each address gets its share of the time; from then on the one that answered comes first."""
+    with Api(HOST) as api, socket.create_server((OTHER, api.port)) as swallows:
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in (OTHER, HOST)]
+        monkeypatch.setattr(client, "_addresses", Addresses(getaddrinfo=lambda *_, **__: found))
+        for _ in range(3):
+            assert fetch("pg-1", PatroniApi(port=api.port), "/leader", TIMEOUT_S) == Reply(200, BODY)
+        swallows.settimeout(0)
+        swallows.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            swallows.accept()
+    assert {host for _, host in api.asked} == {f"pg-1:{api.port}"}
+
+
+def test_a_host_none_of_whose_addresses_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fault names each address."""
+    with socket.create_server((OTHER, 0)) as swallows:
+        port = swallows.getsockname()[1]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in (OTHER, HOST)]
+        monkeypatch.setattr(client, "_addresses", Addresses(getaddrinfo=lambda *_, **__: found))
+        with pytest.raises(ApiError) as raised:
+            fetch("pg-1", PatroniApi(port=port), "/leader", TIMEOUT_S)
+    assert str(raised.value) == f"{SILENT} (at {OTHER}); Connection refused (at {HOST})"
 
 
 def test_a_tls_handshake_that_hangs(tls: Tls) -> None:
