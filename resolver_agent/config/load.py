@@ -13,17 +13,16 @@ import os
 import socket
 import stat
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from resolver_agent.config import patroni_yml, values, yaml12
+from resolver_agent.config import patroni_yml, source, values, yaml12
 from resolver_agent.config.model import Config, Fallback, Group, Node, PatroniApi, Route
-from resolver_agent.config.reader import Reader, Required, Table, as_is
+from resolver_agent.config.reader import Reader, Required, Table, TooManyErrorsError, as_is
 from resolver_agent.config.yaml12 import dotted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 
 class ConfigError(ValueError):
@@ -33,6 +32,11 @@ class ConfigError(ValueError):
         self.errors = tuple(errors)
         super().__init__("\n".join(self.errors))
 
+
+DEFAULT_HOSTS_FILE = "/etc/hosts"
+DEFAULT_RUNTIME_DIR = "/run/resolver-agent"
+_AGENTS_PASSFILE = "/etc/resolver-agent.pgpass"
+"""The password file of the sample: it holds the agent's own password and no other."""
 
 _FALLBACK = (
     "there is no default, expected none (reads through a name stop while it has no fit standby), primary (that name "
@@ -58,8 +62,8 @@ _TOP: Table = {
     "interval": (values.duration_s, 1.0),
     "timeout": (values.duration_s, 2.0),
     "citus": (values.word("auto", "off"), "auto"),
-    "hosts_file": (values.path, "/etc/hosts"),
-    "runtime_dir": (values.path, "/run/resolver-agent"),
+    "hosts_file": (values.path, DEFAULT_HOSTS_FILE),
+    "runtime_dir": (values.path, DEFAULT_RUNTIME_DIR),
     "log": (as_is, {}),
 }
 _PATRONI_API: Table = {
@@ -87,6 +91,7 @@ _EVERY_NODE = {
     **dict.fromkeys(("host", "hostaddr"), "the nodes are given under `names`: remove it"),
     "port": "the nodes' port is `port` at the top level or at a name: remove it",
 }
+_FILES = frozenset(("passfile", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslcrldir"))
 _SECRETS = frozenset(("password", "sslpassword", "oauth_client_secret"))
 _DEFAULT_LOGIN = {"user": "resolver_agent", "dbname": "postgres"}
 
@@ -159,6 +164,10 @@ def _with_login(given: dict[str, str], patroni: dict[str, str]) -> dict[str, str
     return {**_DEFAULT_LOGIN, **({} if own else patroni), **given}
 
 
+def _is_patronis(document: Any) -> bool:
+    return isinstance(document, dict) and not {"resolver_agent", "scope"}.isdisjoint(document)
+
+
 def parse(text: str | bytes, *, path: str, hostname: str) -> Config:
     """Return the configuration in the text: the whole text, or the ``resolver_agent:`` section of Patroni's file.
 
@@ -174,13 +183,28 @@ def parse(text: str | bytes, *, path: str, hostname: str) -> Config:
         document, faults = yaml12.read(text)
     except yaml12.YamlError as exc:
         raise ConfigError([f"{path}: {exc}"]) from exc
-    is_patronis = isinstance(document, dict) and not {"resolver_agent", "scope"}.isdisjoint(document)
+    is_patronis = _is_patronis(document)
     prefix = "resolver_agent" if is_patronis else ""
     if is_patronis and prefix not in document:
         raise ConfigError([f"{path}: {prefix}: missing, expected this section in Patroni's configuration"])
     reader = Reader()
+    try:
+        config = _parse(reader, document, faults, prefix=prefix, path=path, hostname=hostname)
+    except TooManyErrorsError:
+        reader.errors.append("and more errors")
+    if reader.errors:
+        raise ConfigError(f"{path}: {error}" for error in reader.errors)
+    return config
+
+
+def _parse(
+    reader: Reader, document: Any, faults: Mapping[str, str], *, prefix: str, path: str, hostname: str
+) -> Config:
+    """Return the configuration, which is void if the reader has errors afterwards."""
+    is_patronis = bool(prefix)
     for key, fault in faults.items():
-        if key.startswith(prefix):  # errors in the rest of the file are Patroni's to report
+        # Errors in the rest of Patroni's file are Patroni's to report.
+        if not prefix or key == prefix or key.startswith((f"{prefix}.", f"{prefix}[")):
             reader.error(key, fault)
     section = document[prefix] if is_patronis else document
     address, login = patroni_yml.local_server(document.get("postgresql")) if is_patronis else ({}, {})
@@ -192,8 +216,6 @@ def parse(text: str | bytes, *, path: str, hostname: str) -> Config:
     local = reader.keywords(dotted(prefix, "local"), top["local"], refused=_LOCAL)
     if (local.get("host") or "/").lower() in {group.name for group in groups}:
         reader.error(dotted(prefix, "local.host"), "a managed name found, expected a socket's folder or an address")
-    if reader.errors:
-        raise ConfigError(f"{path}: {error}" for error in reader.errors)
     postgresql = _with_login(given, login)
     return Config(
         path=path,
@@ -210,6 +232,7 @@ def parse(text: str | bytes, *, path: str, hostname: str) -> Config:
         runtime_dir=top["runtime_dir"],
         log_format=log["format"],
         log_level=log["level"],
+        in_patronis_file=is_patronis,
     )
 
 
@@ -217,18 +240,93 @@ def load(path: str) -> Config:
     """Return the configuration in a file, with warnings about the file itself.
 
     Raises:
-        ConfigError: the file cannot be read, or has errors.
+        ConfigError: the file, or one that it names, cannot be read, it has errors, or root must not act on it.
     """
-    try:
-        with Path(path).open("rb") as file:
-            text, mode = file.read(), stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-    except OSError as exc:
-        raise ConfigError([f"{path}: {exc.strerror}, expected a configuration file that can be read"]) from exc
-    config = parse(text, path=path, hostname=socket.gethostname())
+    found = _read(path)
+    intruder = found.intruder if os.geteuid() == 0 else None
+    config = parse(found.content, path=path, hostname=socket.gethostname())
+    if intruder is not None:
+        _refuse_intruder(config, intruder)
+    errors = [f"{path}: {key}: {file}: {fault}" for key, file in _files(config) if (fault := source.unreadable(file))]
+    if errors:
+        raise ConfigError(errors)
+    mode = found.mode
     if mode & stat.S_IROTH and not _SECRETS.isdisjoint({*config.postgresql, *config.local}):
         warning = f"{path}: holds a password and is world-readable (mode {mode:04o}): chmod {mode & ~0o007:04o} {path}"
         return dataclasses.replace(config, warnings=(warning,))
     return config
+
+
+def _read(path: str) -> source.Source:
+    try:
+        return source.read(path)
+    except OSError as exc:
+        raise ConfigError([f"{path}: {exc.strerror}, expected a configuration file that can be read"]) from exc
+    except ValueError as exc:
+        raise ConfigError([f"{path!r}: {exc}, expected a path"]) from exc
+
+
+def _refuse_intruder(config: Config, intruder: source.Intruder) -> None:
+    """Raise if root must not act on a configuration that somebody else may change.
+
+    The section in Patroni's file belongs to the user that runs PostgreSQL. It may say where the names lead, and how to
+    log in there; it may not lead root to other files, whose content or existence errors and servers would tell.
+    """
+    if not config.in_patronis_file or intruder.everybody:
+        raise ConfigError(
+            [f"{config.path}: {intruder}, expected a file and folders that only root may change: {intruder.fix}"]
+        )
+    steers = [
+        (key, value)
+        for key, value, default in (
+            ("hosts_file", config.hosts_file, DEFAULT_HOSTS_FILE),
+            ("runtime_dir", config.runtime_dir, DEFAULT_RUNTIME_DIR),
+        )
+        if value != default
+    ]
+    steers += [(key, file) for key, file in _files(config) if file != _AGENTS_PASSFILE and not source.is_public(file)]
+    if steers:
+        raise ConfigError(
+            f"{config.path}: resolver_agent.{key}: {value!r} is not taken from a file that others than root may change "
+            f"({intruder}): put the section into a file of its own that belongs to root, e.g. /etc/resolver-agent.yml"
+            for key, value in steers
+        )
+
+
+def _files(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield the key and path of each file that libpq or the Patroni client opens."""
+    for section in ("postgresql", "local"):
+        for key, value in getattr(config, section).items():
+            # The rest of `local` is as in `postgresql`.
+            if (
+                key in _FILES
+                and value not in ("", "system")
+                and (section == "postgresql" or config.postgresql.get(key) != value)
+            ):
+                yield f"{section}.{key}", value
+    for group in config.groups:
+        for key in ("cacert", "cert", "key"):
+            if group.patroni is not None and (value := getattr(group.patroni, key)) is not None:
+                yield f"names.{group.name}.patroni.{key}", value
+
+
+def locations(path: str) -> tuple[str, str]:
+    """Return the runtime folder and the hosts file of a faulty configuration; what it does not give is the default."""
+    places = (DEFAULT_RUNTIME_DIR, DEFAULT_HOSTS_FILE)
+    try:
+        found = source.read(path)
+        document, _ = yaml12.read(found.content)
+    except (OSError, ValueError):
+        return places
+    if found.intruder is not None and os.geteuid() == 0:
+        return places
+    section = document.get("resolver_agent") if _is_patronis(document) else document
+    given = section if isinstance(section, dict) else {}
+    reader = Reader()
+    return (
+        reader.value("", values.path, given.get("runtime_dir", places[0]), places[0]),
+        reader.value("", values.path, given.get("hosts_file", places[1]), places[1]),
+    )
 
 
 def load_again(current: Config) -> Config:
@@ -245,6 +343,12 @@ def load_again(current: Config) -> Config:
 
 
 def fingerprint(config: Config) -> str:
-    """Return a hash by which two processes can tell whether they have the same configuration."""
-    items = [(key, str(getattr(config, key))) for key in config.__slots__ if key not in ("path", "warnings")]
+    """Return a hash by which two processes can tell whether they have the same configuration, but for its secrets."""
+    items = []
+    for key in config.__slots__:
+        value = getattr(config, key)
+        if key in ("postgresql", "local"):
+            value = {name: text for name, text in value.items() if name not in _SECRETS}
+        if key not in ("path", "warnings"):
+            items.append((key, str(value)))
     return hashlib.sha256(repr(items).encode()).hexdigest()

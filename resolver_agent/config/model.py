@@ -74,6 +74,7 @@ class Config:
 
     ``groups`` are in the file's order. ``postgresql`` holds the libpq keywords for every node, without host and port;
     ``local`` those for the server on this node, complete. Both may hold passwords. ``citus`` is False for ``off``.
+    ``in_patronis_file`` tells a section of Patroni's file from a file of its own.
     """
 
     path: str
@@ -89,6 +90,7 @@ class Config:
     log_format: str
     log_level: str
     warnings: tuple[str, ...] = ()
+    in_patronis_file: bool = False
 
     @property
     def max_age_s(self) -> float:

@@ -30,6 +30,13 @@ def as_is(value: Any) -> Any:
     return value
 
 
+_MOST_ERRORS = 100
+
+
+class TooManyErrorsError(Exception):
+    """There are so many errors that no more are looked for."""
+
+
 class Reader:
     """Reads plain values and collects every error, so that all are reported at once."""
 
@@ -37,7 +44,13 @@ class Reader:
         self.errors: list[str] = []
 
     def error(self, key: str, fault: object) -> None:
-        """Add an error under its dotted key; an empty key stands for the whole file."""
+        """Add an error under its dotted key; an empty key stands for the whole file.
+
+        Raises:
+            TooManyErrorsError: this is one too many.
+        """
+        if len(self.errors) >= _MOST_ERRORS:
+            raise TooManyErrorsError
         self.errors.append(f"{key}: {fault}" if key else str(fault))
 
     def value(self, key: str, parse: Callable[[Any], Any], found: Any, default: Any = None) -> Any:
@@ -53,7 +66,8 @@ class Reader:
         if isinstance(found, dict):
             return found
         if found is not None:
-            self.error(key, f"{values.shown(found)} found, {fix}")
+            # Text is not quoted: it may be a connection string with a password.
+            self.error(key, f"{'text' if isinstance(found, str) else values.shown(found)} found, {fix}")
         return {}
 
     def fields(self, key: str, found: Any, table: Table, *, misplaced: Mapping[str, str]) -> dict[str, Any]:

@@ -158,8 +158,9 @@ def test_ready_with_every_node_silent(host: SystemdHost) -> None:
 
 @pytest.mark.parametrize("folder", ["/run/postgresql", "/tmp"])  # noqa: S108 - where PostgreSQL's own default puts it
 def test_names_are_written_inside_the_sandbox(host: SystemdHost, folder: str) -> None:
-    """The file is replaced, not overwritten; postgres may own the configuration; the socket may be in either folder."""
-    host.write("/etc/resolver-agent.yml", CONFIG.replace("/run/postgresql", folder).encode())
+    """The file is replaced, not overwritten; postgres may own Patroni's; the socket may be in either folder."""
+    section = "scope: cn\nresolver_agent:\n" + re.sub("(?m)^", "  ", CONFIG.replace("/run/postgresql", folder))
+    host.write("/etc/resolver-agent.yml", section.encode())
     host.run("chown", "postgres:postgres", "/etc/resolver-agent.yml")
     host.run("chmod", "0600", "/etc/resolver-agent.yml")
     before = (host.root / "etc/hosts").stat()

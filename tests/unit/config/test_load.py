@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -15,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resolver_agent.config.load import ConfigError, load
+from resolver_agent.config.load import ConfigError, fingerprint, load, locations
 from resolver_agent.config.model import Config, Fallback, Group, Node, PatroniApi, Route
 from tests.unit.config.builders import FALLBACK, MINIMAL, NAMES, SIZE_UNIT, SOME_NAMES, errors, names, nodes, parse
 
@@ -378,10 +377,10 @@ def test_errors_of_a_file_name_it(tmp_path: Path) -> None:
     [
         ("postgresql: {password: x}", 0o644, 0o640),
         ("local: {password: x}", 0o604, 0o600),
-        ("postgresql: {sslpassword: x}", 0o664, 0o660),
+        ("postgresql: {sslpassword: x}", 0o644, 0o640),
         ("postgresql: {password: x}", 0o640, None),
         ("postgresql: {password: x}", 0o600, None),
-        ("postgresql: {passfile: /x}", 0o644, None),
+        ("postgresql: {passfile: /etc/hosts}", 0o644, None),
         ("", 0o644, None),
     ],
 )
@@ -396,9 +395,9 @@ def test_a_password_that_everybody_can_read_is_warned_about(
 
 def test_the_sample_is_valid_and_shows_the_defaults() -> None:
     """The sample loads without a warning, and the defaults it shows are right."""
-    sample = load(str(SAMPLE))
+    sample = parse(SAMPLE.read_text())
     required, _, optional = SAMPLE.read_text().partition("# From here on everything is optional")
-    assert parse(required) == dataclasses.replace(sample, path="agent.yml")
+    assert parse(required) == sample
     shown = set(re.findall(r"(?m)^(\w+):", optional))
     assert shown == {
         "route",
@@ -431,3 +430,55 @@ def test_a_driver_is_loaded_only_when_it_is_needed() -> None:
     """Commands that need no database must not import psycopg (0.1 s)."""
     code = "import sys, resolver_agent.config.load; sys.exit('psycopg' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    """A FIFO does not block, and a device is not read for ever."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in (str(fifo), "/dev/zero"):
+        assert load_error(path) == f"{path}: not a regular file, expected a configuration file that can be read"
+
+
+def test_a_file_of_a_gigabyte(tmp_path: Path) -> None:
+    """No more is read of a file than a configuration may have."""
+    path = write(tmp_path / "agent.yml", "")
+    os.truncate(path, 2**30)
+    assert load_error(path) == f"{path}: larger than 1 MiB, expected a configuration"
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("postgresql: {passfile: %s/none}", "postgresql.passfile"),
+        ("postgresql: {sslrootcert: %s/none}", "postgresql.sslrootcert"),
+        ("local: {sslkey: %s/none}", "local.sslkey"),
+    ],
+)
+def test_a_file_that_does_not_exist(line: str, key: str, tmp_path: Path) -> None:
+    """Files that the configuration names must be there, or a reload would leave the agent without logins."""
+    path = write(tmp_path / "agent.yml", f"{MINIMAL}{line % tmp_path}\n")
+    assert load_error(path) == f"{path}: {key}: {tmp_path}/none: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("intervall: 1s", ("/r", "/h")),
+        ("runtime_dir: 7", ("/run/resolver-agent", "/h")),
+        ("<", ("/run/resolver-agent", "/etc/hosts")),
+    ],
+)
+def test_where_the_agent_of_a_faulty_file_is(line: str, expected: tuple[str, str], tmp_path: Path) -> None:
+    """The runtime folder and the hosts file are found as far as they can be read."""
+    path = write(tmp_path / "agent.yml", f"fallback: maybe\nruntime_dir: /r\nhosts_file: /h\n{line}\n")
+    assert locations(path) == expected
+
+
+def test_a_fingerprint_has_no_password_in_it() -> None:
+    """It differs with the configuration, not with its secrets, which nobody could then guess from it."""
+    found = [
+        fingerprint(parse(f"{MINIMAL}postgresql: {{user: {user}, password: {word}}}"))
+        for user, word in ("ux", "uy", "vx")
+    ]
+    assert found[0] == found[1] != found[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from resolver_agent.config.values import libpq_keywords
 from tests.unit.config.builders import MINIMAL, errors
 
 TEXT = "found, expected text (put it in quotes if it is meant as such)"
@@ -19,7 +20,20 @@ KEYS = {
     ),
     "key of a name at the top": ("nodes: [10.0.0.1]", "nodes: unknown key, it belongs under a name: names.NAME.nodes"),
     "unknown nested key": ("log: {levle: info}", "log.levle: unknown key, did you mean `level`?"),
-    "map wanted": ("log: text", "log: 'text' found, expected a map of format, level"),
+    "map wanted": ("log: text", "log: text found, expected a map of format, level"),
+    "connection string": (
+        "postgresql: host=10.0.0.1 password=hunter2",
+        "postgresql: text found, expected a map",
+    ),
+    "entries without blanks": (
+        "postgresql: {user:u password:hunter2}",
+        (
+            "postgresql.'…': libpq has no such keyword, expected one of "
+            + ", ".join(
+                sorted(libpq_keywords() - {"host", "hostaddr", "port", "connect_timeout", "target_session_attrs"})
+            )
+        ),
+    ),
     "unknown keyword": (
         "postgresql: {sslmod: prefer}",
         ("postgresql.sslmod: libpq has no such keyword, did you mean `sslmode`?"),
@@ -89,3 +103,9 @@ def test_all_errors_are_reported_at_once() -> None:
         "names.localhost",
         "names.localhost.nodes",
     ]
+
+
+def test_errors_without_end_are_cut() -> None:
+    """Of a file that is no configuration at all the first hundred errors are reported."""
+    found = errors(MINIMAL + "".join(f"key{i}: 1\n" for i in range(20_000)))
+    assert (len(found), found[-1]) == (101, "and more errors")

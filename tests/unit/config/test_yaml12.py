@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from resolver_agent.config.model import Node, Route
 from tests.unit.config.builders import MINIMAL, errors, parse
+
+NESTED = "nested more than 50 levels deep, or an alias inside its own anchor"
+TOO_LARGE = r"a number in an escape (\U…) or in a directive (%YAML …) is too large"
 
 SHAPE = {
     "key given twice": (
@@ -27,16 +32,60 @@ SHAPE = {
         "fallback: none\n\tport: 1\n",
         [("line 2, column 1: while scanning for the next token, found character '\\t' that cannot start any token")],
     ),
-    "undefined alias": ("fallback: *x\n", ["line 1, column 11: found undefined alias 'x'"]),
+    "undefined alias": ("fallback: *hunter2\n", ["line 1, column 11: found undefined alias '…'"]),
+    "password that reads as an alias": (
+        "postgresql: {password: *hunter2}\n",
+        ["line 1, column 24: found undefined alias '…'"],
+    ),
+    "password that reads as a tag's prefix": (
+        "postgresql: {password: !hun!ter2 }\n",
+        ["line 1, column 24: while parsing a node, found undefined tag handle '…'"],
+    ),
+    "password that reads as a tag": (
+        MINIMAL + "postgresql: {password: !hunter2 }\n",
+        [
+            "postgresql.password: a tag (!…) on line 3, expected none, and quotes around text that begins with !",
+            "postgresql.password: null found, expected text (put it in quotes if it is meant as such)",
+        ],
+    ),
     "alias inside of itself": (
         "names: &x {wk1: *x}\n",
-        ["nested too deeply, or an alias inside its own anchor"],
+        [NESTED],
     ),
     "two documents": (
         "fallback: none\n---\nnames: {}\n",
         ["line 2, column 1: expected a single document in the stream, but found another document"],
     ),
     "control character": ("fallback: none\nport: \x01", ["line 2, column 7: a character that YAML does not allow"]),
+    "100,000 levels": ("[" * 100_000, [NESTED]),
+    "100,000 levels in block style": ("- " * 100_000, [NESTED]),
+    "aliases that repeat tenfold a line": (
+        "a: &a [1]\n" + "".join(f"{b}: &{b} [{f'*{a},' * 10}]\n" for a, b in itertools.pairwise("abcdefghij")),
+        ["more than 50000 values, those that aliases repeat included"],
+    ),
+    "list of a hundred thousand": (
+        f"[{'1,' * 100_000}]",
+        ["more than 50000 values, those that aliases repeat included"],
+    ),
+    "larger than a configuration": ("#" * 1_048_577, ["larger than 1 MiB, expected a configuration"]),
+    "character that does not exist": (r'fallback: "\UFFFFFFFF"', [TOO_LARGE]),
+    "version of 5,000 digits": (f"%YAML {'1' * 5000}.1\n--- a", [TOO_LARGE]),
+    "surrogate": (
+        MINIMAL + r'hosts_file: "/etc/\ud800"',
+        ["hosts_file: half of a surrogate pair on line 3, expected whole characters"],
+    ),
+    "surrogate in a key": (
+        MINIMAL + r'"\ud800": 1',
+        ["half of a surrogate pair on line 3, expected whole characters"],
+    ),
+    "merge of text": (
+        "fallback: none\nnames: {<<: text, wk1: {nodes: [10.0.0.1]}}\n",
+        ["names.'<<': no map on line 2, expected a map, or a list of maps"],
+    ),
+    "Python's tags": (
+        MINIMAL + "hosts_file: !!python/object/apply:os.getcwd /etc\n",
+        ["hosts_file: a tag (!…) on line 3, expected none, and quotes around text that begins with !"],
+    ),
     "not UTF-8": (b"fallback: none\nport: \xff", ["line 2, column 7: not UTF-8 text"]),
 }
 

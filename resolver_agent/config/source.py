@@ -1,0 +1,136 @@
+"""The file that holds the configuration, and who may change it.
+
+Root acts on what this file says. So it must be a file that only root may change, as sshd's StrictModes demands of its
+own files; the section in Patroni's file, which belongs to the postgres user, may not give what steers root elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import pwd
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MOST_BYTES = 1024**2
+_MOST_LINKS = 40
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """The content of a configuration file, its mode, and who may change it besides root (None: nobody)."""
+
+    content: bytes
+    mode: int
+    intruder: Intruder | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Intruder:
+    """Somebody who may change a file or folder besides root: in words, with the command that ends it."""
+
+    fault: str
+    fix: str
+    everybody: bool
+
+    def __str__(self) -> str:
+        return self.fault
+
+
+def read(path: str) -> Source:
+    """Return what is in a file: of more than 1 MiB only somewhat more than that.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    # A FIFO without a writer would block the open, and a device could be read for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        content = file.read(_MOST_BYTES + 1)
+    return Source(content, stat.S_IMODE(found.st_mode), _of(os.path.realpath(path), found) or intruder(path))
+
+
+def unreadable(path: str) -> str | None:
+    """Return why a file, or folder, cannot be read; None if it can be."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        return error.strerror
+    mode = os.fstat(descriptor).st_mode
+    os.close(descriptor)
+    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "not a regular file"
+
+
+def is_public(path: str) -> bool:
+    """Report whether everybody may read a file, and only root may change it or put another in its place."""
+    try:
+        return intruder(path) is None and bool(os.stat(path).st_mode & stat.S_IROTH)  # noqa: PTH116 - as the others
+    except OSError:
+        return False
+
+
+def intruder(path: str) -> Intruder | None:
+    """Return who besides root may change what a path leads to: the file, a link or a folder on the way.
+
+    Raises:
+        OSError: a part of the path does not exist, or the links do not end.
+    """
+    return next(filter(None, (_of(at, found) for at, found in _steps(path))), None)
+
+
+def _of(at: str, found: os.stat_result) -> Intruder | None:
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid != 0:
+        return Intruder(
+            f"{at} belongs to {_user(found.st_uid)} (mode {mode:04o})", f"chown -h root {at}", everybody=False
+        )
+    # In a sticky folder (/tmp) others cannot replace what belongs to root. A link has no mode of its own.
+    sticky = stat.S_ISDIR(found.st_mode) and mode & stat.S_ISVTX
+    if not mode & _OTHERS_WRITE or sticky or stat.S_ISLNK(found.st_mode):
+        return None
+    everybody = bool(mode & stat.S_IWOTH)
+    whom = "everybody" if everybody else "its group"
+    return Intruder(f"{at} is writable for {whom} (owner root, mode {mode:04o})", f"chmod go-w {at}", everybody)
+
+
+def _steps(path: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield each folder, link and file on a path, links followed, from the root folder on."""
+    at, links = "/", 0
+    todo = list(reversed(Path(os.path.abspath(path)).parts[1:]))  # noqa: PTH100 - resolve() would hide the links
+    yield at, os.lstat(at)
+    while todo:
+        part = todo.pop()
+        if part == "..":
+            at = os.path.dirname(at)  # noqa: PTH120 - text, no look-up
+            continue
+        step = f"{at.rstrip('/')}/{part}"
+        found = os.lstat(step)
+        yield step, found
+        if not stat.S_ISLNK(found.st_mode):
+            at = step
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        target = Path(step).readlink()
+        if target.is_absolute():
+            at = "/"
+        todo.extend(reversed([one for one in target.parts if one != "/"]))
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
