@@ -50,8 +50,8 @@ _PER_NAME: Table = {
     "route": (values.member(Route), Route.FOLLOW),
     "port": (values.port, 5432),
     "max_lag_bytes": (values.optional(values.size_bytes), None),
-    "max_lag_seconds": (values.optional(values.duration_s), None),
-    "failback_delay": (partial(values.duration_s, zero=True), 10.0),
+    "max_lag_seconds": (values.optional(partial(values.duration_s, least="1ms", most="24h")), None),
+    "failback_delay": (partial(values.duration_s, least="0", most="24h"), 10.0),
 }
 _TOP: Table = {
     "fallback": (values.member(Fallback), Required(_FALLBACK)),
@@ -59,8 +59,8 @@ _TOP: Table = {
     "postgresql": (as_is, {}),
     "local": (as_is, {}),
     **_PER_NAME,
-    "interval": (values.duration_s, 1.0),
-    "timeout": (values.duration_s, 2.0),
+    "interval": (partial(values.duration_s, least="10ms", most="1h"), 1.0),
+    "timeout": (partial(values.duration_s, least="10ms", most="1h"), 2.0),
     "citus": (values.word("auto", "off"), "auto"),
     "hosts_file": (values.path, DEFAULT_HOSTS_FILE),
     "runtime_dir": (values.path, DEFAULT_RUNTIME_DIR),
@@ -81,6 +81,8 @@ _AT_THE_TOP = dict.fromkeys(_TOP.keys() - _PER_NAME.keys(), "it is set once for 
 
 # Connection keywords that the agent sets itself, or that would hide a server from it.
 _ANY_SERVER = {
+    "service": "libpq's service files are not read: write its keywords here",
+    "client_encoding": "the agent chooses it for each database: remove it",
     "connect_timeout": "`timeout` bounds every probe: remove it",
     "replication": "probes are ordinary sessions: remove it",
     "target_session_attrs": "servers of either role have to answer: remove it",
@@ -91,8 +93,12 @@ _EVERY_NODE = {
     **dict.fromkeys(("host", "hostaddr"), "the nodes are given under `names`: remove it"),
     "port": "the nodes' port is `port` at the top level or at a name: remove it",
 }
-_FILES = frozenset(("passfile", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslcrldir"))
 _SECRETS = frozenset(("password", "sslpassword", "oauth_client_secret"))
+_LOGIN = {"user", "password", "passfile", "sslcert", "sslkey"}
+_NODES_ALONE = {"require_auth", "channel_binding"}
+"""What a socket cannot meet."""
+_SAFE_AUTH = "scram-sha-256,gss,none"
+"""What gives nothing away; `none` is also the login by a certificate."""
 _DEFAULT_LOGIN = {"user": "resolver_agent", "dbname": "postgres"}
 
 
@@ -156,12 +162,19 @@ def _groups(
     return tuple(groups.values())
 
 
-def _with_login(given: dict[str, str], patroni: dict[str, str]) -> dict[str, str]:
-    """Return the keywords, with a login added where they have none; two logins are never mixed."""
-    if "service" in given:
-        return given
-    own = given.keys() & {"user", "password", "passfile"}
-    return {**_DEFAULT_LOGIN, **({} if own else patroni), **given}
+def _logins(
+    given: Mapping[str, str], local: Mapping[str, str], patroni: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the keywords for the nodes and those for the local server.
+
+    Patroni's superuser logs in to the local server alone, and only if the section has no login; two logins are never
+    mixed. A node that asks for a password in clear or by MD5 gets none: whoever has its address would have it then. The
+    local server may also let the agent in without any authentication, by the socket's peer.
+    """
+    demand = {"require_auth": _SAFE_AUTH} if "require_auth" in values.libpq_keywords() else {}
+    shared = {key: value for key, value in given.items() if key not in _NODES_ALONE}
+    own = _LOGIN & {*given, *local}
+    return {**_DEFAULT_LOGIN, **demand, **given}, {**_DEFAULT_LOGIN, **({} if own else patroni), **shared, **local}
 
 
 def _is_patronis(document: Any) -> bool:
@@ -214,16 +227,23 @@ def _parse(
     groups = _groups(reader, dotted(prefix, "names"), top["names"] or {}, defaults=top, hostname=hostname)
     given = reader.keywords(dotted(prefix, "postgresql"), top["postgresql"], refused=_EVERY_NODE)
     local = reader.keywords(dotted(prefix, "local"), top["local"], refused=_LOCAL)
-    if (local.get("host") or "/").lower() in {group.name for group in groups}:
+    host = {**address, **local}.get("host") or "/"
+    if host.lower() in {group.name for group in groups}:
         reader.error(dotted(prefix, "local.host"), "a managed name found, expected a socket's folder or an address")
-    postgresql = _with_login(given, login)
+    if "," in host:
+        reader.error(dotted(prefix, "local.host"), "a comma found, expected one server")
+    to_nodes, to_local = ({}, {}) if reader.errors else _logins(given, local, login)
+    for key, keywords in (("postgresql", to_nodes), ("local", to_local)):
+        refusal = None if reader.errors else values.libpq_fault(keywords)
+        if refusal:  # each value is right, but not with the others
+            reader.error(dotted(prefix, key), f"libpq refuses these keywords: {refusal}")
     return Config(
         path=path,
         fallback=top["fallback"],
         groups=groups,
-        postgresql=MappingProxyType(postgresql),
+        postgresql=MappingProxyType(to_nodes),
         local=MappingProxyType(
-            {"host": patroni_yml.DEFAULT_SOCKET_DIR, "port": str(top["port"]), **address, **postgresql, **local}
+            {"host": patroni_yml.DEFAULT_SOCKET_DIR, "port": str(top["port"]), **address, **to_local}
         ),
         interval_s=top["interval"],
         timeout_s=top["timeout"],
@@ -299,7 +319,7 @@ def _files(config: Config) -> Iterator[tuple[str, str]]:
         for key, value in getattr(config, section).items():
             # The rest of `local` is as in `postgresql`.
             if (
-                key in _FILES
+                key in values.FILES
                 and value not in ("", "system")
                 and (section == "postgresql" or config.postgresql.get(key) != value)
             ):

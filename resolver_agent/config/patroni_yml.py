@@ -5,11 +5,18 @@ What the section does not set is left out. Patroni reports faults in it; this mo
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 DEFAULT_SOCKET_DIR = "/var/run/postgresql"
 """The default of Debian and Red Hat; the libpq in psycopg's wheel has another one compiled in."""
 
+_LOGIN = {
+    "username": "user",
+    **dict.fromkeys(("password", "sslmode", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl", "sslcrldir")),
+    **dict.fromkeys(("gssencmode", "channel_binding", "sslnegotiation")),
+}
+"""The keys that Patroni passes on to libpq (_AUTH_ALLOWED_PARAMETERS), and libpq's keyword where it is another."""
 _ALSO_LOCALHOST = {"*", "localhost", "0.0.0.0", "127.0.0.1"}  # noqa: S104 - compared with, not bound to
 
 
@@ -21,18 +28,26 @@ def local_server(postgresql: Any) -> tuple[dict[str, str], dict[str, str]]:
     """
     section = _map(postgresql)
     address: dict[str, str] = {}
-    if listen := section.get("listen") or section.get("connect_address"):
-        hosts, port = [*str(listen).rsplit(":", 1), "5432"][:2]
+    if listen := _text(section.get("listen")) or _text(section.get("connect_address")):
+        hosts, port = [*listen.rsplit(":", 1), "5432"][:2]
         listening = [host.strip(" []") for host in hosts.split(",")]
-        address = {"host": listening[0] if _ALSO_LOCALHOST.isdisjoint(listening) else "localhost", "port": port}
+        host = listening[0] if _ALSO_LOCALHOST.isdisjoint(listening) else "localhost"
+        if host and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 2**16:
+            address = {"host": host, "port": port}
     if str(section.get("use_unix_socket")).lower() in ("true", "yes", "on"):
-        folders = str(_map(section.get("parameters")).get("unix_socket_directories", DEFAULT_SOCKET_DIR)).split(",")
+        parameters = _map(section.get("parameters"))
+        folders = _text(parameters.get("unix_socket_directories", DEFAULT_SOCKET_DIR)).split(",")
         absolute = [folder.strip() for folder in folders if folder.strip().startswith("/")]
         if absolute:
             address["host"] = absolute[0]
     superuser = _map(_map(section.get("authentication")).get("superuser"))
-    login = {"user" if key == "username" else key: str(value) for key, value in superuser.items() if value is not None}
+    login = {_LOGIN[key] or key: text for key, value in superuser.items() if key in _LOGIN and (text := _text(value))}
     return address, login if "user" in login else {}
+
+
+def _text(value: Any) -> str:
+    """Return text or a number as libpq takes it, and anything else as empty."""
+    return str(value) if type(value) in (str, int) and "\0" not in str(value) else ""
 
 
 def _map(value: Any) -> dict[str, Any]:

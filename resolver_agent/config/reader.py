@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from resolver_agent.config import values
@@ -96,7 +97,7 @@ class Reader:
             elif name not in (known := values.libpq_keywords()):
                 self.error(at, f"libpq has no such keyword, {_nearest(name, known - refused.keys())}")
             else:
-                result[name] = self.value(at, values.port_text if name == "port" else values.text, given)
+                result[name] = self.value(at, partial(values.libpq_value, keyword=name), given)
         return result
 
 

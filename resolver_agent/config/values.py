@@ -11,7 +11,11 @@ import functools
 import ipaddress
 import math
 import re
+import string
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from resolver_agent.config.yaml12 import may_hold_a_password
+from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,9 +23,13 @@ if TYPE_CHECKING:
 _E = TypeVar("_E", bound=enum.Enum)
 _T = TypeVar("_T")
 
+_SHOWN = 300  # characters of a value
 _DURATIONS_MS = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000}
 _SIZES = {"B": 1, "kB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 _QUANTITY = re.compile(r"(-?[0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
+
+FILES = frozenset(("passfile", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslcrldir"))
+"""The connection keywords that name a file or folder."""
 
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?")
 _LOOPBACK = re.compile(r"localhost[46]?(\..*)?|.*\.localhost|ip6-.*", re.IGNORECASE)
@@ -45,6 +53,10 @@ def shown(value: Any) -> str:
     """Return a value as an error message shows it; of lists and maps only the type."""
     if value in ([], {}):
         return f"an empty {'list' if value == [] else 'map'}"
+    if isinstance(value, str) and may_hold_a_password(value):
+        return "text that may hold a password"
+    if isinstance(value, str) and len(value) > _SHOWN:
+        return f"{value[:_SHOWN]!r}…"
     kinds = {dict: "a map", list: "a list", type(None): "null", bool: str(value).lower()}
     return kinds.get(type(value)) or repr(value)
 
@@ -74,7 +86,7 @@ def port(value: Any) -> int:
 
 def port_text(value: Any) -> str:
     """Return a TCP port as libpq takes it, given as a whole number or as text."""
-    return str(port(int(value) if isinstance(value, str) and value.isdecimal() else value))
+    return str(port(int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,5}", value) else value))
 
 
 def word(*words: str) -> Callable[[Any], str]:
@@ -110,45 +122,64 @@ def optional(parse: Callable[[Any], _T]) -> Callable[[Any], _T | None]:
     return lambda value: None if value is None else parse(value)
 
 
-def _quantity(value: Any, *, units: Mapping[str, int], example: str, zero: bool) -> float:
-    """Return a number in the smallest of the units; 0 needs no unit."""
+def _quantity(value: Any, *, units: Mapping[str, int], example: str, least: str, most: str) -> float:
+    """Return a number in the smallest of the units; 0 needs no unit, and is a value only if ``least`` is 0."""
     match = _QUANTITY.fullmatch(str(value)) if type(value) in (str, int) else None
     if match is None:
         raise ValueError(f"{shown(value)} found, expected {example}")
     number, unit = float(match[1]), match[2]
-    if number < 0 or (number == 0 and not zero):
-        raise ValueError(f"{shown(value)} found, expected {'0 or more' if zero else 'more than 0'}: {example}")
     if unit not in units and (number or unit):
         raise ValueError(f"{shown(value)} found, expected a number with its unit ({', '.join(units)}): {example}")
-    return number * units.get(unit, 0)
+    found = number * units.get(unit, 0)
+    if not _in_units(least, units) <= found <= _in_units(most, units):
+        raise ValueError(f"{shown(value)} found, expected {least} to {most}: {example}")
+    return found
 
 
-def duration_s(value: Any, *, zero: bool = False) -> float:
-    """Return a duration such as ``500ms``, ``10s``, ``2m`` or ``1h`` in seconds."""
-    return _quantity(value, units=_DURATIONS_MS, example="a duration such as 500ms, 10s, 2m or 1h", zero=zero) / 1000
+def _in_units(bound: str, units: Mapping[str, int]) -> float:
+    number = bound.rstrip(string.ascii_letters)
+    return int(number) * units.get(bound.removeprefix(number), 0)
+
+
+def duration_s(value: Any, *, least: str, most: str) -> float:
+    """Return a duration such as ``500ms``, ``10s``, ``2m`` or ``1h`` in seconds, within bounds written the same way."""
+    example = "a duration such as 500ms, 10s, 2m or 1h"
+    return _quantity(value, units=_DURATIONS_MS, example=example, least=least, most=most) / 1000
 
 
 def size_bytes(value: Any) -> int:
     """Return a size such as ``64MB`` in bytes; the units are PostgreSQL's, powers of 1024."""
-    return math.ceil(_quantity(value, units=_SIZES, example="a size such as 16kB, 64MB or 1GB", zero=False))
+    example = "a size such as 16kB, 64MB or 1GB"
+    return math.ceil(_quantity(value, units=_SIZES, example=example, least="1B", most="1024TB"))
 
 
 def host_name(value: str) -> str:
     """Return a valid host name in lower case, as names compare without regard to case."""
     for broken, fault in _NAME_RULES:
         if broken(value):
-            raise ValueError(f"{value!r} {fault}")
+            raise ValueError(f"{shown(value)} {fault}")
     return value.lower()
 
 
 def managed_name(value: str, *, hostname: str) -> str:
-    """Return a name for the block in lower case; names of the loopback address and of this host are refused."""
+    """Return a name for the block in lower case; names of the loopback address and of this host are refused.
+
+    This host's are its own name and every name with the same first label.
+    """
+    if "_" in value:
+        raise ValueError(
+            f"{shown(value)} has an underscore, which host names may not have: use a hyphen, and rename the node in "
+            "pg_dist_node with citus_update_node"
+        )
     name = host_name(value)
     if _LOOPBACK.fullmatch(name):
         raise ValueError(f"{value!r} is a name of the loopback address, expected one that no other line gives")
-    own = hostname.lower().rstrip(".")
-    if name in (own, own.partition(".")[0]):
-        raise ValueError(f"{value!r} is this host's own name, expected a name for a group of nodes")
+    # Only the first labels are compared: a host may be called by its short name or in full, and be the same host.
+    if name.partition(".")[0] == hostname.lower().partition(".")[0]:
+        raise ValueError(
+            f"{value!r} is this host's own name, by which others reach it: choose a name for the group, e.g. "
+            f"{name.partition('.')[0]}-group, and put it into pg_dist_node with citus_update_node"
+        )
     return name
 
 
@@ -197,3 +228,47 @@ def libpq_keywords() -> frozenset[str]:
     from psycopg import pq  # noqa: PLC0415 - costs 0.1 s
 
     return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults() if option.dispchar != b"D")
+
+
+# As the kernel takes them (net/ipv4/tcp.c): a connection with any other value fails.
+_INTEGERS = {
+    "keepalives": (0, 1),
+    "keepalives_idle": (1, 32767),
+    "keepalives_interval": (1, 32767),
+    "keepalives_count": (1, 127),
+    "tcp_user_timeout": (0, 2**31 - 1),
+}
+
+
+def libpq_value(value: Any, *, keyword: str) -> str:
+    """Return the value of a connection keyword as libpq takes it, judged by libpq itself where it can."""
+    if keyword == "port":
+        return port_text(value)
+    found = text(value)
+    if found and keyword in _INTEGERS:
+        least, most = _INTEGERS[keyword]
+        if not re.fullmatch("[0-9]{1,10}", found) or not least <= int(found) <= most:
+            raise ValueError(f"{shown(value)} found, expected a whole number from {least} to {most}")
+    if found and keyword in FILES and not found.startswith("/") and (keyword, found) != ("sslrootcert", "system"):
+        raise ValueError(f"{shown(value)} found, expected an absolute path")
+    if fault := libpq_fault({keyword: found}):
+        raise ValueError(f"libpq refuses it: {fault}")
+    return found
+
+
+def libpq_fault(keywords: Mapping[str, str]) -> str | None:
+    """Return what libpq says of keywords that it refuses before it connects; None if it would connect with them."""
+    said = _libpq_says(keywords)
+    return None if said == _libpq_says({}) else said
+
+
+def _libpq_says(keywords: Mapping[str, str]) -> str:
+    """Return libpq's message of a connection that fails at once, as there can be no such socket."""
+    from psycopg import conninfo, pq  # noqa: PLC0415 - costs 0.1 s
+
+    given = {"user": "x", **keywords, "host": "/dev/null", "port": "1"}
+    connection = pq.PGconn.connect_start(conninfo.make_conninfo("", **given).encode())
+    try:
+        return plain(connection.error_message)
+    finally:
+        connection.finish()

@@ -25,6 +25,7 @@ FALLBACK = (
     "primary (that name then resolves to its primary: only where readers on standbys use a database role of their own) "
     "or all (as primary, with every name at once)"
 )
+SAFELY = {"require_auth": "scram-sha-256,gss,none"}
 SOME_NAMES = "expected the names in pg_dist_node, e.g. wk1: {nodes: [192.168.234.203, 192.168.234.204]}"
 
 

@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 
 from resolver_agent.config.load import ConfigError, fingerprint, load, locations
 from resolver_agent.config.model import Config, Fallback, Group, Node, PatroniApi, Route
-from tests.unit.config.builders import FALLBACK, MINIMAL, NAMES, SIZE_UNIT, SOME_NAMES, errors, names, nodes, parse
+from tests.unit.config.builders import (
+    FALLBACK,
+    MINIMAL,
+    NAMES,
+    SAFELY,
+    SIZE_UNIT,
+    SOME_NAMES,
+    errors,
+    names,
+    nodes,
+    parse,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,7 +153,7 @@ def test_what_is_not_said_has_a_default() -> None:
                 patroni=None,
             ),
         ),
-        postgresql={"user": "resolver_agent", "dbname": "postgres"},
+        postgresql={"user": "resolver_agent", "dbname": "postgres", **SAFELY},
         local={"host": "/var/run/postgresql", "port": "5432", "user": "resolver_agent", "dbname": "postgres"},
         interval_s=1.0,
         timeout_s=2.0,
@@ -164,7 +175,7 @@ def test_what_is_not_said_has_a_default() -> None:
         ("max_lag_bytes: 64MB", "max_lag_bytes", 64 * 1024**2),
         ("max_lag_bytes: 1.5 GB", "max_lag_bytes", 3 * 1024**3 // 2),
         ("max_lag_bytes: 100B", "max_lag_bytes", 100),
-        ("max_lag_bytes: 0.1B", "max_lag_bytes", 1),
+        ("max_lag_bytes: 1.1B", "max_lag_bytes", 2),
         ("max_lag_bytes: null", "max_lag_bytes", None),
         ("max_lag_seconds: 30s", "max_lag_s", 30.0),
         ("max_lag_seconds: ~", "max_lag_s", None),
@@ -283,10 +294,22 @@ LOGINS = {
             "keepalives_idle": "5",
         },
     ),
-    "in libpq's service file": (
-        "postgresql: {service: s}",
-        {"service": "s"},
-        {"host": "/var/run/postgresql", "port": "5432", "service": "s"},
+    "safer than by default": (
+        "postgresql: {require_auth: scram-sha-256, channel_binding: require, sslmode: require}",
+        {
+            "user": "resolver_agent",
+            "dbname": "postgres",
+            "require_auth": "scram-sha-256",
+            "channel_binding": "require",
+            "sslmode": "require",
+        },
+        {
+            "host": "/var/run/postgresql",
+            "port": "5432",
+            "user": "resolver_agent",
+            "dbname": "postgres",
+            "sslmode": "require",
+        },
     ),
     "nothing said in an empty map": (
         "postgresql:\nlocal:",
@@ -300,7 +323,7 @@ LOGINS = {
 def test_login(lines: str, to_nodes: dict[str, str], to_local: dict[str, str]) -> None:
     """A value that ``local`` does not set is taken from ``postgresql``."""
     read = parse(f"{MINIMAL}{lines}\n")
-    assert (read.postgresql, read.local) == (to_nodes, to_local)
+    assert (read.postgresql, read.local) == ({**SAFELY, **to_nodes}, to_local)
 
 
 VALUES = st.recursive(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.config.builders import FALLBACK, MINIMAL, SOME_NAMES, errors, parse
+from tests.unit.config.builders import FALLBACK, MINIMAL, SAFELY, SOME_NAMES, errors, parse
 
 
 def patroni_file(*, server: str = "{}", section: str = "") -> str:
@@ -65,6 +65,30 @@ IN_PATRONIS_FILE: dict[str, tuple[str, str, dict[str, str], dict[str, str]]] = {
         DEFAULT_LOGIN,
         {"host": "localhost", "port": "5433"},
     ),
+    "shapes that Patroni refuses": (
+        "{listen: [1], connect_address: {a: 1}, use_unix_socket: true, parameters: [x], authentication: [y]}",
+        "",
+        DEFAULT_LOGIN,
+        {"host": "/var/run/postgresql", "port": "5432"},
+    ),
+    "port that is none": (
+        "{listen: '10.0.0.1:https'}",
+        "",
+        DEFAULT_LOGIN,
+        {"host": "/var/run/postgresql", "port": "5432"},
+    ),
+    "superuser with other keys": (
+        r'{authentication: {superuser: {username: pg, host: 10.6.6.6, passfile: /x, sslcert: "\0"}}}',
+        "",
+        {"user": "pg", "dbname": "postgres"},
+        {"host": "/var/run/postgresql", "port": "5432"},
+    ),
+    "section with a login for the local server": (
+        f"{{listen: '*:5433', {SUPERUSER}}}",
+        "local: {user: u}",
+        {"user": "u", "dbname": "postgres"},
+        {"host": "localhost", "port": "5433"},
+    ),
     "superuser": (f"{{{SUPERUSER}}}", "", SUPERUSER_LOGIN, {"host": "/var/run/postgresql", "port": "5432"}),
     "superuser without a name": (
         "{authentication: {superuser: {password: x}}}",
@@ -109,9 +133,21 @@ IN_PATRONIS_FILE: dict[str, tuple[str, str, dict[str, str], dict[str, str]]] = {
 def test_patronis_file(server: str, section: str, login: dict[str, str], address: dict[str, str]) -> None:
     """With patroni.yml the agent reaches the local server as Patroni does, unless the section says otherwise."""
     read = parse(patroni_file(server=server, section=section))
-    assert read.postgresql == login
     assert read.local == {**login, **address}
     assert [group.name for group in read.groups] == ["wk1"]
+
+
+@pytest.mark.parametrize(
+    ("section", "login"),
+    [
+        ("", DEFAULT_LOGIN),
+        ("postgresql: {dbname: d}", {**DEFAULT_LOGIN, "dbname": "d"}),
+        ("local: {user: u}", DEFAULT_LOGIN),
+    ],
+)
+def test_nodes_never_see_patronis_superuser(section: str, login: dict[str, str]) -> None:
+    """Its login is for the local server alone: whoever has a node's address would get it otherwise."""
+    assert parse(patroni_file(server=f"{{{SUPERUSER}}}", section=section)).postgresql == {**login, **SAFELY}
 
 
 def test_errors_in_patronis_file_name_the_section() -> None:

@@ -9,6 +9,8 @@ from tests.unit.config.builders import MINIMAL, errors
 
 TEXT = "found, expected text (put it in quotes if it is meant as such)"
 
+REFUSED = {"host", "hostaddr", "port", "connect_timeout", "target_session_attrs", "service", "client_encoding"}
+
 KEYS = {
     "unknown key": ("intervall: 1s", "intervall: unknown key, did you mean `interval`?"),
     "key unlike any other": (
@@ -27,12 +29,7 @@ KEYS = {
     ),
     "entries without blanks": (
         "postgresql: {user:u password:hunter2}",
-        (
-            "postgresql.'…': libpq has no such keyword, expected one of "
-            + ", ".join(
-                sorted(libpq_keywords() - {"host", "hostaddr", "port", "connect_timeout", "target_session_attrs"})
-            )
-        ),
+        ("postgresql.'…': libpq has no such keyword, expected one of " + ", ".join(sorted(libpq_keywords() - REFUSED))),
     ),
     "unknown keyword": (
         "postgresql: {sslmod: prefer}",
@@ -62,6 +59,15 @@ KEYS = {
         "local: {hostaddr: 10.0.0.9}",
         "local.hostaddr: not to be set here, give the address as `host`",
     ),
+    "service": (
+        "local: {service: x}",
+        "local.service: not to be set here, libpq's service files are not read: write its keywords here",
+    ),
+    "service of the nodes": (
+        "postgresql: {service: x}",
+        "postgresql.service: not to be set here, libpq's service files are not read: write its keywords here",
+    ),
+    "several local servers": ("local: {host: '10.0.0.1,10.0.0.2'}", "local.host: a comma found, expected one server"),
     "replication session": (
         "local: {replication: database}",
         "local.replication: not to be set here, probes are ordinary sessions: remove it",

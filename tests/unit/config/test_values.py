@@ -24,7 +24,15 @@ PORT_OF_ITS_OWN = (
     "at the name"
 )
 NO_SERVER = "is no server's address, expected one that can be connected to"
-OWN_NAME = "is this host's own name, expected a name for a group of nodes"
+OWN_NAME = (
+    "is this host's own name, by which others reach it: choose a name for the group, e.g. {}-group, and put it into "
+    "pg_dist_node with citus_update_node"
+)
+UNDERSCORE = (
+    "has an underscore, which host names may not have: use a hyphen, and rename the node in pg_dist_node with "
+    "citus_update_node"
+)
+REFUSED = "libpq refuses it:"
 LOOPBACK = "is a name of the loopback address, expected one that no other line gives"
 NUMBER = "reads as a number or an address, expected a host name"
 
@@ -47,15 +55,78 @@ KEYS = {
     "duration of clock time": ("timeout: 10:30", f"timeout: '10:30' found, expected {DURATION}"),
     "duration as a list": ("timeout: [1s]", f"timeout: a list found, expected {DURATION}"),
     "duration as null": ("timeout: null", f"timeout: null found, expected {DURATION}"),
-    "no interval": ("interval: 0s", f"interval: '0s' found, expected more than 0: {DURATION}"),
-    "no timeout": ("timeout: 0", f"timeout: 0 found, expected more than 0: {DURATION}"),
-    "negative interval": ("interval: -1s", f"interval: '-1s' found, expected more than 0: {DURATION}"),
-    "negative delay": ("failback_delay: -1s", f"failback_delay: '-1s' found, expected 0 or more: {DURATION}"),
+    "no interval": ("interval: 0s", f"interval: '0s' found, expected 10ms to 1h: {DURATION}"),
+    "no timeout": ("timeout: 0", f"timeout: 0 found, expected 10ms to 1h: {DURATION}"),
+    "negative interval": ("interval: -1s", f"interval: '-1s' found, expected 10ms to 1h: {DURATION}"),
+    "negative delay": ("failback_delay: -1s", f"failback_delay: '-1s' found, expected 0 to 24h: {DURATION}"),
+    "interval that a clock cannot count": (
+        "interval: 999999h",
+        f"interval: '999999h' found, expected 10ms to 1h: {DURATION}",
+    ),
+    "timeout of a tenth of a microsecond": (
+        "timeout: 0.0001ms",
+        f"timeout: '0.0001ms' found, expected 10ms to 1h: {DURATION}",
+    ),
+    "delay of weeks": ("failback_delay: 999h", f"failback_delay: '999h' found, expected 0 to 24h: {DURATION}"),
+    "lag of weeks": ("max_lag_seconds: 999h", f"max_lag_seconds: '999h' found, expected 1ms to 24h: {DURATION}"),
+    "lag larger than any WAL": (
+        "max_lag_bytes: 999999999999999TB",
+        f"max_lag_bytes: '999999999999999TB' found, expected 1B to 1024TB: {SIZE}",
+    ),
+    "local port of other digits": (
+        "local: {port: '\N{ARABIC-INDIC DIGIT FIVE}'}",
+        "local.port: '\N{ARABIC-INDIC DIGIT FIVE}' found, expected a port: a whole number from 1 to 65535",
+    ),
+    "connection string as an address": (
+        "hosts_file: postgresql://u:hunter2@h",
+        "hosts_file: text that may hold a password found, expected an absolute path",
+    ),
+    "value without end": (
+        f"hosts_file: {'x' * 5000}",
+        f"hosts_file: '{'x' * 300}'… found, expected an absolute path",
+    ),
+    "sslmode": (
+        "postgresql: {sslmode: verify_full}",
+        f'postgresql.sslmode: {REFUSED} invalid sslmode value: "verify_full"',
+    ),
+    "gssencmode": ("local: {gssencmode: on}", f'local.gssencmode: {REFUSED} invalid gssencmode value: "on"'),
+    "channel_binding": (
+        "postgresql: {channel_binding: yes}",
+        f'postgresql.channel_binding: {REFUSED} invalid channel_binding value: "yes"',
+    ),
+    "require_auth": (
+        "postgresql: {require_auth: scram}",
+        f'postgresql.require_auth: {REFUSED} invalid require_auth value: "scram"',
+    ),
+    "TLS version": (
+        "postgresql: {ssl_min_protocol_version: 1.2}",
+        f'postgresql.ssl_min_protocol_version: {REFUSED} invalid "ssl_min_protocol_version" value: "1.2"',
+    ),
+    "TLS versions that exclude each other": (
+        "postgresql: {ssl_min_protocol_version: TLSv1.3, ssl_max_protocol_version: TLSv1.2}",
+        "postgresql: libpq refuses these keywords: invalid SSL protocol version range",
+    ),
+    "tcp_user_timeout": (
+        "postgresql: {tcp_user_timeout: 10s}",
+        "postgresql.tcp_user_timeout: '10s' found, expected a whole number from 0 to 2147483647",
+    ),
+    "keepalives_idle": (
+        "postgresql: {keepalives_idle: x}",
+        "postgresql.keepalives_idle: 'x' found, expected a whole number from 1 to 32767",
+    ),
+    "keepalives that Linux refuses": (
+        "postgresql: {keepalives_count: 128}",
+        "postgresql.keepalives_count: 128 found, expected a whole number from 1 to 127",
+    ),
+    "relative password file": (
+        "postgresql: {passfile: ~/.pgpass}",
+        "postgresql.passfile: '~/.pgpass' found, expected an absolute path",
+    ),
     "lag in seconds without unit": ("max_lag_seconds: 30", f"max_lag_seconds: 30 {DURATION_UNIT}"),
     "size without unit": ("max_lag_bytes: 64", f"max_lag_bytes: 64 {SIZE_UNIT}"),
     "size in a unit that is not PostgreSQL's": ("max_lag_bytes: 64mb", f"max_lag_bytes: '64mb' {SIZE_UNIT}"),
-    "negative size": ("max_lag_bytes: -64MB", f"max_lag_bytes: '-64MB' found, expected more than 0: {SIZE}"),
-    "size of nothing": ("max_lag_bytes: 0", f"max_lag_bytes: 0 found, expected more than 0: {SIZE}"),
+    "negative size": ("max_lag_bytes: -64MB", f"max_lag_bytes: '-64MB' found, expected 1B to 1024TB: {SIZE}"),
+    "size of nothing": ("max_lag_bytes: 0", f"max_lag_bytes: 0 found, expected 1B to 1024TB: {SIZE}"),
     "size of nonsense": ("max_lag_bytes: much", f"max_lag_bytes: 'much' found, expected {SIZE}"),
     "local port": ("local: {port: x}", "local.port: 'x' found, expected a port: a whole number from 1 to 65535"),
 }
@@ -65,7 +136,7 @@ NAMES_AND_NODES = {
     "newline in a name": (names(r'"wk\n1": {nodes: [10.0.0.1]}'), rf"names.'wk\n1': 'wk\n1' {HOST_NAME}"),
     "newline after a name": (names(r'"wk1\n": {nodes: [10.0.0.1]}'), rf"names.'wk1\n': 'wk1\n' {HOST_NAME}"),
     "hash in a name": (names("'wk#1': {nodes: [10.0.0.1]}"), f"names.'wk#1': 'wk#1' {HOST_NAME}"),
-    "underscore in a name": (names("wk_1: {nodes: [10.0.0.1]}"), f"names.wk_1: 'wk_1' {HOST_NAME}"),
+    "underscore in a name": (names("wk_1: {nodes: [10.0.0.1]}"), f"names.wk_1: 'wk_1' {UNDERSCORE}"),
     "hyphen first": (names("-wk: {nodes: [10.0.0.1]}"), f"names.-wk: '-wk' {HOST_NAME}"),
     "empty name": (names("'': {nodes: [10.0.0.1]}"), f"names.'': '' {HOST_NAME}"),
     "empty label": (names("a..b: {nodes: [10.0.0.1]}"), f"names.a..b: 'a..b' {HOST_NAME}"),
@@ -93,7 +164,7 @@ NAMES_AND_NODES = {
     "ip6-loopback": (names("ip6-loopback: {nodes: [10.0.0.1]}"), f"names.ip6-loopback: 'ip6-loopback' {LOOPBACK}"),
     "address as a name": (names("10.0.0.1: {nodes: [10.0.0.2]}"), f"names.10.0.0.1: '10.0.0.1' {NUMBER}"),
     "number as a name": (names("7: {nodes: [10.0.0.1]}"), f"names.7: '7' {NUMBER}"),
-    "this host's name": (names("DB7: {nodes: [10.0.0.1]}"), f"names.DB7: 'DB7' {OWN_NAME}"),
+    "this host's name": (names("DB7: {nodes: [10.0.0.1]}"), f"names.DB7: 'DB7' {OWN_NAME.format('db7')}"),
     "node with a port": (nodes("10.0.0.1:5433"), f"names.wk1.nodes[0]: '10.0.0.1:5433' {PORT_OF_ITS_OWN}"),
     "DNS name with a port": (nodes("db1.lan:5433"), f"names.wk1.nodes[0]: 'db1.lan:5433' {PORT_OF_ITS_OWN}"),
     "IPv6 address with a port": (nodes("'[::1]:5433'"), f"names.wk1.nodes[0]: '[::1]:5433' {PORT_OF_ITS_OWN}"),
@@ -131,16 +202,20 @@ def test_bad_names_and_nodes_are_refused(text: str, expected: str) -> None:
         ("wk1", "wk1", True),
         ("wk1.lan", "wk1", True),
         ("WK1.lan", "wk1.LAN", True),
-        ("wk1", "wk1.lan", False),
-        ("wk1.lan", "wk1.wan", False),
+        ("wk1", "wk1.lan", True),
+        ("coord", "coord.example.net", True),
+        ("coord.example.net", "coord.example.net", True),
+        ("worker-102", "coord.example.net", False),
         ("wk11", "wk1", False),
     ],
 )
 def test_a_host_keeps_its_own_name(hostname: str, name: str, refused: bool) -> None:  # noqa: FBT001 - a column
-    """Neither this host's own name nor its first label can be managed; other hosts' names can."""
+    """Names with this host's first label cannot be managed, however the host is called; other hosts' names can."""
     text = names(f"{name}: {{nodes: [10.0.0.1]}}")
     if refused:
-        assert errors(text, hostname=hostname) == [f"names.{name}: '{name}' {OWN_NAME}"]
+        assert errors(text, hostname=hostname) == [
+            f"names.{name}: '{name}' {OWN_NAME.format(name.partition('.')[0].lower())}"
+        ]
     else:
         assert parse(text, hostname=hostname).groups[0].name == name
 
