@@ -98,7 +98,7 @@ class ChangeLog:
             self.alerts[alert.key] = (alert, before[alert.key][1] if alert.key in before else now)
         for key, (alert, _) in before.items():
             if key not in self.alerts:
-                _log.error("over: %s", alert.text, extra={"alert": key})
+                _log.info("over: %s", alert.text, extra={"alert": key})
         for alert in begun:
             _log.error("alert: %s", alert.text, extra={"alert": alert.key})
         return {alert.text for alert in begun}

@@ -88,7 +88,7 @@ def test_a_name_that_is_held_is_said_by_its_alert_alone(log: Log) -> None:
     lasting = agent.target()
     assert log.of(agent.wait(1).see({B: primary(timeline=8)}).decide()) == [
         "I 10.0.0.2:5432 is primary (timeline 8)",
-        f"E over: {lasting}",
+        f"I over: {lasting}",
         "I wk1 → 10.0.0.2 (primary, timeline 8)",
     ]
 
@@ -101,7 +101,7 @@ def test_a_new_address_under_a_lasting_alert_is_said(log: Log) -> None:
     moved = Alert(AlertCode.FALLBACK, "wk1 → 10.0.0.2 (no fit standby)", of=("wk1",))
     assert log.decision(second, [moved]) == ["I wk1 → 10.0.0.2 (no fit standby)"]
     assert log.decision(leading(B, Code.PRIMARY)) == [
-        "E over: wk1 → 10.0.0.2 (no fit standby)",
+        "I over: wk1 → 10.0.0.2 (no fit standby)",
         "I wk1 → 10.0.0.2 (why)",
     ]
 
@@ -118,9 +118,9 @@ def test_alerts_begin_and_end_once_in_their_order(log: Log) -> None:
     faults = [Alert(AlertCode.HELD, f"fault {name}", of=(name,)) for name in "cab"]
     assert log.decision(nothing, faults, now=5) == ["E alert: fault c", "E alert: fault a", "E alert: fault b"]
     worse, still_worse = (Alert(AlertCode.HELD, text, of=("a",)) for text in ("worse", "still worse"))
-    assert log.decision(nothing, [worse, faults[0], still_worse], now=6) == ["E over: fault b"]
+    assert log.decision(nothing, [worse, faults[0], still_worse], now=6) == ["I over: fault b"]
     assert log.change_log.alerts == {"a:held": (still_worse, 5), "c:held": (faults[0], 5)}
-    assert log.decision(nothing, now=7) == ["E over: still worse", "E over: fault c"]
+    assert log.decision(nothing, now=7) == ["I over: still worse", "I over: fault c"]
     assert log.decision(nothing, faults[:1], now=8) == ["E alert: fault c"]
     assert log.change_log.alerts == {"c:held": (faults[0], 8)}
 
@@ -140,7 +140,7 @@ def test_a_name_is_said_to_lead_where_the_file_says_so(log: Log) -> None:
     """A target is logged only when it has been written."""
     moved = leading(A, Code.PRIMARY, text="timeline 7")
     assert log.decision(moved, [Alert(AlertCode.FILE, "disk full")], written=False) == ["E alert: disk full"]
-    assert log.decision(moved) == ["E over: disk full", "I wk1 → 10.0.0.1 (timeline 7)"]
+    assert log.decision(moved) == ["I over: disk full", "I wk1 → 10.0.0.1 (timeline 7)"]
 
 
 def test_fields_for_a_json_log(log: Log, caplog: pytest.LogCaptureFixture) -> None:

@@ -117,7 +117,7 @@ def test_a_lost_worker_standby(
     lost.start()
     for name in ("wk1", "wk2"):
         agent.wait_for_target(name, cluster[name].standby.address)
-    agent.wait_for_line("ERROR over: wk1 → ", since=since)
+    agent.wait_for_line("INFO over: wk1 → ", since=since)
     agent.wait_for_line(f"INFO wk1 → {lost.address} ", since=since)
     wait_until(lambda: not alerts(config))
     told = [line for line in agent.lines[since:] if re.search(r"(INFO|alert:) wk1 → (?!.*held)", line)]
