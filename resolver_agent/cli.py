@@ -214,14 +214,14 @@ def _once(options: argparse.Namespace) -> int:
         ) from error
     for target in found.targets:
         print(target)
-    for alert in found.alerts:
-        print(f"alert: {alert}", file=sys.stderr)
-    for node in found.unasked:
-        print(f"could not be asked: {node}", file=sys.stderr)
+    wrong = {"alert": found.alerts, "could not be asked": found.unasked, "has no address": found.left_out}
+    for fault, about in wrong.items():
+        for one in about:
+            print(f"{fault}: {one}", file=sys.stderr)
     diff = block.unified_diff(found.old, found.new, path=config.hosts_file)
     if diff:
         print(_coloured(diff) if sys.stdout.isatty() else diff, end="")
-    if found.unasked:
+    if found.unasked or found.left_out:
         return TROUBLE
     return DIFFERENT if options.dry_run and diff else OK
 
@@ -230,18 +230,32 @@ def _status(options: argparse.Namespace) -> int:
     from resolver_agent.control import client, report
     from resolver_agent.system import lock
 
-    config = None
+    runtime_dir, hosts_file, fault = _DEFAULT_RUNTIME_DIR, _DEFAULT_HOSTS_FILE, ""
     # An agent with the default runtime folder is asked without the configuration: loading PyYAML takes time.
     if hasattr(options, "config") or (not lock.is_held(_DEFAULT_RUNTIME_DIR) and os.access(_DEFAULT_CONFIG, os.R_OK)):
-        config = _load(options)
-    runtime_dir = config.runtime_dir if config else _DEFAULT_RUNTIME_DIR
+        runtime_dir, hosts_file, fault = _places(options)
+    if fault:
+        print(f"resolver-agent: {fault}", file=sys.stderr)
     try:
         answer = client.ask_running(runtime_dir, "status")
         found = report.from_json(report.Status, answer)
     except client.ControlError as error:
-        return _status_of_file(str(error), config.hosts_file if config else _DEFAULT_HOSTS_FILE, options)
+        return _status_of_file(str(error), hosts_file, options)
     print(json.dumps(answer, ensure_ascii=False, indent=2) if options.json else report.as_text(found))
-    return DIFFERENT if found.alerts else OK
+    return DIFFERENT if found.alerts or fault else OK
+
+
+def _places(options: argparse.Namespace) -> tuple[str, str, str]:
+    """Return the runtime folder, the hosts file, and what is wrong with the configuration that gives them."""
+    from resolver_agent.config.load import ConfigError, load, locations
+
+    path = getattr(options, "config", _DEFAULT_CONFIG)
+    try:
+        config = load(path)
+    except ConfigError as error:
+        # The agent may still run with what the file said before.
+        return *locations(path), "the configuration is not usable\n" + "\n".join(error.errors)
+    return config.runtime_dir, config.hosts_file, ""
 
 
 def _status_of_file(why: str, hosts_file: str, options: argparse.Namespace) -> int:

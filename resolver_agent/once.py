@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Pass:
     """What one pass found: the targets of the names, how the file would change, and what was wrong.
 
-    ``unasked`` are the nodes that could not be asked, with the reason.
+    ``unasked`` are the nodes that could not be asked, with the reason; ``left_out`` the names that get no address.
     """
 
     targets: tuple[Target, ...]
@@ -34,6 +34,7 @@ class Pass:
     new: bytes
     alerts: tuple[str, ...]
     unasked: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 def look(config: Config, *, role: Role | None) -> Pass:
@@ -47,7 +48,9 @@ def look(config: Config, *, role: Role | None) -> Pass:
     """
     old = HostsFileWriter(config.hosts_file).read().content
     plan = _ask_agent(config, role) or asyncio.run(_look_alone(config, role, old))
-    return Pass(plan.targets, old, block.render(old, plan.targets), plan.alerts, plan.unasked)
+    targeted = {target.name for target in plan.targets}
+    left_out = tuple(group.name for group in config.groups if group.name not in targeted)
+    return Pass(plan.targets, old, block.render(old, plan.targets), plan.alerts, plan.unasked, left_out)
 
 
 def write(config: Config, found: Pass) -> None:

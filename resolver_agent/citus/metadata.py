@@ -31,7 +31,7 @@ class Row:
     is_active: bool = True
 
 
-_NAMES = "SELECT DISTINCT nodename FROM pg_dist_node WHERE nodename = ANY (%s) ORDER BY nodename"
+_NAMES = "SELECT DISTINCT nodename FROM pg_dist_node WHERE lower(nodename) = ANY (%s) ORDER BY nodename"
 
 
 class MetadataUnknownError(Exception):

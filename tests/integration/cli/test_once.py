@@ -134,6 +134,18 @@ def test_nodes_that_could_not_be_asked_are_named(config: Path, hosts_file: Path,
     assert written(hosts_file) == before
 
 
+def test_a_name_whose_nodes_are_all_down(pair: Group, write_config: Callable[..., Path], hosts_file: Path) -> None:
+    """A name of which nothing was ever known is named, is not in the file, and makes the exit code 2."""
+    for node in pair.nodes:
+        node.kill()
+    config = write_config(pair.primary, {"wk1": pair})
+    for form in (["--dry-run"], ["once"]):
+        ran = run(*form, "-c", config)
+        assert (ran.returncode, ran.stdout) == (2, "")
+        assert "has no address: wk1\n" in ran.stderr
+    assert hosts_file.read_text() == "127.0.0.1\tlocalhost\n"
+
+
 def test_a_hung_node_is_waited_for_once(config: Path, hosts_file: Path, cluster: dict[str, Group]) -> None:
     """The other names are right, the silent node is named, and the exit code says that the result is incomplete."""
     cluster["wk1"].standby.pause()

@@ -35,7 +35,7 @@ def test_remove_restores_the_file_to_the_byte(config: Path, hosts_file: Path) ->
 def test_remove_refuses_while_pg_dist_node_holds_a_name(
     pair: Group, write_config: WriteConfig, hosts_file: Path
 ) -> None:
-    """The names stay while Citus' metadata in any database uses one, unless --force is given."""
+    """The names stay while Citus' metadata in any database uses one, in any case, unless --force is given."""
     config = write_config(pair.primary, {"wk1": pair})
     assert run("once", "-c", config).returncode == 0
     with_names = hosts_file.read_bytes()
@@ -45,15 +45,15 @@ def test_remove_refuses_while_pg_dist_node_holds_a_name(
     pair.primary.run_sql("CREATE DATABASE app")
     # A stand-in: Citus is in no package registry.
     pair.primary.run_sql("CREATE TABLE pg_catalog.pg_dist_node (nodename text)", dbname="app")
-    pair.primary.run_sql("INSERT INTO pg_dist_node VALUES ('wk1'), ('10.0.0.1')", dbname="app")
+    pair.primary.run_sql("INSERT INTO pg_dist_node VALUES ('WK1'), ('10.0.0.1')", dbname="app")
     pair.primary.run_sql("GRANT SELECT ON pg_dist_node TO public", dbname="app")
 
     refused = run("remove", "-c", config)
     assert refused.returncode == 2
-    assert "pg_dist_node still holds wk1 (database app)" in refused.stderr
+    assert "pg_dist_node still holds WK1 (database app)" in refused.stderr
     assert hosts_file.read_bytes() == with_names
 
-    pair.primary.run_sql("DELETE FROM pg_dist_node WHERE nodename = 'wk1'", dbname="app")
+    pair.primary.run_sql("DELETE FROM pg_dist_node WHERE nodename = 'WK1'", dbname="app")
     assert run("remove", "-c", config).returncode == 0
     assert b"resolver-agent" not in hosts_file.read_bytes()
 

@@ -104,6 +104,17 @@ def test_status_without_an_agent(state: str, config: Path, start_agent: StartAge
     assert "no agent runs" in found["error"]
 
 
+def test_status_with_a_faulty_file(running: Agent, config: Path) -> None:
+    """The running agent is asked all the same, where the file says, and the fault is told; exit code 1."""
+    config.write_text(config.read_text() + "intervall: 1s\n")
+    ran = run("status", "-c", config)
+    assert ran.returncode == 1
+    assert ran.stderr == (
+        f"resolver-agent: the configuration is not usable\n{config}: intervall: unknown key, did you mean `interval`?\n"
+    )
+    assert f"process {running.process.pid}" in ran.stdout
+
+
 def test_status_of_an_agent_that_hangs(running: Agent, config: Path) -> None:
     """A socket that does not answer gets its own message, and exit code 2."""
     running.process.send_signal(signal.SIGSTOP)
