@@ -21,7 +21,7 @@ from resolver_agent.hosts.managed_block import HostsBlock
 from resolver_agent.log import ChangeLog
 from resolver_agent.observe.observer import Observer
 from resolver_agent.requests import AgentState, Requests
-from resolver_agent.routing.decide import decide, resume
+from resolver_agent.routing.decide import confirm, decide, resume
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.state import Alert, AlertCode
 from resolver_agent.system import lock
@@ -247,6 +247,7 @@ class Agent:
                 log.configure(new.log_format, new.log_level)
             self._config = new
             self._observer.watch(new)
+            self._decision = confirm(self._decision)
             _log.info("read %s again", new.path)
             for warning in new.warnings:
                 _log.warning("%s", warning)

@@ -248,7 +248,7 @@ def _fields(kind: type) -> dict[str, Any]:
 def target_to_json(target: Target) -> dict[str, Any]:
     """Return a target as plain data."""
     data = _target_fields(target)
-    return data | _in_old_words(data)
+    return data | _in_old_words(data) | {"system_id": target.system_id, "replaced_id": target.replaced_id}
 
 
 def target_from_json(data: Mapping[str, Any]) -> Target:
@@ -260,6 +260,8 @@ def target_from_json(data: Mapping[str, Any]) -> Target:
         wanted_role=Role(data["wanted_role"]) if data["wanted_role"] else None,
         primary=data["primary"],
         primary_demoted=data["primary_demoted"],
+        system_id=data.get("system_id"),  # the agent may be of an older version
+        replaced_id=data.get("replaced_id"),
         reason=Reason(Code(data["code"]), data["reason"]),
     )
 

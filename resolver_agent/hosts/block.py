@@ -4,12 +4,14 @@ The block is also the agent's only memory. Each of its lines is ``address<TAB>na
 
     <kind>[; no standby | ; wants primary | ; wants standby]
         [; primary ADDRESS | ; primary was ADDRESS, now in recovery | ; no primary]
+        [; system NUMBER[ in place of NUMBER]]
 
 ``kind`` is a value of ``TargetKind``. ``no standby`` is on fenced names that want a standby. ``wants`` is on names
-that were held when the role that they want changed. The last clause is the
+that were held when the role that they want changed. The next clause is the
 group's last known primary. It is left out where the kind implies it: ``primary`` and ``fallback`` lines have the
-primary's address, and ``self`` and ``standby`` lines without the clause have no known primary. Comments depend on
-nothing else, so an unchanged decision leaves the file unchanged.
+primary's address, and ``self`` and ``standby`` lines without the clause have no known primary. The last clause is the
+group's system identifier, and the one that it replaced until the operator confirms that; it is left out while none is
+known. Comments depend on nothing else, so an unchanged decision leaves the file unchanged.
 
 Files are read and written by ``atomic_file``. Lines outside the block are not parsed with python-hosts: it would
 reformat them, and does not always read their names as glibc does.
@@ -45,10 +47,12 @@ _PIECE = 1 << 18
 _LINE = re.compile(rb".*\n|.+")
 _ADDRESS = r"[0-9A-Fa-f:.]+"
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
+_SYSTEM = r"-?[0-9]{1,20}"
 _ENTRY = re.compile(
     rf"(?P<address>{_ADDRESS})\s+(?P<name>[A-Za-z0-9._-]+)\s+# (?P<standing>{'|'.join(s.value for s in TargetKind)})"
     rf"(?:(?P<no_standby>; no standby)|; wants (?P<wanted>{'|'.join(role.value for role in Role)}))?"
-    rf"(?P<told>; primary (?P<primary>{_ADDRESS})|; primary was (?P<lost>{_ADDRESS}), now in recovery|; no primary)?\s*"
+    rf"(?P<told>; primary (?P<primary>{_ADDRESS})|; primary was (?P<lost>{_ADDRESS}), now in recovery|; no primary)?"
+    rf"(?:; system (?P<system>{_SYSTEM})(?: in place of (?P<replaced>{_SYSTEM}))?)?\s*"
 )
 COMMENT_LOST = Reason(Code.HELD, "as found in the hosts file, without its comment: it may be a standby's address")
 """Why a target has its address whose line lost the comment."""
@@ -295,10 +299,13 @@ def _entry(target: Target) -> bytes:
 
     line = f"{target.address}\t{target.name}\t# {_comment(target)}"
     memory = _parse(line)
-    told = memory and (memory.name, memory.address, memory.primary) == (target.name, target.address, target.primary)
+    told = memory and all(getattr(memory, name) == getattr(target, name) for name in _TOLD)
     if not told or not HostsEntry.str_to_hostentry(line):
         raise ValueError(f"{target.name!r} with address {target.address!r} cannot be written to a hosts file")
     return line.encode("ascii") + b"\n"
+
+
+_TOLD = ("name", "address", "primary", "system_id", "replaced_id")
 
 
 def _implied_primary(kind: TargetKind, address: str) -> str | None:
@@ -315,6 +322,9 @@ def _comment(target: Target) -> str:
         clauses.append(f"primary was {target.primary}, now in recovery")
     elif target.kind is TargetKind.FENCED or target.primary != _implied_primary(target.kind, target.address):
         clauses.append(f"primary {target.primary}" if target.primary else "no primary")
+    if target.system_id is not None:
+        replaced = f" in place of {target.replaced_id}" if target.replaced_id is not None else ""
+        clauses.append(f"system {target.system_id}{replaced}")
     return "; ".join(clauses)
 
 
@@ -334,14 +344,22 @@ def _parse(line: str) -> Target | None:
         name=found["name"],
         address=address,
         kind=kind,
-        wanted_role=Role.STANDBY
-        if found["no_standby"]
-        else Role(found["wanted"])
-        if found["wanted"]
-        else _WISHES[kind],
+        wanted_role=_wanted_role(found, kind),
         primary=primary,
         primary_demoted=found["lost"] is not None,
+        system_id=_number(found["system"]),
+        replaced_id=_number(found["replaced"]),
     )
+
+
+def _wanted_role(found: re.Match[str], kind: TargetKind) -> Role | None:
+    if found["wanted"]:
+        return Role(found["wanted"])
+    return Role.STANDBY if found["no_standby"] else _WISHES[kind]
+
+
+def _number(digits: str | None) -> int | None:
+    return None if digits is None else int(digits)
 
 
 def _lines(content: bytes) -> list[str]:

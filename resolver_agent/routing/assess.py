@@ -11,7 +11,7 @@ from resolver_agent.routing.observation import NodeState, Observation, Observati
 from resolver_agent.routing.primary import find_primary
 from resolver_agent.routing.standby import assess_fitness, extend_history
 from resolver_agent.routing.state import Alert, AlertCode, GroupState, Memory
-from resolver_agent.routing.system_id import describe_foreign, find_system_id
+from resolver_agent.routing.system_id import describe_foreign, find_foreign, find_system_id, remember_foreign
 from resolver_agent.routing.view import GroupView
 
 if TYPE_CHECKING:
@@ -48,15 +48,22 @@ def assess(
     fresh = {
         node: seen for node, state in states.items() if (seen := state.fresh(now=now, max_age_s=max_age_s)) is not None
     }
-    trusted, doubts = _trusted_status(group, status, fresh)
-    system_id, replaced = find_system_id(group, before, trusted, states=states, fresh=fresh)
+    trusted, doubts = _trusted_status(group, status, fresh, memory.system_id)
+    system_id, replaced_id, replaced = find_system_id(group, before, trusted, states=states, fresh=fresh)
     members = {node: seen for node, seen in fresh.items() if seen.identity and seen.identity.system_id == system_id}
     foreign_words = {node: describe_foreign(seen, system_id) for node, seen in fresh.items() if node not in members}
-    foreign = memory.foreign if system_id is None else (memory.foreign | fresh.keys()) - members.keys()
     alerts = _node_alerts(group, states, foreign_words if system_id is not None else {})
+    foreign = find_foreign(states, system_id)
     primary, split = find_primary(
-        group, before, trusted, states=states, members=members, foreign=foreign, foreign_words=foreign_words
+        group,
+        before,
+        trusted,
+        states=states,
+        members=members,
+        foreign=foreign,
+        foreign_words=foreign_words,
     )
+    met_beside = remember_foreign(memory, system_id, fresh=fresh, members=members)
     if memory.system_id is None and trusted.system_id is None and primary.seen is None:
         system_id = None  # presumed, until a primary confirms it
     lsns = extend_history(memory.lsns, primary.seen, max_lag_s=group.max_lag_s)
@@ -82,18 +89,22 @@ def assess(
             primary=primary.last,
             primary_demoted=primary.demoted,
             system_id=system_id,
-            foreign=foreign,
+            replaced_id=replaced_id,
+            foreign=met_beside,
             lsns=lsns,
             fitness=fitness,
         ),
+        foreign=foreign,
         primary=primary,
         fit=fit,
         healthy=frozenset(node for node in fit if fit_from[node] <= now),
         own_seen=_find_own(states, observations),
         split=bool(split),
         alerts=(*replaced, *doubts, *alerts, *split),
-        # The alert that the identifier was replaced lasts for one round.
-        pending_until=now if replaced else min((at for at in fit_from.values() if at > now), default=float("inf")),
+        # The alert that Patroni reports another identifier lasts for one round.
+        pending_until=now
+        if replaced and replaced_id is None
+        else min((at for at in fit_from.values() if at > now), default=float("inf")),
     )
 
 
@@ -124,14 +135,16 @@ def _would_repeat(
 
 
 def _trusted_status(
-    group: Group, status: PatroniStatus, fresh: Mapping[Node, Observation]
+    group: Group, status: PatroniStatus, fresh: Mapping[Node, Observation], system_id: int | None
 ) -> tuple[PatroniStatus, list[Alert]]:
     """Return Patroni's status, or an empty one where no server of the group belongs to Patroni's database cluster.
+
+    A group whose known ``system_id`` is Patroni's belongs to it, whoever else answers.
 
     A machine may run several servers, each with a Patroni, and the configuration may have the wrong one's port.
     """
     seen = {one.identity.system_id for one in fresh.values() if one.identity is not None}
-    if status.system_id is None or not seen or status.system_id in seen:
+    if status.system_id in (None, system_id) or not seen or status.system_id in seen:
         return status, []
     where = status.leader.host if status.leader else "its nodes"
     text = (

@@ -7,6 +7,7 @@ local server's own address, the primary or a standby. Every branch that moves or
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Fallback, Route
@@ -50,10 +51,30 @@ def resume(config: Config, remembered: Iterable[Target]) -> Decision:
             target=target,
             reason=target.reason,
             own=target.address if target.kind is TargetKind.SELF else None,
-            memory=Memory(primary=target.primary, primary_demoted=target.primary_demoted),
+            memory=Memory(
+                primary=target.primary,
+                primary_demoted=target.primary_demoted,
+                system_id=target.system_id,
+                replaced_id=target.replaced_id,
+            ),
         )
     # Names that were held when the local role changed still have the old wanted role: then each keeps its own.
     return Decision(groups=groups, role=wanted_roles.pop() if len(wanted_roles) == 1 else None)  # A8
+
+
+def confirm(decision: Decision) -> Decision:
+    """Return the same with all replaced system identifiers confirmed, as the operator does by a reload."""
+    groups = {
+        name: state
+        if state.memory.replaced_id is None
+        else dataclasses.replace(
+            state,
+            target=state.target and dataclasses.replace(state.target, replaced_id=None),
+            memory=dataclasses.replace(state.memory, replaced_id=None),
+        )
+        for name, state in decision.groups.items()
+    }
+    return dataclasses.replace(decision, groups=groups)
 
 
 def decide(config: Config, observations: Observations, previous: Decision, now: float) -> Decision:
@@ -153,6 +174,8 @@ def _settle(view: GroupView, own: str | None, choice: Choice | None, now: float)
             wanted_role=None if choice.kind is TargetKind.SELF else choice.wanted_role,
             primary=view.primary.last,
             primary_demoted=view.primary.demoted,
+            system_id=view.memory.system_id,
+            replaced_id=view.memory.replaced_id,
             reason=choice.reason,
             since=view.target.since if stays and view.target is not None else now,
         )

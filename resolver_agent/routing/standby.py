@@ -145,7 +145,8 @@ def choose_standby(view: GroupView, fallback: Fallback) -> Choice:
 
     why = f"no fit standby: {view.unfit_words}"
     seen_primary = fallback is not Fallback.NONE and view.primary.seen is not None
-    if not view.asked_all or not (view.has_evidence_against or seen_primary):
+    astray = target is not None and view.is_foreign(target.address)  # A7
+    if not astray and not (view.asked_all and (view.has_evidence_against or seen_primary)):
         return hold(view, Role.STANDBY, why)  # S5
     if fallback is Fallback.NONE:
         return Choice(FENCE, TargetKind.FENCED, Reason(Code.FENCED, why), Role.STANDBY, lacks=True)  # S6
@@ -158,6 +159,10 @@ def _fall_back(view: GroupView, why: str) -> Choice:
     kind = TargetKind.FENCED if address == FENCE else TargetKind.FALLBACK
     code = Code.FENCED if address == FENCE else Code.FALLBACK
     reason = Reason(code, f"{why}; {view.primary.reason.text}")
+    fallen = view.target if view.target is not None and view.target.kind is TargetKind.FALLBACK else None
+    if fallen is not None and view.primary.reason.code is Code.HELD and view.is_silent(fallen.address):
+        # R1: it leaves the primary that it is on for one that is seen, not for one that is remembered.
+        address, kind = fallen.address, fallen.kind
     return Choice(address, kind, reason, Role.STANDBY, lacks=True)
 
 

@@ -53,8 +53,9 @@ class Target:
     """What a name resolves to, and what the block remembers of it.
 
     ``wanted_role`` is the role that the name wanted when this was decided. ``primary`` is the address of the group's
-    last known primary, and ``primary_demoted`` reports that it has been seen in recovery since. ``since`` is when the
-    address last changed.
+    last known primary, and ``primary_demoted`` reports that it has been seen in recovery since. ``system_id`` is the
+    group's system identifier, and ``replaced_id`` the one in whose place it was accepted without being confirmed.
+    ``since`` is when the address last changed.
     """
 
     name: str
@@ -63,6 +64,8 @@ class Target:
     wanted_role: Role | None
     primary: str | None = None
     primary_demoted: bool = False
+    system_id: int | None = None
+    replaced_id: int | None = None
     reason: Reason = dataclasses.field(default=Reason(Code.HELD, "as found in the hosts file"), compare=False)
     since: float = dataclasses.field(default=0.0, compare=False)
 
@@ -139,13 +142,15 @@ class Memory:
     """What the next decision needs to know of a group, and no probe can tell it.
 
     ``primary`` is the last known primary's address, and ``primary_demoted`` reports that it has been seen in recovery
-    since. ``lsns`` is the history of the primary's LSN as (seen at, LSN), oldest first. ``foreign`` are the nodes
-    refused because their system identifier is not the group's.
+    since. ``system_id`` and ``replaced_id`` are as in ``Target``. ``foreign`` are the nodes that had another system
+    identifier while a server of the group's own answered. ``lsns`` is the history of the primary's LSN as (seen at,
+    LSN), oldest first.
     """
 
     primary: str | None = None
     primary_demoted: bool = False
     system_id: int | None = None
+    replaced_id: int | None = None
     foreign: frozenset[Node] = frozenset()
     lsns: tuple[tuple[float, int], ...] = ()
     fitness: Mapping[Node, Fitness] = dataclasses.field(default_factory=dict)

@@ -1,16 +1,30 @@
-"""Which database cluster a group belongs to: values in, values out."""
+"""Which database cluster a group belongs to: values in, values out.
+
+A group's system identifier is that of its last known primary, and stands in the block. Another one is accepted when
+
+- Patroni reports it, and a server has it; or
+- no server can be left that has the old one: every node that was last seen with it, or was not seen in this run, is
+  dead or has another one. Silence is no agreement. All servers that answer must agree on the new one, and one of them
+  must be a primary, unless every node has it.
+
+Without Patroni's word that is a *replacement* until the operator confirms it by a reload. It gives way to the old one
+when no server with the new one is left.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from resolver_agent.routing.observation import NodeState, Observation, PatroniStatus, Role, asked_all
-from resolver_agent.routing.state import Alert, AlertCode, GroupState
+from resolver_agent.routing.state import Alert, AlertCode, GroupState, Memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from resolver_agent.config.model import Group, Node
+
+_MAX = 2**64
+"""Identifiers have 64 bits, with or without a sign. A server that reports more than that is of no known cluster."""
 
 
 def find_system_id(
@@ -20,33 +34,69 @@ def find_system_id(
     *,
     states: Mapping[Node, NodeState],
     fresh: Mapping[Node, Observation],
-) -> tuple[int | None, list[Alert]]:
-    """Return the group's system identifier, that of its last known primary, and an alert where it was replaced.
+) -> tuple[int | None, int | None, list[Alert]]:
+    """Return the group's system identifier, the one that it replaced while that is unconfirmed, and an alert of it."""
+    ids = {
+        node: seen.identity.system_id
+        for node, seen in fresh.items()
+        if seen.identity is not None and -_MAX < seen.identity.system_id < _MAX
+    }
+    memory = before.memory
+    known, replaced = memory.system_id, memory.replaced_id
+    if status.system_id is not None and status.system_id in ids.values():
+        if known in (None, status.system_id):
+            return status.system_id, None, []
+        return status.system_id, None, [_alert(group, status.system_id, known, "Patroni reports it")]
+    if known is None:
+        return _presumed_system_id(states, fresh, ids, before), None, []
+    successor = _find_successor(memory, known, states=states, fresh=fresh, ids=ids)
+    if successor is not None:
+        confirmed = known if replaced is None else replaced
+        known, replaced = successor, None if successor == confirmed else confirmed
+    if replaced is None:
+        return known, None, []
+    fix = "if that is right, confirm it with `systemctl reload resolver-agent`"
+    return known, replaced, [_alert(group, known, replaced, fix)]
 
-    Another one is accepted when Patroni reports it, or when all nodes that answer agree on it (pg_upgrade,
-    re-initialisation). It is not accepted from nodes that were all foreign before: otherwise a foreign server would
-    take over as soon as the group's own servers were down.
-    """
-    ids = {node: seen.identity.system_id for node, seen in fresh.items() if seen.identity is not None}
-    known = before.memory.system_id
-    if status.system_id is not None:
-        found: int | None = status.system_id
-    elif known is None:
-        found = _presumed_system_id(states, fresh, ids, before)
-    else:
-        agreed = set(ids.values())
-        replaced = len(agreed) == 1 and not ids.keys() <= before.memory.foreign
-        found = agreed.pop() if replaced else known
-    if known is None or found == known:
-        return found, []
-    text = f"{group.name}: system identifier {found} in place of {known}: another database cluster took its place"
-    return found, [Alert(AlertCode.REPLACED, text, of=(group.name,))]
+
+def _alert(group: Group, found: int, old: int | None, why: str) -> Alert:
+    text = f"{group.name}: system identifier {found} in place of {old}: another database cluster took its place; {why}"
+    return Alert(AlertCode.REPLACED, text, of=(group.name,))
+
+
+def _find_successor(
+    memory: Memory,
+    known: int,
+    *,
+    states: Mapping[Node, NodeState],
+    fresh: Mapping[Node, Observation],
+    ids: Mapping[Node, int],
+) -> int | None:
+    """Return the identifier to accept in place of the known one, None to keep that."""
+    found = set(ids.values())
+    if known in found or not found:
+        return None
+    none_left = all(_has_left(state, known) for state in states.values())
+    if memory.replaced_id in found and asked_all(states):
+        back = (fresh[node].role is Role.PRIMARY for node, one in ids.items() if one == memory.replaced_id)
+        if none_left or any(back):
+            return memory.replaced_id
+    led = any(fresh[node].role is Role.PRIMARY for node in ids) or ids.keys() == states.keys()
+    # Otherwise a foreign server would take over as soon as the group's own servers were down.
+    strangers = ids.keys() <= memory.foreign
+    return found.pop() if none_left and led and len(found) == 1 and not strangers else None
+
+
+def _has_left(state: NodeState, system_id: int) -> bool:
+    """Report whether a node is seen not to be of a database cluster, or dead; not having been seen is no evidence."""
+    identity = state.role_seen.identity if state.role_seen is not None else None
+    return state.dead or (identity is not None and identity.system_id != system_id)
 
 
 def _presumed_system_id(
     states: Mapping[Node, NodeState], fresh: Mapping[Node, Observation], ids: Mapping[Node, int], before: GroupState
 ) -> int | None:
-    """Return the identifier to use while no primary was accepted in this run of the agent.
+    """Return the identifier to use while no primary was ever accepted.
 
     It is that of the last known primary, or where none is known, of all primaries; otherwise that of the name's present
     target; otherwise the one that all nodes agree on. Nodes vote only once all of them were asked, so the first answer
@@ -60,6 +110,26 @@ def _presumed_system_id(
     primaries = [node for node in everyone if fresh[node].role is Role.PRIMARY]
     circles = (at_last if before.memory.primary is not None else primaries, at_target, everyone)
     return next((agreed.pop() for circle in circles if len(agreed := {ids[node] for node in circle}) == 1), None)
+
+
+def find_foreign(states: Mapping[Node, NodeState], system_id: int | None) -> frozenset[Node]:
+    """Return the nodes that were last seen as servers of another database cluster, however long ago."""
+    return frozenset(
+        node
+        for node, state in states.items()
+        if system_id is not None
+        and state.role_seen is not None
+        and state.role_seen.identity is not None
+        and state.role_seen.identity.system_id != system_id
+    )
+
+
+def remember_foreign(
+    memory: Memory, system_id: int | None, *, fresh: Mapping[Node, Observation], members: Mapping[Node, Observation]
+) -> frozenset[Node]:
+    """Return the nodes that are or were of another database cluster while a server of the group's own answered."""
+    before = memory.foreign if system_id == memory.system_id or memory.system_id is None else frozenset()
+    return (before | (fresh.keys() if members else frozenset())) - members.keys()
 
 
 def describe_foreign(seen: Observation, system_id: int | None) -> str:

@@ -48,7 +48,8 @@ class GroupView:
     ``fresh`` has the observations that count, by node. ``fit`` are the nodes that may serve reads, in the configured
     order, and ``healthy`` those of them that have been fit for ``failback_delay``; ``pending_until`` is when the next
     one will be. ``split`` reports that there are several primaries. ``leader`` holds the leader lock, says Patroni.
-    ``before`` is the previous decision, ``memory`` what the next one needs to know.
+    ``before`` is the previous decision, ``memory`` what the next one needs to know. ``foreign`` are the nodes that were
+    last seen as servers of another database cluster.
     """
 
     group: Group
@@ -58,6 +59,7 @@ class GroupView:
     before: GroupState
     fresh: Mapping[Node, Observation]
     memory: Memory
+    foreign: frozenset[Node]
     primary: Primary
     fit: tuple[Node, ...]
     healthy: frozenset[Node]
@@ -92,8 +94,12 @@ class GroupView:
         target = self.target
         if target is not None and target.kind in (TargetKind.FENCED, TargetKind.FALLBACK):
             return True
-        nodes = (self._at(target.address) if target is not None else ()) or self.group.nodes
-        return all(self.states[node].serves_no_reads or node in self.fresh for node in nodes)
+        return not self.is_silent(target.address if target is not None else None)
+
+    def is_silent(self, address: str | None) -> bool:
+        """Report whether nothing is known of the server at ``address``; of any node, if none has that address."""
+        nodes = (self._at(address) if address is not None else ()) or self.group.nodes
+        return not all(self.states[node].serves_no_reads or node in self.fresh for node in nodes)
 
     def cannot_tell(self, address: str) -> bool:
         """Report whether the state of the server at ``address`` is unknown: it refuses the login, or was not asked."""
@@ -109,6 +115,10 @@ class GroupView:
     def asked_all(self) -> bool:
         """Whether every node was asked at least once."""
         return asked_all(self.states)
+
+    def is_foreign(self, address: str) -> bool:
+        """Report whether the server at ``address`` was last seen to be of another database cluster."""
+        return not self.foreign.isdisjoint(self._at(address))
 
     def seen_in_recovery(self, address: str) -> bool:
         """Report whether the server at ``address`` was last seen in recovery, however long ago."""

@@ -32,7 +32,7 @@ def test_dry_run_shows_the_difference_and_writes_nothing(
     assert (ran.returncode, ran.stderr) == (1, "")
     assert targets(ran.stdout) == primaries
     assert f"--- {hosts_file}\n+++ {hosts_file} (new)\n@@ -1 +1,6 @@\n 127.0.0.1\tlocalhost\n" in ran.stdout
-    assert f"+{primaries['wk1']}\twk1\t# primary\n" in ran.stdout
+    assert re.search(rf"\+{primaries['wk1']}\twk1\t# primary; system \d+\n", ran.stdout)
     assert "\033" not in ran.stdout
     assert (written(hosts_file), sorted(hosts_file.parent.iterdir())) == (before, beside)
 
@@ -42,7 +42,7 @@ def test_once_puts_the_names_right(config: Path, hosts_file: Path, primaries: di
     ran = run("once", "-c", config)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert targets(ran.stdout) == primaries
-    assert f"{primaries['wk1']}\twk1\t# primary\n" in hosts_file.read_text()
+    assert re.search(rf"{primaries['wk1']}\twk1\t# primary; system \d+\n", hosts_file.read_text())
     after = written(hosts_file)
     assert run("once", "-c", config).returncode == 0
     again = run("--dry-run", "-c", config)
@@ -160,7 +160,7 @@ def test_a_hung_node_is_waited_for_once(config: Path, hosts_file: Path, cluster:
 def test_colour_is_for_terminals(config: Path) -> None:
     """On a terminal removed lines are red and added lines are green."""
     shown = on_a_terminal([*PROGRAM, "--dry-run", "-c", str(config)])
-    assert re.search(rb"\033\[32m\+127\.0\.2\.\d\twk1\t# primary\033\[0m", shown)
+    assert re.search(rb"\033\[32m\+127\.0\.2\.\d\twk1\t# primary; system \d+\033\[0m", shown)
 
 
 def test_names_are_said_in_any_locale(config: Path) -> None:

@@ -30,9 +30,20 @@ def target(
     address: str = A,
     primary: str | None = None,
     lost: bool = False,
+    system: int | None = None,
+    replaced: int | None = None,
 ) -> Target:
     """Return a target as a decision would have it."""
-    return Target(name=name, address=address, kind=kind, wanted_role=wanted_role, primary=primary, primary_demoted=lost)
+    return Target(
+        name=name,
+        address=address,
+        kind=kind,
+        wanted_role=wanted_role,
+        primary=primary,
+        primary_demoted=lost,
+        system_id=system,
+        replaced_id=replaced,
+    )
 
 
 def block(*lines: str, note: str = "") -> bytes:
@@ -61,6 +72,12 @@ COMMENTS = [
     (target(TargetKind.STANDBY, P), f"{A}\twk1\t# standby; wants primary"),
     (target(TargetKind.FALLBACK, P, primary=A), f"{A}\twk1\t# fallback; wants primary"),
     (target(TargetKind.FALLBACK, S, primary=A), f"{A}\twk1\t# fallback"),
+    (target(TargetKind.SELF, None, primary=B, system=7123), f"{A}\twk1\t# self; primary {B}; system 7123"),
+    (target(TargetKind.PRIMARY, P, primary=A, system=7123), f"{A}\twk1\t# primary; system 7123"),
+    (
+        target(TargetKind.FENCED, S, address=FENCE, system=7123, replaced=-1),
+        f"{FENCE}\twk1\t# fenced; no standby; no primary; system 7123 in place of -1",
+    ),
     (target(TargetKind.FALLBACK, S, primary=A, lost=True), f"{A}\twk1\t# fallback; primary was {A}, now in recovery"),
     (target(TargetKind.FENCED, P, address=FENCE), f"{FENCE}\twk1\t# fenced; no primary"),
     (target(TargetKind.FENCED, P, address=FENCE, primary=B), f"{FENCE}\twk1\t# fenced; primary {B}"),
@@ -209,6 +226,7 @@ READ = [
     pytest.param([f"{A} wk1 # STANDBY; PRIMARY {B}"], [held("wk1", A)], id="comment in capitals"),
     pytest.param([f"{A} wk1 # standby; primary"], [held("wk1", A)], id="half a comment"),
     pytest.param([f"{A} wk1 # standby; primary 10.0.0.400"], [held("wk1", A)], id="no address in the comment"),
+    pytest.param([f"{A} wk1 # standby; system seven"], [held("wk1", A)], id="no system identifier in the comment"),
     pytest.param([f"{A} wk1 wk2 # standby"], [held("wk1", A), held("wk2", A)], id="merged"),
     pytest.param([f"{A} db3.example wk1"], [held("db3.example", A), held("wk1", A)], id="merged with another's"),
     pytest.param([f"wk1 {A}"], [held("wk1", A)], id="reordered"),
@@ -417,6 +435,8 @@ def targets(draw: st.DrawFn) -> Target:
         address=FENCE if kind is TargetKind.FENCED else draw(addresses()),
         primary=primary,
         lost=primary is not None and draw(st.booleans()),
+        system=(system := draw(st.none() | st.integers(-(2**63), 2**64 - 1))),
+        replaced=None if system is None else draw(st.none() | st.integers(-(2**63), 2**64 - 1)),
     )
 
 

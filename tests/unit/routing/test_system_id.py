@@ -6,10 +6,42 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from resolver_agent.config.model import Route
+from resolver_agent.routing.decide import confirm
 from resolver_agent.routing.observation import PatroniStatus, Role
 from resolver_agent.routing.state import FENCE, Target
-from tests.unit.builders import FOREIGN, dead, node, primary, rejecting, remembered, standby, unreachable
-from tests.unit.routing.builders import FENCED, PRIMARY, REFUSED, STANDBY, A, B, C, on_primary, on_standby
+from tests.unit.builders import (
+    FOREIGN,
+    MAX_AGE_S,
+    OURS,
+    Agent,
+    config,
+    dead,
+    group,
+    node,
+    not_serving,
+    primary,
+    rejecting,
+    remembered,
+    standby,
+    unreachable,
+)
+from tests.unit.routing.builders import (
+    BOTH,
+    CN1,
+    CN2,
+    FENCED,
+    PRIMARY,
+    REFUSED,
+    STANDBY,
+    A,
+    B,
+    C,
+    D,
+    E,
+    on_primary,
+    on_standby,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -162,3 +194,126 @@ def test_present_target_is_believed_before_strangers() -> None:
     agent = on_standby(remembered(B, STANDBY, last=A), hosts=(A, B, C))
     agent.see({A: dead(), B: standby(), C: standby(system_id=FOREIGN)}).decide()
     assert agent.leads() == f"wk1 → {B} (standby)"
+
+
+NEW = primary(system_id=FOREIGN)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["the same run", "a restart"])
+@pytest.mark.parametrize("silence", [unreachable(), rejecting(), not_serving()], ids=["silent", "no login", "starting"])
+def test_silence_is_no_agreement(silence: Observation, restarted: bool) -> None:  # noqa: FBT001 - a table's column
+    """A server of another cluster is refused while one that may have the group's identifier is merely not seen."""
+    agent = on_primary(hosts=(A, B, C)).see({A: primary(), B: dead(), C: standby()}).decide()
+    if restarted:
+        agent.restart().see_local(primary())
+    agent.wait(MAX_AGE_S).see({A: silence, B: NEW, C: silence}).decide()
+    assert agent.address() == A
+    assert f"wk1:{B}:5432:foreign" in agent.alerts
+    agent.wait(60).see({A: silence, B: NEW, C: dead()}).decide()
+    assert agent.address() == A
+    agent.see({A: primary(), B: NEW, C: standby()}).decide()
+    assert agent.leads() == f"wk1 → {A} (primary, timeline 7)"
+    agent.see({A: dead(), C: dead()}).decide()
+    assert agent.address() == A  # it was foreign beside the group's own primary
+
+
+def test_a_server_that_starts_again_is_not_dead() -> None:
+    """A dead server that starts up, or refuses the login, may have the old identifier: the new one is not accepted."""
+    for again in (not_serving(), rejecting()):
+        agent = on_primary().see({A: primary(), B: standby()}).decide()
+        agent.see({A: dead()}).see({A: again, B: NEW}).decide()
+        assert agent.address() == A
+        assert agent.see({A: dead()}).decide().address() == B
+
+
+def test_standbys_alone_take_no_group_over() -> None:
+    """A standby that was rebuilt from the wrong primary is refused; where every node has the new one it is accepted."""
+    agent = on_standby().see({A: standby(), B: primary()}).decide()
+    agent.see({A: standby(system_id=FOREIGN), B: dead()}).decide()
+    assert agent.address() == FENCE
+    agent.see({B: standby(system_id=FOREIGN)}).decide()
+    assert agent.leads() == f"wk1 → {A} (standby)"
+
+
+def replaced() -> Agent:
+    """Return an agent whose group was taken over by another database cluster, on B."""
+    agent = on_primary(hosts=(A, B, C)).see({A: primary(), B: standby(), C: standby()}).decide()
+    agent.see({A: dead(), B: NEW, C: dead()}).decide()
+    assert agent.address() == B
+    return agent
+
+
+def test_a_replacement_is_an_alert_until_it_is_confirmed() -> None:
+    """The alert lasts, through silence and restarts too, until a reload confirms it; then it is forgotten."""
+    agent = replaced()
+    alert = next(alert for alert in agent.decision.alerts if alert.key == "wk1:replaced")
+    assert alert.text == (
+        f"wk1: system identifier {FOREIGN} in place of {OURS}: another database cluster took its place; "
+        "if that is right, confirm it with `systemctl reload resolver-agent`"
+    )
+    agent.wait(1).see({B: NEW}).decide()
+    assert "wk1:replaced" in agent.alerts
+    agent.restart().decide()
+    assert "wk1:replaced" in agent.alerts
+    agent.decision = confirm(agent.decision)
+    assert "wk1:replaced" not in agent.decide().alerts
+    agent.restart().see_local(primary()).see({A: primary(), B: NEW, C: dead()}).decide()
+    assert (agent.address(), "wk1:replaced" in agent.alerts) == (B, False)
+
+
+def test_patroni_confirms_a_replacement() -> None:
+    """Patroni's report of the new identifier ends the alert; that of the old one takes the group back."""
+    for system_id, expected in ((FOREIGN, B), (OURS, A)):
+        agent = replaced()
+        agent.patroni = {"wk1": PatroniStatus(system_id=system_id)}
+        agent.wait(1).see({A: primary(), B: NEW}).decide().decide()
+        assert (agent.address(), "wk1:replaced" in agent.alerts) == (expected, False)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["the same run", "a restart"])
+@pytest.mark.parametrize("end", [dead(), unreachable()], ids=["dead", "silent"])
+def test_a_replacement_whose_servers_are_gone_gives_way(
+    end: Observation,
+    restarted: bool,  # noqa: FBT001 - a table's column
+) -> None:
+    """An unconfirmed replacement gives way to the old cluster's primary when none of its servers is seen any more."""
+    agent = replaced()
+    if restarted:
+        agent.restart().see_local(primary())
+    agent.see({A: primary(), B: NEW, C: standby()}).decide()
+    assert agent.address() == B
+    agent.wait(MAX_AGE_S).see({A: primary(), B: end, C: standby()}).decide()
+    assert agent.leads() == f"wk1 → {A} (primary, timeline 7)"
+    assert "wk1:replaced" not in agent.alerts
+    agent.wait(60).see({A: primary(), B: NEW, C: standby()}).decide()
+    assert agent.address() == A
+
+
+def test_a_confirmed_replacement_stays() -> None:
+    """After the operator's reload the old cluster is a foreign one, also while the new one's servers are silent."""
+    agent = replaced()
+    agent.decision = confirm(agent.decision)
+    agent.wait(MAX_AGE_S).see({A: primary(), B: unreachable(), C: standby()}).decide()
+    assert agent.address() == B
+
+
+@pytest.mark.parametrize("system_id", [2**64, -(10**30)])
+def test_an_identifier_that_no_server_can_have(system_id: int) -> None:
+    """A server with an impossible identifier is of no known cluster; the block stays readable."""
+    agent = on_primary().see({A: primary(system_id=system_id), B: standby(system_id=system_id)}).decide()
+    assert agent.address() is None
+    agent.restart().see({A: primary()}).see_local(primary()).see({B: standby()}).decide()
+    assert agent.address() == A
+
+
+@pytest.mark.parametrize("route", Route, ids=lambda route: route.value)
+@pytest.mark.parametrize("local", [primary(), standby()], ids=["primary", "standby"])
+def test_every_name_remembers_the_identifier(route: Route, local: Observation) -> None:
+    """Names of every route, fenced ones and the local server's own ones know their cluster after a restart."""
+    groups = [group("cn", CN1, CN2, route=route), group("wk1", A, B, route=route), group("wk2", D, E, route=route)]
+    agent = Agent(config(*groups)).see_local(local, address=CN1)
+    agent.see({CN1: local, CN2: standby() if local.role is Role.PRIMARY else primary(), **BOTH}).decide()
+    agent.see({D: dead(), E: standby()}).decide().see({E: dead()}).decide()
+    assert {target.system_id for target in agent.decision.targets} == {OURS}
+    before = agent.decision.targets
+    assert agent.restart().decide().decision.targets == before
