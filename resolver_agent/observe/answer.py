@@ -44,7 +44,9 @@ _HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{1,8}")
 _MAX_INT4, _MAX_INT8, _MAX_LSN = 2**31 - 1, 2**63 - 1, 2**64 - 1
 
 
-def read(row: Sequence[bytes | None], *, at: float, address: str | None) -> Observation:
+def read(
+    row: Sequence[bytes | None], *, at: float, address: str | None, answered_at: float | None = None
+) -> Observation:
     """Return what a row of the answer says.
 
     Raises:
@@ -68,6 +70,7 @@ def read(row: Sequence[bytes | None], *, at: float, address: str | None) -> Obse
             _integer(row, 4, at_least=1, at_most=_MAX_INT8),
         ),
         receiver=None if receiver is None else _integer(row, 5, at_least=1, at_most=_MAX_INT4),
+        answered_at=answered_at,
     )
 
 

@@ -305,7 +305,7 @@ class Prober:
             if result.ntuples != 1:
                 raise ValueError(f"{result.ntuples} rows instead of 1")  # noqa: TRY301 -- as the parser's own
             row = [result.get_value(0, column) for column in range(result.nfields)]
-            seen = answer.read(row, at=self._begun, address=self._address)
+            seen = answer.read(row, at=self._begun, answered_at=boottime(), address=self._address)
         except ValueError as error:
             self._refuse(f"its answer to a probe is not PostgreSQL's: {error}")
             return

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from resolver_agent.routing.lag import extend_history
 from resolver_agent.routing.observation import NodeState, Observation, Observations, PatroniStatus, ProbeFailure
 from resolver_agent.routing.primary import find_primary
-from resolver_agent.routing.standby import assess_fitness, extend_history
+from resolver_agent.routing.standby import assess_fitness
 from resolver_agent.routing.state import Alert, AlertCode, GroupState, Memory
 from resolver_agent.routing.system_id import describe_foreign, find_foreign, find_system_id, remember_foreign
 from resolver_agent.routing.view import GroupView
@@ -66,7 +67,7 @@ def assess(
     met_beside = remember_foreign(memory, system_id, fresh=fresh, members=members)
     if memory.system_id is None and trusted.system_id is None and primary.seen is None:
         system_id = None  # presumed, until a primary confirms it
-    lsns = extend_history(memory.lsns, primary.seen, max_lag_s=group.max_lag_s)
+    lsns, of_primary = extend_history(memory, group, primary.seen, members.values(), max_age_s=max_age_s)
     fitness = assess_fitness(
         group,
         states,
@@ -92,6 +93,7 @@ def assess(
             replaced_id=replaced_id,
             foreign=met_beside,
             lsns=lsns,
+            lsns_of_primary=of_primary,
             fitness=fitness,
         ),
         foreign=foreign,

@@ -58,9 +58,10 @@ class Identity:
 class Observation:
     """What one probe of one node saw: ``result`` is the role of the server, or why the probe learned none.
 
-    ``at`` is when the probe began, so an answer never counts as fresher than it is. ``address`` is the one connected
-    to. ``lsn`` is the current LSN of a primary, the replayed one of a standby. ``receiver`` is the process number of a
-    standby's WAL receiver while it is connected. ``detail`` is the fault in words if there is one.
+    ``at`` is when the probe began, so an answer never counts as fresher than it is. ``answered_at`` is when its answer
+    came, None where that is not known to be later. ``address`` is the one connected to. ``lsn`` is the current LSN of a
+    primary, the replayed one of a standby. ``receiver`` is the process number of a standby's WAL receiver while it is
+    connected. ``detail`` is the fault in words if there is one.
     """
 
     result: Role | ProbeFailure
@@ -71,6 +72,7 @@ class Observation:
     identity: Identity | None = None
     receiver: int | None = None
     detail: str = ""
+    answered_at: float | None = dataclasses.field(default=None, compare=False)
 
     @property
     def role(self) -> Role | None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Fallback, Node, Route
+from resolver_agent.routing.lag import History, measure_lag
 from resolver_agent.routing.observation import NodeState, Observation, Role, describe
 from resolver_agent.routing.primary import primary_address
 from resolver_agent.routing.state import FENCE, Code, Fitness, Reason, TargetKind
@@ -35,27 +36,6 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Group
 
-_HISTORY_STEPS = 64
-"""The history of a primary's LSN gives the lag in steps of 1/64 of its limit: about 1.5 % is close enough."""
-
-
-def extend_history(
-    lsns: tuple[tuple[float, int], ...], primary: Observation | None, *, max_lag_s: float | None
-) -> tuple[tuple[float, int], ...]:
-    """Return the history of the primary's LSN with one more observation, no longer than ``max_lag_s`` needs.
-
-    An unchanged LSN adds nothing, so the standbys of an idle primary do not seem to fall behind.
-    """
-    if primary is None or primary.lsn is None or (lsns and primary.lsn == lsns[-1][1]):
-        return lsns
-    point = (primary.at, primary.lsn)
-    if max_lag_s is None or not lsns or primary.lsn < lsns[-1][1]:  # a lower LSN is another history: a failover
-        return (point,)
-    if len(lsns) > 1 and primary.at - lsns[-2][0] < max_lag_s / _HISTORY_STEPS:
-        lsns = lsns[:-1]  # the points before and after it are close enough to each other
-    oldest = next((i for i, (at, _) in enumerate(lsns) if primary.at - at <= 2 * max_lag_s), len(lsns))
-    return (*lsns[max(0, oldest - 1) :], point)
-
 
 def assess_fitness(
     group: Group,
@@ -63,7 +43,7 @@ def assess_fitness(
     *,
     members: Mapping[Node, Observation],
     refused: Mapping[Node, str],
-    lsns: tuple[tuple[float, int], ...],
+    lsns: History,
     previous: Mapping[Node, Fitness],
     now: float,
 ) -> dict[Node, Fitness]:
@@ -72,13 +52,11 @@ def assess_fitness(
     ``members`` are the observations that count. ``refused`` are the nodes that must not serve reads, with the reason in
     words.
     """
-    reached = [seen.lsn for seen in members.values() if seen.lsn is not None]
-    head = lsns[-1][1] if lsns else max(reached, default=None)
     result = {}
     for node in group.nodes:
         before = previous.get(node, Fitness(fit_since=None))
         seen = members.get(node)
-        lag_bytes, lag_s = _lag(group, seen, head=head, lsns=lsns)
+        lag_bytes, lag_s = measure_lag(group, seen, lsns)
         lagging, why_lagging = _lagging(group, lag_bytes=lag_bytes, lag_s=lag_s, before=before)
         if node in refused:
             why = refused[node]
@@ -89,20 +67,6 @@ def assess_fitness(
         fit_since = None if why else (now if before.fit_since is None else before.fit_since)
         result[node] = Fitness(fit_since=fit_since, why=why, lagging=lagging, lag_bytes=lag_bytes, lag_s=lag_s)
     return result
-
-
-def _lag(
-    group: Group, seen: Observation | None, *, head: int | None, lsns: tuple[tuple[float, int], ...]
-) -> tuple[int | None, float | None]:
-    if seen is None or seen.lsn is None or head is None or seen.role is not Role.STANDBY:
-        return None, None
-    replayed, lag_bytes = seen.lsn, max(0, head - seen.lsn)
-    if group.max_lag_s is None or not lsns:  # without a history the lag in time is not known
-        return lag_bytes, None
-    # The lag runs from when the primary was first seen past the LSN replayed here, to when the standby was last asked:
-    # a standby that has not been asked since does not fall behind by the clock alone (R1).
-    passed_at = next((at for at, lsn in lsns if lsn > replayed), seen.at)
-    return lag_bytes, max(0.0, seen.at - passed_at)
 
 
 def _lagging(group: Group, *, lag_bytes: int | None, lag_s: float | None, before: Fitness) -> tuple[bool, str]:

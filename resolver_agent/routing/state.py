@@ -144,7 +144,7 @@ class Memory:
     ``primary`` is the last known primary's address, and ``primary_demoted`` reports that it has been seen in recovery
     since. ``system_id`` and ``replaced_id`` are as in ``Target``. ``foreign`` are the nodes that had another system
     identifier while a server of the group's own answered. ``lsns`` is the history of the primary's LSN as (seen at,
-    LSN), oldest first.
+    LSN), oldest first, or that of the most advanced member as long as no primary was seen (``lsns_of_primary``).
     """
 
     primary: str | None = None
@@ -153,6 +153,7 @@ class Memory:
     replaced_id: int | None = None
     foreign: frozenset[Node] = frozenset()
     lsns: tuple[tuple[float, int], ...] = ()
+    lsns_of_primary: bool = False
     fitness: Mapping[Node, Fitness] = dataclasses.field(default_factory=dict)
 
 

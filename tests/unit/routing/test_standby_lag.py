@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,10 +14,11 @@ from tests.unit.builders import MAX_AGE_S, dead, node, primary, rejecting, stand
 from tests.unit.routing.builders import A, B, C, on_standby
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from resolver_agent.config.model import Node
     from resolver_agent.routing.observation import Observation
+    from tests.unit.builders import Agent
 
 
 @pytest.mark.parametrize(
@@ -132,3 +136,116 @@ def test_unknown_lag_is_no_evidence_of_having_caught_up() -> None:
     assert agent.address() == FENCE
     assert agent.see({A: standby(lsn=None)}).decide().address() == FENCE
     assert agent.see({A: standby(lsn=1000)}).decide().address() == A
+
+
+MB = 2**20
+
+
+def simulated(
+    limits: dict[str, float],
+    wal: Callable[[float], float],
+    behind: Callable[[float], float],
+    *,
+    loss: float,
+    slow: float,
+) -> list[str | None]:
+    """Return the addresses that a name with one standby had, one for each change, in five minutes.
+
+    ``wal`` is the primary's LSN at a time, ``behind`` by how much less the standby has replayed then. Each server is
+    probed once a second, at its own moment; ``loss`` of the probes get no answer, and others take up to ``slow``.
+    """
+    chance = random.Random(1)  # noqa: S311 -- a simulation that repeats
+    agent = on_standby(**limits).see({A: standby(lsn=0), B: primary(lsn=0)}).decide()  # type: ignore[arg-type]
+    begun, addresses = agent.now, [agent.address()]
+    due = {A: agent.now + chance.random(), B: agent.now + chance.random()}
+    while agent.now < begun + 300:
+        host = min(due, key=lambda one: due[one])
+        at, due[host] = due[host], due[host] + 1
+        agent.wait(at - agent.now)
+        if chance.random() < loss:
+            due[host] += 1
+            seen = unreachable()
+        else:
+            took = chance.random() * slow
+            lsn = wal(at + took - begun) - (behind(at + took - begun) if host == A else 0)
+            make = standby if host == A else primary
+            seen = dataclasses.replace(make(lsn=max(0, int(lsn))), answered_at=at + took)
+        agent.see({host: seen}).decide()
+        if agent.address() != addresses[-1]:
+            addresses.append(agent.address())
+    return addresses
+
+
+LIMITS = [
+    pytest.param({"max_lag_bytes": 8 * MB}, id="bytes"),
+    pytest.param({"max_lag_s": 1.0}, id="seconds"),
+    pytest.param({"max_lag_bytes": 8 * MB, "max_lag_s": 1.0}, id="both"),
+]
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize(("loss", "slow"), [(0, 0), (0.02, 0), (0.1, 0), (0.02, 0.9)])
+@pytest.mark.parametrize("rate", [1, 20, 100, "bursts"])
+def test_a_standby_in_step_keeps_its_name(limits: dict[str, float], loss: float, slow: float, rate: int | str) -> None:
+    """The age of a probe is no lag, nor is the time that an answer takes: no move, whatever is written or lost."""
+
+    def wal(at: float) -> float:
+        return 200 * MB * (at // 7) if isinstance(rate, str) else rate * MB * at
+
+    assert simulated(limits, wal, lambda _: 0, loss=loss, slow=slow) == [A]
+
+
+@pytest.mark.parametrize("loss", [0, 0.02])
+@pytest.mark.parametrize(
+    ("behind", "expected"),
+    [
+        pytest.param(lambda at: 300 if at > 100 else 0, [A, FENCE], id="stays behind"),
+        pytest.param(lambda at: 300 if 100 < at < 200 else 0, [A, FENCE, A], id="catches up"),
+        pytest.param(lambda at: 140 + 30 * math.sin(at / 3), [A, FENCE], id="about the limit: damped"),
+        pytest.param(lambda at: 100 if at > 100 else 0, [A], id="below the limit"),
+    ],
+)
+def test_a_standby_that_lags_moves_its_name_once(
+    behind: Callable[[float], float], expected: list[str], loss: float
+) -> None:
+    """A lag above the limit takes the name away, and one below half of it gives it back, once each."""
+    limits: dict[str, float] = {"max_lag_bytes": 128 * MB}
+    assert simulated(limits, lambda at: 10 * MB * at + 1000 * MB, lambda at: behind(at) * MB, loss=loss, slow=0.1) == (
+        expected
+    )
+
+
+def test_lag_at_the_moment_of_the_standbys_answer() -> None:
+    """What the primary wrote after the standby's answer does not count; an answer older than the history has no lag."""
+    agent = on_standby(max_lag_bytes=100).see({B: primary(lsn=1000)}).wait(0.5).see({A: standby(lsn=950)}).decide()
+    agent.wait(0.5).see({B: primary(lsn=9000)}).decide()
+    assert (lag(agent), agent.address()) == (50, A)
+    agent.wait(0.1).see({B: primary(lsn=500)}).decide()  # a failover that lost something
+    assert (lag(agent), agent.address()) == (None, A)
+    agent.wait(0.4).see({A: standby(lsn=450)}).decide()
+    assert lag(agent) == 50
+
+
+def test_lag_without_a_limit_is_shown_in_proportion() -> None:
+    """A group without limits is looked at rarely: the LSN between two answers is estimated, not taken for the later."""
+    agent = on_standby().see({A: standby(lsn=0), B: primary(lsn=0)}).decide()
+    agent.wait(99).see({A: standby(lsn=9_900)}).wait(1).see({B: primary(lsn=10_000)})
+    agent.decision = agent.decision.afresh()
+    assert lag(agent.decide()) == 0
+
+
+def test_lag_where_no_primary_was_ever_seen() -> None:
+    """Without a primary the most advanced member counts, at the moment of the standby's answer too."""
+    agent = on_standby(max_lag_bytes=100, hosts=(A, B)).see({A: standby(lsn=100), B: standby(lsn=100)}).decide()
+    for second in range(1, 30):
+        for host, offset in ((A, 0), (B, 500)):
+            agent.wait(0.5).see({host: standby(lsn=1000 * second + offset)}).decide()
+        assert agent.address() == A
+    for second in range(30, 35):
+        agent.wait(0.5).see({A: standby(lsn=29_000)}).wait(0.5).see({B: standby(lsn=1000 * second)}).decide()
+    assert agent.address() == B
+
+
+def lag(agent: Agent) -> int | None:
+    """Return the lag of A in bytes."""
+    return agent.decision.groups["wk1"].memory.fitness[node(A)].lag_bytes
