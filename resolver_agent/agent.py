@@ -77,11 +77,11 @@ class Agent:
         """Keep the names right until SIGTERM or SIGINT; SIGHUP reads the configuration again.
 
         Raises:
-            lock.LockedError: another agent runs with this runtime folder.
+            lock.LockedError: another agent runs with this hosts file or runtime folder.
             lock.LockUnavailableError, control.ControlError: the runtime folder cannot be used.
         """
         path = client.socket_path(self._config.runtime_dir)
-        with lock.exclusive(self._config.runtime_dir):
+        with lock.exclusive(self._config.runtime_dir, self._config.hosts_file):
             self._handle_signals()
             self._get_descriptors()
             async with server.serve(self._requests.handlers, path=path, passed=self._passed):

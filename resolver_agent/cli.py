@@ -283,7 +283,7 @@ def _remove(options: argparse.Namespace) -> int:
 
     config = _load(options)
     try:
-        with lock.exclusive(config.runtime_dir):
+        with lock.exclusive(config.runtime_dir, config.hosts_file):
             writer = atomic_file.HostsFileWriter(config.hosts_file)
             if not options.force:
                 _refuse_if_used(config, block.recall(writer.read().content))

@@ -57,12 +57,12 @@ def write(config: Config, found: Pass) -> None:
     """Write what the pass found to the file, and flush the connections that Citus has cached (R5).
 
     Raises:
-        lock.LockedError: an agent runs with this runtime folder.
+        lock.LockedError: an agent runs with this hosts file or runtime folder.
         lock.LockUnavailableError: the runtime folder cannot be used.
         HostsFileError: the file cannot be written.
         FlushError: the file is written, but sessions may keep old connections.
     """
-    with lock.exclusive(config.runtime_dir):
+    with lock.exclusive(config.runtime_dir, config.hosts_file):
         HostsFileWriter(config.hosts_file).update(lambda content: block.render(content, found.targets))
         if config.citus:
             flush.flush(config)

@@ -46,8 +46,8 @@ class System:
     @contextlib.contextmanager
     def opened(self, path: str, flags: int) -> Iterator[int]:
         """Yield a descriptor that is closed with the context; a new file has mode 0600."""
-        # O_NONBLOCK: opening a pipe in the file's place must not block.
-        fd = self.call(os.open, path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        # O_NONBLOCK: opening a pipe in the file's place must not block. O_NOFOLLOW: links were followed before.
+        fd = self.call(os.open, path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW, 0o600)
         try:
             yield fd
         finally:

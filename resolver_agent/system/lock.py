@@ -1,18 +1,33 @@
-"""One agent per hosts file: a lock on a file of our own, held for as long as the process lives.
+"""One agent per hosts file and one per runtime folder: locks on files of our own, held as long as the process lives.
 
-The lock cannot be on the hosts file itself: each write replaces that file, and the lock would stay on the old one.
+The lock of the hosts file is on a file beside it, as the system's own ``/etc/.pwd.lock`` is: whatever ``runtime_dir``
+an agent has, and by whatever path it comes to the folder, it finds that lock. It cannot be on the hosts file itself:
+each write replaces that file, and the lock would stay on the old one. Both lock files have mode 0600, since any process
+that can open one can keep the agent from starting.
+
+An agent that runs as root opens files in folders that its configuration names. A user who may write such a folder could
+put a symbolic link there, and have root write elsewhere. So root refuses those folders.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
+import pwd
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_log = logging.getLogger(__name__)
+
+_LINKS_MAX = 40
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class LockedError(Exception):
@@ -20,39 +35,151 @@ class LockedError(Exception):
 
 
 class LockUnavailableError(Exception):
-    """The lock file cannot be created; the message names it and the fix."""
+    """The lock file cannot be created, or its folder cannot be trusted; the message names it and the fix."""
 
 
 @contextlib.contextmanager
-def exclusive(runtime_dir: str) -> Iterator[None]:
-    """Hold ``runtime_dir``/lock, with our process number in it unless the disk is full.
+def exclusive(runtime_dir: str, hosts_file: str) -> Iterator[None]:
+    """Hold ``runtime_dir``/lock and the lock of the hosts file, with our process number in them.
+
+    Where no lock file can be made beside the hosts file (a read-only folder, a full disk), that is logged, and the
+    other lock has to do.
 
     Raises:
-        LockedError: another process holds it.
-        LockUnavailableError: the folder or the file cannot be created.
+        LockedError: another process holds one of them.
+        LockUnavailableError: a folder or a lock file cannot be made, or as root: another user may write it.
     """
     path = Path(runtime_dir) / "lock"
+    with contextlib.ExitStack() as held:
+        try:
+            _refuse_foreign(path, "runtime_dir", path.parent)
+            _make_folder(path.parent)
+            _refuse_foreign(path, "runtime_dir", path.parent)
+            held.enter_context(_locked(path))
+        except OSError as error:
+            raise LockUnavailableError(
+                f"{path}: {error.strerror}; make the folder writable for this user, or name another as runtime_dir"
+            ) from error
+        real = Path(os.path.realpath(hosts_file))
+        beside = real.with_name(f".{real.name}.resolver-agent.lock")
+        try:
+            _refuse_foreign(Path(hosts_file), "hosts_file", Path(hosts_file))
+            held.enter_context(_locked(beside))
+        except OSError as error:
+            _log.warning(
+                "%s cannot be made: %s; see to it that no other agent manages %s", beside, error.strerror, hosts_file
+            )
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, flags, 0o600)
     except OSError as error:
-        raise LockUnavailableError(
-            f"{path}: {error.strerror}; make the folder writable for this user, or name another as runtime_dir"
-        ) from error
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise LockUnavailableError(f"{path} is no regular file: delete it") from error
+        raise
     try:
+        _refuse_file(path, os.fstat(descriptor))
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise LockedError(f"{path} is held by another agent, process {holder}") from None
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            number = holder if holder.isdigit() else "unknown"
+            raise LockedError(f"{path} is held by another agent, process {number}") from None
         with contextlib.suppress(PermissionError):  # the file belongs to another user
-            os.fchmod(descriptor, 0o600)  # a user who can open it can lock it, and so keep the agent from starting
-        os.ftruncate(descriptor, 0)
+            os.fchmod(descriptor, 0o600)
         with contextlib.suppress(OSError):  # a full disk: the lock works without the number
+            os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _refuse_file(path: Path, found: os.stat_result) -> None:
+    """Raise if this is no lock file of ours: we are about to empty it."""
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        raise LockUnavailableError(f"{path} is no regular file of its own: delete it")
+    if os.geteuid() == 0 and found.st_uid != 0:
+        raise LockUnavailableError(f"{path} belongs to {_user(found.st_uid)}, who could hold the lock: delete it")
+
+
+def _make_folder(folder: Path) -> None:
+    """Create the folder and its parents with mode 0755, whatever the umask."""
+    for missing in [one for one in (*reversed(folder.parents), folder) if not one.exists()]:
+        missing.mkdir(mode=0o755, exist_ok=True)
+
+
+def _refuse_foreign(path: Path, key: str, shown: Path) -> None:
+    """As root, raise if another user may put something else in the place of ``path``, or of a folder on the way to it.
+
+    In a folder with the sticky bit others cannot replace what is root's; but the last folder must not have it either,
+    since others could put a link where there is no file yet.
+    """
+    if os.geteuid() != 0:
+        return
+    for found, is_last in _way(path):
+        status = found.lstat()
+        is_link = stat.S_ISLNK(status.st_mode)
+        if status.st_uid != 0:
+            who = f"belongs to {_user(status.st_uid)}"
+        elif is_link or not _others_may_write(status, sticky_counts=not is_last):
+            continue
+        else:
+            who = f"is writable by others (mode {stat.S_IMODE(status.st_mode):04o})"
+        fix = "chown root" if status.st_uid != 0 else "chmod go-w"
+        raise LockUnavailableError(
+            f"{key} {shown}: {found} {who}, who could lead root to any other file; `{fix}` it, or name another {key}"
+        )
+
+
+def _others_may_write(status: os.stat_result, *, sticky_counts: bool) -> bool:
+    if sticky_counts and status.st_mode & stat.S_ISVTX:
+        return False
+    roots_group = stat.S_IWGRP if status.st_gid == 0 else 0
+    return bool(status.st_mode & _WRITABLE_BY_OTHERS & ~roots_group)
+
+
+def _way(path: Path) -> list[tuple[Path, bool]]:
+    """Return the folders and symbolic links on the way to ``path``, and whether each is a folder that ends the way.
+
+    A folder ends the way if the file itself, or a link to it, is in it.
+
+    Raises:
+        OSError: a link cannot be read, or there are too many.
+    """
+    here, ahead, links = Path("/"), list(reversed(path.absolute().parts[1:])), 0
+    found: list[tuple[Path, bool]] = []
+    while ahead:
+        found.append((here, len(ahead) == 1))
+        step = here / ahead.pop()
+        if step.name == "..":
+            here = here.parent
+        elif step.is_symlink():
+            links += 1
+            if links > _LINKS_MAX:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            found.append((step, False))
+            target = step.readlink()
+            here = Path("/") if target.is_absolute() else here
+            ahead += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+        elif not ahead:
+            break
+        elif step.is_dir():
+            here = step
+        else:
+            break  # what is missing cannot be another user's
+    return found
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
 
 
 def is_held(runtime_dir: str) -> bool:

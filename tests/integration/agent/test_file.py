@@ -153,7 +153,7 @@ def test_a_full_disk_is_an_alert(
     cluster: dict[str, Group], write_config: WriteConfig, mounted: Callable[..., Path], start_agent: StartAgent
 ) -> None:
     """Without space the old file stays whole, and the names are written as soon as there is space."""
-    hosts_file = mounted("-t", "tmpfs", "-o", "size=16k")
+    hosts_file = mounted("-t", "tmpfs", "-o", "size=16k,mode=755")
     filler = hosts_file.with_name("filler")
     with pytest.raises(OSError, match="No space left"), filler.open("wb") as file:  # noqa: PT012 -- one act
         while True:
