@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-_CHUNK_BYTES = 1 << 20
+MAX_BYTES = 64 << 20
+"""The largest file that is read: a larger one is none that a resolver should read at each look-up."""
+
+_CHUNK_BYTES = 1 << 24
 _ACL = "system.posix_acl_access"
 _NOT_COPIED = ("security.ima", "security.evm")  # the kernel's own digests of a file's content
 
@@ -54,11 +57,12 @@ class System:
             os.close(fd)
 
     def read_all(self, fd: int) -> bytes:
-        """Return the whole content of a file."""
-        content = bytearray()
-        while chunk := self.call(os.pread, fd, _CHUNK_BYTES, len(content)):
-            content += chunk
-        return bytes(content)
+        """Return the whole content of a file, of one that is too large a part larger than ``MAX_BYTES``."""
+        chunks, size = [], 0
+        while size <= MAX_BYTES and (chunk := self.call(os.pread, fd, _CHUNK_BYTES, size)):
+            chunks.append(chunk)
+            size += len(chunk)
+        return b"".join(chunks)
 
     def write_all(self, fd: int, content: bytes, *, offset: int = 0) -> None:
         """Write ``content`` at ``offset``, in one call if the kernel accepts all of it."""
@@ -255,8 +259,9 @@ class HostsFileWriter:
         removed = []
         with contextlib.suppress(OSError):
             for name in filter(_TEMPORARY.fullmatch, sorted(self._call(os.listdir, folder))):
-                self._call(os.unlink, folder / name)
-                removed.append(name)
+                with contextlib.suppress(OSError):  # e.g. a folder, which is none of ours
+                    self._call(os.unlink, folder / name)
+                    removed.append(name)
         return tuple(removed)
 
     def _let_others_finish(self) -> None:
@@ -287,12 +292,17 @@ class HostsFileWriter:
                 status = self._call(os.fstat, fd)
                 if not stat.S_ISREG(status.st_mode):
                     raise ReadError(self._path, "is no regular file")
-                return _Found(real, Snapshot(self._system.read_all(fd), _signature(status)), status)
+                content = self._system.read_all(fd)
+                if len(content) > MAX_BYTES:
+                    raise ReadError(self._path, f"is larger than {MAX_BYTES >> 20} MiB: shorten it")
+                return _Found(real, Snapshot(content, _signature(status)), status)
         except FileNotFoundError:
             return _Found(real, Snapshot(b"", None), None)
         except HostsFileError:
             raise
         except OSError as error:
+            if error.errno == errno.ELOOP and self._call(os.path.realpath, self._path) != real:
+                return self._find()  # another program has put a link there since
             raise ReadError(self._path, "cannot be read", error) from error
 
     def _replace(self, found: _Found, new: bytes) -> Outcome:
@@ -342,6 +352,8 @@ class HostsFileWriter:
                 if self._system.read_all(fd) != new:
                     raise _ChangedError
         except OSError as error:
+            if error.errno == errno.ELOOP:  # another program has put a link there since
+                raise _ChangedError from error
             fault = f"can be neither replaced ({why.strerror}) nor written in place"
             raise WriteError(self._path, fault, error) from error
         return Outcome(State.IN_PLACE, Snapshot(new, signature), f"it cannot be replaced: {why.strerror}")

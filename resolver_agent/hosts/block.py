@@ -38,6 +38,9 @@ _END = b"# END resolver-agent"
 _HINT = b": managed, edits inside are overwritten"
 _NO_NEWLINE = b" (the line above had no newline)"
 _BEGINS = frozenset(_BEGIN + hint + note for hint in (b"", _HINT) for note in (b"", _NO_NEWLINE))
+_TO_FIELDS = bytes.maketrans(bytes([*b"#\0", *range(ord("A"), ord("Z") + 1)]), b"  " + bytes(range(97, 123)))
+"""Makes lines of what ``split()`` returns as fields, those in comments among them."""
+
 _COMMON = b"resolver-agent"
 """What all markers have in them."""
 
@@ -45,6 +48,8 @@ _PIECE = 1 << 18
 """How many bytes of a large file one call may work on: meanwhile no other thread of Python runs."""
 
 _LINE = re.compile(rb".*\n|.+")
+_CONTEXT = 3
+_RANGES = re.compile(r"^@@ -(\d+)(.*) \+(\d+)(.*) @@$")
 _ADDRESS = r"[0-9A-Fa-f:.]+"
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _SYSTEM = r"-?[0-9]{1,20}"
@@ -211,22 +216,62 @@ def conflicts(content: bytes, names: Collection[str]) -> tuple[Conflict, ...]:
     Raises:
         BlockError: the markers in ``content`` do not make one block.
     """
-    parts = _split(content)
     wanted = {name.lower().encode(): name for name in names}
-    foreign = parts.head + b"\n" * parts.block.count(b"\n") + parts.tail
-    found = (
-        Conflict(line_no, wanted[field], plain(line))
-        for line_no, line in enumerate(foreign.split(b"\n"), start=1)
-        for field in re.split(rb"[#\0]", line, maxsplit=1)[0].lower().split()[1:]
-        if field in wanted
-    )
+    found, before = [], 0
+    for piece in _pieces(outside(content)):
+        if not wanted.keys().isdisjoint(piece.translate(_TO_FIELDS).split()):
+            found += [
+                Conflict(line_no, wanted[field], plain(line))
+                for line_no, line in enumerate(piece.split(b"\n"), start=before + 1)
+                for field in re.split(rb"[#\0]", line, maxsplit=1)[0].lower().split()[1:]
+                if field in wanted
+            ]
+        before += piece.count(b"\n")
     return tuple(dict.fromkeys(found))
 
 
+def outside(content: bytes) -> bytes:
+    """Return ``content`` with blank lines in the place of the block: all that ``conflicts()`` depends on.
+
+    Raises:
+        BlockError: the markers in ``content`` do not make one block.
+    """
+    parts = _split(content)
+    return parts.head + b"\n" * parts.block.count(b"\n") + parts.tail
+
+
+def _pieces(content: bytes) -> Iterator[bytes]:
+    """Yield the lines of ``content``, many at a time."""
+    start = 0
+    while start < len(content):
+        end = content.find(b"\n", start + _PIECE) + 1 or len(content)
+        yield content[start:end]
+        start = end
+
+
 def unified_diff(old: bytes, new: bytes, *, path: str) -> str:
-    """Return the output of ``diff -u``, empty without a difference. Bytes that are not UTF-8 are escaped."""
-    lines = difflib.unified_diff(_lines(old), _lines(new), fromfile=path, tofile=f"{path} (new)")
-    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+    """Return the output of ``diff -u``, empty without a difference. What does not print is escaped.
+
+    ``difflib`` needs minutes for the lines of a large file, so it gets only those around the first and last difference.
+    """
+    one, other = _LINE.findall(old), _LINE.findall(new)
+    shortest = min(len(one), len(other))
+    above = next((i for i in range(shortest) if one[i] != other[i]), shortest)
+    below = next((i for i in range(shortest - above) if one[-1 - i] != other[-1 - i]), shortest - above)
+    start, left_out = max(0, above - _CONTEXT), max(0, below - _CONTEXT)
+    lines = difflib.unified_diff(
+        [_printable(line) for line in one[start : len(one) - left_out]],
+        [_printable(line) for line in other[start : len(other) - left_out]],
+        fromfile=path,
+        tofile=f"{path} (new)",
+        n=_CONTEXT,
+    )
+
+    def shifted(found: re.Match[str]) -> str:
+        return f"@@ -{int(found[1]) + start}{found[2]} +{int(found[3]) + start}{found[4]} @@"
+
+    numbered = (_RANGES.sub(shifted, line) for line in lines)
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in numbered)
 
 
 def _split(content: bytes) -> _Parts:
@@ -362,8 +407,8 @@ def _number(digits: str | None) -> int | None:
     return None if digits is None else int(digits)
 
 
-def _lines(content: bytes) -> list[str]:
-    return [_text(line) for line in _LINE.findall(content)]
+def _printable(line: bytes) -> str:
+    return "".join(letter if letter in "\t\n" or letter.isprintable() else repr(letter)[1:-1] for letter in _text(line))
 
 
 def _text(line: bytes) -> str:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import logging
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,14 @@ _QUIET_S = 60.0
 """After this time without a change by another program the count starts again."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Write:
+    """A write in a thread; ``repeats`` if it wants what was wanted before, so that it restores what others changed."""
+
+    result: asyncio.Future[tuple[Outcome, tuple[block.Conflict, ...]]]
+    repeats: bool
+
+
 class HostsBlock:
     """The managed block on disk.
 
@@ -47,6 +57,9 @@ class HostsBlock:
         self._in_a_row = 0
         self._trampled_at = 0.0
         self._fault: Alert | None = None
+        self._write: _Write | None = None
+        self._slow: Alert | None = None
+        self._searched: tuple[bytes, frozenset[str], tuple[block.Conflict, ...]] | None = None
         self._found: tuple[Alert, ...] = ()
 
     @property
@@ -57,7 +70,7 @@ class HostsBlock:
             f"they are put back at growing intervals, up to {_RETRY_MAX_S:g} s"
         )
         return (
-            *([self._fault] if self._fault is not None else []),
+            *[fault for fault in (self._slow or self._fault,) if fault is not None],
             *([Alert(AlertCode.TRAMPLED, often, of=("file",))] if self._in_a_row > _TOLERATED else []),
             *self._found,
         )
@@ -94,13 +107,19 @@ class HostsBlock:
         """Report whether the file has ``targets``, as last seen; False while it is being written."""
         return self._done and self._wanted == tuple(targets)
 
-    async def put(self, targets: Sequence[Target], now: float) -> bool:
-        """Write ``targets`` to the file, and report whether it has them. A failure is an alert and is retried later."""
+    async def put(self, targets: Sequence[Target], now: float, *, within_s: float = 1.0) -> bool:
+        """Write ``targets`` to the file, and report whether it has them. A failure is an alert and is retried later.
+
+        A write that takes longer than ``within_s`` (a disk that does not answer) goes on: it is an alert, and the next
+        ``put()`` waits for it. So there is never a second write beside it.
+        """
         self._done = False
-        self._done = await self._put(tuple(targets), now)
+        self._done = await self._put(tuple(targets), now, within_s)
         return self._done
 
-    async def _put(self, wanted: tuple[Target, ...], now: float) -> bool:
+    async def _put(self, wanted: tuple[Target, ...], now: float, within_s: float) -> bool:
+        if self._write is not None and not await self._finished(self._write, now, within_s):
+            return False
         news = wanted != self._wanted or self._on_disk is None
         if not news and self._fault is None and not self.disturbed():
             if now - self._trampled_at > _QUIET_S:
@@ -109,14 +128,27 @@ class HostsBlock:
         if wanted == self._wanted and now < self._not_before:
             return False
         self._wanted = wanted
+        self._write = _Write(threads.start(self._update, wanted), repeats=not news and self._fault is None)
+        return await self._finished(self._write, now, within_s) and self._fault is None
+
+    async def _finished(self, write: _Write, now: float, within_s: float) -> bool:
+        """Wait for a write and take its result; False if it is still under way."""
+        await asyncio.wait({write.result}, timeout=within_s)
+        if not write.result.done():
+            text = (
+                f"{self._path} is still being written: its disk does not answer; the names stay as they were until then"
+            )
+            self._slow = Alert(AlertCode.FILE, text)
+            return False
+        self._write = self._slow = None
         try:
-            outcome, conflicts = await threads.call(self._update, wanted)
+            outcome, conflicts = write.result.result()
         except (HostsFileError, ValueError) as error:
             self._fault = self._refused(error, "it stays as it is")
             self._failures += 1
             self._not_before = now + backoff_s(self._failures, first_s=_FIRST_RETRY_S, max_s=_RETRY_MAX_S)  # A11
-            return False
-        if not news and self._fault is None and outcome.state is not State.UNCHANGED:
+            return True
+        if write.repeats and outcome.state is not State.UNCHANGED:
             self._trample(now)
         self._fault = None
         self._failures = 0
@@ -126,7 +158,11 @@ class HostsBlock:
 
     def _update(self, wanted: tuple[Target, ...]) -> tuple[Outcome, tuple[block.Conflict, ...]]:
         outcome = self._writer.update(lambda found: block.render(found, wanted))
-        return outcome, block.conflicts(outcome.snapshot.content, {target.name for target in wanted})
+        content, names = outcome.snapshot.content, frozenset(target.name for target in wanted)
+        outside = block.outside(content)
+        if self._searched is None or self._searched[:2] != (outside, names):
+            self._searched = (outside, names, block.conflicts(content, names))
+        return outcome, self._searched[2]
 
     def _refused(self, error: Exception, consequence: str) -> Alert:
         where = "" if isinstance(error, HostsFileError) else f"{self._path}: "

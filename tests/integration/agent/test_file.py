@@ -179,11 +179,14 @@ def test_what_is_being_written_is_not_said_to_be_written(
         said = status(config)
         return said if said["names"][1]["address"] == cluster["wk1"].standby.address else None
 
-    start_agent(config).wait_for_line(SETTLED)
+    agent = start_agent(config)
+    agent.wait_for_line(SETTLED)
     wait_until(lambda: status(config)["written"])
     with frozen(hosts_file):
         cluster["wk1"].primary.stop()
         cluster["wk1"].standby.promote()
         assert wait_until(moved)["written"] is False
+        agent.wait_for_line("alert: .*hosts is still being written: its disk does not answer")
     wait_until(lambda: status(config)["written"])
+    agent.wait_for_line("over: .*hosts is still being written")
     assert f"{cluster['wk1'].standby.address}\twk1" in hosts_file.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from typing import TYPE_CHECKING
@@ -398,7 +399,7 @@ def test_markers_are_found_across_pieces(shift: int) -> None:
 
 
 def test_diff_is_that_of_diff_u() -> None:
-    """The diff has context, escapes invalid text, and marks a missing final newline."""
+    """The diff has context, escapes what does not print, and marks a missing final newline."""
     old = b"caf\xe9\ncaf\xc3\xa9\x0b\r\n1.2.3.4 a"
     shown = hosts_block.unified_diff(old, hosts_block.render(old, [ONE]), path="/etc/hosts")
     assert shown.split("\n") == [
@@ -406,7 +407,7 @@ def test_diff_is_that_of_diff_u() -> None:
         "+++ /etc/hosts (new)",
         "@@ -1,3 +1,6 @@",
         " caf\\xe9",
-        " caf\u00e9\x0b\r",
+        " caf\u00e9\\x0b\\r",
         "-1.2.3.4 a",
         "\\ No newline at end of file",
         "+1.2.3.4 a",
@@ -456,6 +457,37 @@ def test_rendering_touches_nothing_else(content: bytes, first: list[Target], sec
     assert hosts_block.recall(once) == tuple(first)
     changed = hosts_block.render(once, second)
     assert hosts_block.remove(once) == hosts_block.remove(changed) == content
+
+
+PARTS = st.sampled_from(
+    [
+        b"# BEGIN resolver-agent\n",
+        b"# END resolver-agent\n",
+        b"# end RESOLVER-AGENT",
+        b"\xef\xbb\xbf",
+        b"10.0.0.3",
+        b" wk1 ",
+        b"# standby; primary 10.0.0.4",
+        b"\0",
+        b"\r",
+        b"\n",
+        ONE_LINE.encode("utf-16"),
+    ]
+)
+
+
+@given(content=st.lists(st.binary(max_size=12) | PARTS, max_size=12).map(b"".join))
+def test_any_bytes_are_read_or_refused(content: bytes) -> None:
+    """Whatever is in the file, each function returns a value or raises ``BlockError``, and never anything else."""
+    for function in (
+        lambda: hosts_block.render(content, [ONE]),
+        lambda: hosts_block.recall(content, ["wk1"]),
+        lambda: hosts_block.remove(content),
+        lambda: hosts_block.conflicts(content, ["wk1"]),
+        lambda: hosts_block.unified_diff(content, b"", path="hosts"),
+    ):
+        with contextlib.suppress(hosts_block.BlockError):
+            assert isinstance(function(), (bytes, tuple, str))
 
 
 @given(head=FOREIGN, tail=FOREIGN, first=BLOCKS, second=BLOCKS)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from resolver_agent.hosts.atomic_file import HostsFileWriter
+from resolver_agent.hosts.atomic_file import HostsFileWriter, WriteError
 from resolver_agent.hosts.managed_block import HostsBlock
 from resolver_agent.routing.state import FENCE, TargetKind
 from tests.unit.builders import remembered
@@ -107,6 +108,72 @@ def test_recall_returns_what_was_put_and_clears_up(block: Block) -> None:
     other.touch()
     assert asyncio.run(HostsBlock(str(block.path)).recall(["wk1"])) == TO_A
     assert (left.exists(), other.exists()) == (False, True)
+
+
+def test_recall_leaves_alone_what_merely_looks_like_a_temporary_file(block: Block) -> None:
+    """A folder cannot be one, and does not keep the others from being removed; other names are not ours."""
+    folder, left = (block.path.with_name(f"hosts.resolver-agent.{number}.0123abcd") for number in (11, 12))
+    folder.mkdir()
+    left.touch()
+    others = [
+        block.path.with_name(f"hosts.resolver-agent{end}") for end in (".x", ".12.0123abcde", ".12.0123ABCD", ".12", "")
+    ]
+    for other in others:
+        other.touch()
+    asyncio.run(block.block.recall(["wk1"]))
+    assert not left.exists()
+    assert all(path.exists() for path in (folder, *others))
+
+
+def test_a_file_that_is_too_large_is_an_alert(block: Block) -> None:
+    """It is not read into memory, and not changed."""
+    with block.path.open("ab") as file:
+        file.truncate((64 << 20) + 1)  # a hole: it takes no space
+    assert not block.put(TO_A)
+    assert block.alerts == {"file": f"{block.path} is larger than 64 MiB: shorten it; it stays as it is"}
+    assert block.path.stat().st_size == (64 << 20) + 1
+
+
+def test_a_write_that_hangs_holds_up_no_round(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds go on, with an alert and without a second write; what was decided meanwhile is written afterwards."""
+    released, begun, update = threading.Event(), [], HostsFileWriter.update
+
+    def hanging(writer: HostsFileWriter, transform: Callable[[bytes], bytes]) -> Outcome:
+        begun.append(transform)
+        if len(begun) == 1:
+            released.wait(30)
+        return update(writer, transform)
+
+    async def rounds() -> None:
+        for now in range(3):
+            assert not await block.block.put(TO_A, now, within_s=0.01)
+        assert not await block.block.put(TO_B, 3, within_s=0.01)
+        assert "is still being written" in block.alerts["file"]
+        assert (len(begun), block.block.says(TO_A), block.block.says(TO_B)) == (1, False, False)
+        released.set()
+        assert await block.block.put(TO_B, 4, within_s=30)
+
+    monkeypatch.setattr(HostsFileWriter, "update", hanging)
+    asyncio.run(rounds())
+    assert (len(begun), block.leads(), block.alerts, block.block.trampled) == (2, B, {}, 0)
+
+
+def test_a_hanging_write_that_fails_is_an_alert(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error is taken by the round after it, and the write is tried again later (A11)."""
+    released = threading.Event()
+
+    def failing(_writer: HostsFileWriter, _transform: Callable[[bytes], bytes]) -> Outcome:
+        released.wait(30)
+        raise WriteError(str(block.path), "cannot be written")
+
+    async def rounds() -> None:
+        assert not await block.block.put(TO_A, 0, within_s=0.01)
+        released.set()
+        assert not await block.block.put(TO_A, 1, within_s=30)
+
+    monkeypatch.setattr(HostsFileWriter, "update", failing)
+    asyncio.run(rounds())
+    assert block.alerts == {"file": f"{block.path} cannot be written; it stays as it is"}
 
 
 def test_recall_refuses_damaged_markers(block: Block) -> None:
