@@ -230,6 +230,23 @@ def conflicts(content: bytes, names: Collection[str]) -> tuple[Conflict, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def reverse(content: bytes, addresses: Collection[str]) -> dict[str, str]:
+    """Return the name that a reverse lookup of each address gives: the first one on the first line with that address.
+
+    PostgreSQL compares that name with the host names in ``pg_hba.conf``. Addresses that no line has are left out.
+    """
+    wanted = {_canonical(address): address for address in addresses}
+    found: dict[str, str] = {}
+    for piece in _pieces(content):
+        for line in piece.split(b"\n"):
+            fields = re.split(rb"[#\0]", line, maxsplit=1)[0].split()
+            text = fields[0].decode("ascii", "replace") if len(fields) > 1 else ""
+            address = wanted.get(_canonical(text) if ":" in text else text)
+            if address is not None:
+                found.setdefault(address, plain(fields[1]))
+    return found
+
+
 def outside(content: bytes) -> bytes:
     """Return ``content`` with blank lines in the place of the block: all that ``conflicts()`` depends on.
 

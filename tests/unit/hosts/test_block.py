@@ -368,6 +368,27 @@ def test_conflicts_are_found_as_glibc_reads(content: bytes, line_nos: list[int])
     assert all(conflict.name == "wk1" for conflict in found)
 
 
+REVERSE = [
+    pytest.param(block(ONE_LINE), "wk1", id="the block alone"),
+    pytest.param(b"10.0.0.3 db3.example.com db3\n" + block(ONE_LINE), "db3.example.com", id="a line above the block"),
+    pytest.param(block(ONE_LINE) + b"10.0.0.3 db3.example.com\n", "wk1", id="a line below the block"),
+    pytest.param(b"# 10.0.0.3 x\n10.0.0.3\n10.0.0.30 y\n" + block(ONE_LINE), "wk1", id="lines that do not count"),
+    pytest.param(b"10.0.0.3 db3.example.com # x\r\n", "db3.example.com", id="no block"),
+    pytest.param(b"", None, id="no line"),
+]
+
+
+@pytest.mark.parametrize(("content", "name"), REVERSE)
+def test_reverse_lookups_take_the_first_line(content: bytes, name: str | None) -> None:
+    """So a line above the block keeps a host's own name, with which pg_hba.conf is compared."""
+    assert hosts_block.reverse(content, [A]).get(A) == name
+
+
+def test_reverse_lookups_of_ipv6_addresses() -> None:
+    """Addresses are equal in every spelling, and are returned as they were given."""
+    assert hosts_block.reverse(b"FD00:0::3 db3\n", ["fd00::3", "fd00::4"]) == {"fd00::3": "db3"}
+
+
 def test_conflict_quotes_the_line() -> None:
     """The report shows the line in printable form, and the name as it was configured."""
     (found,) = hosts_block.conflicts(b" 10.0.0.9  wk1 # caf\xe9\r\n", ["WK1"])
