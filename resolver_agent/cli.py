@@ -10,7 +10,6 @@ import io
 import json
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent import __version__
@@ -261,11 +260,13 @@ def _places(options: argparse.Namespace) -> tuple[str, str, str]:
 def _status_of_file(why: str, hosts_file: str, options: argparse.Namespace) -> int:
     """Show what the hosts file says, as no agent can be asked."""
     from resolver_agent.control import report
-    from resolver_agent.hosts import block
+    from resolver_agent.hosts import atomic_file, block
 
     try:
-        targets = block.recall(Path(hosts_file).read_bytes())
-    except (OSError, block.BlockError) as error:
+        targets = block.recall(atomic_file.HostsFileWriter(hosts_file).read().content)
+    except atomic_file.HostsFileError as error:
+        raise _TroubleError(f"{why}\n{error}") from error
+    except block.BlockError as error:
         raise _TroubleError(f"{why}\n{hosts_file}: {error}") from error
     if options.json:
         names = [report.target_to_json(target) for target in targets]

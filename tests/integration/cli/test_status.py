@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
 import signal
@@ -113,6 +114,15 @@ def test_status_with_a_faulty_file(running: Agent, config: Path) -> None:
         f"resolver-agent: the configuration is not usable\n{config}: intervall: unknown key, did you mean `interval`?\n"
     )
     assert f"process {running.process.pid}" in ran.stdout
+
+
+def test_status_waits_for_no_pipe(config: Path, hosts_file: Path) -> None:
+    """A pipe in the place of the hosts file is named; to read it would take for ever."""
+    hosts_file.unlink()
+    os.mkfifo(hosts_file)
+    ran = run("status", "-c", config)
+    assert ran.returncode == 2
+    assert f"{hosts_file} is no regular file" in ran.stderr
 
 
 def test_status_of_an_agent_that_hangs(running: Agent, config: Path) -> None:
