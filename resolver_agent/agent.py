@@ -7,6 +7,7 @@ file, ``citus`` flushes and recovers, and ``requests`` answers on the control so
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import resource
@@ -26,9 +27,13 @@ from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.state import Alert, AlertCode
 from resolver_agent.system import lock
 from resolver_agent.system.clock import boottime
+from resolver_agent.system.foreign import plain
+from resolver_agent.system.pacing import backoff_s
+from resolver_agent.system.threads import BackgroundCall
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Awaitable, Callable, Sequence
 
     from resolver_agent.config.model import Config
     from resolver_agent.system.systemd import Notifier
@@ -47,6 +52,16 @@ _SHORT_LOOK_S = 0.5
 _EVIDENCE_S = 0.1
 """How soon after asking every node again a round looks at the answers."""
 
+
+_WRITE_S = 0.5
+"""How long a round waits for the hosts file. A write that takes longer goes on beside the rounds, and is an alert."""
+
+_RELOAD_HUNG_S = 5.0
+
+_FIRST_RETRY_S, _RETRY_MAX_S = 0.1, 2.0
+"""The back-off after a round that failed."""
+
+_ERRORS_SHOWN = 10
 
 _DESCRIPTORS = 65536
 _DESCRIPTORS_BESIDE_NODES = 128
@@ -68,7 +83,11 @@ class Agent:
             self._state, observer=self._observer, block=self._block, maintenance=self._maintenance
         )
         self._decision = Decision(groups={})
+        self._reader = BackgroundCall(self._observer.changed)
+        self._reload_begun = 0.0
         self._reload_fault: Alert | None = None
+        self._defect: Alert | None = None
+        self._failures = 0
         self._work: asyncio.Task[None] | None = None
         self._stopping = False
         self._reloading = False
@@ -105,12 +124,33 @@ class Agent:
 
     async def _keep(self) -> None:
         self._observer.watch(self._config)
-        await self._remember()
-        await self._first_look()
+        for step in self._remember, self._first_look:
+            while not self._stopping and not await self._done(step):
+                pass
         _spare_the_collector()
         while not self._stopping:
-            await self._round()
-            await self._pause()
+            if await self._done(self._round):
+                await self._pause()
+
+    async def _done(self, step: Callable[[], Awaitable[None]]) -> bool:
+        """Report whether a step succeeded. A failure is an alert, and costs a while: the next try may succeed.
+
+        Only rounds that succeed notify the watchdog. So an agent that goes on failing is started anew.
+        """
+        try:
+            await step()
+        except Exception as error:  # noqa: BLE001 -- a defect, or the system is short of something
+            text = f"the names are not kept up to date: {type(error).__name__}: {plain(str(error))}; it is tried again"
+            if self._defect is None or self._defect.text != text:
+                _log.error("a round failed", exc_info=error)
+            self._defect = Alert(AlertCode.DEFECT, text)
+            self._failures += 1
+            with contextlib.suppress(Exception):  # it may be what failed
+                self._change_log.decision(self._decision, self._alerts(), boottime(), written=False)
+            await asyncio.sleep(backoff_s(self._failures, first_s=_FIRST_RETRY_S, max_s=_RETRY_MAX_S))
+            return False
+        self._defect, self._failures = None, 0
+        return True
 
     async def _remember(self) -> None:
         """Resume from the block in the file.
@@ -149,13 +189,12 @@ class Agent:
         """One pass: from observations to a verified file, then to Citus and the log."""
         self._observer.changed.clear()
         self._observer.tick()
-        if self._reloading:
-            self._reload()
+        self._reload()
         begun = boottime()
         seen = self._observer.observations()
         decision = decide(self._observer.decidable(self._decision, seen), seen, self._decision, begun)
         took_s = boottime() - begun
-        written = await self._block.put(decision.targets, begun)
+        written = await self._block.put(decision.targets, begun, within_s=_WRITE_S)
         # No await before the maintenance's tick: decision, file and what Citus is told must be of the same round.
         self._decision = decision
         self._observer.track(decision)
@@ -201,6 +240,7 @@ class Agent:
             *self._block.alerts,
             *self._observer.alerts,
             *self._maintenance.alerts,
+            *([self._defect] if self._defect is not None else []),
             *([self._reload_fault] if self._reload_fault is not None else []),
         ]
 
@@ -232,17 +272,34 @@ class Agent:
         self._observer.changed.set()
 
     def _reload(self) -> None:
-        """Read the configuration again; a faulty one changes nothing, and is an alert until a valid one is read."""
-        self._reloading = False
-        self._notifier.reloading()
-        self._reload_fault = None
+        """Read the configuration again when asked to, off the event loop: its file may be one that hangs.
+
+        A faulty one changes nothing, and is an alert until a valid one is read.
+        """
+        ended = self._reader.take()
+        if ended is not None:
+            self._take_config(ended)
+            self._notifier.ready()
+        hung = self._reader.under_way and boottime() - self._reload_begun > _RELOAD_HUNG_S
+        if self._reloading and (hung or not self._reader.under_way):
+            self._reloading = False
+            self._notifier.reloading()
+            self._reload_begun = boottime()
+            self._reader.begin(load_again, self._config)
+        elif hung:
+            self._keep_config([f"{self._config.path}: it cannot be read within {_RELOAD_HUNG_S:g} s"])
+            self._notifier.ready()
+
+    def _take_config(self, ended: asyncio.Future[Config]) -> None:
         try:
-            new = load_again(self._config)
+            new = ended.result()
         except ConfigError as error:
-            text = f"the configuration stays as it was: {'; '.join(error.errors)}"
-            # `of`: other errors begin another alert.
-            self._reload_fault = Alert(AlertCode.CONFIG, text, of=tuple(error.errors))
+            self._keep_config(error.errors)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the names have to be kept
+            _log.error("the configuration cannot be read", exc_info=error)
+            self._keep_config([f"{self._config.path}: {type(error).__name__}: {plain(str(error))}"])
         else:
+            self._reload_fault = None
             if (new.log_format, new.log_level) != (self._config.log_format, self._config.log_level):
                 log.configure(new.log_format, new.log_level)
             self._config = new
@@ -251,7 +308,12 @@ class Agent:
             _log.info("read %s again", new.path)
             for warning in new.warnings:
                 _log.warning("%s", warning)
-        self._notifier.ready()
+
+    def _keep_config(self, errors: Sequence[str]) -> None:
+        more = [f"and {len(errors) - _ERRORS_SHOWN} more errors"] if len(errors) > _ERRORS_SHOWN else []
+        shown = (*errors[:_ERRORS_SHOWN], *more)
+        # `of`: other errors begin another alert.
+        self._reload_fault = Alert(AlertCode.CONFIG, f"the configuration stays as it was: {'; '.join(shown)}", of=shown)
 
 
 def _spare_the_collector() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resolver_agent.citus import flush as citus_flush
 from resolver_agent.citus import preconditions, recovery
@@ -12,7 +12,7 @@ from resolver_agent.routing.observation import Role
 from resolver_agent.routing.state import Alert, AlertCode
 from resolver_agent.system.clock import boottime
 from resolver_agent.system.pacing import backoff_s
-from resolver_agent.system.threads import start
+from resolver_agent.system.threads import BackgroundCall
 
 if TYPE_CHECKING:
     import asyncio
@@ -33,34 +33,6 @@ _KEEP_S = 60.0
 
 _FIRST_RETRY_S, _RETRY_MAX_S = 1.0, 10.0
 _HUNG_S = 5.0
-
-
-class BackgroundCall:
-    """One blocking call at a time, in a thread: begun in one round of the loop, its result taken in a later one.
-
-    ``changed`` is set when the call has ended. A call that hangs delays only the next call.
-    """
-
-    def __init__(self, changed: asyncio.Event) -> None:
-        self._changed = changed
-        self._call: asyncio.Future[Any] | None = None
-
-    @property
-    def under_way(self) -> bool:
-        """Whether a call is running."""
-        return self._call is not None and not self._call.done()
-
-    def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Begin a call; no other may be under way."""
-        self._call = start(function, *arguments)
-        self._call.add_done_callback(lambda _: self._changed.set())
-
-    def take(self) -> asyncio.Future[Any] | None:
-        """Return the call if it has ended, once; else None."""
-        if self._call is None or not self._call.done():
-            return None
-        ended, self._call = self._call, None
-        return ended
 
 
 class Flusher:

@@ -24,6 +24,7 @@ import socket
 import stat
 import struct
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +134,7 @@ class _Server:
         self._resume: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         listener.setblocking(False)  # noqa: FBT003 -- the standard library's signature
-        self._loop.add_reader(listener, self._accept)
+        self._loop.add_reader(listener, self._accept_some)
 
     async def close(self) -> None:
         """Stop listening, and end all connections at once."""
@@ -146,22 +147,29 @@ class _Server:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _accept(self) -> None:
-        """Accept one connection: in each turn of the loop one, so a flood delays the agent's work but little."""
-        try:
-            connection, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError as error:  # no descriptor, no memory: the listener stays readable, and would be tried in a loop
-            self._make_room()
-            if self._resume is None:
-                _log.warning("a client of the control socket has to wait: %s", error.strerror or error)
-            self._loop.remove_reader(self._listener)
-            self._resume = self._loop.call_later(
-                _NO_DESCRIPTOR_PAUSE_S, self._loop.add_reader, self._listener, self._accept
-            )
-            return
-        self._resume = None
+    def _accept_some(self) -> None:
+        """Accept a few connections: between two turns of the loop, in which those that have asked are read."""
+        for number in range(max(1, self._limit // _USERS // 2)):
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no descriptor, no memory: the listener stays readable
+                if number:  # without a descriptor this is no sign of another client
+                    return
+                self._make_room()
+                if self._resume is None:
+                    _log.warning("a client of the control socket has to wait: %s", error.strerror or error)
+                self._loop.remove_reader(self._listener)
+                self._resume = self._loop.call_later(
+                    _NO_DESCRIPTOR_PAUSE_S, self._loop.add_reader, self._listener, self._accept_some
+                )
+                return
+            self._resume = None
+            self._take(connection)
+
+    def _take(self, connection: socket.socket) -> None:
+        """Converse over a new connection, or refuse it where no other one of its user's may be dropped."""
         try:
             peer = _peer(connection)
             connection.setblocking(False)  # noqa: FBT003
@@ -180,7 +188,13 @@ class _Server:
         task = self._loop.create_task(self._converse(connection, peer))
         self._open[connection] = _Connection(peer=peer, task=task)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._end, connection))
+
+    def _end(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        """Close a connection, also one that was dropped before its task began."""
+        self._tasks.discard(task)
+        self._open.pop(connection, None)
+        connection.close()
 
     def _make_room(self, uid: int | None = None) -> bool:
         """Drop the oldest connection that waits, of this user or of the one who has most; False if none can go."""
@@ -197,7 +211,7 @@ class _Server:
         return True
 
     async def _converse(self, connection: socket.socket, peer: Peer) -> None:
-        """Read a request and answer it; whatever happens, the connection is closed."""
+        """Read a request and answer it."""
         try:
             with self._limited(self._ask_timeout_s):
                 line = await self._read_line(connection)
@@ -210,9 +224,6 @@ class _Server:
             pass
         except Exception:  # noqa: BLE001 -- it concerns this client alone
             _log.exception("a client of the control socket could not be answered")
-        finally:
-            self._open.pop(connection, None)
-            connection.close()
 
     @contextlib.contextmanager
     def _limited(self, seconds: float) -> Iterator[None]:

@@ -114,7 +114,11 @@ class HostsBlock:
         ``put()`` waits for it. So there is never a second write beside it.
         """
         self._done = False
-        self._done = await self._put(tuple(targets), now, within_s)
+        try:
+            self._done = await self._put(tuple(targets), now, within_s)
+        except BaseException:
+            self._on_disk = None  # it is not known what the file has: the next call writes again
+            raise
         return self._done
 
     async def _put(self, wanted: tuple[Target, ...], now: float, within_s: float) -> bool:

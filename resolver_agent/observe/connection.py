@@ -169,15 +169,14 @@ class Connector:
             if not left.done():
                 return Unconnected(STILL_AT_WORK)
         attempt = Attempt(keywords)
-        try:
-            running = threads.start(attempt.run)
-        except RuntimeError as error:  # no thread
-            return Unconnected(str(error))
+        running = threads.start(attempt.run)
         taken = False
         try:
             await asyncio.wait({running}, timeout=within_s)
             taken = running.done()
             return running.result() if taken else None
+        except threads.NoThreadError as error:
+            return Unconnected(str(error))
         finally:
             if not taken:
                 attempt.abandon()

@@ -208,16 +208,13 @@ class Prober:
     async def _resolve(self, host: str) -> str:
         """Look up a name; return why it has no address. Where the look-up itself fails, the last addresses stand."""
         if self._lookup is None or self._lookup.done():
-            try:
-                self._lookup = threads.start(dns.look_up, host, self._getaddrinfo)
-            except RuntimeError as error:  # no thread
-                return plain(str(error))
+            self._lookup = threads.start(dns.look_up, host, self._getaddrinfo)
         # One that hangs goes on: it may have its answer when the next connection is tried.
         await asyncio.wait({self._lookup}, timeout=self._left_s() / (4 if self._found else 1))
         if not self._lookup.done():
             return self._silence
-        found = self._lookup.result()
-        if isinstance(found, Exception):
+        found = self._lookup.exception() or self._lookup.result()
+        if isinstance(found, BaseException):
             if isinstance(found, UnicodeError) or getattr(found, "errno", None) in _NO_SUCH_NAME:
                 self._found = []
             return plain((found.strerror if isinstance(found, OSError) else None) or str(found))

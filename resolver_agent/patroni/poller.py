@@ -104,11 +104,10 @@ class NodeApi:
             await self._wait_for(self._running)
         begun = boottime()
         get = partial(self._fetch, self.node.host, self.api, path, self.timeout_s)
-        try:
-            running = self._running = threads.start(client.attempt, get, read)
-        except (RuntimeError, MemoryError):
-            raise ApiError("this node has no thread for the request") from None
+        running = self._running = threads.start(client.attempt, get, read)
         await self._wait_for(running)
+        if isinstance(running.exception(), threads.NoThreadError):
+            raise ApiError("this node has no thread for it")
         told = running.result()
         if isinstance(told, ApiError):
             raise told

@@ -97,6 +97,7 @@ class AlertCode(enum.Enum):
     NOTE = "note"  # "file": how it was written
     TRAMPLED = "trampled"  # "file": another program keeps changing the block
     CONFLICT = "conflict"  # a name and a line of the hosts file that also has it
+    DEFECT = "defect"  # a round of the agent fails
     CONFIG = "config"  # the errors: the configuration was not read again
     FLUSH = "flush"  # cached connections are not flushed
     CONNINFO = "conninfo"  # something is wrong with citus.node_conninfo

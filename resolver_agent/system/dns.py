@@ -56,12 +56,8 @@ class AddressBook:
         due = [name for name in self._names if now - self._looked_at.get(name, -self._again_s) >= self._again_s]
         free = _SIDE_BY_SIDE - len(self._looking)  # a lookup that hangs keeps its slot until the resolver gives up
         for name in [name for name in due if name not in self._looking][:free]:
-            try:
-                lookup = threads.start(look_up, name, self._getaddrinfo)
-            except (RuntimeError, MemoryError):  # no thread for a moment: the next call tries again
-                return
             self._looking.add(name)
-            lookup.add_done_callback(partial(self._take, name))
+            threads.start(look_up, name, self._getaddrinfo).add_done_callback(partial(self._take, name))
 
     def _take(self, name: str, lookup: asyncio.Future[list[str] | Exception]) -> None:
         self._looking.discard(name)
@@ -69,8 +65,8 @@ class AddressBook:
             self.go_on()
             return
         self._looked_at[name] = boottime()
-        answer = lookup.result()
-        found = frozenset(() if isinstance(answer, Exception) else answer) or self.known.get(name, frozenset())
+        answer = lookup.exception() or lookup.result()
+        found = frozenset(() if isinstance(answer, BaseException) else answer) or self.known.get(name, frozenset())
         if found != self.known.get(name):
             self.known[name] = found
             self._on_change()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,6 @@ from tests.integration.support.agent_state import SETTLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.integration.conftest import Agent, Group
 
@@ -57,3 +57,35 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
             return path
 
         yield mount
+
+
+# Makes a function of the agent fail for as long as a file exists.
+FAILING = """
+import functools, pathlib
+{what}
+function = getattr(where, name)
+
+@functools.wraps(function)
+def failing(*arguments, **named):
+    if pathlib.Path({broken!r}).exists():
+        raise RuntimeError("can't start new thread")
+    return function(*arguments, **named)
+
+setattr(where, name, failing)
+"""
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> Callable[[str], tuple[dict[str, str], Path]]:
+    """Break a function: ``failing("import os as where; name = 'stat'")`` returns the environment and the switch.
+
+    The function raises RuntimeError while the switch, a file, exists.
+    """
+
+    def prepare(what: str) -> tuple[dict[str, str], Path]:
+        broken, folder = tmp_path / "broken", tmp_path / "site"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(FAILING.format(what=what, broken=str(broken)))
+        return {"PYTHONPATH": f"{folder}:{Path.cwd()}"}, broken
+
+    return prepare

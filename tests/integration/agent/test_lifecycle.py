@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import socket
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from resolver_agent.control import client
 from tests.integration.support.agent_state import (
     SETTLED,
     alerts,
@@ -182,6 +184,53 @@ def test_a_reload_cannot_move_the_file(key: str, settled: tuple[Agent, Path], tm
     agent.wait_for_line("over: the configuration")
 
 
+def test_a_configuration_that_cannot_be_read_hangs_nothing(
+    settled: tuple[Agent, Path], cluster: dict[str, Group]
+) -> None:
+    """A pipe in the file's place hangs like a lost share: names go on, and a good file is read once there is one."""
+    agent, config = settled
+    wk1, good = cluster["wk1"], config.read_text()
+    config.unlink()
+    os.mkfifo(config)
+    for _ in range(3):
+        agent.process.send_signal(signal.SIGHUP)
+    wk1.primary.stop()
+    wk1.standby.promote()
+    agent.wait_for_target("wk1", wk1.standby.address, timeout_s=3)
+    agent.wait_for_line("alert: the configuration stays as it was: ")
+    replace(config, good)
+    agent.process.send_signal(signal.SIGHUP)
+    agent.wait_for_line("over: the configuration stays as it was")
+
+
+def test_many_errors_in_the_configuration_are_a_short_alert(settled: tuple[Agent, Path]) -> None:
+    """Of a thousand errors ten are shown, and the number of the others."""
+    agent, config = settled
+    config.write_text(config.read_text() + "".join(f"wrong{number}: 1\n" for number in range(1000)))
+    agent.process.send_signal(signal.SIGHUP)
+    line = agent.wait_for_line("alert: the configuration stays as it was: .*and 91 more errors")
+    assert len(line) < 3000
+
+
+def test_a_reload_keeps_an_announced_promotion(
+    cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent
+) -> None:
+    """The configuration is read again between the hook and the promotion, and names stay on primaries."""
+    cn, wk1 = cluster["cn"], cluster["wk1"]
+    config = write_config(cn.standby, cluster)
+    agent = start_agent(config)
+    agent.wait_for_line(f" wk1 → {wk1.standby.address} ")
+    cn.primary.kill()
+    client.ask(f"{config.parent}/run/control.sock", "pre-promote")
+    announced = len(agent.lines)
+    edit(config, interval="500ms")
+    agent.process.send_signal(signal.SIGHUP)
+    agent.wait_for_line("read .* again", since=announced)
+    cn.standby.promote()
+    agent.wait_for_line("the announced promotion is over: the local PostgreSQL was promoted")
+    assert not any(f"wk1 → {wk1.standby.address}" in line for line in agent.lines[announced:])
+
+
 def test_it_is_ready_before_any_node_has_answered(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent, manager: socket.socket
 ) -> None:
@@ -194,32 +243,61 @@ def test_it_is_ready_before_any_node_has_answered(
     assert {node["kind"] for node in status(config)["nodes"]} == {"unknown"}
 
 
-def test_the_watchdog_is_fed_by_completed_rounds_only(
+def test_a_slow_disk_does_not_starve_the_watchdog(
     cluster: dict[str, Group],
     write_config: WriteConfig,
     manager: socket.socket,
     mounted: Callable[..., Path],
     start_agent: StartAgent,
 ) -> None:
-    """A round that hangs in a write feeds no watchdog, though the event loop runs and answers."""
+    """While a write does not end rounds go on: the watchdog is notified, and the hook is answered with the truth."""
     hosts_file = mounted("-t", "ext4", "-o", "loop")
-    config = write_config(cluster["cn"].primary, cluster, hosts_file=str(hosts_file), interval="100ms")
+    cn, wk1 = cluster["cn"], cluster["wk1"]
+    config = write_config(cn.standby, cluster, hosts_file=str(hosts_file), interval="100ms")
     agent = start_agent(config, env={"NOTIFY_SOCKET": manager.getsockname()})
     agent.wait_for_line(SETTLED)
+    assert f"{wk1.standby.address}\twk1" in hosts_file.read_text()
     with frozen(hosts_file):
-        cluster["wk1"].primary.stop()
-        cluster["wk1"].standby.promote()
-        wait_until(lambda: [n["address"] for n in status(config)["names"]][1] == cluster["wk1"].standby.address)
+        cn.primary.kill()
+        answer = client.ask(f"{config.parent}/run/control.sock", "pre-promote")
+        assert (answer["written"], answer["misrouted"]) == (False, [])
+        assert answer["took_ms"] < 2000
+        agent.wait_for_line("alert: .*hosts is still being written: its disk does not answer")
         heard(manager)
-        assert not select.select([manager], [], [], 1.0)[0]
-    while manager.recv(4096) != b"WATCHDOG=1":
-        pass
-    assert f"{cluster['wk1'].standby.address}\twk1" in hosts_file.read_text()
+        for _ in range(3):
+            while manager.recv(4096) != b"WATCHDOG=1":
+                pass
+        assert {"file", "announced"} <= alerts(config)
+    wait_until(lambda: f"{wk1.primary.address}\twk1" in hosts_file.read_text())
+    agent.wait_for_line("over: .*hosts is still being written")
+    cn.standby.promote()
+    agent.wait_for_line("the announced promotion is over: the local PostgreSQL was promoted")
     heard(manager)
     agent.process.send_signal(signal.SIGTERM)
     while manager.recv(4096) != b"STOPPING=1":
         pass
     agent.wait()
+
+
+def test_rounds_that_fail_do_not_notify_the_watchdog(
+    cluster: dict[str, Group],
+    write_config: WriteConfig,
+    manager: socket.socket,
+    failing: Callable[[str], tuple[dict[str, str], Path]],
+    start_agent: StartAgent,
+) -> None:
+    """A defect that lasts is left to systemd, which starts the agent anew."""
+    env, broken = failing("import resolver_agent.agent as where; name = 'decide'")
+    config = write_config(cluster["cn"].primary, cluster, interval="100ms")
+    agent = start_agent(config, env=env | {"NOTIFY_SOCKET": manager.getsockname()})
+    agent.wait_for_line(SETTLED)
+    broken.touch()
+    agent.wait_for_line("alert: the names are not kept up to date: ")
+    heard(manager)
+    assert not select.select([manager], [], [], 1.0)[0]
+    broken.unlink()
+    while manager.recv(4096) != b"WATCHDOG=1":
+        pass
 
 
 @pytest.mark.parametrize("setting", ["timeout", "interval"])

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from resolver_agent.control import client
 from tests.integration.conftest import Agent
-from tests.integration.support.agent_state import SETTLED, status
+from tests.integration.support.agent_state import SETTLED, count, status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 # Connects to a socket, again and again, and says nothing; a line says that it has done so 400 times.
 SILENT = """
-import collections, itertools, socket, sys
+import collections, itertools, socket, sys, time
 connections = collections.deque(maxlen=4000)
 for number in itertools.count(1):
     connections.append(connection := socket.socket(socket.AF_UNIX))
@@ -32,6 +34,8 @@ for number in itertools.count(1):
         pass
     if number == 400:
         print(flush=True)
+    if number > 400:
+        time.sleep(0.002)
 """
 
 
@@ -76,3 +80,44 @@ def test_a_client_of_the_hook_never_waits_for_silent_ones(
         with silent_clients(path):
             for _ in range(20):
                 assert client.ask(path, "pre-promote", timeout_s=2.5)["written"] is True
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param("import threading; where, name = threading.Thread, 'start'", id="no thread"),
+        pytest.param("import resolver_agent.agent as where; name = 'decide'", id="a defect in a round"),
+    ],
+)
+def test_a_round_that_fails_is_tried_again(
+    what: str,
+    cluster: dict[str, Group],
+    write_config: WriteConfig,
+    start_agent: Callable[..., Agent],
+    failing: Callable[[str], tuple[dict[str, str], Path]],
+) -> None:
+    """A failure is an alert and is logged once; when its cause is gone, the names are written."""
+    env, broken = failing(what)
+    wk1 = cluster["wk1"]
+    config = write_config(cluster["cn"].primary, cluster)
+    agent = start_agent(config, env=env)
+    agent.wait_for_line(SETTLED)
+    broken.touch()
+    wk1.primary.stop()
+    wk1.standby.promote()
+    agent.wait_for_line("alert: .*can't start new thread")
+    assert not wait_for_exit(agent, 1.0)
+    assert status(config)["alerts"]
+    assert count(agent, "ERROR a round failed") <= 1
+    broken.unlink()
+    agent.wait_for_target("wk1", wk1.standby.address)
+    agent.wait_for_line("over: .*can't start new thread")
+
+
+def wait_for_exit(agent: Agent, seconds: float) -> bool:
+    """Report whether the agent ends within so many seconds."""
+    try:
+        agent.process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True

@@ -220,6 +220,6 @@ async def test_no_thread_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(threading.Thread, "start", start)
             await sight.until(lambda: sight.leader is None)
             assert {alert.text for alert in sight.watch.alerts} == {
-                f"Patroni at {host} cannot be asked: this node has no thread for the request" for host in (A, B)
+                f"Patroni at {host} cannot be asked: this node has no thread for it" for host in (A, B)
             }
         await sight.until(lambda: sight.leader == A)

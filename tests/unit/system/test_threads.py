@@ -37,6 +37,21 @@ def test_what_a_call_raises_is_raised_where_it_is_awaited() -> None:
         asyncio.run(threads.call(refuse))
 
 
+def test_no_thread_is_an_error_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started, the call fails like one whose thread failed, and nothing is raised before."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> BaseException | None:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        return threads.start(str).exception()
+
+    error = asyncio.run(main())
+    assert isinstance(error, threads.NoThreadError)
+    assert "can't start new thread" in str(error)
+
+
 def test_a_call_that_hangs_does_not_hold_up_the_end_of_the_process() -> None:
     """A process ends even while one of its calls never returns."""
     script = """
