@@ -80,7 +80,11 @@ class Agent:
         self._block = HostsBlock(config.hosts_file)
         self._change_log = ChangeLog()
         self._requests = Requests(
-            self._state, observer=self._observer, block=self._block, maintenance=self._maintenance
+            self._state,
+            decision=lambda: self._decision,
+            observer=self._observer,
+            block=self._block,
+            maintenance=self._maintenance,
         )
         self._decision = Decision(groups={})
         self._reader = BackgroundCall(self._observer.changed)

@@ -49,12 +49,19 @@ class AgentState:
 
 
 class Requests:
-    """Answers requests from what the agent's rounds leave behind, as ``state()`` returns it."""
+    """Answers requests from what the agent's rounds leave behind, as ``state()`` and ``decision()`` return it."""
 
     def __init__(
-        self, state: Callable[[], AgentState], *, observer: Observer, block: HostsBlock, maintenance: CitusMaintenance
+        self,
+        state: Callable[[], AgentState],
+        *,
+        decision: Callable[[], Decision],
+        observer: Observer,
+        block: HostsBlock,
+        maintenance: CitusMaintenance,
     ) -> None:
         self._state = state
+        self._decision = decision
         self._observer = observer
         self._block = block
         self._maintenance = maintenance
@@ -123,7 +130,7 @@ class Requests:
 
     def _ready_for_writes(self) -> bool:
         """Report whether the names of a primary are on disk and flushed, or the promotion is called off."""
-        decision = self._state().decision
+        decision = self._decision()
         called_off = self._observer.announced is None and decision.followed_role is Role.STANDBY
         written = self._block.says(decision.targets)
         return called_off or (decision.followed_role is Role.PRIMARY and written and self._maintenance.flushed)
