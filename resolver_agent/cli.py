@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent import __version__
 from resolver_agent.control import pre_promote
+from resolver_agent.system.foreign import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -240,7 +240,7 @@ def _status(options: argparse.Namespace) -> int:
         found = report.from_json(report.Status, answer)
     except client.ControlError as error:
         return _status_of_file(str(error), hosts_file, options)
-    print(json.dumps(answer, ensure_ascii=False, indent=2) if options.json else report.as_text(found))
+    print(to_json(answer, indent=2) if options.json else report.as_text(found))
     return DIFFERENT if found.alerts or fault else OK
 
 
@@ -270,7 +270,7 @@ def _status_of_file(why: str, hosts_file: str, options: argparse.Namespace) -> i
         raise _TroubleError(f"{why}\n{hosts_file}: {error}") from error
     if options.json:
         names = [report.target_to_json(target) for target in targets]
-        print(json.dumps({"error": why, "hosts_file": hosts_file, "names": names}, ensure_ascii=False, indent=2))
+        print(to_json({"error": why, "hosts_file": hosts_file, "names": names}, indent=2))
     else:
         for target in targets:
             print(target)
@@ -332,7 +332,7 @@ def _doctor(options: argparse.Namespace) -> int:
             raise _TroubleError("the local PostgreSQL has no pg_dist_node of a coordinator, or cannot be asked")
         print(report.to_addresses, end="")
         return OK
-    print(json.dumps(report.as_json(), ensure_ascii=False, indent=2) if options.json else report.as_text())
+    print(to_json(report.as_json(), indent=2) if options.json else report.as_text())
     return OK if report.fit else DIFFERENT
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
 from typing import TYPE_CHECKING
+
+from resolver_agent.system.foreign import printable, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,6 +21,16 @@ _FIELDS = ("node", "name_", "address", "code", "alert")
 """The fields that a record may have in addition to its message."""
 
 
+class _Text(logging.Formatter):
+    """One line for each record, and indented ones for a traceback, whatever texts they hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = [f"{self.formatTime(record)} {record.levelname} {printable(record.getMessage())}"]
+        if record.exc_info:
+            lines += [f"  {printable(line)}" for line in self.formatException(record.exc_info).splitlines()]
+        return "\n".join(lines)
+
+
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = {key.rstrip("_"): getattr(record, key) for key in _FIELDS if hasattr(record, key)}
@@ -31,13 +42,13 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return to_json(line)
 
 
 def configure(form: str, level: str) -> None:
     """Log everything of ``level`` and above to standard error; ``form`` is text or json."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Json() if form == "json" else _Text())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

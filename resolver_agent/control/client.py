@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import reprlib
 import socket
 import time
 from typing import Any
@@ -68,7 +69,9 @@ def ask(path: str, command: str, *, timeout_s: float = 5.0, **arguments: Any) ->
         raise ControlError(f"{path}: another program answers there, not the agent") from error
     if not isinstance(answer, dict) or "error" in answer:
         fault = answer.get("error") if isinstance(answer, dict) else answer
-        raise ControlError(f"{path}: the agent answered: {plain(fault if isinstance(fault, str) else repr(fault))}")
+        raise ControlError(
+            f"{path}: the agent answered: {plain(fault) if isinstance(fault, str) else reprlib.repr(fault)}"
+        )
     return answer
 
 

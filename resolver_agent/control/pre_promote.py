@@ -144,7 +144,10 @@ def _say(text: str) -> None:
     """Write one line to standard error, which is Patroni's own, unless the write would block."""
     if sys.stderr is None:  # it was closed, and another file may have its number
         return
-    line = f"resolver-agent {NAME}: {' '.join(text.split())}".encode(errors="replace")[: select.PIPE_BUF - 1]
+    # Not by `foreign`: a signal may come while that is being imported.
+    words = " ".join(text[: select.PIPE_BUF].split())
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in words)
+    line = f"resolver-agent {NAME}: {shown}".encode()[: select.PIPE_BUF - 1]
     with contextlib.suppress(OSError):
         room = select.poll()
         room.register(_STDERR, select.POLLOUT)

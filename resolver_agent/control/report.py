@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import ipaddress
 import os
+import reprlib
 import time
 import types
 import typing
@@ -17,6 +19,7 @@ from resolver_agent import __version__
 from resolver_agent.control.client import ControlError
 from resolver_agent.routing.observation import ProbeFailure, Role
 from resolver_agent.routing.state import FENCE, AlertCode, Code, GroupState, Reason, Target, TargetKind
+from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -31,6 +34,10 @@ _T = TypeVar("_T")
 _NOTHING = GroupState()  # for a name that a reload has just added
 _UNASKED = (ProbeFailure.REJECTING, ProbeFailure.UNREACHABLE, ProbeFailure.NOT_SERVING)
 _OF_UNASKED = (AlertCode.REJECTING, AlertCode.NOT_SERVING)
+
+_TEXT_LIMIT = 16384
+_NUMBER_LIMIT = 1 << 63
+"""Of a number in an answer: what is larger is none of ours, and may be too large for a float."""
 
 # --- values; their fields are the keys that programs read
 
@@ -228,16 +235,32 @@ def _read(kind: Any, data: Any, where: str) -> Any:
         one = typing.get_args(kind)[0]
         return tuple(_read(one, found, f"{where}[{index}]") for index, found in enumerate(data))
     if isinstance(data, dict) and kind is Target:
-        try:
-            return target_from_json(data)
-        except (KeyError, ValueError) as error:
-            raise ControlError(f"the agent gave an unexpected answer: {where}: {error!r}") from error
+        return _read_target(data, where)
     if isinstance(data, dict) and isinstance(kind, type) and dataclasses.is_dataclass(kind):
         fields = _fields(kind).items()
         return kind(**{name: _read(of, data.get(name), f"{where}.{name}".lstrip(".")) for name, of in fields})
-    if type(data) is kind or (kind is float and type(data) is int):
-        return data
-    raise ControlError(f"the agent gave an unexpected answer: {where or 'all'}: {data!r} found")
+    if type(data) is kind:
+        return plain(data, limit=_TEXT_LIMIT) if isinstance(data, str) else data
+    if kind is float and type(data) is int and abs(data) < _NUMBER_LIMIT:
+        return float(data)
+    raise _unexpected(where, f"{reprlib.repr(data)} found")
+
+
+def _read_target(data: dict[str, Any], where: str) -> Target:
+    shapes = {"name": str, "address": str, "code": str, "reason": str, "primary_demoted": bool}
+    told = {name: _read(of, data.get(name), f"{where}.{name}") for name, of in shapes.items()}
+    told["primary"] = _read(str | None, data.get("primary"), f"{where}.primary")
+    try:
+        for address in told["address"], told["primary"]:
+            if address is not None:
+                ipaddress.ip_address(address)
+        return target_from_json({"kind": data.get("kind"), "wanted_role": data.get("wanted_role"), **told})
+    except ValueError as error:
+        raise _unexpected(where, plain(str(error))) from error
+
+
+def _unexpected(where: str, what: str) -> ControlError:
+    return ControlError(f"the agent gave an unexpected answer: {where or 'all'}: {what}")
 
 
 @functools.cache

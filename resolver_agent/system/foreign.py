@@ -21,8 +21,22 @@ def plain(text: str | bytes, *, limit: int = TEXT_LIMIT) -> str:
     some = text[: 4 * limit]
     words = some.decode("utf-8", "backslashreplace") if isinstance(some, bytes) else some
     joined = " ".join(words.split())
-    escaped = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in joined[: limit + 1])
+    escaped = printable(joined[: limit + 1])
     return escaped if len(escaped) <= limit and len(text) <= 4 * limit else f"{escaped[:limit]}…"
+
+
+def printable(text: str) -> str:
+    """Return a text of any length in one line, with everything escaped that does not print."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """Return a value as JSON for logs and terminals: only what does not print is escaped."""
+    lines = json.dumps(value, ensure_ascii=False, indent=indent).split("\n")  # inside of strings JSON has none
+    return "\n".join(
+        line if line.isprintable() else "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line)
+        for line in lines
+    )
 
 
 def read_json(text: str | bytes) -> Any:

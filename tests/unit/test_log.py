@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from resolver_agent.log import ChangeLog
+from resolver_agent.log import ChangeLog, configure
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.observation import Role
 from resolver_agent.routing.state import Alert, AlertCode, Code, GroupState, Reason, Target, TargetKind
@@ -153,3 +153,36 @@ def test_fields_for_a_json_log(log: Log, caplog: pytest.LogCaptureFixture) -> No
         "address": A,
         "code": "primary",
     }
+
+
+HOSTILE = "no\x1b[2J\x9b31m\n2026-11-27 21:00:00,000 INFO all is well\u2028\u2029\u202e\x07\ud800"
+
+
+def fail() -> None:
+    """Fail with a hostile text."""
+    raise ValueError(HOSTILE)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_record_is_one_line_that_prints(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever text a server, a client or a database user has brought into the log."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        configure(form, "info")
+        logging.getLogger("resolver_agent").error("alert: %s", HOSTILE, extra={"alert": HOSTILE})
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.isprintable()
+        assert "all is well" in line
+        try:
+            fail()
+        except ValueError:
+            logging.getLogger("resolver_agent").exception("a round failed")
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    first, *others = capsys.readouterr().err.splitlines()
+    assert "a round failed" in first
+    assert all(one.isprintable() for one in [first, *others])
+    assert all(one.startswith("  ") for one in others)
+    assert bool(others) == (form == "text")

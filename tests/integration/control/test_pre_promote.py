@@ -105,6 +105,9 @@ def accepting(listener: socket.socket, behave: Callable[[socket.socket], None]) 
         pytest.param(WELL | {"written": False}, 1, "not ready .*: the hosts file is not written", id="not written"),
         pytest.param(WELL | {"flushed": False}, 1, "not ready .*: .* not flushed", id="not flushed"),
         pytest.param({"error": "no\nway"}, 1, "not known .*: the agent answered: no way", id="refused"),
+        pytest.param(
+            WELL | {"why": "\x1b[2J\u2028\u202e\nok"}, 0, r"ready .*: \\x1b\[2J \\u202e ok$", id="a hostile text"
+        ),
     ],
 )
 def test_answers(answer: dict[str, Any], strict: int, said: str, path: Path) -> None:

@@ -52,6 +52,18 @@ if TYPE_CHECKING:
 A, B = "10.0.0.1", "10.0.0.2"
 
 
+TARGET = {
+    "name": "wk1",
+    "address": A,
+    "kind": "primary",
+    "wanted_role": "primary",
+    "primary": A,
+    "primary_demoted": False,
+    "code": "primary",
+    "reason": "why",
+}
+
+
 class CitusStatus(TypedDict):
     """The report's arguments about Citus."""
 
@@ -207,6 +219,30 @@ def test_a_status_of_another_version() -> None:
     assert as_text(found)
 
 
+RECOVERY: dict[str, Any] = {"under_way": False, "blocked_by": None, "databases": []}
+
+
+def nested(depth: int) -> list[Any]:
+    """Return a list in a list, and so on."""
+    data: list[Any] = []
+    for _ in range(depth):
+        data = [data]
+    return data
+
+
+def test_text_of_a_hostile_agent() -> None:
+    """Nothing of an answer moves a terminal's cursor, breaks a line or changes the writing direction."""
+    hostile = "\x1b[2J\x9b31m\nname\u2028\u202e\x07"
+    sent = report(seen())
+    sent["version"] = sent["config"] = sent["hosts_file"] = hostile
+    sent["names"][0] |= {"name": hostile, "reason": hostile, "since": hostile}
+    sent["nodes"][0] |= {"name": hostile, "node": hostile, "detail": hostile}
+    sent["alerts"] = [{"key": hostile, "text": hostile, "since": hostile}]
+    lines = as_text(from_json(Status, sent)).split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert not any(line.startswith("name\\u2028") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("change", "where"),
     [
@@ -217,6 +253,8 @@ def test_a_status_of_another_version() -> None:
         pytest.param({"alerts": {}}, "alerts: {} found", id="no list"),
         pytest.param({"names": ["wk1"]}, r"names\[0\]: 'wk1' found", id="no object in a list"),
         pytest.param({"nodes": [{"kind": 1}]}, r"nodes\[0\].kind: 1 found", id="deep inside"),
+        pytest.param({"role": nested(700)}, r"role: \[\[\[.* found", id="nested"),
+        pytest.param({"recovery": RECOVERY | {"age_s": 10**400}}, r"recovery.age_s: 1000.* found", id="a huge number"),
     ],
 )
 def test_a_status_that_is_none(change: dict[str, Any], where: str) -> None:
@@ -230,7 +268,11 @@ def test_a_status_that_is_none(change: dict[str, Any], where: str) -> None:
     [
         pytest.param([], r"all: \[\] found", id="no object"),
         pytest.param({"look_yourself": True}, "targets: None found", id="no plan yet"),
-        pytest.param({"targets": [{"name": "wk1"}]}, r"targets\[0\]: KeyError\('address'\)", id="half a target"),
+        pytest.param({"targets": [{"name": "wk1"}]}, r"targets\[0\].address: None found", id="half a target"),
+        pytest.param({"targets": [TARGET | {"address": [1]}]}, r"targets\[0\].address: \[1\] found", id="no text"),
+        pytest.param({"targets": [TARGET | {"address": "a\nb"}]}, r"targets\[0\]: 'a b' .*", id="no address"),
+        pytest.param({"targets": [TARGET | {"kind": {}}]}, r"targets\[0\]: {} is not a valid .*", id="no kind"),
+        pytest.param({"targets": [TARGET | {"code": "x"}]}, r"targets\[0\]: 'x' is not a valid Code", id="no code"),
         pytest.param({"targets": [[]]}, r"targets\[0\]: \[\] found", id="no target"),
     ],
 )

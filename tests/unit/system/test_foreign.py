@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resolver_agent.system.foreign import plain, read_json
+from resolver_agent.system.foreign import plain, read_json, to_json
 
 
 @pytest.mark.parametrize(
@@ -53,3 +54,17 @@ def test_no_json(text: str | bytes) -> None:
 def test_json() -> None:
     """A value comes out as Python has it."""
     assert read_json(b'{"a": [1, 2.5, null, "x"]}') == {"a": [1, 2.5, None, "x"]}
+
+
+@given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_json_for_a_terminal_prints(value: object) -> None:
+    """Programs read the same value, and a terminal is sent nothing that does not print."""
+    for indent in None, 2:
+        text = to_json(value, indent=indent)
+        assert json.loads(text) == value
+        assert all(line.isprintable() for line in text.split("\n"))
+
+
+def test_json_for_people() -> None:
+    """Letters stay letters."""
+    assert to_json({"wk1": "→ grün\u2028\U000e0001"}) == '{"wk1": "→ grün\\u2028\\udb40\\udc01"}'
