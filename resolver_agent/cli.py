@@ -47,7 +47,9 @@ class _TroubleError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if pre_promote.NAME in given and _HELP.isdisjoint(given):  # before anything else can fail or take time
+    if pre_promote.NAME in given and (_HELP | pre_promote.BY_HAND).isdisjoint(
+        given
+    ):  # before anything else can fail or take time
         pre_promote.run(given, leave=os._exit)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the output has arrows, which not every locale has
@@ -123,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     checked.add_argument("--way-back", dest="to_addresses", action="store_true", help=argparse.SUPPRESS)  # old spelling
     hook = "move the names before this node is promoted, as Patroni's pre_promote hook; needs no configuration"
-    pre_promote.add_options(command(pre_promote.NAME, None, hook))
+    pre_promote.add_options(command(pre_promote.NAME, _pre_promote_by_hand, hook))
     removal = command("remove", _remove, "remove the block from the hosts file, unless pg_dist_node uses its names")
     removal.add_argument("--force", action="store_true", help="do not check whether pg_dist_node uses the names")
     printed = command("show", _show, "print a file that a node is installed with: the SQL for the role, a unit, …")
@@ -275,6 +277,25 @@ def _status_of_file(why: str, hosts_file: str, options: argparse.Namespace) -> i
         for target in targets:
             print(target)
     raise _TroubleError(f"{why}; the names are those in {hosts_file}")
+
+
+def _pre_promote_by_hand(options: argparse.Namespace) -> int:
+    """Show what an announced promotion would do, or take it back; the hook itself does not come here."""
+    from resolver_agent.control import client, report
+
+    try:
+        if options.cancel:
+            ended = report.from_json(report.PromotionCancelled, client.ask(options.socket, "pre-promote-cancel"))
+            print("the announced promotion is taken back" if ended.announced else "no promotion was announced")
+            if ended.holds_lock:
+                print("the local Patroni holds the leader lock: the names stay on primaries")
+            return OK
+        found = report.from_json(report.PromotionCheck, client.ask(options.socket, "pre-promote-check"))
+    except client.ControlError as error:
+        raise _TroubleError(str(error)) from error
+    print("a promotion is announced" if found.announced else "no promotion is announced; with one, these would move:")
+    print("\n".join(found.moves) or "no name would move")
+    return OK
 
 
 def _remove(options: argparse.Namespace) -> int:

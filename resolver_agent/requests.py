@@ -70,7 +70,13 @@ class Requests:
     @property
     def handlers(self) -> server.Handlers:
         """The handler of each command on the control socket."""
-        return {"status": self._status, "plan": self._plan, "pre-promote": self._pre_promote}
+        return {
+            "status": self._status,
+            "plan": self._plan,
+            "pre-promote": self._pre_promote,
+            "pre-promote-check": self._check_promotion,
+            "pre-promote-cancel": self._cancel_promotion,
+        }
 
     async def round_over(self) -> None:
         """Wake the requests that wait for a new decision."""
@@ -126,6 +132,29 @@ class Requests:
             )
         )
         _log.info("pre-promote answered after %d ms: %s", answer["took_ms"], answer)
+        return answer
+
+    def _check_promotion(self, _request: dict[str, Any]) -> dict[str, Any]:
+        """Answer with how the names would move if a promotion were announced, and announce none."""
+        now, before = boottime(), self._decision()
+        seen = self._observer.observations(Role.PRIMARY)
+        then = decide(self._observer.decidable(before, seen), seen, before, now)
+        addresses = {target.name: target.address for target in before.targets}
+        answer: dict[str, Any] = report.as_json(
+            report.PromotionCheck(
+                announced=self._observer.announced is not None,
+                moves=tuple(str(one) for one in then.targets if addresses.get(one.name) != one.address),
+            )
+        )
+        return answer
+
+    def _cancel_promotion(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Take an announced promotion back."""
+        announced = self._observer.call_off()
+        if announced:
+            _log.info("the announced promotion is taken back by %s", request["peer"])
+        holds_lock = self._observer.observations().holds_lock
+        answer: dict[str, Any] = report.as_json(report.PromotionCancelled(announced=announced, holds_lock=holds_lock))
         return answer
 
     def _ready_for_writes(self) -> bool:

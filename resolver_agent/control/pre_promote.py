@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 NAME = "pre-promote"
+BY_HAND = frozenset({"--check", "--cancel"})
+"""Options for people. With one of them the command is not the hook, and does not end in its way."""
 
 _SOCKET = "/run/resolver-agent/control.sock"
 _ASK_S, _LIMIT_S = 2.5, 2.7
@@ -27,6 +29,11 @@ _ASK_S, _LIMIT_S = 2.5, 2.7
 
 _SLOW_START_S = 1.5
 """A slower start is counted as this long, so that time is left to ask."""
+
+_TYPED = (
+    "nothing is announced: Patroni runs this command before a promotion, and the names of this node then lead to "
+    "primaries until it has happened; --check shows how they would move, --yes announces a promotion"
+)
 
 _SAY_S = 0.1
 _STDERR = 2
@@ -52,6 +59,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="exit 1 unless it is known that no name resolves to a standby"
     )
+    parser.add_argument("--yes", action="store_true", help="announce a promotion although typed at a terminal")
+    by_hand = parser.add_mutually_exclusive_group()
+    by_hand.add_argument("--check", action="store_true", help="show how the names would move, and announce nothing")
+    by_hand.add_argument("--cancel", action="store_true", help="take an announced promotion back")
     parser.add_argument(
         "--socket", metavar="PATH", default=_SOCKET, help=f"the agent's socket in its runtime_dir (default: {_SOCKET})"
     )
@@ -71,6 +82,8 @@ def run(arguments: Sequence[str], *, leave: Callable[[int], NoReturn]) -> NoRetu
 
     try:
         _catch_signals(end, limit_s=begun + _LIMIT_S - time.monotonic())
+        if "--yes" not in arguments and _typed():
+            end(Outcome(ready=False, text=_TYPED))
         socket, fault = _understand(arguments)
         outcome = _ask(socket, until=begun + _ASK_S)
         end(Outcome(outcome.ready, f"{outcome.text}{fault}"))
@@ -96,6 +109,23 @@ def _catch_signals(end: Callable[[Outcome], NoReturn], *, limit_s: float) -> Non
         if number == signal.SIGALRM or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, caught)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
+
+
+def _typed() -> bool:
+    """Report whether somebody has typed the command at a terminal. In any doubt it is Patroni that runs it.
+
+    An interactive shell makes the command the leader of the terminal's foreground group. What Patroni runs leads no
+    such group, also where Patroni itself was started at a terminal; and ``timeout`` puts it into the background.
+    """
+    try:
+        leader = os.getpgrp()
+        if not (os.isatty(0) and os.isatty(_STDERR) and os.tcgetpgrp(0) == leader):
+            return False
+        if leader == os.getpid():
+            return True
+        return leader == os.getppid() and Path(f"/proc/{leader}/comm").read_text(encoding="utf-8") == "sudo\n"
+    except (OSError, ValueError):
+        return False
 
 
 def _understand(arguments: Sequence[str]) -> tuple[str, str]:

@@ -183,6 +183,22 @@ class PromotionAnswer:
     why: str
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PromotionCheck:
+    """The answer to ``pre-promote-check``: how the names would move. ``announced``: they have moved already."""
+
+    announced: bool
+    moves: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PromotionCancelled:
+    """The answer to ``pre-promote-cancel``. ``holds_lock``: Patroni is about to promote, and names stay."""
+
+    announced: bool
+    holds_lock: bool
+
+
 # --- plain data
 
 

@@ -158,6 +158,12 @@ class Observer:
         self.announced = local_server.Announced(since=boottime(), receiver_known=False).after(self.local)
         self.changed.set()
 
+    def call_off(self) -> bool:
+        """Take an announced promotion back, and report whether there was one."""
+        announced, self.announced = self.announced, None
+        self.changed.set()
+        return announced is not None
+
     def track(self, decision: Decision) -> None:
         """Ask Patroni more often where the decision depends on it: the local one, and those of split groups."""
         self.own = own_nodes(self.config, decision, self.nodes)

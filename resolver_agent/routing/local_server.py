@@ -98,7 +98,7 @@ class Announced:
         """The alert while the announcement lasts: until then no reads go to standbys."""
         text = (
             "a promotion of the local PostgreSQL was announced (pre-promote) and has not happened yet: names lead to "
-            "primaries; if none is under way, `systemctl restart resolver-agent` takes it back"
+            "primaries; if none is under way, `resolver-agent pre-promote --cancel` takes it back"
         )
         return Alert(AlertCode.ANNOUNCED, text)
 

@@ -379,3 +379,52 @@ def test_nobody_listens(redirections: str, path: Path) -> None:
             os.close(number)
     assert ran.code == 0
     assert ran.took_s < 3
+
+
+# --- at a terminal
+
+# Runs a hook as Patroni does, from the process group that it was started in.
+PATRONI = "import os, shlex, subprocess; subprocess.call(shlex.split(os.environ['HOOK']))"
+BY_PATRONI = f'{sys.executable} -c "$PATRONI"'
+
+
+def at_a_terminal(path: Path, line: str, hook: str) -> str:
+    """Return what a terminal shows when a line is typed at a shell's prompt there; ``$HOOK`` is the hook."""
+    command = " ".join([*map(str, PROGRAM), "pre-promote", "--socket", str(path)])
+    ran = subprocess.run(
+        ["script", "-qec", "bash --norc --noprofile -i", "/dev/null"],
+        input=f"{line}\nexit\n",
+        env=os.environ | {"PATRONI": PATRONI, "HOOK": hook.format(command)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    return ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "hook", "asks"),
+    [
+        pytest.param("$HOOK", "{}", False, id="typed"),
+        pytest.param("$HOOK", "{} --yes", True, id="typed, and meant"),
+        pytest.param(BY_PATRONI, "{}", True, id="by Patroni, started there"),
+        pytest.param(BY_PATRONI, 'sh -c "timeout -k 1 5 {} || :"', True, id="by Patroni, with the sample's line"),
+        pytest.param(f"{BY_PATRONI} & wait", "{}", True, id="by Patroni, started there in the background"),
+        pytest.param("setsid -w $HOOK", "{}", True, id="without a terminal of its own"),
+    ],
+)
+def test_at_a_terminal(line: str, hook: str, asks: bool, path: Path) -> None:  # noqa: FBT001 -- a table
+    """Typed by hand it announces nothing unless that is meant; a promotion by Patroni is announced in any case."""
+    with agent(path, WELL) as asked:
+        shown = at_a_terminal(path, line, hook)
+        assert asked.wait(2 if asks else 0) is asks, shown
+    assert ("pre-promote: nothing is announced: " in shown) is not asks
+    assert ("pre-promote: ready for the promotion" in shown) is asks
+
+
+def test_help_says_what_it_does(path: Path) -> None:
+    """The options for people are in the help, and the help asks no agent."""
+    ran = subprocess.run([*PROGRAM, "pre-promote", "--help"], capture_output=True, text=True, check=True)
+    assert not path.exists()
+    assert {"--yes", "--check", "--cancel"} <= set(ran.stdout.split())

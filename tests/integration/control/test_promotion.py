@@ -5,6 +5,7 @@ A real Patroni with a real etcd decides, on plain PostgreSQL. Tests with Citus a
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resolver_agent.control import client
+from tests.integration.support.command_line import PROGRAM
 from tests.integration.support.machine import CHECKOUT
 
 if TYPE_CHECKING:
@@ -214,3 +216,36 @@ def test_a_start_under_pressure_does_not_wait_for_the_silent(
     assert answer["took_ms"] < 2000
     assert answer["misrouted"] == []
     assert f"{wk1.primary.address}\twk1" in hosts_file.read_text()
+
+
+def by_hand(config: Path, option: str) -> str:
+    """Run the command by hand, and return what it prints."""
+    command = [*PROGRAM, "pre-promote", option, "--socket", socket_of(config)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_check_changes_nothing(cluster: dict[str, Group], on_standby: tuple[Agent, Path]) -> None:
+    """It shows which names would move, and where to; the file stays the same."""
+    agent, config = on_standby
+    before = agent.hosts_file.read_bytes()
+    shown = by_hand(config, "--check").splitlines()
+    assert shown[0] == "no promotion is announced; with one, these would move:"
+    assert f"wk1 → {cluster['wk1'].primary.address} (primary, timeline " in "".join(shown)
+    assert {line.split()[0] for line in shown[1:]} == {"wk1", "wk2"}
+    assert agent.hosts_file.read_bytes() == before
+    assert not any("announced" in line for line in agent.lines)
+
+
+def test_an_announcement_is_taken_back(cluster: dict[str, Group], on_standby: tuple[Agent, Path]) -> None:
+    """Without a restart the names go back to standbys, and the alert ends; its text names the command."""
+    agent, config = on_standby
+    wk1 = cluster["wk1"]
+    assert by_hand(config, "--cancel") == "no promotion was announced\n"
+    client.ask(socket_of(config), "pre-promote")
+    agent.wait_for_target("wk1", wk1.primary.address)
+    agent.wait_for_line("alert: a promotion .*`resolver-agent pre-promote --cancel` takes it back")
+    assert by_hand(config, "--check") == "a promotion is announced\nno name would move\n"
+    assert by_hand(config, "--cancel") == "the announced promotion is taken back\n"
+    agent.wait_for_target("wk1", wk1.standby.address)
+    agent.wait_for_line("the announced promotion is taken back by process [0-9]+ of user 0")
+    agent.wait_for_line("over: a promotion of the local PostgreSQL was announced")
