@@ -61,6 +61,9 @@ _RELOAD_HUNG_S = 5.0
 _FIRST_RETRY_S, _RETRY_MAX_S = 0.1, 2.0
 """The back-off after a round that failed."""
 
+_QUIET_S = 3.0
+"""How long after the last failure its alert lasts."""
+
 _ERRORS_SHOWN = 10
 
 _DESCRIPTORS = 65536
@@ -91,6 +94,7 @@ class Agent:
         self._reload_begun = 0.0
         self._reload_fault: Alert | None = None
         self._defect: Alert | None = None
+        self._noted_at = 0.0
         self._failures = 0
         self._work: asyncio.Task[None] | None = None
         self._stopping = False
@@ -144,17 +148,23 @@ class Agent:
         try:
             await step()
         except Exception as error:  # noqa: BLE001 -- a defect, or the system is short of something
-            text = f"the names are not kept up to date: {type(error).__name__}: {plain(str(error))}; it is tried again"
-            if self._defect is None or self._defect.text != text:
-                _log.error("a round failed", exc_info=error)
-            self._defect = Alert(AlertCode.DEFECT, text)
+            self._note(error, "the names are not kept up to date")
             self._failures += 1
             with contextlib.suppress(Exception):  # it may be what failed
                 self._change_log.decision(self._decision, self._alerts(), boottime(), written=False)
             await asyncio.sleep(backoff_s(self._failures, first_s=_FIRST_RETRY_S, max_s=_RETRY_MAX_S))
             return False
-        self._defect, self._failures = None, 0
+        self._failures = 0
+        if boottime() - self._noted_at > _QUIET_S:
+            self._defect = None
         return True
+
+    def _note(self, error: Exception, consequence: str) -> None:
+        """Make an error an alert for a while, with one traceback in the log however often it comes."""
+        text = f"{consequence}: {type(error).__name__}: {plain(str(error))}; it is tried again"
+        if self._defect is None or self._defect.text != text:
+            _log.error("something failed that should not", exc_info=error)
+        self._defect, self._noted_at = Alert(AlertCode.DEFECT, text), boottime()
 
     async def _remember(self) -> None:
         """Resume from the block in the file.
@@ -185,14 +195,20 @@ class Agent:
             if boottime() <= due:  # without progress the watchdog may end the process
                 self._notifier.watchdog()
             await self._observer.news_within(self._patience_s(_SHORT_LOOK_S))
-            self._observer.tick()
+            self._tick()
         first = decide(self._observer.config, self._observer.observations(), self._decision, boottime())
         await self._observer.ask_patroni(first, within_s=min(self._config.timeout_s, _SHORT_LOOK_S))
+
+    def _tick(self) -> None:
+        try:
+            self._observer.tick()
+        except Exception as error:  # noqa: BLE001 -- a defect that concerns one server; the others are observed
+            self._note(error, "a server or its Patroni is not observed")
 
     async def _round(self) -> None:
         """One pass: from observations to a verified file, then to Citus and the log."""
         self._observer.changed.clear()
-        self._observer.tick()
+        self._tick()
         self._reload()
         begun = boottime()
         seen = self._observer.observations()

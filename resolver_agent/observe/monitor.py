@@ -35,6 +35,9 @@ A dead server refuses the connection at once. Over TLS and a wide area a new con
 
 _RECONNECT_COST = 10
 
+_AFTER_DEFECT_S = 1.0
+"""How long the task of a server rests after a defect ended it."""
+
 _SLOTS = 64
 _SLOT_S = 0.5
 """How many first connections are opened at a time, not counting those that have already taken ``_SLOT_S``."""
@@ -96,10 +99,12 @@ class Monitor:
         return all(watcher.state.latest is not None for watcher in self._all())
 
     def check(self) -> None:
-        """Raise the exception that ended a watching task, if one did: that is a defect, and its server goes unseen."""
+        """Raise the exception that ended a watching task, if one did: that is a defect. The task begins anew later."""
         for watcher in self._all():
-            if watcher.task.done():
-                watcher.task.result()
+            if (ended := watcher.task).done():
+                watcher.task = self._start(watcher, delay_s=_AFTER_DEFECT_S)
+                watcher.fail()
+                ended.result()
 
     def refresh(self) -> None:
         """Ask every server again now."""
@@ -134,9 +139,14 @@ class Monitor:
             connect_slots=self._connect_slots,
             changed=self.changed,
         )
-        self._tasks.add(watcher.task)
-        watcher.task.add_done_callback(self._ended)
+        watcher.task = self._start(watcher)
         return watcher
+
+    def _start(self, watcher: _Watcher, *, delay_s: float = 0.0) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(watcher.run(delay_s=delay_s))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -176,13 +186,18 @@ class _Watcher:
         self._lost: asyncio.TimerHandle | None = None
         self._wakeup = Wakeup()
         self._prober.on_loss = self._lose
-        self.task = asyncio.get_running_loop().create_task(self._run())
+        self.task: asyncio.Task[None]
 
     def wake(self) -> None:
         """Probe now. If a probe is under way, probe once more: its answer may be older than the reason for the call."""
         self._wakeup.set()
 
-    async def _run(self) -> None:
+    def fail(self) -> None:
+        """Note that the server could not be asked, for no fault of its own."""
+        self._take(Observation(result=ProbeFailure.UNREACHABLE, at=boottime(), detail="a defect, see the agent's log"))
+
+    async def run(self, *, delay_s: float) -> None:
+        """Probe until cancelled, beginning in ``delay_s`` seconds."""
         coming_back = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_result(lambda seen: seen is None or seen.role is None),
             wait=tenacity.wait_random_exponential(multiplier=UNSETTLED_S, max=self._interval_s),
@@ -190,6 +205,8 @@ class _Watcher:
             sleep=self._wakeup.wait,
         )
         try:
+            if delay_s:
+                await asyncio.sleep(delay_s)
             while True:
                 seen = await (self._ask_again() if self._prober.connected else coming_back(self._come_back))
                 if seen is not None:

@@ -90,16 +90,16 @@ class Observer:
         """Apply new members, expired answers and the end of an announced promotion; called once a round.
 
         Raises:
-            Exception: the one that ended a watching task, if one did.
+            Exception: the one that ended a watching task, if one did; everything else is done all the same.
         """
-        self._monitor.check()
-        self._patroni.check()
         self._patroni.tick(boottime())
         extended = self._patroni.extended(self._given)
         if extended is not self.config:
             self.config = extended
             self._monitor.watch(extended)
         self._review_announcement()
+        self._monitor.check()
+        self._patroni.check()
 
     def observations(self, assumed: Role | None = None) -> Observations:
         """Return what is known now; ``assumed`` replaces the role of an announced promotion."""

@@ -67,7 +67,7 @@ function = getattr(where, name)
 
 @functools.wraps(function)
 def failing(*arguments, **named):
-    if pathlib.Path({broken!r}).exists():
+    if pathlib.Path({broken!r}).exists() and ({only}):
         raise RuntimeError("can't start new thread")
     return function(*arguments, **named)
 
@@ -76,16 +76,16 @@ setattr(where, name, failing)
 
 
 @pytest.fixture
-def failing(tmp_path: Path) -> Callable[[str], tuple[dict[str, str], Path]]:
+def failing(tmp_path: Path) -> Callable[..., tuple[dict[str, str], Path]]:
     """Break a function: ``failing("import os as where; name = 'stat'")`` returns the environment and the switch.
 
-    The function raises RuntimeError while the switch, a file, exists.
+    The function raises RuntimeError while the switch, a file, exists, and a condition on its ``arguments`` is true.
     """
 
-    def prepare(what: str) -> tuple[dict[str, str], Path]:
+    def prepare(what: str, only: str = "True") -> tuple[dict[str, str], Path]:
         broken, folder = tmp_path / "broken", tmp_path / "site"
         folder.mkdir()
-        (folder / "sitecustomize.py").write_text(FAILING.format(what=what, broken=str(broken)))
+        (folder / "sitecustomize.py").write_text(FAILING.format(what=what, broken=str(broken), only=only))
         return {"PYTHONPATH": f"{folder}:{Path.cwd()}"}, broken
 
     return prepare

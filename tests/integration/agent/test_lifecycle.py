@@ -283,7 +283,7 @@ def test_rounds_that_fail_do_not_notify_the_watchdog(
     cluster: dict[str, Group],
     write_config: WriteConfig,
     manager: socket.socket,
-    failing: Callable[[str], tuple[dict[str, str], Path]],
+    failing: Callable[..., tuple[dict[str, str], Path]],
     start_agent: StartAgent,
 ) -> None:
     """A defect that lasts is left to systemd, which starts the agent anew."""

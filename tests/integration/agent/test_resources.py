@@ -94,7 +94,7 @@ def test_a_round_that_fails_is_tried_again(
     cluster: dict[str, Group],
     write_config: WriteConfig,
     start_agent: Callable[..., Agent],
-    failing: Callable[[str], tuple[dict[str, str], Path]],
+    failing: Callable[..., tuple[dict[str, str], Path]],
 ) -> None:
     """A failure is an alert and is logged once; when its cause is gone, the names are written."""
     env, broken = failing(what)
@@ -108,10 +108,36 @@ def test_a_round_that_fails_is_tried_again(
     agent.wait_for_line("alert: .*can't start new thread")
     assert not wait_for_exit(agent, 1.0)
     assert status(config)["alerts"]
-    assert count(agent, "ERROR a round failed") <= 1
+    assert count(agent, "ERROR something failed that should not") <= 1
     broken.unlink()
     agent.wait_for_target("wk1", wk1.standby.address)
     agent.wait_for_line("over: .*can't start new thread")
+
+
+def test_a_defect_in_observing_one_server_concerns_that_one(
+    cluster: dict[str, Group],
+    write_config: WriteConfig,
+    start_agent: Callable[..., Agent],
+    failing: Callable[..., tuple[dict[str, str], Path]],
+) -> None:
+    """While the probes of a server end in a defect the other names move at once, and it is probed again later."""
+    wk1, wk2 = cluster["wk1"], cluster["wk2"]
+    env, broken = failing(
+        "from resolver_agent.observe.probe import Prober as where; name = 'connect'",
+        f"arguments[0]._conninfo.get('host') == {wk2.standby.address!r}",
+    )
+    broken.touch()
+    config = write_config(cluster["cn"].primary, cluster)
+    agent = start_agent(config, env=env)
+    agent.wait_for_line("alert: a server or its Patroni is not observed: RuntimeError")
+    agent.wait_for_line(SETTLED)
+    wk1.primary.stop()
+    wk1.standby.promote()
+    agent.wait_for_target("wk1", wk1.standby.address, timeout_s=2)
+    assert count(agent, "ERROR something failed that should not") == 1
+    broken.unlink()
+    agent.wait_for_line(f"{wk2.standby.address}:[0-9]+ is standby")
+    agent.wait_for_line("over: a server or its Patroni is not observed")
 
 
 def wait_for_exit(agent: Agent, seconds: float) -> bool:
