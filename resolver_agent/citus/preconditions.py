@@ -62,7 +62,8 @@ def blocker(config: Config, decision: Decision, evidence: Evidence) -> str | Non
     own = [group for group in config.groups if _state(decision, group).own is not None]
     if not own:
         return "the local PostgreSQL is not a node of any name"
-    others = [group for group in config.groups if group not in own and group.route is not Route.STANDBY]
+    named = [group for group in config.groups if _state(decision, group).own is None or group.route is Route.PRIMARY]
+    others = [group for group in named if group.route is not Route.STANDBY]
     blockers = [
         *(_own_blocker(group, decision, evidence) for group in own),
         *(_lock_blocker(group, evidence) for group in own if group.patroni is not None),

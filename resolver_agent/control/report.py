@@ -16,6 +16,7 @@ import typing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resolver_agent import __version__
+from resolver_agent.config.model import Route
 from resolver_agent.control.client import ControlError
 from resolver_agent.routing.observation import ProbeFailure, Role
 from resolver_agent.routing.state import FENCE, AlertCode, Code, GroupState, Reason, Target, TargetKind
@@ -340,8 +341,13 @@ def promotion(
     """Return the answer to an announced promotion, without the alert that it was announced."""
     on_a_primary = decision.followed_role is Role.PRIMARY
     told = [one.text for one in alerts if one.code is not AlertCode.ANNOUNCED]
-    # On a primary only names with `route: standby` want a standby, and those may.
-    misrouted = [] if on_a_primary else [one for one in decision.targets if one.wanted_role is Role.STANDBY]
+    # Names with `route: standby` always want a standby, and may.
+    fixed = {name for name, view in decision.views.items() if view.group.route is Route.STANDBY}
+    misrouted = [
+        one
+        for one in decision.targets
+        if not on_a_primary and one.wanted_role is Role.STANDBY and one.name not in fixed
+    ]
     waited_for = {
         "the names are still those of a standby": not on_a_primary,
         "the hosts file could not be written yet": not written,

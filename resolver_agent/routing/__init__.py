@@ -15,9 +15,10 @@ R2  **Never on a standby.** A name that wants a primary never resolves to a serv
     ``route: follow``. On a standby Citus' 2PC recovery would find no prepared transactions, and take them for finished.
     A name with no better address is *fenced*: it resolves to 255.255.255.255, where ``connect()`` fails in the kernel
     at once. Fencing needs evidence too.
-R3  **Own name, own address.** Once the agent has recognised the local server among a name's nodes, that name resolves
-    to the local server's own address, whatever its role and the name's ``route``; R3 goes before R2. Citus reads its
-    own intermediate results from the local disk, and takes a missing file for an empty one.
+R3  **Own name, own address.** Once the agent has recognised the local server among a name's nodes, a name with
+    ``route: follow`` resolves to the local server's own address, whatever its role; R3 goes before R2. Citus reads its
+    own intermediate results from the local disk, and takes a missing file for an empty one. A name with a fixed route
+    (``primary``, ``standby``) keeps to it there too; such a name in ``pg_dist_node`` is an error.
 R4  **Before, not after.** When Patroni promotes the local server, the names move before it takes writes: Patroni's
     ``pre_promote`` hook tells the agent and waits until the names have moved. The hook gives up within 3 s (later only
     where Python itself starts slowly), and without ``--strict`` it always exits with 0, so it prevents no promotion.

@@ -100,7 +100,7 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
     settled = _settled(views, owns, previous, (wanted, config.fallback))
     choices = {}
     for view in views:
-        if view.group.name not in owns and view.group.name not in settled:
+        if not (view.group.route is Route.FOLLOW and view.group.name in owns) and view.group.name not in settled:
             wanted_role = _wanted_role(view, wanted)
             choose = choose_primary if wanted_role is Role.PRIMARY else choose_standby
             choices[view.group.name] = choose(view, config.fallback)
@@ -161,8 +161,8 @@ def _wanted_role(view: GroupView, local: Role | None) -> Role:
 
 
 def _settle(view: GroupView, own: str | None, choice: Choice | None, now: float) -> GroupState:
-    """Return the group's part of the decision, from its own address or the choice made for it."""
-    if own is not None:
+    """Return the group's part of the decision, from the choice made for it, or without one from its own address."""
+    if choice is None and own is not None:
         choice = Choice(own, TargetKind.SELF, Reason(Code.SELF, "this server"), Role.PRIMARY)  # A1
     target = None
     if choice is not None and choice.address is not None:

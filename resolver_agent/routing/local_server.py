@@ -41,7 +41,7 @@ def local_role(
 
 
 def own_addresses(views: list[GroupView], local: NodeState, fresh: Observation | None) -> dict[str, str]:
-    """Return the local server's own address for each name of its own group (R3).
+    """Return the local server's own address for each name of its own group, of any route.
 
     The local server stays recognised while it is down. That ends when it is recognised at another address, or when both
     it and the server at that address were asked, each after the other's last start, and are not the same server.

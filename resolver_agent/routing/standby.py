@@ -120,13 +120,13 @@ def choose_standby(view: GroupView, fallback: Fallback) -> Choice:
 def _fall_back(view: GroupView, why: str) -> Choice:
     """Return the primary, by the rows P, for a name that wants a standby."""
     address = primary_address(view, Role.STANDBY) or FENCE
+    fallen = view.target.address if view.target is not None and view.target.kind is TargetKind.FALLBACK else address
+    if fallen != address and view.primary.reason.code is Code.HELD:
+        # R1: it leaves the primary that it is on for one that is seen, not for one that is remembered.
+        address = fallen if view.is_silent(fallen) else FENCE
     kind = TargetKind.FENCED if address == FENCE else TargetKind.FALLBACK
     code = Code.FENCED if address == FENCE else Code.FALLBACK
     reason = Reason(code, f"{why}; {view.primary.reason.text}")
-    fallen = view.target if view.target is not None and view.target.kind is TargetKind.FALLBACK else None
-    if fallen is not None and view.primary.reason.code is Code.HELD and view.is_silent(fallen.address):
-        # R1: it leaves the primary that it is on for one that is seen, not for one that is remembered.
-        address, kind = fallen.address, fallen.kind
     return Choice(address, kind, reason, Role.STANDBY, lacks=True)
 
 

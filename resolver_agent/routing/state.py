@@ -162,7 +162,8 @@ class Memory:
 class GroupState:
     """One name's part of a decision.
 
-    ``target`` is None while nothing was ever known. ``own`` is the local server's address in this group (R3).
+    ``target`` is None while nothing was ever known. ``own`` is the local server's address in this group, whatever the
+    name's route; a name that follows resolves to it (R3).
     """
 
     target: Target | None = None

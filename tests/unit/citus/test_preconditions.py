@@ -10,6 +10,7 @@ import pytest
 from resolver_agent.citus.preconditions import Evidence, blocker
 from resolver_agent.config.model import PatroniApi, Route
 from resolver_agent.routing.observation import LockClaim, PatroniStatus
+from resolver_agent.routing.state import Code
 from tests.unit.builders import MAX_AGE_S, Agent, config, dead, group, node, primary, standby, unreachable
 
 if TYPE_CHECKING:
@@ -51,6 +52,19 @@ def look_again(agent: Agent) -> Agent:
 def test_nothing_forbids_it(patroni: bool) -> None:  # noqa: FBT001 -- a table's column
     """A coordinator primary among confirmed primaries may recover; the standby of a read-only name does not matter."""
     assert asked(fit(patroni=patroni)) is None
+
+
+def test_a_fixed_route_of_the_own_group() -> None:
+    """A second name of the local group that wants the primary must lead to the confirmed one, as others must."""
+    agent = fit()
+    names = (group("cn-rw", "10.0.0.1", "10.0.0.2", route=Route.PRIMARY), group("cn-ro", RO, route=Route.STANDBY))
+    agent.config = dataclasses.replace(agent.config, groups=(*agent.config.groups, *names))
+    assert asked(look_again(agent)) is None
+    # It was told that another server is the primary, and that one does not answer any more.
+    held = dataclasses.replace(agent.decision.groups["cn-rw"].reason, code=Code.HELD)
+    groups = {**agent.decision.groups, "cn-rw": dataclasses.replace(agent.decision.groups["cn-rw"], reason=held)}
+    agent.decision = dataclasses.replace(agent.decision, groups=groups)
+    assert str(asked(agent)).startswith("no confirmed primary: cn-rw")
 
 
 def test_a_fenced_name_does_not_hold_up_the_others() -> None:

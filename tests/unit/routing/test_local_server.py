@@ -143,11 +143,33 @@ def test_own_name_through_the_local_servers_restart() -> None:
 
 def test_own_address_under_two_names() -> None:
     """Once recognised under one name, its address stays under the other name until that node is asked again."""
-    agent = own_agent().see_local(primary(), address=CN2)
+    agent = Agent(config(group("cn", CN1, CN2), group("cn2", CN1, CN2, port=6432)))
+    agent.see_local(primary(), address=CN2)
     agent.see({CN2: primary(), CN1: standby(), Node(CN2, 6432): primary(), Node(CN1, 6432): standby()}).decide()
-    assert (agent.address("cn"), agent.address("cn-ro")) == (CN2, CN2)
+    assert (agent.address("cn"), agent.address("cn2")) == (CN2, CN2)
     agent.wait(0.1).see_local(primary(started=1), address=CN2).see({CN2: primary(started=1)}).decide()
-    assert (agent.address("cn"), agent.address("cn-ro")) == (CN2, CN2)
+    assert (agent.address("cn"), agent.address("cn2")) == (CN2, CN2)
+
+
+@pytest.mark.parametrize("here", [CN1, CN2], ids=["on the primary", "on the standby"])
+@pytest.mark.parametrize("restarted", [False, True], ids=["the same run", "a restart"])
+def test_a_fixed_route_is_kept_in_the_own_group(here: str, restarted: bool) -> None:  # noqa: FBT001 -- a table's column
+    """On a node of its own group a name with a fixed route leads to the role that the operator chose, in any role."""
+    routes = {"cn": Route.FOLLOW, "cn-rw": Route.PRIMARY, "cn-ro": Route.STANDBY}
+    local = primary() if here == CN1 else standby()
+    agent = Agent(config(*(group(name, CN1, CN2, route=route) for name, route in routes.items())))
+    for _ in range(1 + restarted):
+        agent.restart().see_local(local, address=here).see({CN1: primary(), CN2: standby()}).decide()
+        assert [agent.address(name) for name in routes] == [here, CN1, CN2]
+    assert {state.own for state in agent.decision.groups.values()} == {here}
+
+
+def test_a_block_from_before_fixed_routes_were_kept() -> None:
+    """A fixed-route name that the block calls the local server's own goes by its table, and is held in silence."""
+    rw = group("cn-rw", CN1, CN2, route=Route.PRIMARY)
+    agent = Agent(config(rw), [remembered(CN2, SELF, name="cn-rw", last=CN1)]).see_local(standby(), address=CN2)
+    agent.see({CN1: rejecting(), CN2: standby()}).decide()
+    assert (code(agent, "cn-rw"), agent.address("cn-rw")) == (Code.HELD, CN1)
 
 
 def test_recognised_by_identity_not_by_address() -> None:

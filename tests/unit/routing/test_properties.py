@@ -45,14 +45,15 @@ WK1 = ("10.0.1.1", "10.0.1.2", "10.0.1.3")
 WK2 = ("10.0.2.1", "10.0.2.2")
 EVERYWHERE = CN + WK1 + WK2
 HERE = CN[0]
-OWN_NAMES = ("cn", "cn-rw")
+OWN = "cn"
 
 
 def variant(fallback: Fallback, *, lag: bool = False) -> Config:
-    """Return a configuration with names of every route, two of them the local server's own."""
+    """Return a configuration with names of every route, three of them of the local server's own group."""
     return config(
         group("cn", *CN),
         group("cn-rw", *CN, route=Route.PRIMARY),
+        group("cn-ro", *CN, route=Route.STANDBY),
         group("wk1", *WK1, max_lag_bytes=100 if lag else None, max_lag_s=2.0 if lag else None),
         group("wk1-ro", *WK1, route=Route.STANDBY),
         group("wk2", *WK2),
@@ -214,7 +215,7 @@ def test_never_misrouted(world: World, history: list[list[Event]]) -> None:
         for each in agent.config.groups:
             bound = each.route is Route.PRIMARY or (each.route is Route.FOLLOW and promoted)
             address = agent.address(each.name)
-            if bound and address not in (None, FENCE) and each.name not in OWN_NAMES:
+            if bound and address not in (None, FENCE) and each.name != OWN:
                 assert world.last_role.get(str(address)) is not Role.STANDBY, agent.leads(each.name)
 
     live(world, history, check)
@@ -222,14 +223,13 @@ def test_never_misrouted(world: World, history: list[list[Event]]) -> None:
 
 @given(WORLDS, HISTORIES)
 def test_own_name_own_address(world: World, history: list[list[Event]]) -> None:
-    """R3: once recognised, the local group's names point to the local server, through every restart."""
+    """R3: once recognised, the local group's name points to the local server, through every restart."""
     world.see_local(standby())
     world.see(HERE, standby())
     world.agent.decide()
 
     def check() -> None:
-        for name in OWN_NAMES:
-            assert world.agent.leads(name) == f"{name} → {HERE} (this server)"
+        assert world.agent.leads(OWN) == f"{OWN} → {HERE} (this server)"
 
     live(world, history, check)
 
@@ -290,10 +290,10 @@ def test_every_move_rests_on_evidence(world: World, history: list[list[Event]]) 
         for target in world.agent.decision.targets:
             old = before.get(target.name)
             before[target.name] = target
-            if (old is not None and old.address == target.address) or target.name in OWN_NAMES:
+            if (old is not None and old.address == target.address) or target.name == OWN:
                 continue
             seen = world.fresh(target.address)
-            hosts = WK1 if target.name.startswith("wk1") else WK2
+            hosts = {"cn": CN, "wk1": WK1, "wk2": WK2}[target.name[:3].rstrip("-")]
             states = [state for host in hosts if (state := world.agent.states.get(node(host))) is not None]
             sights = [state for state in states if state.role_seen or state.serves_no_reads]
             if target.address == FENCE:
@@ -387,7 +387,7 @@ def test_hosts_agree(
     role: Observation,
 ) -> None:
     """Agents with any past, on servers of the same role, give the same targets once they see the same calm cluster."""
-    calm = {**calm, HERE: role}
+    calm = {**calm, HERE: role, CN[1]: standby() if role.role is Role.PRIMARY else primary()}
     ours = members_or_strangers(set())
     for world, history in zip((one, other), histories, strict=True):
         live(world, [[ours(event) for event in batch] for batch in history])
