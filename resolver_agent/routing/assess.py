@@ -11,7 +11,7 @@ from resolver_agent.routing.lag import extend_history
 from resolver_agent.routing.observation import NodeState, Observation, Observations, PatroniStatus, ProbeFailure
 from resolver_agent.routing.primary import find_primary
 from resolver_agent.routing.standby import assess_fitness
-from resolver_agent.routing.state import Alert, AlertCode, GroupState, Memory
+from resolver_agent.routing.state import Alert, AlertCode, GroupState, Memory, is_usable
 from resolver_agent.routing.system_id import describe_foreign, find_foreign, find_system_id, remember_foreign
 from resolver_agent.routing.view import GroupView
 
@@ -47,7 +47,9 @@ def assess(
     states = {node: observations.nodes.get(node, _NEVER_ASKED) for node in group.nodes}
     status = observations.patroni.get(group.name, _NO_STATUS)
     fresh = {
-        node: seen for node, state in states.items() if (seen := state.fresh(now=now, max_age_s=max_age_s)) is not None
+        node: seen
+        for node, state in states.items()
+        if (seen := state.fresh(now=now, max_age_s=max_age_s)) is not None and is_usable(seen.address)
     }
     trusted, doubts = _trusted_status(group, status, fresh, memory.system_id)
     system_id, replaced_id, replaced = find_system_id(group, before, trusted, states=states, fresh=fresh)
@@ -129,7 +131,8 @@ def _would_repeat(
         and _find_own(view.states, observations) is view.own_seen
         and all(
             (state is seen or (not times_matter and state.change_key == seen.change_key))
-            and (seen.fresh(now=now, max_age_s=max_age_s) is not None) is (node in view.fresh)
+            and (seen.fresh(now=now, max_age_s=max_age_s) is not None and is_usable(_address(seen)))
+            is (node in view.fresh)
             for node, state in view.states.items()
             for seen in [observations.nodes.get(node, _NEVER_ASKED)]
         )
@@ -162,13 +165,23 @@ def _find_own(states: Mapping[Node, NodeState], observations: Observations) -> O
     if local is None or local.identity is None:
         return None
     found = (state.role_seen for state in states.values())
-    return next((seen for seen in found if seen is not None and seen.identity == local.identity), None)
+    same = (seen for seen in found if seen is not None and seen.identity == local.identity)
+    return next((seen for seen in same if is_usable(seen.address)), None)
+
+
+def _address(state: NodeState) -> str | None:
+    return state.role_seen.address if state.role_seen is not None else None
 
 
 def _node_alerts(group: Group, states: Mapping[Node, NodeState], foreign: Mapping[Node, str]) -> list[Alert]:
     alerts = [
         Alert(AlertCode.FOREIGN, f"{group.name}: {words}", of=(group.name, str(node)))
         for node, words in foreign.items()
+    ]
+    alerts += [
+        Alert(AlertCode.ADDRESS, f"{node} was reached at {_address(state)}, where no name can lead", of=(str(node),))
+        for node, state in states.items()
+        if state.role_seen is not None and not is_usable(_address(state))
     ]
     for node, state in states.items():
         match state.latest and state.latest.result:

@@ -17,7 +17,18 @@ from resolver_agent.routing.local_server import local_role, own_addresses
 from resolver_agent.routing.observation import NodeState, Observations, Role
 from resolver_agent.routing.primary import choose_primary
 from resolver_agent.routing.standby import choose_standby, fall_back_together
-from resolver_agent.routing.state import Alert, AlertCode, Code, GroupState, Memory, Reason, Target, TargetKind
+from resolver_agent.routing.state import (
+    FENCE,
+    Alert,
+    AlertCode,
+    Code,
+    GroupState,
+    Memory,
+    Reason,
+    Target,
+    TargetKind,
+    is_usable,
+)
 from resolver_agent.routing.view import Choice, GroupView
 
 if TYPE_CHECKING:
@@ -37,7 +48,7 @@ _ALERTED = {
 
 def resume(config: Config, remembered: Iterable[Target]) -> Decision:
     """Return the decision that the hosts file's block remembers, for the first ``decide()`` of a run."""
-    targets = {target.name: target for target in remembered}
+    targets = {target.name: _sound(target) for target in remembered}
     groups = {}
     wanted_roles = set()
     for group in config.groups:
@@ -60,6 +71,15 @@ def resume(config: Config, remembered: Iterable[Target]) -> Decision:
         )
     # Names that were held when the local role changed still have the old wanted role: then each keeps its own.
     return Decision(groups=groups, role=wanted_roles.pop() if len(wanted_roles) == 1 else None)  # A8
+
+
+def _sound(target: Target) -> Target:
+    """Return a target of the block without what no decision wrote: a fence or nobody's address as a server's."""
+    if not is_usable(target.primary):
+        target = dataclasses.replace(target, primary=None, primary_demoted=False)
+    if target.kind is TargetKind.FENCED or not is_usable(target.address):
+        return dataclasses.replace(target, address=FENCE, kind=TargetKind.FENCED)
+    return target
 
 
 def confirm(decision: Decision) -> Decision:

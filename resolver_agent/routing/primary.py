@@ -49,7 +49,7 @@ def find_primary(
     foreign_words: Mapping[Node, str],
 ) -> tuple[Primary, list[Alert]]:
     """Return the group's primary by rows P1 to P7, and an alert where there are several."""
-    primaries = [seen for seen in members.values() if seen.role is Role.PRIMARY]
+    primaries = _distinct([seen for seen in members.values() if seen.role is Role.PRIMARY], before.memory.primary)
     if len(primaries) == 1:
         return _accepted(primaries[0], Code.PRIMARY, f"primary, timeline {primaries[0].timeline}"), []  # P1
     last_at = nodes_at(before.memory.primary, group, states)
@@ -72,6 +72,14 @@ def find_primary(
         return Primary(FENCE, reason, before.memory.primary, demoted=demoted), []  # P6
     reason = Reason(Code.HELD, f"held; no primary; {words}")
     return Primary(before.memory.primary, reason, before.memory.primary, demoted=False), []  # P5
+
+
+def _distinct(primaries: list[Observation], last: str | None) -> list[Observation]:
+    """Return each server once: several nodes may be one, under two names or at two addresses of it."""
+    if len(primaries) < 2:  # noqa: PLR2004 -- one is distinct
+        return primaries
+    by_server = {seen.identity: seen for seen in reversed(primaries)}
+    return list((by_server | {seen.identity: seen for seen in primaries if seen.address == last}).values())[::-1]
 
 
 def _one_of(primaries: list[Observation], before: GroupState, leader: Observation | None, *, demoted: bool) -> Primary:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
+import ipaddress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +16,23 @@ if TYPE_CHECKING:
 
 FENCE = "255.255.255.255"
 """The limited broadcast address: ``connect()`` refuses it in the kernel at once, without a packet."""
+
+
+@functools.lru_cache(maxsize=8192)
+def is_usable(address: str | None) -> bool:
+    """Report whether a name can resolve to an address: an IP address of one host, without a zone.
+
+    Not the fence, which is no server's, nor 0.0.0.0 and ::, where a client reaches itself.
+    """
+    try:
+        ip = ipaddress.ip_address(address or "")
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.scope_id is not None:
+            return False
+        ip = ip.ipv4_mapped or ip
+    return not (ip.is_multicast or ip.is_unspecified or str(ip) == FENCE)
 
 
 class Code(enum.Enum):
@@ -82,6 +101,7 @@ class AlertCode(enum.Enum):
     FALLBACK = "fallback"
     UNKNOWN = "unknown"
     REJECTING = "rejecting"  # a node: it answers, but cannot be asked
+    ADDRESS = "address"  # a node: it was reached at an address that no name can have
     NOT_SERVING = "not_serving"  # a node: it starts up or shuts down
     FOREIGN = "foreign"  # a name and a node: the node is of another database cluster
     PRIMARIES = "primaries"  # a name: its group has several primaries
