@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from resolver_agent.config.model import Fallback, Route
 from resolver_agent.hosts import block
-from resolver_agent.routing.observation import Identity, Observation, PatroniStatus, Role
+from resolver_agent.routing.observation import Identity, NodeState, Observation, PatroniStatus, Role
 from resolver_agent.routing.state import FENCE, Target, TargetKind
 from tests.unit.builders import (
     FAILBACK_S,
@@ -347,21 +347,36 @@ def test_foreign_node_is_never_a_target(world: World, history: list[list[Event]]
 
 
 @given(WORLDS, HISTORIES)
-def test_another_identifier_needs_all_or_patroni(world: World, history: list[list[Event]]) -> None:
-    """In a run a group's identifier changes only when all nodes that answer agree on it, or Patroni reports it."""
-    before: dict[str, int | None] = {}
-    for batch in history:
-        if ("agent restarts",) in batch:
-            before = {}
-        live(world, [batch])
-        for name, state in world.agent.decision.groups.items():
-            old, before[name] = before.get(name), state.memory.system_id
-            if old in (None, state.memory.system_id):
+def test_another_identifier_needs_evidence_or_patroni(world: World, history: list[list[Event]]) -> None:
+    """A known identifier changes only when no node can have it, Patroni reports another, or the old one is back.
+
+    That holds through restarts, for every name that is in the file.
+    """
+    before: dict[str, tuple[int | None, int | None]] = {}
+
+    def check() -> None:
+        agent = world.agent
+        for name, state in agent.decision.groups.items():
+            memory = state.memory
+            found = (memory.system_id, memory.replaced_id)
+            known, replaced = before.get(name, (None, None))
+            before[name] = found if state.target is not None else (None, None)
+            if known in (None, memory.system_id):
                 continue
-            status = world.agent.patroni.get("wk1", PatroniStatus()) if name.startswith("wk1") else PatroniStatus()
+            if agent.patroni.get(name, PatroniStatus()).system_id == memory.system_id:
+                continue
             hosts = {"cn": CN, "wk1": WK1, "wk2": WK2}[name[:3].rstrip("-")]
-            ids = {one.identity.system_id for host in hosts if (one := world.fresh(host)) and one.identity}
-            assert state.memory.system_id == status.system_id or ids == {state.memory.system_id}
+            fresh = [one.identity.system_id for host in hosts if (one := world.fresh(host)) and one.identity]
+            assert known not in fresh
+            assert memory.system_id in fresh
+            if memory.system_id == replaced:
+                continue
+            for host in hosts:
+                node_state = agent.states.get(node(host), NodeState())
+                seen = node_state.role_seen.identity if node_state.role_seen is not None else None
+                assert node_state.dead or (seen is not None and seen.system_id != known), host
+
+    live(world, history, check)
 
 
 ROLES = st.sampled_from([primary(), standby()])
