@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resolver_agent.config import patroni_yml
+from resolver_agent.config.values import libpq_fault
 from tests.unit.config.builders import FALLBACK, MINIMAL, SAFELY, SOME_NAMES, errors, parse
 
 
@@ -166,3 +172,28 @@ def test_an_empty_section_in_patronis_file() -> None:
     """An empty section lacks the required keys."""
     expected = [f"resolver_agent.{FALLBACK}", f"resolver_agent.names: missing, {SOME_NAMES}"]
     assert errors("scope: demo\nresolver_agent:\n") == expected
+
+
+WORDS = [
+    "listen",
+    "connect_address",
+    "use_unix_socket",
+    "parameters",
+    "unix_socket_directories",
+    "authentication",
+    "superuser",
+    "username",
+    "password",
+    "sslcert",
+]
+SHAPES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(["*:5432", "10.0.0.1:x", "a,b:1", "yes"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+)
+
+
+@given(SHAPES)
+def test_no_shape_of_patronis_section_breaks_the_reading(section: object) -> None:
+    """Whatever Patroni's section holds, libpq is given one server and a login that it can read."""
+    address, login = patroni_yml.local_server(json.loads(json.dumps(section)))
+    assert libpq_fault({"host": "localhost", **address, **login}) is None

@@ -112,7 +112,40 @@ def test_yaml_anchors_and_merges_work() -> None:
     assert {group.route for group in read.groups} == {Route.PRIMARY}
 
 
-@given(st.text() | st.binary())
+PIECES = [
+    *[
+        "a",
+        "names",
+        "fallback",
+        "resolver_agent",
+        "&a",
+        "*a",
+        "!!str",
+        "!x",
+        "<<",
+        ":",
+        "-",
+        "?",
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        "'",
+        "|",
+        ">",
+        "#",
+        "%YAML",
+        "---",
+        "...",
+        "2026-01-01",
+    ],
+    *["\n", "\n  ", "\t", " ", '"', "\\U", "\\ud800", "9" * 20],
+]
+YAML = st.lists(st.sampled_from(PIECES)).map("".join)
+
+
+@given(st.text() | st.binary() | YAML)
 def test_no_text_at_all_breaks_the_reading(text: str | bytes) -> None:
     """Any content that is no configuration is refused with a reason."""
     assert errors(text)
