@@ -58,7 +58,7 @@ def read(path: str) -> Source:
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         content = file.read(_MOST_BYTES + 1)
-    return Source(content, stat.S_IMODE(found.st_mode), _of(os.path.realpath(path), found) or intruder(path))
+    return Source(content, stat.S_IMODE(found.st_mode), _worst([_of(os.path.realpath(path), found), intruder(path)]))
 
 
 def unreadable(path: str) -> str | None:
@@ -86,22 +86,30 @@ def intruder(path: str) -> Intruder | None:
     Raises:
         OSError: a part of the path does not exist, or the links do not end.
     """
-    return next(filter(None, (_of(at, found) for at, found in _steps(path))), None)
+    return _worst([_of(at, found) for at, found in _steps(path)])
+
+
+def _worst(found: list[Intruder | None]) -> Intruder | None:
+    intruders = [one for one in found if one is not None]
+    return next((one for one in intruders if one.everybody), intruders[0] if intruders else None)
 
 
 def _of(at: str, found: os.stat_result) -> Intruder | None:
     mode = stat.S_IMODE(found.st_mode)
-    if found.st_uid != 0:
-        return Intruder(
-            f"{at} belongs to {_user(found.st_uid)} (mode {mode:04o})", f"chown -h root {at}", everybody=False
-        )
     # In a sticky folder (/tmp) others cannot replace what belongs to root. A link has no mode of its own.
     sticky = stat.S_ISDIR(found.st_mode) and mode & stat.S_ISVTX
-    if not mode & _OTHERS_WRITE or sticky or stat.S_ISLNK(found.st_mode):
-        return None
-    everybody = bool(mode & stat.S_IWOTH)
-    whom = "everybody" if everybody else "its group"
-    return Intruder(f"{at} is writable for {whom} (owner root, mode {mode:04o})", f"chmod go-w {at}", everybody)
+    writers = 0 if sticky or stat.S_ISLNK(found.st_mode) else mode & _OTHERS_WRITE
+    if writers & stat.S_IWOTH:
+        fault = f"{at} is writable for everybody (owner {_user(found.st_uid)}, mode {mode:04o})"
+        return Intruder(fault, f"chmod go-w {at}", everybody=True)
+    if found.st_uid != 0:
+        fault = f"{at} belongs to {_user(found.st_uid)} (mode {mode:04o})"
+        return Intruder(fault, f"chown -h root {at}", everybody=False)
+    if writers:
+        return Intruder(
+            f"{at} is writable for its group (owner root, mode {mode:04o})", f"chmod go-w {at}", everybody=False
+        )
+    return None
 
 
 def _steps(path: str) -> Iterator[tuple[str, os.stat_result]]:

@@ -103,10 +103,13 @@ def test_patronis_file_may_not_lead_root_to_other_files(config: Path, who: str, 
     assert not keys or "put the section into a file of its own that belongs to root" in str(found)
 
 
-def test_patronis_file_is_not_everybodys(config: Path) -> None:
-    """A section that everybody may write is refused altogether."""
+@pytest.mark.parametrize("owner", [0, NOBODY])
+@pytest.mark.parametrize("part", ["the file", "its folder"])
+def test_patronis_file_is_not_everybodys(config: Path, part: str, owner: int) -> None:
+    """A section that everybody may write is refused altogether, whoever owns it."""
     config.write_text(SECTION)
-    config.chmod(0o666)
+    os.chown(config, owner, -1)
+    (config if part == "the file" else config.parent).chmod(0o777)
     assert "is writable for everybody" in str(refusal(config))
 
 
