@@ -162,8 +162,23 @@ def _load(options: argparse.Namespace) -> Config:
 def _validate(options: argparse.Namespace) -> int:
     config = _load(options)
     _say_warnings(config)
+    _check_tls_files(config)
     print(f"{config.path}: nothing wrong; names: {', '.join(group.name for group in config.groups)}")
     return OK
+
+
+def _check_tls_files(config: Config) -> None:
+    from resolver_agent.patroni.client import ApiError, check_files
+
+    faults = []
+    for group in config.groups:
+        try:
+            if group.patroni is not None:
+                check_files(group.patroni)
+        except ApiError as error:  # noqa: PERF203 -- all faults are reported at once
+            faults.append(f"{config.path}: names.{group.name}.patroni: {error}")
+    if faults:
+        raise _TroubleError("the configuration is not usable\n" + "\n".join(faults))
 
 
 def _say_warnings(config: Config) -> None:

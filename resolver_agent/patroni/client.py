@@ -14,6 +14,7 @@ import re
 import socket
 import ssl
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resolver_agent.config import values
@@ -361,14 +362,63 @@ def _get(host: str, port: int, path: str, stream: _Stream) -> Reply:
     return Reply(response.status, response.read(_LIMIT_BYTES))
 
 
+def check_files(api: PatroniApi) -> None:
+    """Check that the TLS files can be used.
+
+    Raises:
+        ApiError: one of them cannot; the message names it.
+    """
+    _make_tls(api)
+
+
 @functools.lru_cache(maxsize=64)
 def _tls(api: PatroniApi, _period: int) -> ssl.SSLContext:
+    return _make_tls(api)
+
+
+def _make_tls(api: PatroniApi) -> ssl.SSLContext:
+    for file in (api.cacert, api.cert, api.key):
+        if file is not None:
+            _check_readable(file)
     try:
         context = ssl.create_default_context(cafile=api.cacert)
-        if api.cert is not None:
-            context.load_cert_chain(api.cert, api.key, password="")  # an encrypted key must not ask on the terminal
-    except (OSError, ValueError) as error:  # neither names the file at fault
-        files = ", ".join(file for file in (api.cacert, api.cert, api.key) if file)
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
-        raise ApiError(f"{files} cannot be used: {reason}") from None
+    except (OSError, ValueError) as error:
+        raise ApiError(f"{api.cacert} cannot be used: it holds no certificate in PEM format ({_why(error)})") from None
+    if api.cert is not None:
+        _load_cert(context, api.cert, api.key)
     return context
+
+
+def _check_readable(file: str) -> None:
+    try:
+        with Path(file).open("rb") as opened:
+            opened.read(1)
+    except OSError as error:
+        raise ApiError(f"{file} cannot be used: {error.strerror}") from None
+
+
+def _load_cert(context: ssl.SSLContext, cert: str, key: str | None) -> None:
+    """Load a certificate with its key, which may be in the same file; OpenSSL does not say which is at fault."""
+    asked = []
+
+    def ask() -> str:  # an encrypted key must not ask on the terminal
+        asked.append(True)
+        return ""
+
+    try:
+        context.load_cert_chain(cert, key, password=ask)
+    except (OSError, ValueError) as error:
+        if asked:
+            fix = "make a copy without a passphrase with `openssl pkey -in FILE -out COPY`"
+            raise ApiError(f"{key or cert} cannot be used: the key in it is encrypted; {fix}") from None
+        if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+            raise ApiError(f"{key or cert} cannot be used: it is not the key of the certificate in {cert}") from None
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=cert)
+        except (OSError, ValueError):
+            raise ApiError(f"{cert} cannot be used: it holds no certificate in PEM format") from None
+        raise ApiError(f"{key or cert} cannot be used: it holds no private key in PEM format ({_why(error)})") from None
+
+
+def _why(error: Exception) -> str:
+    return plain(getattr(error, "reason", None) or str(error)).replace("_", " ").lower()

@@ -38,6 +38,21 @@ def test_validate_config_reports_every_error(tmp_path: Path) -> None:
     assert all(error.startswith(f"{config}: ") for error in errors)
 
 
+def test_validate_config_tries_the_tls_files(config: Path, tmp_path: Path) -> None:
+    """TLS files for Patroni that cannot be used are errors, each with the name it belongs to."""
+    settings = yaml.safe_load(config.read_text())
+    (tmp_path / "ca.pem").write_text("-")
+    for name, file in (("wk1", "ca.pem"), ("wk2", "none.pem")):
+        settings["names"][name]["patroni"] = {"port": 8008, "cacert": str(tmp_path / file)}
+    config.write_text(yaml.safe_dump(settings))
+    ran = run("--validate-config", "-c", config)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    _, first, second = ran.stderr.splitlines()
+    fault = f"{config}: names.wk1.patroni: {tmp_path}/ca.pem cannot be used: it holds no certificate in PEM format"
+    assert first.startswith(fault)
+    assert second == f"{config}: names.wk2.patroni: {tmp_path}/none.pem cannot be used: No such file or directory"
+
+
 def test_validate_config_warns_of_a_readable_password(config: Path) -> None:
     """A password that every user can read is no error but a warning."""
     settings = yaml.safe_load(config.read_text())

@@ -350,10 +350,6 @@ def test_tls_with_an_authority_alone(tls: Tls) -> None:
             id="another host's certificate",
         ),
         pytest.param("server", {"cert": None, "key": None}, "TLS: ", id="no client certificate"),
-        pytest.param("server", {"cert": "server.crt"}, "cannot be used: KEY_VALUES_MISMATCH", id="another's key"),
-        pytest.param("server", {"key": "locked.key"}, "cannot be used: ", id="a key with a passphrase"),
-        pytest.param("server", {"cacert": "none.crt"}, "cannot be used: No such file or directory", id="no such file"),
-        pytest.param("server", {"cacert": "san"}, "cannot be used: NO_CERTIFICATE_OR_CRL_FOUND", id="no certificate"),
         pytest.param("", {}, "TLS: ", id="a server without TLS"),
     ],
 )
@@ -364,6 +360,44 @@ def test_tls_that_fails(tls: Tls, server: str, files: dict[str, str | None], fau
             fetch(HOST, api_of(tls, api.port, **files), "/leader", 5.0)
         assert fault in str(raised.value)
         assert api.asked == []
+
+
+@pytest.mark.parametrize(
+    ("files", "fault"),
+    [
+        pytest.param(
+            {"cert": "server.crt"},
+            "client.key cannot be used: it is not the key of the certificate in ",
+            id="another's",
+        ),
+        pytest.param({"key": None}, "client.crt cannot be used: it holds no private key", id="no key at all"),
+        pytest.param(
+            {"key": "client.crt"}, "client.crt cannot be used: it holds no private key", id="no key in the file"
+        ),
+        pytest.param({"key": "locked.key"}, "locked.key cannot be used: the key in it is encrypted", id="a passphrase"),
+        pytest.param({"cert": "san"}, "san cannot be used: it holds no certificate in PEM format", id="no certificate"),
+        pytest.param({"cacert": "san"}, "san cannot be used: it holds no certificate in PEM format", id="no authority"),
+        *(
+            pytest.param({key: "none"}, "none cannot be used: No such file or directory", id=f"no file as {key}")
+            for key in ("cacert", "cert", "key")
+        ),
+        pytest.param({"cacert": "."}, " cannot be used: Is a directory", id="a folder"),
+    ],
+)
+def test_tls_files_that_cannot_be_used(tls: Tls, files: dict[str, str | None], fault: str) -> None:
+    """The file at fault is named, before anything is sent."""
+    with pytest.raises(ApiError) as raised:
+        client.check_files(api_of(tls, 1, **files))
+    assert str(raised.value).startswith(tls.path(fault) if not fault.startswith(" ") else tls.path("") + fault)
+    with pytest.raises(ApiError) as raised_again:
+        fetch(HOST, api_of(tls, 1, **files), "/leader", 5.0)
+    assert str(raised_again.value) == str(raised.value)
+
+
+def test_sound_tls_files(tls: Tls) -> None:
+    """Files that belong together pass."""
+    client.check_files(api_of(tls, 1))
+    client.check_files(PatroniApi(port=1))
 
 
 HELLO_REQUEST = b"\x16\x03\x03\x00\x04\x00\x00\x00\x00"
