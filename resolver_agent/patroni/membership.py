@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MOST_MEMBERS = 100
 """The longest list of members that is read."""
 
+_MOST_ALERTS = 10
+"""How many ignored members of a group have an alert of their own: a list that changes all the time fills no log."""
+
 _SERVES = frozenset(("running", "streaming"))
 """The states of a member that may serve reads. ``GET /cluster`` gives its replication state (streaming, in archive
 recovery) or, without one, what Patroni did with the server last (running, starting, stopped, creating replica, …)."""
@@ -200,6 +203,9 @@ class _Places:
                 joined[node] = None
             if node is not None and member.exclusion:
                 excluded[node] = member.exclusion
+        if len(alerts) > _MOST_ALERTS:
+            more = f"{group.name}: {len(alerts) - _MOST_ALERTS} more members of Patroni are ignored"
+            alerts[_MOST_ALERTS:] = [Alert(AlertCode.MEMBER, more, of=(group.name,))]
         return Placement(joined=tuple(joined), excluded=excluded, alerts=tuple(alerts))
 
     def _find(self, group: Group, member: Member) -> Node | None:

@@ -388,3 +388,11 @@ def test_a_network_that_is_taken_away() -> None:
         (),
         [f"wk1: Patroni's member {node(C)} is ignored: {OUTSIDE}"],
     )
+
+
+def test_very_many_members_that_are_ignored() -> None:
+    """Ten have an alert of their own, and one alert says how many more there are."""
+    members = [Member(node(f"192.0.2.{number}")) for number in range(1, 51)]
+    alerts = place([group()], {"wk1": members}, {}, before={})["wk1"].alerts
+    assert len(alerts) == 11
+    assert (alerts[-1].key, alerts[-1].text) == ("wk1:member", "wk1: 40 more members of Patroni are ignored")
