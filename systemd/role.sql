@@ -1,5 +1,9 @@
--- Creates the database role of resolver-agent, and the functions through which it does what only a superuser may do.
--- The role itself needs LOGIN. The comment above each further right says what it is for.
+-- Creates the database roles of resolver-agent, and the functions through which it does what only a superuser may do.
+--
+--     resolver_agent        logs in over the network, to see what each server is. It has LOGIN and no other right.
+--     resolver_agent_local  logs in over the socket of its own server only, and has no password. It may set one parameter
+--                           of Citus, reload the configuration and call the functions below. Without Citus it needs none
+--                           of that. The comment above each right says what it is for.
 --
 -- Run this file as a superuser on the primary of every group, in any order, in the database that the agent connects to
 -- (`postgres`) and in each database that has Citus. You can run it again at any time, also after an upgrade of
@@ -11,24 +15,34 @@
 --
 -- pg_hba.conf, on every node, above any wider line, because the first match counts (with Patroni: postgresql.pg_hba):
 --
---     # TYPE  DATABASE  USER            ADDRESS           METHOD
---     local   all       resolver_agent                    peer map=resolver_agent
---     host    postgres  resolver_agent  192.168.234.0/24  scram-sha-256
+--     # TYPE  DATABASE  USER                  ADDRESS           METHOD
+--     local   all       resolver_agent_local                    peer map=resolver_agent
+--     host    all       resolver_agent_local  all               reject
+--     host    postgres  resolver_agent        192.168.234.0/24  scram-sha-256
 --
 -- The first line is for the agent on the same node, which also looks for Citus in each database. It runs as root, and
 -- pg_ident.conf allows root to log in as this role only (with Patroni: postgresql.pg_ident):
 --
 --     # MAPNAME       SYSTEM-USERNAME  PG-USERNAME
---     resolver_agent  root             resolver_agent
+--     resolver_agent  root             resolver_agent_local
 --
--- The second is for the agents on the other nodes. They find the password in /etc/resolver-agent.pgpass (owner root,
--- mode 0600):
+-- In the agent's configuration, the login on its own node then has this user:
+--
+--     local: {host: /var/run/postgresql, user: resolver_agent_local}
+--
+-- The last line of pg_hba.conf is for the agents on the other nodes. They find the password in
+-- /etc/resolver-agent.pgpass (owner root, mode 0600):
 --
 --     *:5432:postgres:resolver_agent:PASSWORD
 --
 -- Afterwards, on every node: SELECT pg_reload_conf();
 --
--- If CONNECT was revoked from PUBLIC, grant it to the role: GRANT CONNECT ON DATABASE postgres TO resolver_agent;
+-- An older version of this file gave the rights to resolver_agent. This one takes them away. So first change pg_hba.conf,
+-- pg_ident.conf and `local` as above: until an agent logs in as resolver_agent_local, it cannot flush cached
+-- connections, 2PC recovery waits, and both are alerts.
+--
+-- If CONNECT was revoked from PUBLIC, grant it:
+-- GRANT CONNECT ON DATABASE postgres TO resolver_agent, resolver_agent_local;
 --
 -- Before PostgreSQL 15 the right to use ALTER SYSTEM on one parameter cannot be granted. With Citus there, the agent
 -- can flush cached connections only if its login on its own node is a superuser: in its configuration
@@ -40,39 +54,57 @@
 --     BEGIN;
 --     SET LOCAL citus.enable_ddl_propagation = off;
 --     DROP SCHEMA resolver_agent CASCADE;
---     DROP OWNED BY resolver_agent;
+--     DROP OWNED BY resolver_agent, resolver_agent_local;
 --     COMMIT;
 --
 -- After the last database run the following on every primary, on the coordinator's first and in a database that has
--- Citus: if Citus once propagated the role to the workers, it must forget the role, too.
+-- Citus: if Citus once propagated a role to the workers, it must forget the role, too.
 --
---     DROP ROLE IF EXISTS resolver_agent;
+--     DROP ROLE IF EXISTS resolver_agent, resolver_agent_local;
 
 BEGIN;
 
--- Every primary gets the role and functions by this file, not through Citus. Without Citus the setting has no effect.
+-- Every primary gets the roles and functions by this file, not through Citus. Without Citus the setting has no effect.
 SET LOCAL citus.enable_ddl_propagation = off;
 -- Otherwise the owner of a database could plant operators that this file would execute as a superuser.
 SET LOCAL search_path = pg_catalog, pg_temp;
 
 DO $$
+DECLARE
+    member name;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'resolver_agent') THEN
-        CREATE ROLE resolver_agent LOGIN;
-        COMMENT ON ROLE resolver_agent IS 'resolver-agent: watches servers, and cares for the connections of Citus';
+        CREATE ROLE resolver_agent;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'resolver_agent_local') THEN
+        CREATE ROLE resolver_agent_local;
+    END IF;
+    SELECT m.member::pg_catalog.regrole INTO member
+      FROM pg_catalog.pg_auth_members AS m WHERE m.roleid = 'resolver_agent_local'::pg_catalog.regrole LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'role % is a member of resolver_agent_local, and would have its rights', member
+              USING HINT = 'Revoke the membership, then run this file again.';
     END IF;
 END
 $$;
 
+-- Whoever created the roles: neither is more than its comment says.
+ALTER ROLE resolver_agent LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS;
+ALTER ROLE resolver_agent_local LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS PASSWORD NULL;
+COMMENT ON ROLE resolver_agent IS 'resolver-agent: watches servers over the network';
+COMMENT ON ROLE resolver_agent_local IS 'resolver-agent: cares for the connections of Citus, over the local socket only';
+
 -- Flush: a new value of citus.node_conninfo makes every session close the connections that Citus has cached in it.
 DO $$
 BEGIN
-    IF pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= 150000 THEN
-        EXECUTE 'GRANT ALTER SYSTEM ON PARAMETER citus.node_conninfo TO resolver_agent';  -- a syntax error before
+    IF pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= 150000 THEN  -- a syntax error before
+        EXECUTE 'REVOKE ALTER SYSTEM ON PARAMETER citus.node_conninfo FROM resolver_agent';
+        EXECUTE 'GRANT ALTER SYSTEM ON PARAMETER citus.node_conninfo TO resolver_agent_local';
     END IF;
 END
 $$;
-GRANT EXECUTE ON FUNCTION pg_catalog.pg_reload_conf() TO resolver_agent;
+REVOKE EXECUTE ON FUNCTION pg_catalog.pg_reload_conf() FROM resolver_agent;
+GRANT EXECUTE ON FUNCTION pg_catalog.pg_reload_conf() TO resolver_agent_local;
 
 -- Dropped and created, not replaced: whatever was here before, all of it now belongs to a superuser.
 DROP SCHEMA IF EXISTS resolver_agent CASCADE;
@@ -164,7 +196,7 @@ END
 $$;
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA resolver_agent FROM PUBLIC;
-GRANT USAGE ON SCHEMA resolver_agent TO resolver_agent;
-GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA resolver_agent TO resolver_agent;
+GRANT USAGE ON SCHEMA resolver_agent TO resolver_agent_local;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA resolver_agent TO resolver_agent_local;
 
 COMMIT;

@@ -161,12 +161,12 @@ def test_citus_does_nothing_by_its_own_clock(render: Callable[..., Path], system
     ("system", "user", "line"),
     [
         ("CentOS 7", "postgres", "local all postgres peer map=resolver_agent"),
-        ("Debian", None, "local all resolver_agent peer map=resolver_agent"),
-        ("Debian without Citus", None, "local all resolver_agent peer map=resolver_agent"),
+        ("Debian", "resolver_agent_local", "local all resolver_agent_local peer map=resolver_agent"),
+        ("Debian without Citus", "resolver_agent_local", "local all resolver_agent_local peer map=resolver_agent"),
     ],
     ids=SYSTEMS,
 )
-def test_agents_are_let_in(render: Callable[..., Path], system: str, user: str | None, line: str) -> None:
+def test_agents_are_let_in(render: Callable[..., Path], system: str, user: str, line: str) -> None:
     """The agent logs in as role.sql says: as itself, but with Citus as a superuser before PostgreSQL 15."""
     folder = render("cn1", system)
     agent = yaml.safe_load((folder / "resolver-agent.yml").read_text())

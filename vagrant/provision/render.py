@@ -128,10 +128,11 @@ class Machine:
         }
 
     def _pg_hba(self) -> list[str]:
-        agent = "postgres" if self.agent_is_superuser else "resolver_agent"
+        agent = "postgres" if self.agent_is_superuser else "resolver_agent_local"
         network = self.lab["network"]
         return [
             f"local all {agent} peer map=resolver_agent",
+            *(() if self.agent_is_superuser else (f"host all {agent} all reject",)),
             "local all all peer",
             f"host postgres resolver_agent {network} scram-sha-256",
             f"host replication replicator {network} scram-sha-256",
@@ -141,10 +142,10 @@ class Machine:
     def _pg_ident(self) -> list[str]:
         if self.agent_is_superuser:
             return ["resolver_agent root postgres", "resolver_agent postgres postgres"]
-        return ["resolver_agent root resolver_agent"]
+        return ["resolver_agent root resolver_agent_local"]
 
     def _agent(self) -> dict[str, Any]:
-        local = {"host": "/var/run/postgresql"} | ({"user": "postgres"} if self.agent_is_superuser else {})
+        user = "postgres" if self.agent_is_superuser else "resolver_agent_local"
         return {
             "fallback": "none",
             "names": {
@@ -156,7 +157,7 @@ class Machine:
                 "dbname": "postgres",
                 "passfile": "/etc/resolver-agent.pgpass",
             },
-            "local": local,
+            "local": {"host": "/var/run/postgresql", "user": user},
             "port": self.lab["port"],
         }
 

@@ -32,8 +32,9 @@ _RIGHT = (
 )
 """The value that a parameter must have, and what follows from any other."""
 
-_HBA = "Write to pg_hba.conf: local all resolver_agent peer map=resolver_agent"
+_HBA = "Write to pg_hba.conf: local all {} peer map=resolver_agent"
 _ROLE_SQL = "Run `psql -d {} -f systemd/role.sql` as a superuser on this group's primary."
+_LOCAL_USER = " The agent must log in here as resolver_agent_local: local: {user: resolver_agent_local}."
 
 
 def findings(facts: Facts) -> Iterator[Finding]:
@@ -51,7 +52,12 @@ def findings(facts: Facts) -> Iterator[Finding]:
         return
     for name, database in server.databases.items():
         if isinstance(database, Unknown):
-            yield Finding(Severity.WARNING, "unchecked", f"could not be checked: database {name}: {database.why}", _HBA)
+            yield Finding(
+                Severity.WARNING,
+                "unchecked",
+                f"could not be checked: database {name}: {database.why}",
+                _HBA.format(server.user),
+            )
     if not server.with_citus:
         return
     if not facts.config.citus:
@@ -64,7 +70,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
         )
     yield from dict.fromkeys(_settings(facts, server))
     yield from _conninfo(facts, server)
-    yield from _privileges(server)
+    yield from _privileges(facts, server)
     yield from _transactions(server)
 
 
@@ -135,11 +141,18 @@ def _conninfo(facts: Facts, server: Server) -> Iterator[Finding]:
         yield Finding(Severity.ERROR, name, text, _set(facts, name, f"'{rest}'"))
 
 
-def _privileges(server: Server) -> Iterator[Finding]:
-    """Yield what the agent's login lacks."""
+def _privileges(facts: Facts, server: Server) -> Iterator[Finding]:
+    """Yield what the agent's login lacks, and that it has too much: whoever knows a network login's password has it."""
+    if server.may_alter and server.user == facts.config.postgresql.get("user"):
+        text = f"role {server.user} logs in to all nodes over the network, and may change settings"
+        fix = (
+            "Let the agent log in on its own node as resolver_agent_local (`local: {user: resolver_agent_local}`), and "
+            "run systemd/role.sql again, which takes the right away: its comments give the order."
+        )
+        yield Finding(Severity.WARNING, "role.sql", text, fix)
     if not (server.may_alter and server.may_reload):
         if server.version >= flush.FIRST_WITH_GRANT or not server.may_reload:
-            fix = _ROLE_SQL.format("postgres")
+            fix = _ROLE_SQL.format("postgres") + _LOCAL_USER
         else:
             fix = "Before PostgreSQL 15, give `local` a superuser's login, as the comments in systemd/role.sql say."
         text = f"role {server.user} may not change citus.node_conninfo and reload: cached connections cannot be flushed"
@@ -151,7 +164,7 @@ def _privileges(server: Server) -> Iterator[Finding]:
     for name, database in server.with_citus.items():
         if database.faults:
             text = f"database {name}: {', '.join(database.faults)}: 2PC recovery and clean-up cannot run"
-            yield Finding(Severity.ERROR, "role.sql", text, _ROLE_SQL.format(name))
+            yield Finding(Severity.ERROR, "role.sql", text, _ROLE_SQL.format(name) + _LOCAL_USER)
 
 
 def _transactions(server: Server) -> Iterator[Finding]:

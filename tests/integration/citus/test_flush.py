@@ -79,18 +79,18 @@ PRIMARIES, STANDBYS = {"wk1-1", "wk2-1"}, {"wk1-2", "wk2-2"}
 MEND = "run systemd/role.sql "
 ROBBED = {
     "ALTER SYSTEM": (
-        "REVOKE ALTER SYSTEM ON PARAMETER citus.node_conninfo FROM resolver_agent",
+        "REVOKE ALTER SYSTEM ON PARAMETER citus.node_conninfo FROM resolver_agent_local",
         f'permission denied to set parameter "citus.node_conninfo": {MEND}',
     ),
     "pg_reload_conf()": (
-        "REVOKE EXECUTE ON FUNCTION pg_reload_conf() FROM resolver_agent",
+        "REVOKE EXECUTE ON FUNCTION pg_reload_conf() FROM resolver_agent_local",
         f"permission denied for function pg_reload_conf: {MEND}",
     ),
     "our function": (
-        "REVOKE EXECUTE ON FUNCTION resolver_agent.node_conninfo() FROM resolver_agent",
+        "REVOKE EXECUTE ON FUNCTION resolver_agent.node_conninfo() FROM resolver_agent_local",
         f"permission denied for function node_conninfo: {MEND}",
     ),
-    "our schema": ("REVOKE USAGE ON SCHEMA resolver_agent FROM resolver_agent", f"resolver_agent.*: {MEND}"),
+    "our schema": ("REVOKE USAGE ON SCHEMA resolver_agent FROM resolver_agent_local", f"resolver_agent.*: {MEND}"),
     "all of it": (
         "DROP SCHEMA resolver_agent CASCADE",
         rf"resolver_agent\.node_conninfo\(\) does not exist in database postgres: {MEND}",
@@ -144,7 +144,7 @@ def configure(server: Postgres, folder: Path) -> Config:
     """Write the configuration of an agent on a server, and load it."""
     path = folder / "resolver-agent.yml"
     names = {"wk1": {"nodes": [server.address]}}
-    local = {"host": str(server.socket_dir)}
+    local = {"host": str(server.socket_dir), "user": "resolver_agent_local"}
     path.write_text(yaml.safe_dump({"fallback": "none", "names": names, "local": local, "port": server.port}))
     return load(str(path))
 
@@ -180,7 +180,7 @@ def test_what_is_said_to_the_server(server: Postgres, config: Config) -> None:
     assert flush(config) == Flushed("sslmode=prefer")
     with server.log.open() as log:
         log.seek(start)
-        said = re.findall(r"^resolver_agent LOG:  (?:statement|execute [^:]*): (.*)$", log.read(), re.MULTILINE)
+        said = re.findall(r"^resolver_agent_local LOG:  (?:statement|execute [^:]*): (.*)$", log.read(), re.MULTILINE)
     ask = "SELECT * FROM resolver_agent.node_conninfo()"
     assert said[1:4] == [ask, f"ALTER SYSTEM SET citus.node_conninfo = '{loaded(server)}'", "SELECT pg_reload_conf()"]
     assert set(said[4:]) == {said[0], ask}
@@ -375,7 +375,7 @@ def test_alter_system_is_not_allowed(server: Postgres, config: Config) -> None:
 def test_a_server_without_citus(either_site: Site, tmp_path: Path) -> None:
     """There is nothing to flush, with or without our functions, and nothing is written."""
     server = either_site.primary("plain", "127.0.61.3")
-    server.run_sql("CREATE ROLE resolver_agent LOGIN")
+    server.run_sql("CREATE ROLE resolver_agent_local LOGIN")
     config = configure(server, tmp_path)
     for _ in range(2):
         assert (flush(config), keep(config)) == (None, None)

@@ -211,7 +211,7 @@ def configure(server: Postgres, folder: Path, **local: str) -> Config:
     """Write the configuration of an agent on a server, and load it."""
     path = folder / "resolver-agent.yml"
     names = {"wk1": {"nodes": [server.address]}}
-    local = {"host": str(server.socket_dir), **local}
+    local = {"host": str(server.socket_dir), "user": "resolver_agent_local", **local}
     path.write_text(yaml.safe_dump({"fallback": "none", "names": names, "local": local, "port": server.port}))
     return load(str(path))
 
@@ -221,7 +221,7 @@ def said_since(server: Postgres, start: int) -> list[str]:
     with server.log.open() as log:
         log.seek(start)
         text = re.sub(r"\n\t", " ", log.read())
-    said = re.findall(r"^resolver_agent LOG:  (?:statement|execute [^:]*): (.*)$", text, re.MULTILINE)
+    said = re.findall(r"^resolver_agent_local LOG:  (?:statement|execute [^:]*): (.*)$", text, re.MULTILINE)
     return [" ".join(statement.split()) for statement in said]
 
 
@@ -416,7 +416,7 @@ def test_off_in_recovery(citus: Citus, either_site: Site, tmp_path: Path) -> Non
     standby.wait_until("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = 'app')")
 
 
-@pytest.mark.parametrize("user", ["resolver_agent", "postgres"])
+@pytest.mark.parametrize("user", ["resolver_agent_local", "postgres"])
 @pytest.mark.parametrize("function", ["reached", "recover_prepared_transactions", "cleanup_orphaned_resources"])
 @pytest.mark.parametrize("change", ["OWNER TO resolver_agent", "RENAME TO another"], ids=["planted", "missing"])
 def test_functions_of_others_are_not_called(
@@ -442,7 +442,7 @@ def test_functions_of_others_are_not_called(
 )
 def test_a_right_is_missing(citus: Citus, right: str) -> None:
     """The fault names the missing privilege and the fix."""
-    citus.run(f"REVOKE {right} FROM resolver_agent")
+    citus.run(f"REVOKE {right} FROM resolver_agent_local")
     found = recover(citus.settings, "app", still=nothing)
     assert str(found.fault).startswith("permission denied for ")
     assert str(found.fault).endswith(": run systemd/role.sql in this database, on this group's primary")
@@ -499,7 +499,7 @@ def test_the_session_is_ended_in_the_middle(citus: Citus) -> None:
     """It ends as it does with a restart of the server."""
 
     def end() -> None:
-        citus.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'resolver_agent'")
+        citus.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'resolver_agent_local'")
 
     found = recover(citus.settings, "app", still=Preconditions(nothing, end))
     assert "terminating connection due to administrator command" in str(found.fault)

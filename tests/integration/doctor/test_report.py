@@ -382,7 +382,7 @@ def test_what_is_wrong_with_citus(citus: CitusCluster) -> None:
     citus.run_sql(machine, "INSERT INTO pg_dist_poolinfo VALUES (2, 'port=6432')")
     citus.run_sql(machine, "UPDATE pg_dist_node SET isactive = false WHERE nodename = 'wk2'")
     citus.run_sql(machine, "DROP FUNCTION resolver_agent.reached()")
-    machine.server.run_sql("REVOKE ALTER SYSTEM ON PARAMETER citus.node_conninfo FROM resolver_agent")
+    machine.server.run_sql("REVOKE ALTER SYSTEM ON PARAMETER citus.node_conninfo FROM resolver_agent_local")
     settings = {
         "recover_2pc_interval": "60s",
         "use_secondary_nodes": "always",

@@ -145,7 +145,7 @@ class Cluster:
             "fallback": "none",
             "names": {name: {"nodes": nodes} | self._settings_of_names() for name, nodes in self.addresses.items()},
             "postgresql": {"user": "resolver_agent", "dbname": "postgres"},
-            "local": {"host": str(machine.server.socket_dir)},
+            "local": {"host": str(machine.server.socket_dir), "user": "resolver_agent_local"},
             "port": self.site.port,
             "runtime_dir": str(self.control_path(machine).parent),
         }

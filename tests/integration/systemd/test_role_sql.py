@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+import yaml
 
 from resolver_agent.demo.postgres import Site
 
@@ -27,19 +28,34 @@ FUNCTIONS = {
     for name in ("cleanup_orphaned_resources", "node_conninfo", "reached", "recover_prepared_transactions")
 }
 GIVEN = """
-    SELECT oid::regprocedure::text, privilege_type FROM pg_proc, aclexplode(proacl)
-     WHERE grantee = 'resolver_agent'::regrole
-     UNION ALL
-    SELECT nspname, privilege_type FROM pg_namespace, aclexplode(nspacl) WHERE grantee = 'resolver_agent'::regrole
-     UNION ALL
-    SELECT parname, privilege_type FROM pg_parameter_acl, aclexplode(paracl)
-     WHERE grantee = 'resolver_agent'::regrole
+    SELECT rolname, what, privilege_type
+      FROM (SELECT oid::regprocedure::text, (aclexplode(proacl)).* FROM pg_proc
+             UNION ALL
+            SELECT nspname, (aclexplode(nspacl)).* FROM pg_namespace
+             UNION ALL
+            SELECT parname, (aclexplode(paracl)).* FROM pg_parameter_acl) AS given (what)
+      JOIN pg_roles ON pg_roles.oid = grantee AND rolname LIKE 'resolver\\_agent%'
+"""
+ROLES = """
+    SELECT rolname, rolcanlogin, rolpassword,
+           rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls
+      FROM pg_authid WHERE rolname LIKE 'resolver\\_agent%' ORDER BY rolname
+"""
+OLD = """
+    CREATE ROLE resolver_agent LOGIN;
+    GRANT ALTER SYSTEM ON PARAMETER citus.node_conninfo TO resolver_agent;
+    GRANT EXECUTE ON FUNCTION pg_reload_conf() TO resolver_agent;
+    CREATE SCHEMA resolver_agent;
+    CREATE FUNCTION resolver_agent.reached() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1';
+    GRANT USAGE ON SCHEMA resolver_agent TO resolver_agent;
+    GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA resolver_agent TO resolver_agent;
 """
 OUTSIDERS = """
     SELECT oid::regprocedure::text, has_function_privilege('outsider', oid, 'EXECUTE'), prosecdef, proconfig,
            (SELECT rolsuper FROM pg_roles WHERE oid = proowner)
       FROM pg_proc WHERE pronamespace = 'resolver_agent'::regnamespace
 """
+REACHED = "SELECT resolver_agent.reached()"
 
 ORPHAN = """
     INSERT INTO pg_dist_cleanup
@@ -79,27 +95,63 @@ def uninstall(servers: list[Postgres]) -> None:
 
 def connect(server: Postgres, **keywords: str) -> psycopg.Connection:
     """Log in as the role, over the server's socket unless told otherwise."""
-    where = {"host": str(server.socket_dir), "port": str(server.port), "user": "resolver_agent", "dbname": "postgres"}
+    where = {
+        "host": str(server.socket_dir),
+        "port": str(server.port),
+        "user": "resolver_agent_local",
+        "dbname": "postgres",
+    }
     return psycopg.connect(" ".join(f"{key}={value}" for key, value in (where | keywords).items()), autocommit=True)
 
 
 def test_it_gives_what_is_needed_and_no_more(server: Postgres) -> None:
-    """Run once or twice, it gives the role these privileges and no others, and no other role gets any."""
+    """Run once or twice, it gives the local role these privileges and no others, and no other role gets any."""
     for _ in range(2):
         for database in DATABASES:
             server.run_sql(ROLE_SQL, dbname=database)
             assert set(server.run_sql(GIVEN, dbname=database)) == {
-                *((function, "EXECUTE") for function in (*FUNCTIONS, "pg_reload_conf()")),
-                ("resolver_agent", "USAGE"),
-                ("citus.node_conninfo", "ALTER SYSTEM"),
+                *(("resolver_agent_local", function, "EXECUTE") for function in (*FUNCTIONS, "pg_reload_conf()")),
+                ("resolver_agent_local", "resolver_agent", "USAGE"),
+                ("resolver_agent_local", "citus.node_conninfo", "ALTER SYSTEM"),
             }
             assert set(server.run_sql(OUTSIDERS.replace("proconfig", "proconfig::text"), dbname=database)) == {
                 (function, False, True, '{"search_path=pg_catalog, pg_temp"}', True) for function in FUNCTIONS
             }
-    assert server.run_sql("""
-        SELECT rolcanlogin, rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls
-        FROM pg_roles WHERE rolname = 'resolver_agent'
-    """) == [(True, False, False, False, False, False)]
+    assert server.run_sql(ROLES) == [("resolver_agent", True, None, False), ("resolver_agent_local", True, None, False)]
+
+
+def test_the_role_of_an_older_version_loses_its_rights(server: Postgres) -> None:
+    """What an older version of the script gave to the role that logs in over the network is taken away."""
+    server.run_sql(OLD)
+    assert {(role, what) for role, what, _ in server.run_sql(GIVEN)} == {
+        ("resolver_agent", what)
+        for what in ("citus.node_conninfo", "pg_reload_conf()", "resolver_agent", "resolver_agent.reached()")
+    }
+    for database in DATABASES:
+        server.run_sql(ROLE_SQL, dbname=database)
+        assert {role for role, *_ in server.run_sql(GIVEN, dbname=database)} == {"resolver_agent_local"}
+
+
+def test_roles_of_others_are_cut_down(server: Postgres) -> None:
+    """A role that was there before keeps no power, and no password for the local one."""
+    server.run_sql("CREATE ROLE resolver_agent SUPERUSER NOLOGIN")
+    server.run_sql("CREATE ROLE resolver_agent_local CREATEROLE REPLICATION PASSWORD 'known'")
+    for database in DATABASES:
+        server.run_sql(ROLE_SQL, dbname=database)
+    assert server.run_sql(ROLES) == [("resolver_agent", True, None, False), ("resolver_agent_local", True, None, False)]
+
+
+@pytest.mark.parametrize("member", ["outsider", "resolver_agent"])
+def test_nobody_is_a_member_of_the_local_role(server: Postgres, member: str) -> None:
+    """A member would have its rights, so the script refuses and changes nothing."""
+    server.run_sql("CREATE ROLE resolver_agent LOGIN; CREATE ROLE resolver_agent_local LOGIN")
+    server.run_sql(f"GRANT resolver_agent_local TO {member}")
+    with pytest.raises(psycopg.errors.RaiseException, match=f"role {member} is a member of resolver_agent_local"):
+        server.run_sql(ROLE_SQL)
+    assert server.run_sql(GIVEN) == []
+    server.run_sql(f"REVOKE resolver_agent_local FROM {member}")
+    for database in DATABASES:
+        server.run_sql(ROLE_SQL, dbname=database)
 
 
 def test_what_others_have_put_there_goes(server: Postgres) -> None:
@@ -171,35 +223,51 @@ def test_the_comments_take_all_of_it_away(server: Postgres) -> None:
         uninstall([server])
         for database in DATABASES:
             assert server.run_sql("SELECT 1 FROM pg_namespace WHERE nspname = 'resolver_agent'", dbname=database) == []
-        assert server.run_sql("SELECT 1 FROM pg_roles WHERE rolname = 'resolver_agent'") == []
+        assert server.run_sql(ROLES) == []
         assert server.run_sql("SELECT 1 FROM pg_parameter_acl, aclexplode(paracl) WHERE grantee <> 10") == []
     for database in DATABASES:
         server.run_sql(ROLE_SQL, dbname=database)
 
 
 def test_the_comments_let_the_agents_in(server: Postgres, tmp_path: Path) -> None:
-    """Root logs in as the role here, to every database; others need the password, and reach one database only."""
+    """Root logs in as the local role here, to every database; others need the password, and reach one database only.
+
+    A password and a wide line below do not let the local role in over the network.
+    """
     for database in DATABASES:
         server.run_sql(ROLE_SQL, dbname=database)
-    server.run_sql("ALTER ROLE resolver_agent PASSWORD 'PASSWORD'")
+    server.run_sql("ALTER ROLE resolver_agent PASSWORD 'PASSWORD'; ALTER ROLE resolver_agent_local PASSWORD 'PASSWORD'")
     password_file = tmp_path / "pgpass"
     password_file.write_text(next(line for line in SAMPLES if line.startswith("*:")).replace("5432", str(server.port)))
     password_file.chmod(0o600)
     hba, ident = server.data / "pg_hba.conf", server.data / "pg_ident.conf"
     before = hba.read_text()
     lines = [line for line in SAMPLES if line.startswith(("local ", "host "))]
-    hba.write_text("\n".join(lines).replace("192.168.234.0/24", "127.0.0.0/8") + "\n")
+    wide = f"host all resolver_agent_local {server.address}/32 trust"
+    hba.write_text("\n".join([*lines, wide]).replace("192.168.234.0/24", "127.0.0.0/8") + "\n")
     ident.write_text(next(line for line in SAMPLES if re.match(r"resolver_agent +root", line)) + "\n")
     try:
         server.reload()
-        other = {"host": server.address, "passfile": str(password_file)}
-        with connect(server, dbname="app"), connect(server), connect(server, **other):
-            pass
+        other = {"host": server.address, "user": "resolver_agent", "passfile": str(password_file)}
+        [local] = [yaml.safe_load(line)["local"] for line in SAMPLES if line.startswith("local:")]
+        login = {"user": local["user"]}
+        with connect(server, **login, dbname="app"), connect(server, **login), connect(server, **other) as session:
+            for statement in ("ALTER SYSTEM SET citus.node_conninfo = ''", "SELECT pg_reload_conf()", REACHED):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    session.execute(statement)
         with pytest.raises(psycopg.OperationalError, match="no password supplied"):
             connect(server, **other | {"passfile": "/dev/null"})
-        for keywords in ({"user": "postgres"}, {"user": "outsider"}, {**other, "dbname": "app"}, other | {"user": "x"}):
+        for keywords in (
+            {"user": "postgres"},
+            {"user": "outsider"},
+            {"user": "resolver_agent"},
+            {**other, "dbname": "app"},
+            other | {"user": "x"},
+        ):
             with pytest.raises(psycopg.OperationalError, match=r"no pg_hba\.conf entry"):
                 connect(server, **keywords)
+        with pytest.raises(psycopg.OperationalError, match=r"pg_hba\.conf rejects connection"):
+            connect(server, **other | login)
     finally:
         hba.write_text(before)
         server.reload()
@@ -216,7 +284,7 @@ def test_without_the_procedure_there_is_nothing_to_clean(server: Postgres) -> No
 def test_citus_reaches_and_cleans_up(citus: CitusCluster) -> None:
     """Real Citus reports the servers behind the names, and cleans up on primaries, even if others are silent."""
     cn1, wk1, wk2 = (citus.machines[name] for name in PRIMARIES)
-    session = citus.connect(cn1, user="resolver_agent")
+    session = citus.connect(cn1, user="resolver_agent_local")
 
     def reached() -> dict[str, str]:
         rows = session.execute("SELECT node, success, result FROM resolver_agent.reached()")
@@ -265,16 +333,18 @@ def test_every_primary_is_given_its_own(citus: CitusCluster) -> None:
     def ask(query: str) -> list[list[tuple[object]]]:
         return [citus.run_sql(machine, query) for machine in machines]
 
-    is_there = "SELECT 1 FROM pg_roles WHERE rolname = 'resolver_agent'"
+    is_there = "SELECT rolname FROM pg_roles WHERE rolname LIKE 'resolver\\_agent%' ORDER BY rolname"
+    both = [("resolver_agent",), ("resolver_agent_local",)]
     is_known = "SELECT 1 FROM pg_dist_object WHERE classid = 'pg_authid'::regclass AND objid <> 10"
     uninstall(servers)
     for database in DATABASES:
         servers[0].run_sql(ROLE_SQL, dbname=database)
-    assert ask(is_there) == [[(1,)], [], []]
+    assert ask(is_there) == [both, [], []]
     uninstall(servers[:1])
 
-    citus.run_sql(machines[0], "CREATE ROLE resolver_agent LOGIN")
-    assert ask(is_known) == [[(1,)]] * 3
+    for role in ("resolver_agent", "resolver_agent_local"):
+        citus.run_sql(machines[0], f"CREATE ROLE {role} LOGIN")
+    assert ask(is_known) == [[(1,), (1,)]] * 3
     for server in servers:
         for database in DATABASES:
             server.run_sql(ROLE_SQL, dbname=database)

@@ -78,7 +78,7 @@ def fit() -> Facts:
     )
     server = Server(
         version=150000,
-        user="resolver_agent",
+        user="resolver_agent_local",
         os_user="postgres",
         settings={
             "listen_addresses": Setting("*", "configuration file"),

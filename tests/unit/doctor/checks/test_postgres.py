@@ -98,8 +98,16 @@ CASES = [
         server(may_alter=False),
         ERROR,
         "role.sql",
-        "role resolver_agent may not",
+        "role resolver_agent_local may not",
         "systemd/role.sql",
+    ),
+    (
+        "a network login may change settings",
+        server(user="resolver_agent"),
+        WARNING,
+        "role.sql",
+        "role resolver_agent logs in to all nodes over the network, and may change settings",
+        "local: {user: resolver_agent_local}",
     ),
     (
         "no right to reload",
