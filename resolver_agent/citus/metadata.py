@@ -21,14 +21,24 @@ COORDINATOR_GROUP = 0
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A row of ``pg_dist_node``."""
+    """A row of ``pg_dist_node``. ``role`` is Citus' word, e.g. ``unavailable`` for a clone that is not yet promoted."""
 
     node_id: int
     group_id: int
     name: str
     port: int
-    is_primary: bool = True
+    role: str = "primary"
     is_active: bool = True
+    is_clone: bool = False
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether Citus takes the node for its group's primary."""
+        return self.role == "primary"
+
+    def call(self, function: str) -> str:
+        """Return the statement that calls a function of Citus for this node, whatever characters its name has."""
+        return f"SELECT {function}(nodename, nodeport) FROM pg_dist_node WHERE nodeid = {self.node_id};"  # noqa: S608 -- ours
 
 
 _NAMES = "SELECT DISTINCT nodename FROM pg_dist_node WHERE lower(nodename) = ANY (%s) ORDER BY nodename"
@@ -40,6 +50,8 @@ class MetadataUnknownError(Exception):
 
 def names_in_use(config: Config, names: Collection[str]) -> list[str]:
     """Return those of ``names`` that are in ``pg_dist_node`` of any database of the local server, with the database.
+
+    ``names`` are in lower case; those in the metadata are as they are written there.
 
     Raises:
         MetadataUnknownError: the local server, or one of its databases, could not be asked.
@@ -56,7 +68,7 @@ def _names_in_use(config: Config, names: Collection[str]) -> Iterator[str]:
         raise MetadataUnknownError(f"database {database} cannot be asked what pg_dist_node holds: {fault}")
     for database in found.with_citus:
         with connect(config, dbname=database, limit_s=config.timeout_s) as connection:
-            yield from (f"{name} (database {database})" for (name,) in connection.execute(_NAMES, [[*names]]))
+            yield from (f"{plain(name)} (database {database})" for (name,) in connection.execute(_NAMES, [[*names]]))
 
 
 _LOCK_TIMEOUT = "5s"

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Config
 
-_DATABASES = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname"
+# A DROP DATABASE that was interrupted leaves a database with the limit -2, which nobody can use any more.
+_DATABASES = """
+SELECT datname, datconnlimit = -2, datallowconn, datconnlimit = 0
+  FROM pg_database WHERE NOT datistemplate ORDER BY datname
+"""
 _HAS_CITUS = "SELECT to_regclass('pg_catalog.pg_dist_node') IS NOT NULL"
 
 _FAULTS = """
@@ -39,10 +43,17 @@ SELECT wanted || '() ' || fault
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Databases:
-    """The local server's databases that have Citus, and those that could not be asked, with the reason."""
+    """The local server's databases that have Citus, and those that could not be asked, with the reason.
+
+    ``invalid`` are those that an interrupted DROP DATABASE left, ``closed`` those that let nobody in: neither was
+    asked. ``limited`` are those among ``faults`` that let only superusers in.
+    """
 
     with_citus: tuple[str, ...]
     faults: Mapping[str, str]
+    invalid: tuple[str, ...] = ()
+    closed: tuple[str, ...] = ()
+    limited: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -72,11 +83,14 @@ def databases(config: Config) -> Databases:
     """
     # As raw bytes: each name may be in the encoding of the database from which it was created.
     with connect(config, limit_s=config.timeout_s, client_encoding="SQL_ASCII") as connection:
-        names = [name for (name,) in connection.execute(_DATABASES)]
-    asked = dict(_has_citus(config, name) for name in names)
+        found = connection.execute(_DATABASES).fetchall()
+    asked = dict(_has_citus(config, name) for name, invalid, open_, _ in found if open_ and not invalid)
     return Databases(
         tuple(name for name, answer in asked.items() if answer is True),
         {name: answer for name, answer in asked.items() if isinstance(answer, str)},
+        invalid=tuple(_shown(name) for name, invalid, *_ in found if invalid),
+        closed=tuple(_shown(name) for name, invalid, open_, _ in found if not (open_ or invalid)),
+        limited=tuple(_shown(name) for name, *_, limited in found if limited),
     )
 
 
@@ -103,11 +117,19 @@ def words(error: psycopg.Error, *, with_place: bool = True) -> str:
     return error.diag.message_primary or (" ".join(text.split()) if with_place else connect_failure(text)[1])
 
 
+def _shown(name: bytes) -> str:
+    """Return a database's name, escaped if it is no printable UTF-8: not fit for logs, nor for scripts for psql."""
+    database = name.decode(errors="replace")
+    if database.encode() != name or not database.isprintable():
+        return name.decode("latin-1").encode("unicode_escape").decode()
+    return database
+
+
 def _has_citus(config: Config, name: bytes) -> tuple[str, bool | str]:
     """Return a database's name as text, and whether it has Citus, or why it could not be asked."""
-    database = name.decode(errors="replace")
-    if database.encode() != name or not database.isprintable():  # not fit for logs, nor for scripts for psql
-        return name.decode("latin-1").encode("unicode_escape").decode(), "its name is no printable UTF-8: rename it"
+    database = _shown(name)
+    if database.encode() != name:
+        return database, "its name is no printable UTF-8: rename it"
     try:
         with connect(config, dbname=database, limit_s=config.timeout_s) as connection:
             return database, connection.execute(_HAS_CITUS).fetchone() == (True,)

@@ -6,13 +6,14 @@ A fact that could not be gathered is ``Unknown``, with the reason, so that no ch
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent.config.model import Route
 from resolver_agent.routing.observation import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from resolver_agent.citus import flush
     from resolver_agent.citus.metadata import Row
@@ -22,11 +23,21 @@ if TYPE_CHECKING:
     from resolver_agent.routing.state import Alert
 
 
+def is_address(host: str) -> bool:
+    """Report whether a host is an IP address, not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unknown:
-    """A fact that could not be gathered; ``why`` is the reason in words."""
+    """A fact that could not be gathered; ``why`` is the reason in words, ``fix`` the remedy if it is known."""
 
     why: str
+    fix: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,9 +67,9 @@ class Setting:
 class Database:
     """A database that has Citus.
 
-    ``group_id`` is the local server's group in that database, 0 on a coordinator. ``faults`` are the functions of
-    ``systemd/role.sql`` that the agent cannot use, with the reason. ``poolers`` is the number of rows in
-    ``pg_dist_poolinfo``.
+    ``citus_version`` is empty where the extension is not there. ``group_id`` is the local server's group in that
+    database, 0 on a coordinator. ``faults`` are the functions of ``systemd/role.sql`` that the agent cannot use, with
+    the reason. ``poolers`` is the number of rows in ``pg_dist_poolinfo``.
     """
 
     citus_version: str
@@ -75,7 +86,8 @@ class Server:
 
     ``may_alter`` reports that the login may use ALTER SYSTEM on ``citus.node_conninfo``, ``may_reload`` that it may
     call ``pg_reload_conf()``. ``conninfo`` says where ``citus.node_conninfo`` comes from. ``prepared`` are the ages in
-    seconds of Citus' prepared transactions, by identifier.
+    seconds of Citus' prepared transactions, by identifier. ``invalid`` are the databases that an interrupted DROP
+    DATABASE left, ``closed`` those that let nobody in.
     """
 
     version: int
@@ -87,6 +99,8 @@ class Server:
     conninfo: flush.Setting | Unknown
     prepared: Mapping[str, float]
     databases: Mapping[str, Database | Unknown]
+    invalid: tuple[str, ...] = ()
+    closed: tuple[str, ...] = ()
 
     @property
     def with_citus(self) -> dict[str, Database]:
@@ -159,7 +173,9 @@ class Facts:
     """Everything that doctor judges.
 
     ``config`` includes the members that Patroni reports. ``nodes`` and ``local`` are the results of one probe of each
-    server. ``alerts`` are the reasons why answers of Patroni do not count.
+    server. ``alerts`` are the reasons why answers of Patroni do not count. ``resolved`` are the addresses of those
+    hosts in ``pg_dist_node`` that the configuration does not have, ``reached`` the system identifiers of the servers
+    that Citus reaches there, by ``HOST:PORT``.
     """
 
     config: Config
@@ -168,6 +184,8 @@ class Facts:
     alerts: tuple[Alert, ...] = ()
     server: Server | Unknown
     host: Host
+    resolved: Mapping[str, Collection[str]] = dataclasses.field(default_factory=dict)
+    reached: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def seen(self, group: Group) -> dict[Node, Observation]:
         """Return the observations of those nodes of a group whose role was seen."""
@@ -175,18 +193,36 @@ class Facts:
         return {node: state.role_seen for node, state in states.items() if state.role_seen is not None}
 
     def primary(self, group: Group) -> str | None:
-        """Return the address of a group's primary, if exactly one is seen."""
-        primaries = [seen.address for seen in self.seen(group).values() if seen.role is Role.PRIMARY]
-        return primaries[0] if len(primaries) == 1 else None
+        """Return the address of a group's primary, if exactly one is seen.
+
+        It is the configured one if that is an address: where a host's name is looked up, it may be 127.0.1.1.
+        """
+        primaries = [(node, seen) for node, seen in self.seen(group).items() if seen.role is Role.PRIMARY]
+        if len(primaries) != 1:
+            return None
+        [(node, seen)] = primaries
+        return node.host if is_address(node.host) else seen.address
 
     def addresses(self, group: Group) -> set[str]:
         """Return the hosts of a group's nodes in the configuration, and the addresses of those that answer."""
         return {node.host for node in group.nodes} | {seen.address or "" for seen in self.seen(group).values()}
 
-    def group_at(self, host: str) -> Group | None:
-        """Return the group that a host is a node of. A name with ``route: standby`` shares the nodes of another."""
-        groups = (group for group in self.config.groups if group.route is not Route.STANDBY)
-        return next((group for group in groups if host in self.addresses(group)), None)
+    def group_at(self, host: str, port: int) -> Group | None:
+        """Return the group with ``route: follow`` that a host in ``pg_dist_node`` is a node of, however it is written.
+
+        A name with a fixed route shares the nodes of another, or has no place in ``pg_dist_node``.
+        """
+        groups = [group for group in self.config.groups if group.route is Route.FOLLOW]
+        places = {host.lower(), *self.resolved.get(host, ())}
+        system_id = self.reached.get(f"{host}:{port}")
+        for group in groups:
+            if not places.isdisjoint(address.lower() for address in self.addresses(group)):
+                return group
+        for group in groups:
+            identities = (seen.identity for seen in self.seen(group).values())
+            if system_id is not None and any(one is not None and one.system_id == system_id for one in identities):
+                return group
+        return None
 
     @property
     def own(self) -> Group | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import pwd
 import shutil
@@ -23,7 +24,7 @@ from resolver_agent.doctor import files, gather_patroni, gather_postgres
 from resolver_agent.doctor.facts import Facts, Host, Server, TextFile, Unit, Unknown
 from resolver_agent.observe.observer import Observer
 from resolver_agent.patroni.client import ApiError, fetch, read_leadership
-from resolver_agent.system import threads
+from resolver_agent.system import dns, threads
 from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ _STATEMENTS = 5
 
 _PROGRAMS_S = 15.0
 """The programs of Patroni's hook are given up after so many seconds."""
+
+_MOST_HOSTS = 64
+"""So many hosts in ``pg_dist_node`` that the configuration does not have are looked up."""
 
 _CLOUD_FILES = ("etc/cloud/cloud.cfg", "etc/cloud/cloud.cfg.d/*.cfg", "var/lib/cloud/instance/cloud-config.txt")
 
@@ -89,7 +93,34 @@ async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
         hook_fault=_hook_fault(Path(client.socket_path(config.runtime_dir)), os_user),
         patroni_faults=faults,
     )
-    return Facts(**seen, server=server, host=host)
+    return await _identified(Facts(**seen, server=server, host=host), within)
+
+
+async def _identified(facts: Facts, within: Callable[..., Any]) -> Facts:
+    """Add where the hosts in ``pg_dist_node`` lead that the configuration does not have."""
+    limit_s = 2 * max(2, facts.config.timeout_s)
+    hosts = sorted({host for host, _ in _unidentified(facts).values()})[:_MOST_HOSTS]
+    answers = await asyncio.gather(*(within(limit_s, dns.look_up, host, socket.getaddrinfo) for host in hosts))
+    found = {host: answer for host, answer in zip(hosts, answers, strict=True) if isinstance(answer, list)}
+    facts = dataclasses.replace(facts, resolved=found)
+    databases = {name for name, *_ in _unidentified(facts)}
+    answers = await asyncio.gather(
+        *(within(limit_s, gather_postgres.reached, facts.config, name, limit_s) for name in sorted(databases))
+    )
+    reached = [answer for answer in answers if isinstance(answer, dict)]
+    return dataclasses.replace(facts, reached={place: one for answer in reached for place, one in answer.items()})
+
+
+def _unidentified(facts: Facts) -> dict[tuple[str, int], tuple[str, int]]:
+    """Return the hosts and ports in ``pg_dist_node`` that are no group's, by database and node id."""
+    databases = facts.server.with_citus if isinstance(facts.server, Server) else {}
+    names = {group.name for group in facts.config.groups}
+    return {
+        (name, row.node_id): (row.name, row.port)
+        for name, database in databases.items()
+        for row in database.rows
+        if row.is_primary and row.name.lower() not in names and facts.group_at(row.name, row.port) is None
+    }
 
 
 async def _look_out(config: Config) -> dict[str, Any]:

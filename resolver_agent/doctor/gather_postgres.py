@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import socket
 import struct
 from typing import TYPE_CHECKING
 
 import psycopg
-from psycopg.rows import class_row
 
 from resolver_agent.citus import flush, recovery, session
-from resolver_agent.citus.metadata import Row
+from resolver_agent.citus.metadata import Row, identifier
 from resolver_agent.doctor.facts import Database, Server, Setting, Unknown
+from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
     from resolver_agent.config.model import Config
 
+_LIMITED = "Its connection limit lets only superusers in. Run as a superuser: ALTER DATABASE {} CONNECTION LIMIT -1;"
 _FUNCTIONS = [flush.FUNCTION, *recovery.FUNCTIONS]
 _SERVER_SETTINGS = ["allow_alter_system", "listen_addresses", "max_prepared_transactions"]
 _CITUS_SETTINGS = [
@@ -50,11 +52,16 @@ SELECT (SELECT extversion FROM pg_extension WHERE extname = 'citus'),
        (SELECT groupid FROM pg_dist_local_group),
        (SELECT count(*) FROM pg_dist_poolinfo)
 """
-_ROWS = """
-SELECT nodeid AS node_id, groupid AS group_id, nodename AS name, nodeport AS port, noderole = 'primary' AS is_primary,
-       isactive AS is_active
-  FROM pg_dist_node ORDER BY groupid, nodeid
-"""
+_MOST_ROWS = 5000
+# Before Citus 13.2 there are no clones.
+_ROWS = f"""
+SELECT nodeid::int8, groupid::int8, nodename::text, nodeport::int8, noderole::text, isactive::bool,
+       coalesce((to_jsonb(node) ->> 'nodeisclone')::bool, false)
+  FROM pg_dist_node AS node ORDER BY groupid, nodeid LIMIT {_MOST_ROWS + 1}
+"""  # noqa: S608 -- a number of ours
+
+_REACHED = "SELECT node, result FROM resolver_agent.reached() WHERE success"
+_SYSTEM_ID = re.compile(r"(?:stranger )?(?:primary|standby) \d+ (\d+) .*")
 
 
 def ask(config: Config) -> Server | Unknown:
@@ -76,8 +83,13 @@ def ask(config: Config) -> Server | Unknown:
                 prepared=dict(connection.execute(_PREPARED)),
                 databases={
                     **{name: _database(config, name) for name in found.with_citus},
-                    **{name: Unknown(fault) for name, fault in found.faults.items()},
+                    **{
+                        name: Unknown(plain(fault), _LIMITED.format(identifier(name)) if name in found.limited else "")
+                        for name, fault in found.faults.items()
+                    },
                 },
+                invalid=found.invalid,
+                closed=found.closed,
             )
     except psycopg.Error as error:
         return Unknown(session.words(error, with_place=False))
@@ -88,16 +100,61 @@ def _database(config: Config, name: str) -> Database | Unknown:
     try:
         with session.connect(config, dbname=name, limit_s=config.timeout_s) as connection:
             [(version, group_id, poolers)] = connection.execute(_CITUS)
+            if group_id is None:
+                return Unknown("pg_dist_local_group is empty")
             return Database(
-                citus_version=version,
+                citus_version=plain(version or ""),
                 group_id=group_id,
-                rows=tuple(connection.cursor(row_factory=class_row(Row)).execute(_ROWS)),
+                rows=_rows(connection),
                 settings=_settings(connection, _CITUS_SETTINGS),
                 faults=tuple(session.faults_of(connection, _FUNCTIONS, privileges=True)),
                 poolers=poolers,
             )
     except psycopg.Error as error:
-        return Unknown(session.words(error, with_place=False))
+        return Unknown(plain(session.words(error, with_place=False)))
+    except ValueError as error:  # in a SQL_ASCII database a text can be anything
+        return Unknown(plain(str(error)))
+
+
+def _rows(connection: psycopg.Connection) -> tuple[Row, ...]:
+    """Return the rows of ``pg_dist_node``.
+
+    Raises:
+        ValueError: a row has no usable value in a column, or there are more rows than any cluster has nodes.
+    """
+    found = connection.execute(_ROWS).fetchall()
+    if len(found) > _MOST_ROWS:
+        raise ValueError(f"pg_dist_node has more than {_MOST_ROWS} rows")
+    if any(None in row for row in found):
+        raise ValueError("a row of pg_dist_node lacks a value")
+    return tuple(
+        Row(
+            node_id=node_id,
+            group_id=group,
+            name=plain(name),
+            port=port,
+            role=plain(role),
+            is_active=active,
+            is_clone=clone,
+        )
+        for node_id, group, name, port, role, active, clone in found
+    )
+
+
+def reached(config: Config, dbname: str, limit_s: float) -> dict[str, int]:
+    """Return the system identifiers of the servers that Citus reaches, by ``HOST:PORT`` in ``pg_dist_node``.
+
+    What cannot be asked is left out.
+    """
+    try:
+        with session.connect(config, dbname=dbname, limit_s=limit_s) as connection:
+            if session.faults_of(connection, ["resolver_agent.reached"], privileges=True):
+                return {}
+            connection.execute("SELECT set_config('citus.node_connection_timeout', '1000', false)")
+            answers = {plain(node): _SYSTEM_ID.fullmatch(result or "") for node, result in connection.execute(_REACHED)}
+    except (psycopg.Error, ValueError):
+        return {}
+    return {node: int(match[1]) for node, match in answers.items() if match is not None}
 
 
 def _settings(connection: psycopg.Connection, names: list[str]) -> dict[str, Setting]:

@@ -56,7 +56,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
                 Severity.WARNING,
                 "unchecked",
                 f"could not be checked: database {name}: {database.why}",
-                _HBA.format(server.user),
+                database.fix or _HBA.format(server.user),
             )
     if not server.with_citus:
         return

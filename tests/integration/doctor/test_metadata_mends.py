@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from psycopg import sql
 
+from resolver_agent.citus.metadata import names_in_use
+from resolver_agent.config.load import load
 from tests.integration.support.cluster import DATABASE
 from tests.integration.support.machine import CHECKOUT
+from tests.integration.support.proxy import Proxy
 
 if TYPE_CHECKING:
     from tests.integration.support.citus_cluster import CitusCluster
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 
 DOCTOR = [sys.executable, "-m", "resolver_agent.cli", "doctor", "--json"]
 NODES = "SELECT nodename FROM pg_dist_node ORDER BY groupid"
-ELSEWHERE = "127.0.44.66"
+ELSEWHERE, VIRTUAL = "127.0.44.66", "127.0.44.100"
 EVIL = [
     f"host={ELSEWHERE} port={{port}}",
     f"postgresql://{ELSEWHERE}:{{port}}/x",
@@ -117,3 +121,156 @@ def test_databases_with_any_name(citus: CitusCluster, cn: Machine) -> None:
         with pytest.raises(BlockingIOError):
             elsewhere.accept()
     assert not (cn.folder / "evil").exists()
+
+
+def hinted(text: str) -> str:
+    """Return the statement in a hint."""
+    *_, statement = re.findall(r"(?:SELECT|DROP|ALTER) [^;]*;", text)
+    return f"\\connect {DATABASE}\nSET client_min_messages = warning;\n{statement}"
+
+
+def lead_everywhere(citus: CitusCluster, **more: str) -> None:
+    """Let every machine know more names, besides those of the primaries; a name's dots are given as ``__``."""
+    names = {name: pair[0].address for name, pair in citus.groups.items()}
+    for machine in citus.machines.values():
+        machine.lead(names | {name.replace("__", "."): address for name, address in more.items()})
+
+
+def update(citus: CitusCluster, cn: Machine, group: int, host: str) -> None:
+    """Write a host into a row of the metadata, and wait until every node has it."""
+    cn.server.run_sql(
+        "SELECT citus_update_node(nodeid, %s, %s) FROM pg_dist_node WHERE groupid = %s",
+        [host, citus.site.port, group],
+        dbname=DATABASE,
+    )
+
+
+SPELLINGS = [
+    pytest.param("worker-101.example.net", id="FQDN"),
+    pytest.param("Worker-101.EXAMPLE.net", id="capitals"),
+    pytest.param(VIRTUAL, id="virtual address"),
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_server_under_another_spelling(citus: CitusCluster, cn: Machine, spelling: str) -> None:
+    """It is taken for the node that it is: nothing is added, and its name replaces the spelling."""
+    wk1 = citus.machines["wk1-1"]
+    lead_everywhere(citus, **{"worker-101__example__net": wk1.address})
+    with Proxy(VIRTUAL, citus.site.port, to=(wk1.address, citus.site.port)):
+        update(citus, cn, 1, spelling)
+        before = report(citus, cn)
+        assert findings(before).keys() == {"metadata:address"}
+        assert f"{spelling} (of wk1)" in findings(before)["metadata:address"]
+        assert spelling not in before["to_addresses"]
+        mend(citus, cn, before["to_names"])
+    assert names(cn) == names(wk1) == ["cn", "wk1", "wk2"]
+    assert findings(report(citus, cn)) == {}
+
+
+def test_a_server_that_cannot_be_identified(citus: CitusCluster, cn: Machine) -> None:
+    """It may be the one that seems to be missing, so nothing is to be added."""
+    update(citus, cn, 1, VIRTUAL)  # nobody listens there
+    found = findings(report(citus, cn))
+    assert found.keys() == {"metadata:unknown", "metadata:unused"}
+    assert "citus_add_node" not in str(found)
+    with Proxy(VIRTUAL, citus.site.port, to=(citus.machines["wk1-1"].address, citus.site.port)):
+        cn.server.run_sql("DROP FUNCTION resolver_agent.reached()", dbname=DATABASE)
+        assert findings(report(citus, cn)).keys() == found.keys()
+
+
+def test_a_name_in_capitals(citus: CitusCluster, cn: Machine) -> None:
+    """It is the same name, for doctor and for `remove`."""
+    update(citus, cn, 1, "WK1")
+    assert findings(report(citus, cn)) == {}
+    assert names_in_use(load(str(citus.configure(cn))), ["wk1"]) == [f"WK1 (database {DATABASE})"]
+
+
+def test_a_name_with_a_fixed_route(citus: CitusCluster, cn: Machine) -> None:
+    """The name that follows takes its place."""
+    wk1 = [machine.address for machine in citus.groups["wk1"]]
+    lead_everywhere(citus, **{"wk1-ro": wk1[0]})
+    with_routes = {
+        "names": {name: {"nodes": nodes} for name, nodes in citus.addresses.items()}
+        | {"wk1-ro": {"nodes": wk1, "route": "standby"}}
+    }
+    update(citus, cn, 1, "wk1-ro")
+    before = report(citus, cn, **with_routes)
+    assert findings(before).keys() == {"metadata:standby"}
+    mend(citus, cn, before["to_names"])
+    assert findings(report(citus, cn, **with_routes)) == {}
+
+
+def test_a_worker_that_was_not_told(citus: CitusCluster, cn: Machine) -> None:
+    """Before Citus 11.3 a worker could keep an address of the coordinator that was replaced: it is synced."""
+    worker = citus.machines["wk1-1"]
+    worker.server.run_sql("UPDATE pg_dist_node SET nodename = %s WHERE groupid = 0", [cn.address], dbname=DATABASE)
+    found = findings(report(citus, worker))
+    assert found.keys() == {"metadata:address"}
+    assert report(citus, cn)["to_names"] is None
+    mend(citus, cn, hinted(found["metadata:address"]))
+    assert names(worker) == ["cn", "wk1", "wk2"]
+    assert findings(report(citus, worker)) == findings(report(citus, cn)) == {}
+
+
+def test_the_coordinators_row_alone(citus: CitusCluster, cn: Machine) -> None:
+    """Where only the coordinator has an address, the script tells the workers, too."""
+    update(citus, cn, 0, cn.address)
+    before = report(citus, cn)
+    assert findings(before).keys() == {"metadata:address"}
+    mend(citus, cn, before["to_names"])
+    for machine in (cn, citus.machines["wk1-1"], citus.machines["wk2-1"]):
+        assert names(machine) == ["cn", "wk1", "wk2"]
+        assert findings(report(citus, machine)) == {}
+
+
+SECONDARY = "SELECT citus_add_secondary_node('{standby}', {port}, 'wk1', {port})"
+# As citus_add_clone_node() writes it, which looks for the standby's address in pg_stat_replication. On loopback that is
+# another.
+CLONE = """
+INSERT INTO pg_dist_node (groupid, nodename, nodeport, noderole, isactive, nodeisclone, nodeprimarynodeid)
+SELECT nextval('pg_dist_groupid_seq'), '{standby}', {port}, 'unavailable', false, true, nodeid
+  FROM pg_dist_node WHERE nodename = 'wk1'
+"""
+INACTIVE = "UPDATE pg_dist_node SET isactive = false WHERE nodename = 'wk2'"
+ROWS = [
+    pytest.param(SECONDARY, "metadata:secondary", id="a secondary"),
+    pytest.param(CLONE, "metadata:clone", id="a clone"),
+    pytest.param(INACTIVE, "metadata:inactive", id="inactive"),
+]
+
+
+@pytest.mark.parametrize(("statement", "key"), ROWS)
+def test_a_row_that_is_no_active_primary(citus: CitusCluster, cn: Machine, statement: str, key: str) -> None:
+    """The statement in the hint removes or activates it."""
+    standby = citus.machines["wk1-2"].address
+    cn.server.run_sql(statement.format(standby=standby, port=citus.site.port), dbname=DATABASE)
+    found = findings(report(citus, cn))
+    assert found.keys() == {key}
+    mend(citus, cn, hinted(found[key]))
+    assert findings(report(citus, cn)) == {}
+    assert names(cn) == ["cn", "wk1", "wk2"]
+
+
+DATABASES = [
+    pytest.param("UPDATE pg_database SET datconnlimit = -2 WHERE datname = %s", "database:invalid", id="invalid"),
+    pytest.param("UPDATE pg_database SET datconnlimit = 0 WHERE datname = %s", "unchecked", id="CONNECTION LIMIT 0"),
+]
+
+
+@pytest.mark.parametrize(("statement", "key"), DATABASES)
+def test_a_database_that_cannot_be_asked(citus: CitusCluster, cn: Machine, statement: str, key: str) -> None:
+    """The statement in the hint mends it, whatever its name."""
+    name = """o'ld"d"""
+    cn.server.run_sql(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    cn.server.run_sql(statement, [name])
+    found = findings(report(citus, cn))
+    assert found.keys() == {key}
+    mend(citus, cn, hinted(found[key]))
+    assert findings(report(citus, cn)) == {}
+
+
+def test_a_database_that_lets_nobody_in(citus: CitusCluster, cn: Machine) -> None:
+    """It is not asked, which is a note of its own."""
+    cn.server.run_sql("CREATE DATABASE old ALLOW_CONNECTIONS false")
+    assert "database old: it lets nobody in" in findings(report(citus, cn))["unchecked"]

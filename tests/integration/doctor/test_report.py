@@ -343,6 +343,41 @@ def test_a_stand_in_for_citus(pair: Group, write_config: WriteConfig) -> None:
     assert "max_prepared_transactions" in texts
 
 
+ODD_ROWS = {
+    "INSERT INTO pg_dist_node (nodeid) VALUES (1)": "a row of pg_dist_node lacks a value",
+    "ALTER TABLE pg_dist_node DROP COLUMN nodename": 'column "nodename" does not exist',
+    "INSERT INTO pg_dist_node SELECT i, i, i, i, 'primary', true FROM generate_series(1, 5001) i": (
+        "pg_dist_node has more than 5000 rows"
+    ),
+    "TRUNCATE pg_dist_local_group": "pg_dist_local_group is empty",
+    "INSERT INTO pg_dist_local_group VALUES (2)": "more than one row",
+}
+LONG = r"""
+INSERT INTO pg_dist_node VALUES (1, -7, E'x\033[2J\n; DROP TABLE t' || repeat('y', 100000), -5, 'primary', true)
+"""
+
+
+def test_odd_metadata(pair: Group, write_config: WriteConfig) -> None:
+    """Whatever is in the catalog becomes a finding, in one line without control characters."""
+    config = write_config(pair.primary, {"wk1": pair})
+    server = pair.primary
+    server.set(allow_system_table_mods="on")
+    server.run_sql("CREATE DATABASE app")
+    server.wait_until("SELECT current_setting('allow_system_table_mods')::bool")
+    for statement in filter(str.strip, STAND_IN.split(";\n")):
+        server.run_sql(statement, dbname="app")
+    server.run_sql(LONG, dbname="app")
+    [line] = [line for line in run(config).stdout.splitlines() if "which is neither a name" in line]
+    assert line.isprintable()
+    assert r"x\x1b[2J ; DROP TABLE t" in line
+    assert len(line) < 1000
+    for statement, why in ODD_ROWS.items():
+        for part in ("DROP DATABASE IF EXISTS odd", "CREATE DATABASE odd TEMPLATE app"):
+            server.run_sql(part)
+        server.run_sql(statement, dbname="odd")
+        assert f"database odd: {why}" in found(run(config, "--json"))["unchecked"]
+
+
 def doctor_on(
     machine: Machine, citus: CitusCluster, *options: str, **settings: Any
 ) -> subprocess.CompletedProcess[str]:

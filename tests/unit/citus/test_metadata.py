@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,11 +12,12 @@ import pytest
 from resolver_agent.citus import metadata
 from resolver_agent.doctor import report
 from resolver_agent.doctor.facts import Unknown
-from tests.unit.builders import dead, primary, standby
-from tests.unit.doctor.builders import CN1, CN2, WK1, WK2, both, database, fit, probed, row, server
+from tests.unit.builders import dead, node, primary, standby
+from tests.unit.doctor.builders import CN1, CN2, WK1, WK2, both, database, fit, probed, row, server, settings, state
 
 if TYPE_CHECKING:
     from resolver_agent.citus.metadata import Row
+    from resolver_agent.doctor.facts import Facts
     from tests.unit.doctor.builders import Change
 
 ADDRESSES = database(rows=(row(1, CN1), row(2, WK1)))
@@ -39,7 +41,7 @@ def calls(script: str | None) -> list[str]:
         pytest.param([row(1, "localhost")], ["citus_update_node(1, 'cn', 5432)"], id="localhost"),
         pytest.param([row(7, WK1, port=6432)], ["citus_update_node(7, 'wk1', 5432)"], id="the configuration's port"),
         pytest.param([row(2, "10.9.9.9")], [], id="an address of no node"),
-        pytest.param([row(2, WK2, is_primary=False)], [], id="secondaries are left alone"),
+        pytest.param([row(2, WK2, role="secondary")], [], id="secondaries are left alone"),
         pytest.param([row(2, WK1), row(3, WK2)], [], id="two rows cannot have one name"),
         pytest.param([row(2, "wk1"), row(3, WK2)], [], id="the name is taken"),
     ],
@@ -78,7 +80,7 @@ def test_to_names(rows: list[Row], expected: list[str]) -> None:
             id="two primaries",
         ),
         pytest.param(
-            database(rows=(row(1, "cn"), row(2, WK2, 1, is_primary=False))),
+            database(rows=(row(1, "cn"), row(2, WK2, 1, role="secondary"))),
             [f"citus_update_node(1, '{CN1}', 5432)"],
             None,
             id="secondaries are left alone",
@@ -93,6 +95,47 @@ def test_to_addresses(change: Change, expected: list[str], left_out: str | None)
     script = report.report(change(fit())).to_addresses
     assert calls(script) == expected
     assert re.findall("Left out, .*: (.*)", script or "") == ([f"{left_out}."] if left_out else [])
+
+
+def named_node(facts: Facts) -> Facts:
+    """Make the first node of wk1 a DNS name that is 127.0.1.1 here, as on Debian on that node itself."""
+    groups = [
+        dataclasses.replace(one, nodes=(node("wk1.example.net"), node(WK2))) if one.name != "cn" else one
+        for one in facts.config.groups
+    ]
+    nodes = {**facts.nodes, node("wk1.example.net"): state("127.0.1.1", primary(started=3, system_id=2))}
+    return dataclasses.replace(settings(groups=tuple(groups))(facts), nodes=nodes)
+
+
+def test_no_loopback_address_for_all() -> None:
+    """What a DNS name means on this node alone is left out, with words, and nothing else is."""
+    script = report.report(named_node(fit())).to_addresses
+    assert calls(script) == [f"citus_update_node(1, '{CN1}', 5432)"]
+    assert "only by an address that means another server elsewhere: wk1 (127.0.1.1)" in (script or "")
+
+
+def test_the_operators_own_names_stay() -> None:
+    """On the way back a host name or virtual address that leads to a node is left as it is."""
+    facts = dataclasses.replace(
+        database(rows=(row(1, "cn"), row(2, "10.0.1.100")))(fit()), reached={"10.0.1.100:5432": 2}
+    )
+    assert calls(report.report(facts).to_names) == ["citus_update_node(2, 'wk1', 5432)"]
+    assert calls(report.report(facts).to_addresses) == [f"citus_update_node(1, '{CN1}', 5432)"]
+
+
+def test_a_name_with_a_fixed_route_is_replaced() -> None:
+    """The name that follows takes its place; on the way back it gets an address as every name."""
+    facts = database(rows=(row(1, "cn"), row(2, "wk1-ro")))(fit())
+    assert calls(report.report(facts).to_names) == ["citus_update_node(2, 'wk1', 5432)"]
+    assert calls(report.report(facts).to_addresses)[1:] == [f"citus_update_node(2, '{WK1}', 5432)"]
+
+
+def test_many_rows() -> None:
+    """Thousands of rows of nodes that nobody knows are judged within a second."""
+    rows = tuple(row(number, f"10.{number // 250}.9.{number % 250}") for number in range(1, 5001))
+    begun = time.process_time()
+    report.report(database(rows=rows, citus_version="?")(fit()))
+    assert time.process_time() - begun < 1
 
 
 def test_one_transaction_that_waits_for_nobody_for_long() -> None:
