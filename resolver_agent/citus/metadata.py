@@ -170,6 +170,12 @@ def identifier(text: str) -> str:
     return '"' + text.replace('"', '""') + '"'
 
 
+def connection_string(database: str) -> str:
+    """Return a connection string of libpq that means the database with this name, whatever the name contains."""
+    value = database.replace("\\", "\\\\").replace("'", "\\'")
+    return f"dbname='{value}'"
+
+
 def _comment(text: str) -> str:
     """Return a comment of SQL: in one line, and in ASCII, so that no encoding finds another end of the line."""
     return "-- " + plain(text, limit=2000).encode("ascii", "backslashreplace").decode()
@@ -181,5 +187,4 @@ def _connect_name(database: str) -> str:
     A name alone would be a connection string if it contains "=" or begins with "postgresql://", and the login would go
     to another host. So it becomes a value of a connection string, which psql takes literally in double quotes.
     """
-    value = database.replace("\\", "\\\\").replace("'", "\\'")
-    return identifier(f"dbname='{value}'")
+    return identifier(connection_string(database))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from typing import TYPE_CHECKING
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from resolver_agent.citus import flush
+from resolver_agent.citus import flush, metadata
 from resolver_agent.citus.recovery import OLD_S
 from resolver_agent.doctor.facts import Facts, Patroni, Server, Setting, Unknown
 from resolver_agent.doctor.finding import Finding, Severity
@@ -33,7 +35,6 @@ _RIGHT = (
 """The value that a parameter must have, and what follows from any other."""
 
 _HBA = "Write to pg_hba.conf: local all {} peer map=resolver_agent"
-_ROLE_SQL = "Run `psql -d {} -f systemd/role.sql` as a superuser on this group's primary."
 _LOCAL_USER = " The agent must log in here as resolver_agent_local: local: {user: resolver_agent_local}."
 
 
@@ -76,11 +77,20 @@ def findings(facts: Facts) -> Iterator[Finding]:
 
 def _set(facts: Facts, name: str, value: str, setting: Setting | None = None) -> str:
     """Return how to set a parameter on this node: where it is set now, through Patroni, or by ALTER SYSTEM."""
+    quoted = metadata.literal(value).strip()
     if setting is not None and setting.source in ("database", "user", "database user", "command line"):
-        return f"Set {name} = {value} where it is set now: for the {setting.source}."
+        return f"Set {name} = {quoted} where it is set now: for the {setting.source}."
     if any(isinstance(one, Patroni) for one in facts.host.patroni):
-        return f"patronictl edit-config: postgresql: parameters: {name}: {value}"
-    return f"ALTER SYSTEM SET {name} = {value}; SELECT pg_reload_conf();"
+        in_yaml = "'" + value.replace("'", "''") + "'"
+        return f"patronictl edit-config: postgresql: parameters: {name}: {in_yaml}"
+    return f"ALTER SYSTEM SET {name} = {quoted}; SELECT pg_reload_conf();"
+
+
+def _role_sql(database: str) -> str:
+    """Return how to run role.sql in a database: a shell's words, and a connection string for psql."""
+    plain = re.fullmatch(r"\w[\w-]*", database)  # anything else might be a connection string, or an option
+    word = database if plain else shlex.quote(metadata.connection_string(database))
+    return f"Run `psql -d {word} -f systemd/role.sql` as a superuser on this group's primary.{_LOCAL_USER}"
 
 
 def _settings(facts: Facts, server: Server) -> Iterator[Finding]:
@@ -90,7 +100,7 @@ def _settings(facts: Facts, server: Server) -> Iterator[Finding]:
             found = database.settings.get(name)
             if found is not None and found.value != right:
                 text = f"{name} is {found.value} ({found.source}): {otherwise}"
-                yield Finding(Severity.ERROR, name, text, _set(facts, name, f"'{right}'", found))
+                yield Finding(Severity.ERROR, name, text, _set(facts, name, right, found))
         if _LOCAL_HOSTNAME in database.settings:
             yield from _local_hostname(facts, server, database.settings[_LOCAL_HOSTNAME])
         if database.poolers:
@@ -105,15 +115,11 @@ def _local_hostname(facts: Facts, server: Server, found: Setting) -> Iterator[Fi
     own = facts.own.name if facts.own is not None else None
     if host in {group.name for group in facts.config.groups} - {own}:
         text = f"{_LOCAL_HOSTNAME} is {host}: Citus connects to itself by that name and reaches another server"
-        yield Finding(
-            Severity.ERROR, _LOCAL_HOSTNAME, text, _set(facts, _LOCAL_HOSTNAME, f"'{own or 'localhost'}'", found)
-        )
+        yield Finding(Severity.ERROR, _LOCAL_HOSTNAME, text, _set(facts, _LOCAL_HOSTNAME, own or "localhost", found))
     listens = {word.strip() for word in server.settings["listen_addresses"].value.split(",")}
     if host == "localhost" and listens.isdisjoint(_EVERYWHERE):
         text = f"{_LOCAL_HOSTNAME} is localhost, but this server does not listen there: Citus cannot connect to itself"
-        yield Finding(
-            Severity.WARNING, _LOCAL_HOSTNAME, text, _set(facts, _LOCAL_HOSTNAME, f"'{own or 'ADDRESS'}'", found)
-        )
+        yield Finding(Severity.WARNING, _LOCAL_HOSTNAME, text, _set(facts, _LOCAL_HOSTNAME, own or "ADDRESS", found))
 
 
 def _conninfo(facts: Facts, server: Server) -> Iterator[Finding]:
@@ -138,7 +144,7 @@ def _conninfo(facts: Facts, server: Server) -> Iterator[Finding]:
     if not _HOST.isdisjoint(keywords):
         rest = make_conninfo("", **{key: str(value) for key, value in keywords.items() if key not in _HOST})
         text = f"{name} contains host: Citus then takes the names for IP addresses, and cannot connect"
-        yield Finding(Severity.ERROR, name, text, _set(facts, name, f"'{rest}'"))
+        yield Finding(Severity.ERROR, name, text, _set(facts, name, rest))
 
 
 def _privileges(facts: Facts, server: Server) -> Iterator[Finding]:
@@ -152,7 +158,7 @@ def _privileges(facts: Facts, server: Server) -> Iterator[Finding]:
         yield Finding(Severity.WARNING, "role.sql", text, fix)
     if not (server.may_alter and server.may_reload):
         if server.version >= flush.FIRST_WITH_GRANT or not server.may_reload:
-            fix = _ROLE_SQL.format("postgres") + _LOCAL_USER
+            fix = _role_sql("postgres")
         else:
             fix = "Before PostgreSQL 15, give `local` a superuser's login, as the comments in systemd/role.sql say."
         text = f"role {server.user} may not change citus.node_conninfo and reload: cached connections cannot be flushed"
@@ -164,7 +170,7 @@ def _privileges(facts: Facts, server: Server) -> Iterator[Finding]:
     for name, database in server.with_citus.items():
         if database.faults:
             text = f"database {name}: {', '.join(database.faults)}: 2PC recovery and clean-up cannot run"
-            yield Finding(Severity.ERROR, "role.sql", text, _ROLE_SQL.format(name) + _LOCAL_USER)
+            yield Finding(Severity.ERROR, "role.sql", text, _role_sql(name))
 
 
 def _transactions(server: Server) -> Iterator[Finding]:

@@ -163,6 +163,9 @@ def test_a_server_under_another_spelling(citus: CitusCluster, cn: Machine, spell
         assert findings(before).keys() == {"metadata:address"}
         assert f"{spelling} (of wk1)" in findings(before)["metadata:address"]
         assert spelling not in before["to_addresses"]
+        citus.machines["cn-2"].server.wait_for_replay(of=cn.server)
+        for other in ("cn-2", "wk2-1"):
+            assert findings(report(citus, citus.machines[other])).keys() <= {"metadata:address"}
         mend(citus, cn, before["to_names"])
     assert names(cn) == names(wk1) == ["cn", "wk1", "wk2"]
     assert findings(report(citus, cn)) == {}

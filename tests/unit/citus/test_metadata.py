@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -131,11 +130,10 @@ def test_a_name_with_a_fixed_route_is_replaced() -> None:
 
 
 def test_many_rows() -> None:
-    """Thousands of rows of nodes that nobody knows are judged within a second."""
-    rows = tuple(row(number, f"10.{number // 250}.9.{number % 250}") for number in range(1, 5001))
-    begun = time.process_time()
-    report.report(database(rows=rows, citus_version="?")(fit()))
-    assert time.process_time() - begun < 1
+    """However many rows nobody knows, no hint lists more than a few of them."""
+    rows = tuple(row(number, f"10.{number // 250}.9.{number % 250}") for number in range(1, 1001))
+    found = report.report(database(rows=rows, citus_version="?")(fit())).findings
+    assert max(len(one.fix) for one in found) < 500
 
 
 def test_one_transaction_that_waits_for_nobody_for_long() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shlex
 from typing import TYPE_CHECKING
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from resolver_agent.citus import flush
+from resolver_agent.doctor import report as doctor_report
 from resolver_agent.doctor.facts import Unknown
 from tests.unit.doctor.builders import (
     CN1,
@@ -18,7 +22,9 @@ from tests.unit.doctor.builders import (
     both,
     citus,
     database,
+    fit,
     host,
+    known,
     parameter,
     server,
     settings,
@@ -138,3 +144,35 @@ CASES = [
 def test_a_fault(change: Change, severity: Severity, key: str, text: str, fix: str) -> None:
     """One fault gives one finding, with its fix."""
     assert_alone(change, severity, key, text, fix)
+
+
+@pytest.mark.parametrize(
+    "name", ["-x", "host=h", "postgresql://h/x", r"""o'd"\d $(id) `id`""", "a; id", "app", "größe-1"]
+)
+def test_a_shell_and_libpq_read_a_databases_name(name: str) -> None:
+    """Pasted into a shell, the hint about role.sql runs psql in the database that it is about, and nowhere else."""
+    faulty = known(database(faults=("f() does not exist",))(fit()).server).databases["app"]
+    [found] = doctor_report.report(server(databases={name: faulty})(fit())).findings
+    [command] = re.findall(r"`(psql .*)` as", found.fix)
+    program, option, dbname, *rest = shlex.split(command)
+    assert [program, option, *rest] == ["psql", "-d", "-f", "systemd/role.sql"]
+    assert not dbname.startswith(("-", "postgres://", "postgresql://"))
+    assert (conninfo_to_dict(dbname) if "=" in dbname else {"dbname": dbname}) == {"dbname": name}
+
+
+@pytest.mark.parametrize(
+    ("is_patroni", "fix"),
+    [
+        pytest.param(
+            True, "patronictl edit-config: postgresql: parameters: citus.node_conninfo: 'sslcert=''a b'''", id="YAML"
+        ),
+        pytest.param(
+            False, "ALTER SYSTEM SET citus.node_conninfo = 'sslcert=''a b'''; SELECT pg_reload_conf();", id="SQL"
+        ),
+    ],
+)
+def test_a_value_is_quoted_for_its_reader(is_patroni: bool, fix: str) -> None:  # noqa: FBT001 -- a case's condition
+    """A value with quotes stays one value."""
+    facts = server(conninfo=flush.Setting(loaded="x", configured="host=h sslcert='a b'"))(fit())
+    found = doctor_report.report(facts if is_patroni else host(patroni=())(facts)).findings
+    assert fix in [one.fix for one in found]
