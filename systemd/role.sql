@@ -37,9 +37,10 @@
 --
 -- Afterwards, on every node: SELECT pg_reload_conf();
 --
--- An older version of this file gave the rights to resolver_agent. This one takes them away. So first change pg_hba.conf,
--- pg_ident.conf and `local` as above: until an agent logs in as resolver_agent_local, it cannot flush cached
--- connections, 2PC recovery waits, and both are alerts.
+-- An older version of this file gave the rights to resolver_agent. This one takes them away. So first add the lines to
+-- pg_hba.conf and pg_ident.conf on every node of a group, then run this file on its primary, and right afterwards change
+-- `local` and reload the agents: until an agent logs in as resolver_agent_local, it cannot flush cached connections, 2PC
+-- recovery waits, and both are alerts. At last remove the old lines for resolver_agent with the method peer.
 --
 -- If CONNECT was revoked from PUBLIC, grant it:
 -- GRANT CONNECT ON DATABASE postgres TO resolver_agent, resolver_agent_local;
