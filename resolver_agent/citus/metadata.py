@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from resolver_agent.citus.session import connect, databases
+from resolver_agent.citus.session import connect, databases, words
 from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def names_in_use(config: Config, names: Collection[str]) -> list[str]:
     try:
         return list(_names_in_use(config, names))
     except psycopg.Error as error:
-        raise MetadataUnknownError(f"the local PostgreSQL cannot be asked what pg_dist_node holds: {error}") from error
+        raise MetadataUnknownError(
+            f"the local PostgreSQL cannot be asked what pg_dist_node holds: {words(error)}"
+        ) from error
 
 
 def _names_in_use(config: Config, names: Collection[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from resolver_agent.observe.libpq_error import connect_failure
+from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -114,7 +115,7 @@ def fault_of(connection: psycopg.Connection, function: str) -> str | None:
 def words(error: psycopg.Error, *, with_place: bool = True) -> str:
     """Return an error's message in one line; for a failed connection ``with_place`` includes the server's address."""
     text = str(error)
-    return error.diag.message_primary or (" ".join(text.split()) if with_place else connect_failure(text)[1])
+    return plain(error.diag.message_primary or (text if with_place else connect_failure(text)[1]))
 
 
 def _shown(name: bytes) -> str:

@@ -84,7 +84,7 @@ def ask(config: Config) -> Server | Unknown:
                 databases={
                     **{name: _database(config, name) for name in found.with_citus},
                     **{
-                        name: Unknown(plain(fault), _LIMITED.format(identifier(name)) if name in found.limited else "")
+                        name: Unknown(fault, _LIMITED.format(identifier(name)) if name in found.limited else "")
                         for name, fault in found.faults.items()
                     },
                 },
@@ -111,7 +111,7 @@ def _database(config: Config, name: str) -> Database | Unknown:
                 poolers=poolers,
             )
     except psycopg.Error as error:
-        return Unknown(plain(session.words(error, with_place=False)))
+        return Unknown(session.words(error, with_place=False))
     except ValueError as error:  # in a SQL_ASCII database a text can be anything
         return Unknown(plain(str(error)))
 
