@@ -33,14 +33,21 @@ def _states(facts: Facts) -> Iterator[Finding]:
     """Yield the nodes whose role was not seen."""
     for node, state in facts.nodes.items():
         latest = state.latest
-        if latest is None or latest.role is not None:
+        if latest is None:
+            yield Finding(
+                Severity.WARNING, "node", f"{node} could not be asked in time", "Check that its name resolves."
+            )
+        elif latest.role is not None:
             continue
-        if latest.result is ProbeFailure.REJECTING:
+        elif latest.result is ProbeFailure.REJECTING:
             fix = (
                 "Check pg_hba.conf and the role's password there, and the password file here: the comments in "
                 "systemd/role.sql say how."
             )
             yield Finding(Severity.ERROR, "node", f"{node} cannot be asked: {latest.detail}", fix)
+        elif latest.result is ProbeFailure.NOT_SERVING:
+            fix = f"Wait. If it stays so, read the log of PostgreSQL on {node.host}."
+            yield Finding(Severity.WARNING, "node", f"{node} is not serving: {latest.detail}", fix)
         else:
             word = "is down" if latest.result is ProbeFailure.DEAD else "does not answer"
             yield Finding(

@@ -261,6 +261,31 @@ def test_nscd_and_cloud_init_that_do_not_run(config: Path, tmp_path: Path) -> No
     assert {"nsswitch", "nscd", "cloud-init", "systemd", "unchecked"}.isdisjoint(look(config, root))
 
 
+@pytest.mark.parametrize("kind", ["a FIFO", "a folder", "no text", "huge"])
+def test_odd_files(kind: str, config: Path, tmp_path: Path) -> None:
+    """Whatever is where a file should be, doctor ends soon, says so, and checks the rest."""
+    root = tmp_path / "root"
+    for path in (root / "etc/nsswitch.conf", root / "etc/cloud/cloud.cfg", root / "etc/patroni.yml"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "a FIFO":
+            os.mkfifo(path)
+        elif kind == "a folder":
+            path.mkdir()
+        elif kind == "no text":
+            path.write_bytes(b"hosts: dns\x1b[31m\0 files\n\xff\xfe: [\n")
+        else:
+            path.touch()
+            os.truncate(path, 2**40)
+    texts = look(config, root)
+    assert all(text.isprintable() for text in texts.values())
+    assert "agent" in texts
+    if kind == "no text":
+        assert "is asked for host names before" in texts["nsswitch"]
+    else:
+        assert "nsswitch" not in texts
+        assert "could not be checked" in texts["unchecked"]
+
+
 def test_patroni(config: Path, cluster: dict[str, Group], tmp_path: Path) -> None:
     """The agent's own file may be Patroni's, the hook may be in the dynamic configuration, and each API is tried."""
     hook = "/bin/sh -c 'timeout -k 1 5 resolver-agent pre-promote || :'"

@@ -100,3 +100,24 @@ def test_json() -> None:
     ]
     assert found["to_names"] is None
     assert "citus_update_node" in found["to_addresses"]
+
+
+def test_no_control_characters() -> None:
+    """Whatever files and servers say, the output is safe for a terminal, and each finding is one line."""
+    evil = "x\x1b]0;owned\x07\r\nerror: \u202egnihton\udce9\x00" + "y" * 100_000
+    changes = both(
+        host(agent=Unknown(evil), patroni_faults={evil: evil}, nsswitch=TextFile(evil, f"hosts: {evil} files\n")),
+        patroni(postgresql={"pre_promote": evil}),
+        citus("citus.recover_2pc_interval", evil, evil),
+    )
+    report = doctor_report.report(changes(fit()))
+    assert {one.key for one in report.findings} >= {
+        "nsswitch",
+        "patroni:api",
+        "unchecked",
+        "citus.recover_2pc_interval",
+    }
+    for line in [*report.as_text().split("\n"), *(text for one in report.findings for text in (one.text, one.fix))]:
+        assert line.isprintable()
+        assert len(line) < 5000
+    json.dumps(report.as_json(), ensure_ascii=False).encode()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resolver_agent.config.model import Fallback
+from resolver_agent.routing.observation import NodeState, Observation, ProbeFailure
 from tests.unit.builders import dead, group, node, primary, rejecting, standby, unreachable
 from tests.unit.doctor.builders import (
     CN1,
@@ -34,6 +35,22 @@ CASES = [
     ("a warning of the configuration", settings(warnings=("a: bad",)), WARNING, "config", "a: bad", ""),
     ("rejecting", probed(wk2=rejecting()), ERROR, "node", f"{WK2}:5432 cannot be asked: password", "role.sql"),
     ("dead", probed(wk2=dead()), WARNING, "node", f"{WK2}:5432 is down: Connection refused", "Start"),
+    (
+        "starting up",
+        probed(wk2=Observation(result=ProbeFailure.NOT_SERVING, at=0.0, detail="starting up")),
+        WARNING,
+        "node",
+        f"{WK2}:5432 is not serving: starting up",
+        f"Wait. If it stays so, read the log of PostgreSQL on {WK2}.",
+    ),
+    (
+        "not asked in time",
+        lambda fit: dataclasses.replace(fit, nodes={**fit.nodes, node(WK2): NodeState()}),
+        WARNING,
+        "node",
+        f"{WK2}:5432 could not be asked in time",
+        "name resolves",
+    ),
     ("silent", probed(wk2=unreachable()), WARNING, "node", f"{WK2}:5432 does not answer: no", "network"),
     (
         "two primaries",
