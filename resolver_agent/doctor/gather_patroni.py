@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _SUFFIXES = (".yml", ".yaml")
 _FILE_BYTES = 2**20
 _SCRIPT_BYTES = 2**16
-_MOST_PROCESSES = 4
+_MOST_PROCESSES = 16
 _MOST_FILES = 100
 _MOST_SCRIPTS = 16
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -115,7 +115,7 @@ def _running(root: Path) -> Iterator[_Source]:
     for entry in sorted(root.glob("proc/[0-9]*")):
         words = _strings(entry / "cmdline")
         arguments = _arguments(words)
-        if arguments is None or found == _MOST_PROCESSES:
+        if arguments is None or found == _MOST_PROCESSES or _elsewhere(entry):
             continue
         found += 1
         variables = _strings(entry / "environ")
@@ -132,6 +132,17 @@ def _running(root: Path) -> Iterator[_Source]:
         where = str(path) if path is not None else f"the environment of Patroni (process {entry.name})"
         if path is None or path.is_absolute():
             yield _Source(where, path, environment, uid)
+
+
+def _elsewhere(process: Path) -> bool:
+    """Report whether a process is in another container. A service may have its own mounts without being in one."""
+    try:
+        return any(
+            (process / "ns" / kind).readlink() != (process.parent / "self/ns" / kind).readlink()
+            for kind in ("net", "pid")
+        )
+    except OSError:
+        return False
 
 
 def _strings(path: Path) -> list[str] | Unknown:

@@ -27,6 +27,7 @@ _CITUS_SETTINGS = [
     "citus.local_hostname",
     "citus.recover_2pc_interval",
     "citus.use_secondary_nodes",
+    "citus.writable_standby_coordinator",
 ]
 
 _LOGIN = """
@@ -158,7 +159,9 @@ def reached(config: Config, dbname: str, limit_s: float) -> dict[str, int]:
 
 
 def _settings(connection: psycopg.Connection, names: list[str]) -> dict[str, Setting]:
-    return {name: Setting(value, source) for name, value, source in connection.execute(_SETTINGS, [names])}
+    return {
+        name: Setting(plain(value), plain(source)) for name, value, source in connection.execute(_SETTINGS, [names])
+    }
 
 
 def _conninfo(connection: psycopg.Connection) -> flush.Setting | Unknown:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from typing import TYPE_CHECKING
 
+from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from resolver_agent.citus import flush, metadata
 from resolver_agent.citus.recovery import OLD_S
+from resolver_agent.config.model import Route
 from resolver_agent.doctor.facts import Facts, Patroni, Server, Setting, Unknown
 from resolver_agent.doctor.finding import Finding, Severity
+from resolver_agent.doctor.hook import section
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _EVERYWHERE = {"*", "0.0.0.0", "::", "localhost", "127.0.0.1", "::1"}  # noqa: S104 -- compared with, not bound to
 _HOST = {"host", "hostaddr"}
+_CONNINFO = "citus.node_conninfo"
+_KEEPALIVES = {"keepalives_idle": "5", "keepalives_interval": "2", "keepalives_count": "3", "tcp_user_timeout": "10000"}
 _LOCAL_HOSTNAME = "citus.local_hostname"
 _RIGHT = (
     (
@@ -29,6 +35,11 @@ _RIGHT = (
         "citus.defer_shard_delete_interval",
         "-1",
         "Citus' own clean-up does not notice when it reaches a standby, and then forgets what is left to clean up",
+    ),
+    (
+        "citus.writable_standby_coordinator",
+        "off",
+        "writes through a standby coordinator fail on worker standbys, and can be lost in part on worker primaries",
     ),
     ("citus.use_secondary_nodes", "never", "Citus looks for secondaries in pg_dist_node, and refuses writes"),
 )
@@ -76,14 +87,23 @@ def findings(facts: Facts) -> Iterator[Finding]:
 
 
 def _set(facts: Facts, name: str, value: str, setting: Setting | None = None) -> str:
-    """Return how to set a parameter on this node: where it is set now, through Patroni, or by ALTER SYSTEM."""
-    quoted = metadata.literal(value).strip()
-    if setting is not None and setting.source in ("database", "user", "database user", "command line"):
-        return f"Set {name} = {quoted} where it is set now: for the {setting.source}."
-    if any(isinstance(one, Patroni) for one in facts.host.patroni):
-        in_yaml = "'" + value.replace("'", "''") + "'"
-        return f"patronictl edit-config: postgresql: parameters: {name}: {in_yaml}"
-    return f"ALTER SYSTEM SET {name} = {quoted}; SELECT pg_reload_conf();"
+    """Return how to set a parameter on this node: where it is set now, through Patroni, or by ALTER SYSTEM.
+
+    Patroni's own file overrides the dynamic configuration, and ALTER SYSTEM overrides both.
+    """
+    literal = metadata.literal(value).strip()
+    source = setting.source if setting is not None else ""
+    patroni = next((one for one in facts.host.patroni if isinstance(one, Patroni)), None)
+    if source in ("database", "user", "database user", "command line"):
+        return f"Set {name} = {literal} where it is set now: for the {source}."
+    if patroni is None or "postgresql.auto.conf" in source:
+        return f"ALTER SYSTEM SET {name} = {literal}; SELECT pg_reload_conf();"
+    parameters = section(patroni.local).get("parameters")
+    yaml = value if re.fullmatch(r"-?[0-9]+", value) else json.dumps(value)
+    if isinstance(parameters, dict) and name in parameters:
+        reload = f"patronictl reload {patroni.local.get('scope')}"
+        return f"Under postgresql.parameters in {patroni.path} write the following, then run {reload}: {name}: {yaml}"
+    return f"patronictl edit-config --force -p {shlex.quote(f'{name}={yaml}')}"
 
 
 def _role_sql(database: str) -> str:
@@ -116,7 +136,7 @@ def _local_hostname(facts: Facts, server: Server, found: Setting) -> Iterator[Fi
     if host in {group.name for group in facts.config.groups} - {own}:
         text = f"{_LOCAL_HOSTNAME} is {host}: Citus connects to itself by that name and reaches another server"
         yield Finding(Severity.ERROR, _LOCAL_HOSTNAME, text, _set(facts, _LOCAL_HOSTNAME, own or "localhost", found))
-    listens = {word.strip() for word in server.settings["listen_addresses"].value.split(",")}
+    listens = {word.strip() for word in _value(server, "listen_addresses").split(",")}
     if host == "localhost" and listens.isdisjoint(_EVERYWHERE):
         text = f"{_LOCAL_HOSTNAME} is localhost, but this server does not listen there: Citus cannot connect to itself"
         yield Finding(Severity.WARNING, _LOCAL_HOSTNAME, text, _set(facts, _LOCAL_HOSTNAME, own or "ADDRESS", found))
@@ -124,7 +144,7 @@ def _local_hostname(facts: Facts, server: Server, found: Setting) -> Iterator[Fi
 
 def _conninfo(facts: Facts, server: Server) -> Iterator[Finding]:
     """Yield what is wrong with ``citus.node_conninfo``, the parameter that the agent changes to flush."""
-    found, name = server.conninfo, "citus.node_conninfo"
+    found, name = server.conninfo, _CONNINFO
     if isinstance(found, Unknown):
         text = f"cached connections cannot be flushed, and {name} cannot be checked: {found.why}"
         yield Finding(Severity.ERROR, "role.sql", text)
@@ -140,11 +160,41 @@ def _conninfo(facts: Facts, server: Server) -> Iterator[Finding]:
         yield Finding(Severity.ERROR, name, text, "Set it in postgresql.conf instead, and restart PostgreSQL.")
     if (wrong := flush.orphaned(found)) is not None:
         yield Finding(Severity.WARNING, name, *wrong)
-    keywords = conninfo_to_dict(flush.due(found).base)
+    due = flush.due(found)
+    source = Setting(due.base, "postgresql.auto.conf" if due.kept else "configuration file")
+    try:
+        keywords = {key: str(value) for key, value in conninfo_to_dict(due.base).items()}
+    except ProgrammingError as error:
+        yield Finding(
+            Severity.ERROR, name, f"{name} is no connection string: {error}", _set(facts, name, "sslmode=require")
+        )
+        return
     if not _HOST.isdisjoint(keywords):
-        rest = make_conninfo("", **{key: str(value) for key, value in keywords.items() if key not in _HOST})
+        rest = make_conninfo("", **{key: value for key, value in keywords.items() if key not in _HOST})
         text = f"{name} contains host: Citus then takes the names for IP addresses, and cannot connect"
-        yield Finding(Severity.ERROR, name, text, _set(facts, name, rest))
+        yield Finding(Severity.ERROR, name, text, _set(facts, name, rest, source))
+        return
+    if keywords.get("sslmode") == "verify-full":
+        names = ", ".join(group.name for group in facts.config.groups if group.route is not Route.STANDBY)
+        text = (
+            f"{name} has sslmode=verify-full: Citus connects by name, so the certificate of each node must be valid "
+            f"for the name of its group ({names})"
+        )
+        fix = (
+            "Issue the certificates with that name as a further subjectAltName; or use sslmode=verify-ca, which checks "
+            "no name."
+        )
+        yield Finding(Severity.NOTE, f"{name}:verify-full", text, fix)
+    missing = {key: value for key, value in _KEEPALIVES.items() if keywords.get(key, "0") == "0"}
+    if missing or keywords.get("keepalives") == "0":
+        kept = {key: value for key, value in keywords.items() if key != "keepalives"}
+        text = (
+            f"{name} lacks {', '.join(missing) or 'keepalives'}: a statement that waits for a worker that has lost its "
+            "power may wait for hours"
+        )
+        yield Finding(
+            Severity.NOTE, f"{name}:keepalives", text, _set(facts, name, make_conninfo("", **kept | missing), source)
+        )
 
 
 def _privileges(facts: Facts, server: Server) -> Iterator[Finding]:
@@ -166,15 +216,20 @@ def _privileges(facts: Facts, server: Server) -> Iterator[Finding]:
     allowed = server.settings.get("allow_alter_system")
     if allowed is not None and allowed.value != "on":
         text = "allow_alter_system is off: cached connections cannot be flushed"
-        yield Finding(Severity.ERROR, "allow_alter_system", text, "Write to postgresql.conf: allow_alter_system = on")
+        fix = "Set allow_alter_system = on in postgresql.conf (with Patroni: under postgresql.parameters), and reload."
+        yield Finding(Severity.ERROR, "allow_alter_system", text, fix)
     for name, database in server.with_citus.items():
         if database.faults:
             text = f"database {name}: {', '.join(database.faults)}: 2PC recovery and clean-up cannot run"
             yield Finding(Severity.ERROR, "role.sql", text, _role_sql(name))
 
 
+def _value(server: Server, name: str) -> str:
+    return server.settings[name].value if name in server.settings else ""
+
+
 def _transactions(server: Server) -> Iterator[Finding]:
-    if server.settings["max_prepared_transactions"].value == "0":
+    if _value(server, "max_prepared_transactions") == "0":
         text = "max_prepared_transactions is 0: Citus cannot commit a transaction on several nodes"
         fix = "Set max_prepared_transactions = 200 in postgresql.conf, and restart PostgreSQL."
         yield Finding(Severity.ERROR, "max_prepared_transactions", text, fix)

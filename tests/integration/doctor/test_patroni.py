@@ -134,6 +134,20 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     assert only(tmp_path).local == {**WHOLE, "scope": "x", "restapi": {"listen": "127.0.0.1:1"}}
 
 
+def test_a_process_in_a_container(tmp_path: Path) -> None:
+    """What runs in another container is not this node's Patroni."""
+    put(tmp_path / "p.yml", WHOLE)
+    runs(tmp_path, "patroni", "p.yml")
+    for pid, namespace in (("42", "net:[2]"), ("self", "net:[1]")):
+        (tmp_path / f"proc/{pid}/ns").mkdir(parents=True)
+        (tmp_path / f"proc/{pid}/ns/pid").symlink_to("pid:[1]")
+        (tmp_path / f"proc/{pid}/ns/net").symlink_to(namespace)
+    assert find(tmp_path) == ()
+    (tmp_path / "proc/self/ns/net").unlink()
+    (tmp_path / "proc/self/ns/net").symlink_to("net:[2]")
+    assert only(tmp_path).local == WHOLE
+
+
 def test_a_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where Patroni does not run, its unit says where the configuration is: variables and their files included."""
     put(tmp_path / "srv/a.yml", WHOLE)

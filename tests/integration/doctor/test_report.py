@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tests.integration.support.agent_process import Agent
     from tests.integration.support.citus_cluster import CitusCluster
     from tests.integration.support.machine import Machine
+    from tests.integration.support.patroni_cluster import CitusPatroniCluster
 
     WriteConfig = Callable[..., Path]
     StartAgent = Callable[..., Agent]
@@ -427,12 +428,16 @@ def script(citus: CitusCluster, which: str) -> str:
     return str(json.loads(doctor_on(citus.machines["cn-1"], citus, "--json").stdout)[which])
 
 
+FIT = {"citus.local_hostname", "citus.node_conninfo:keepalives"}
+"""What doctor finds on every node of the cluster of the tests."""
+
+
 def test_a_fit_citus_node(citus: CitusCluster) -> None:
-    """With the role's SQL and the agent running the only finding is these servers' listen address."""
+    """With the role's SQL and the agent running the only findings are these servers' own settings."""
     for name in ("cn-1", "cn-2", "wk1-1"):
         machine = citus.machines[name]
         citus.start_agent(machine).wait_for_line(" wk2 → ")
-        assert found(doctor_on(machine, citus, "--json")).keys() == {"citus.local_hostname"}, name
+        assert found(doctor_on(machine, citus, "--json")).keys() == FIT, name
 
 
 def test_what_is_wrong_with_citus(citus: CitusCluster) -> None:
@@ -554,3 +559,58 @@ def test_names_wait_for_writers_and_give_up(citus: CitusCluster) -> None:
     writer.execute("COMMIT")
     assert psql(citus, cn, script(citus, "to_names")).returncode == 0
     assert writer.execute("SELECT sum(balance) FROM accounts").fetchone() == (400 * 101,)
+
+
+# --- The fixes, carried out under a real Patroni
+
+
+def fixes(machine: Machine, citus: CitusPatroniCluster) -> dict[str, str]:
+    """Return doctor's fixes on a machine, by key; the Patronis of the other machines run here, too."""
+    report = json.loads(doctor_on(machine, citus, "--json").stdout)
+    own = str(citus.config_path(machine))
+    return {
+        one["key"]: one["fix"]
+        for one in report["findings"]
+        if not one["key"].startswith("patroni:") or own in one["text"]
+    }
+
+
+def test_fixes_with_patronictl(citus_patroni: CitusPatroniCluster) -> None:
+    """Each command that doctor gives for Patroni's configuration works as it is, and its finding is gone."""
+    cluster, machine = citus_patroni, citus_patroni.machines["cn-1"]
+    wrong = {
+        "citus.recover_2pc_interval": "60s",
+        "citus.defer_shard_delete_interval": "15s",
+        "citus.use_secondary_nodes": "always",
+        "citus.writable_standby_coordinator": "on",
+        "citus.local_hostname": "wk1",
+        "citus.node_conninfo": "sslmode=prefer",
+    }
+    before = fixes(machine, cluster)
+    status, _ = cluster.rest(machine, "PATCH", "/config", {"postgresql": {"parameters": wrong}})
+    assert status == 200
+    for name, value in wrong.items():
+        machine.server.wait_until(f"SELECT current_setting('{name}') IN ('{value}', '1min')")
+    found = fixes(machine, cluster)
+    keys = {*wrong, "citus.node_conninfo:keepalives", "patroni:hook"} - {"citus.node_conninfo"}
+    assert keys <= found.keys()
+    for key in sorted(keys):
+        assert found[key].startswith("patronictl edit-config --force "), key
+        ran = subprocess.run(
+            [*machine.launcher, "sh", "-c", found[key]],
+            env=os.environ
+            | {
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PATRONICTL_CONFIG_FILE": str(cluster.config_path(machine)),
+                "LC_ALL": "C.UTF-8",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "Configuration changed" in ran.stdout, ran
+    for name, value in wrong.items():
+        machine.server.wait_until(f"SELECT current_setting('{name}') NOT IN ('{value}', '1min')")
+    after = fixes(machine, cluster)
+    assert not keys & after.keys() - {"citus.local_hostname"}  # these servers do not listen on localhost
+    assert after.keys() <= before.keys() | {"patroni:program"}  # this checkout is not installed in /usr/local/bin

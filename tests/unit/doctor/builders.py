@@ -38,6 +38,7 @@ GROUPS = (
 SNIPPET = Path(__file__).parents[3] / "systemd" / "patroni-pre-promote.yml"
 HOOK = yaml.safe_load(SNIPPET.read_text(encoding="utf-8"))["postgresql"]["pre_promote"]
 PATRONI = {"scope": "cn", "postgresql": {"pre_promote": HOOK}}
+CONNINFO = "sslmode=require keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000"
 UNITS = ("resolver-agent.service", "resolver-agent.socket")
 BLOCK = block.render(
     b"127.0.0.1 localhost\n",
@@ -72,6 +73,7 @@ def fit() -> Facts:
             "citus.defer_shard_delete_interval": Setting("-1", "configuration file"),
             "citus.use_secondary_nodes": Setting("never", "default"),
             "citus.local_hostname": Setting("localhost", "default"),
+            "citus.writable_standby_coordinator": Setting("off", "default"),
         },
         faults=(),
         poolers=0,
@@ -86,7 +88,7 @@ def fit() -> Facts:
         },
         may_alter=True,
         may_reload=True,
-        conninfo=flush.Setting(loaded="sslmode=require ", configured="sslmode=require"),
+        conninfo=flush.Setting(loaded=f"{CONNINFO} ", configured=CONNINFO),
         prepared={"citus_0_1_2_3 in database app": 0.5},
         databases={"app": database},
     )

@@ -13,6 +13,7 @@ from resolver_agent.doctor import report as doctor_report
 from resolver_agent.doctor.facts import TextFile, Unknown
 from tests.unit.builders import dead, standby
 from tests.unit.doctor.builders import (
+    CONNINFO,
     ERROR,
     NOTE,
     PATRONI,
@@ -70,9 +71,7 @@ if TYPE_CHECKING:
             hook("sh -c 'timeout 5 resolver-agent pre-promote --socket /x || true; exec other'"), id="other hook"
         ),
         pytest.param(patroni(dynamic=PATRONI), id="hook in the dynamic configuration"),
-        pytest.param(
-            server(conninfo=flush.Setting(loaded="sslmode=require", boot="sslmode=prefer")), id="never flushed"
-        ),
+        pytest.param(server(conninfo=flush.Setting(loaded=CONNINFO, boot=CONNINFO)), id="never flushed"),
     ],
 )
 def test_a_fit_node(change: Change) -> None:

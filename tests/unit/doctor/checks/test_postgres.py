@@ -15,7 +15,10 @@ from resolver_agent.doctor import report as doctor_report
 from resolver_agent.doctor.facts import Unknown
 from tests.unit.doctor.builders import (
     CN1,
+    CONNINFO,
     ERROR,
+    HOOK,
+    NOTE,
     WARNING,
     WITHOUT_PATRONI,
     assert_alone,
@@ -26,6 +29,7 @@ from tests.unit.doctor.builders import (
     host,
     known,
     parameter,
+    patroni,
     server,
     settings,
 )
@@ -35,6 +39,11 @@ if TYPE_CHECKING:
     from tests.unit.doctor.builders import Change
 
 
+def conninfo(text: str) -> flush.Setting:
+    """Return a citus.node_conninfo that a configuration file sets."""
+    return flush.Setting(loaded=text, configured=text)
+
+
 CASES = [
     ("down", lambda fit: dataclasses.replace(fit, server=Unknown("refused")), ERROR, "local", "refused", "start it"),
     ("a closed database", server(databases={"b": Unknown("no entry")}), WARNING, "unchecked", "database b: no", "peer"),
@@ -42,9 +51,10 @@ CASES = [
     *[
         (name, citus(name, value, "/x.conf line 7"), ERROR, name, f"{name} is {value} (/x.conf line 7)", right)
         for name, value, right in (
-            ("citus.recover_2pc_interval", "1min", "edit-config: postgresql: parameters: citus.recover_2pc_interval"),
-            ("citus.defer_shard_delete_interval", "15s", "parameters: citus.defer_shard_delete_interval: '-1'"),
-            ("citus.use_secondary_nodes", "always", "parameters: citus.use_secondary_nodes: 'never'"),
+            ("citus.recover_2pc_interval", "1min", "edit-config --force -p citus.recover_2pc_interval=-1"),
+            ("citus.defer_shard_delete_interval", "15s", "-p citus.defer_shard_delete_interval=-1"),
+            ("citus.use_secondary_nodes", "always", "-p 'citus.use_secondary_nodes=\"never\"'"),
+            ("citus.writable_standby_coordinator", "on", "-p 'citus.writable_standby_coordinator=\"off\"'"),
         )
     ],
     (
@@ -64,14 +74,73 @@ CASES = [
         "where it is set now: for the database",
     ),
     (
+        "recovery on in Patroni's file",
+        both(
+            patroni(postgresql={"pre_promote": HOOK, "parameters": {"citus.recover_2pc_interval": "60s"}}),
+            citus("citus.recover_2pc_interval", "1min"),
+        ),
+        ERROR,
+        "citus.recover_2pc_interval",
+        "does not notice",
+        "in /etc/patroni.yml write the following, then run patronictl reload cn: citus.recover_2pc_interval: -1",
+    ),
+    (
+        "recovery on by ALTER SYSTEM",
+        citus("citus.recover_2pc_interval", "1min", "/d/postgresql.auto.conf line 3"),
+        ERROR,
+        "citus.recover_2pc_interval",
+        "does not notice",
+        "ALTER SYSTEM SET citus.recover_2pc_interval = '-1'; SELECT pg_reload_conf();",
+    ),
+    (
+        "certificates for names",
+        server(conninfo=flush.Setting(loaded="", configured=CONNINFO.replace("require", "verify-full"))),
+        NOTE,
+        "citus.node_conninfo:verify-full",
+        "must be valid for the name of its group (cn, wk1)",
+        "subjectAltName",
+    ),
+    (
+        "no keepalives",
+        both(host(patroni=()), WITHOUT_PATRONI, server(conninfo=conninfo("sslrootcert='/a b' keepalives_idle=9"))),
+        NOTE,
+        "citus.node_conninfo:keepalives",
+        "lacks keepalives_interval, keepalives_count, tcp_user_timeout",
+        "'keepalives_idle=9 sslrootcert=''/a b'' keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000'",
+    ),
+    (
+        "keepalives off",
+        server(conninfo=conninfo(CONNINFO + " keepalives=0")),
+        NOTE,
+        "citus.node_conninfo:keepalives",
+        "lacks keepalives",
+        "keepalives_count=3 tcp_user_timeout=10000 sslmode=require",
+    ),
+    (
+        "no keepalives, by ALTER SYSTEM",
+        server(conninfo=flush.Setting(altered="sslmode=prefer", configured=CONNINFO)),
+        NOTE,
+        "citus.node_conninfo:keepalives",
+        "lacks keepalives_idle",
+        "ALTER SYSTEM SET citus.node_conninfo = 'sslmode=prefer keepalives_idle=5 keepalives_interval=2",
+    ),
+    (
+        "no connection string",
+        server(conninfo=conninfo("sslmode require")),
+        ERROR,
+        "citus.node_conninfo",
+        "is no connection string",
+        "sslmode=require",
+    ),
+    (
         "another's name",
         citus("citus.local_hostname", "wk1"),
         ERROR,
         "citus.local_hostname",
         "reaches another server",
-        ": 'cn'",
+        "-p 'citus.local_hostname=\"cn\"'",
     ),
-    ("not on localhost", parameter("listen_addresses", CN1), WARNING, "citus.local_hostname", "not listen", ": 'cn'"),
+    ("not on localhost", parameter("listen_addresses", CN1), WARNING, "citus.local_hostname", "not listen", '="cn"'),
     ("poolers", database(poolers=1), ERROR, "pg_dist_poolinfo", "database app", "DELETE FROM pg_dist_poolinfo"),
     (
         "host in node_conninfo",
@@ -79,20 +148,27 @@ CASES = [
         ERROR,
         "citus.node_conninfo",
         "contains host",
-        "citus.node_conninfo: 'sslmode=require'",
+        "-p 'citus.node_conninfo=\"sslmode=require\"'",
     ),
     (
         "node_conninfo lost",
-        server(conninfo=flush.Setting(altered=flush.Override("sslmode=prefer").stamped(1), boot="sslmode=require")),
+        server(conninfo=flush.Setting(altered=flush.Override(CONNINFO).stamped(1), boot="sslmode=require")),
         WARNING,
         "citus.node_conninfo",
         "no configuration file",
         "ALTER SYSTEM RESET citus.node_conninfo; SELECT pg_reload_conf();",
     ),
-    ("a reload fails", server(conninfo=flush.Setting(faults="line 3")), ERROR, "reload", "refuses to load", "reload"),
+    (
+        "a reload fails",
+        server(conninfo=flush.Setting(faults="line 3", configured=CONNINFO)),
+        ERROR,
+        "reload",
+        "refuses to load",
+        "reload",
+    ),
     (
         "command line",
-        server(conninfo=flush.Setting(on_command_line=True)),
+        server(conninfo=flush.Setting(on_command_line=True, configured=CONNINFO)),
         ERROR,
         "citus.node_conninfo",
         "command line",
