@@ -152,7 +152,7 @@ class Host:
     ``agent`` is the answer of a running agent to ``status``. ``nscd`` is the configuration of an nscd that runs.
     ``cloud`` are cloud-init's files, in the order in which later ones override earlier ones. ``patroni_faults`` are the
     REST APIs that do not answer, by name and node, with the reason. ``hook_fault`` is the reason why Patroni's hook
-    cannot ask the agent.
+    cannot ask the agent. ``unordered`` are the units of Patroni that may start before the agent.
     """
 
     hosts: TextFile
@@ -166,6 +166,7 @@ class Host:
     patroni: tuple[Patroni | Unknown, ...]
     patroni_faults: Mapping[str, str]
     hook_fault: str | None
+    unordered: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

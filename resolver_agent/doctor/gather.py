@@ -45,7 +45,14 @@ _PROGRAMS_S = 15.0
 _MOST_HOSTS = 64
 """So many hosts in ``pg_dist_node`` that the configuration does not have are looked up."""
 
-_CLOUD_FILES = ("etc/cloud/cloud.cfg", "etc/cloud/cloud.cfg.d/*.cfg", "var/lib/cloud/instance/cloud-config.txt")
+_CLOUD_FILES = (
+    "etc/cloud/cloud.cfg",
+    "etc/cloud/cloud.cfg.d/*.cfg",
+    "var/lib/cloud/instance/vendor-cloud-config.txt",
+    "var/lib/cloud/instance/vendor2-cloud-config.txt",
+    "var/lib/cloud/instance/cloud-config.txt",
+)
+"""Later ones override earlier ones (ConfigMerger in cloudinit/helpers.py)."""
 
 
 async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
@@ -66,10 +73,11 @@ async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
         if group.patroni is not None
         for node in group.nodes
     }
-    seen, server, units, agent, *answers = await asyncio.gather(
+    seen, server, units, unordered, agent, *answers = await asyncio.gather(
         _look_out(config),
         within(_STATEMENTS * max(2, limit_s), gather_postgres.ask, config),
         within(limit_s, _units, root),
+        within(limit_s, _unordered, root),
         within(2 * limit_s, _agent, config),
         *(within(2 * limit_s, _leadership, host, api, limit_s) for host, api in apis.values()),
     )
@@ -84,11 +92,12 @@ async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
         nscd=files.read(root / "etc/nscd.conf") if _listens(root / "var/run/nscd/socket") else None,
         cloud=()
         if (root / "etc/cloud/cloud-init.disabled").exists()
-        else tuple(map(files.read, _below(root, _CLOUD_FILES))),
+        else tuple(files.read(path, limit_bytes=2**20) for path in _below(root, _CLOUD_FILES)),
         passfile=files.read(Path(path)) if (path := config.postgresql.get("passfile")) else None,
         citus_passfile=_passfile_of(os_user),
         agent=agent,
         units=units,
+        unordered=() if isinstance(unordered, Unknown) else unordered,
         patroni=(patroni,) if isinstance(patroni, Unknown) else patroni,
         hook_fault=_hook_fault(Path(client.socket_path(config.runtime_dir)), os_user),
         patroni_faults=faults,
@@ -195,6 +204,21 @@ def _units(root: Path) -> dict[str, Unit] | Unknown | None:
         name: Unit(block.get("LoadState", ""), block.get("UnitFileState", ""), block.get("ActiveState", ""))
         for name, block in zip(UNITS, blocks, strict=True)
     }
+
+
+def _unordered(root: Path) -> tuple[str, ...]:
+    """Return the units of Patroni, instances of Debian's template included, that do not start after the agent's."""
+    systemctl = shutil.which("systemctl")
+    if systemctl is None or not (root / "run/systemd/system").is_dir():
+        return ()
+    show = [systemctl, "show", "--property=Id,After,LoadState", "--", "*patroni*.service"]
+    shown = subprocess.run(show, capture_output=True, text=True, errors="replace", check=False).stdout
+    blocks = [dict(line.split("=", 1) for line in one.splitlines() if "=" in line) for one in shown.split("\n\n")]
+    return tuple(
+        plain(one["Id"])
+        for one in blocks
+        if one.get("Id") and one.get("LoadState") == "loaded" and UNITS[0] not in one.get("After", "").split()
+    )
 
 
 def _agent(config: Config) -> Status | Unknown | None:

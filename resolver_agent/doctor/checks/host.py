@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from resolver_agent.config import yaml12
 from resolver_agent.doctor.facts import Unknown, text_of
 from resolver_agent.doctor.finding import Finding, Severity
 from resolver_agent.hosts import block
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from resolver_agent.doctor.facts import Facts, Host
 
 _SERVICE, _SOCKET = "resolver-agent.service", "resolver-agent.socket"
+
+_INSTANCE = "var/lib/cloud/instance/"
 
 _HARMLESS = {"myhostname", "mymachines"}
 """Services that may stand before ``files``: they answer only for this host and for containers on it."""
@@ -47,7 +50,7 @@ def _lookups(host: Host) -> Iterator[Finding]:
     """Yield what keeps a lookup from finding what the hosts file says."""
     if not isinstance(host.nsswitch.text, Unknown):
         yield from _nsswitch(host.nsswitch.path, text_of(host.nsswitch) or "")
-    caching = re.findall(r"^\s*enable-cache\s+hosts\s+(\w+)", text_of(host.nscd) or "", re.MULTILINE)
+    caching = re.findall(r"^[ \t]*enable-cache[ \t]+hosts[ \t]+(\w+)", text_of(host.nscd) or "", re.MULTILINE)
     if host.nscd is not None and caching[-1:] == ["yes"]:
         yield Finding(
             Severity.ERROR,
@@ -55,23 +58,45 @@ def _lookups(host: Host) -> Iterator[Finding]:
             "nscd runs and caches host names: after a name has moved, lookups still return its old address",
             f"Set `enable-cache hosts no` in {host.nscd.path}, then run: systemctl restart nscd",
         )
-    managed = [
-        (file.path, value.strip("'\""))
-        for file in host.cloud
-        for value in re.findall(r"^manage_etc_hosts:\s*([^\s#]+)", text_of(file) or "", re.MULTILINE)
+    yield from _cloud(host)
+
+
+def _cloud(host: Host) -> Iterator[Finding]:
+    """Yield that cloud-init rewrites the hosts file: user data and vendor data override what is in /etc/cloud."""
+    documents = {file.path: _yaml(text_of(file) or "") for file in host.cloud}
+    managed = [(path, found["manage_etc_hosts"]) for path, found in documents.items() if "manage_etc_hosts" in found]
+    modules = [
+        (path, found["cloud_init_modules"]) for path, found in documents.items() if "cloud_init_modules" in found
     ]
-    if managed and managed[-1][1].lower() in ("true", "template", "yes", "on"):
-        yield Finding(
-            Severity.WARNING,
-            "cloud-init",
-            f"{managed[-1][0]}: manage_etc_hosts: {managed[-1][1]}: cloud-init rewrites the hosts file at every boot "
-            "and drops the agent's block",
-            f"Set `manage_etc_hosts: false` in {managed[-1][0]}.",
-        )
+    if not managed or str(managed[-1][1]).lower() not in ("true", "template", "yes", "on", "1"):
+        return
+    if modules and "update_etc_hosts" not in str(modules[-1][1]):
+        return
+    path, value = managed[-1]
+    text = (
+        f"{path}: manage_etc_hosts: {value}: cloud-init rewrites the hosts file at every boot and drops the agent's "
+        "block"
+    )
+    where = modules[-1][0] if modules else ""
+    if _INSTANCE not in path:
+        fix = f"Set `manage_etc_hosts: false` in {path}."
+    elif where and _INSTANCE not in where:
+        fix = f"Take update_etc_hosts out of cloud_init_modules in {where}: the cloud overrides the rest."
+    else:
+        fix = "touch /etc/cloud/cloud-init.disabled, or take manage_etc_hosts out of the user data in the cloud."
+    yield Finding(Severity.WARNING, "cloud-init", text, fix)
+
+
+def _yaml(text: str) -> dict[str, Any]:
+    try:
+        document, _ = yaml12.read(text)
+    except yaml12.YamlError:  # cloud-init ignores such a file, too
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _nsswitch(path: str, text: str) -> Iterator[Finding]:
-    line = re.search(r"^\s*hosts:([^#\n]*)", text, re.MULTILINE)
+    line = re.search(r"^[ \t]*hosts:([^#\n]*)", text, re.MULTILINE)
     if line is None:
         yield Finding(
             Severity.WARNING, "nsswitch", f"{path} has no line for hosts", f"Write to {path}: hosts: files dns"
@@ -168,3 +193,12 @@ def _units(host: Host) -> Iterator[Finding]:
             )
         if unit.active != "active":
             yield Finding(Severity.ERROR, "systemd", f"{name} is {unit.active}", f"systemctl start {name}")
+    for name in host.unordered:
+        folder = f"/etc/systemd/system/{re.sub('@.*', '@.service', name)}.d"
+        yield Finding(
+            Severity.WARNING,
+            "systemd:order",
+            f"{name} does not start after the agent: at boot PostgreSQL may start before the names are written",
+            f"mkdir -p {folder} && printf '[Unit]\\nAfter={_SERVICE}\\n' >{folder}/resolver-agent.conf && "
+            "systemctl daemon-reload",
+        )

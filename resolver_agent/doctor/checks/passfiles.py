@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from resolver_agent.doctor.facts import Facts
 
 _GROUP_AND_OTHERS = 0o077
-_FIELDS = 4
+_ENTRY = re.compile(r"((?:\\.|[^\\:])*):" * 4)
 """The fields of a line of a password file before the password."""
 
 
@@ -27,8 +27,8 @@ def findings(facts: Facts) -> Iterator[Finding]:
 
 def _entries(text: str) -> list[list[str]]:
     """Return host, port, database and user of each line of a password file."""
-    fields = (re.findall(r"((?:\\.|[^\\:])*):", line)[:4] for line in text.splitlines() if not line.startswith("#"))
-    return [[re.sub(r"\\(.)", r"\1", field) for field in entry] for entry in fields if len(entry) == _FIELDS]
+    lines = (_ENTRY.match(line) for line in text.split("\n") if not line.startswith("#"))
+    return [[re.sub(r"\\(.)", r"\1", field) for field in line.groups()] for line in lines if line is not None]
 
 
 def _line(*fields: str) -> str:
@@ -46,7 +46,10 @@ def _agents_passfile(facts: Facts) -> Iterator[Finding]:
         return
     if file.text is None:
         yield Finding(
-            Severity.WARNING, "passfile", f"{file.path}: no such password file: the agent logs in without a password"
+            Severity.WARNING,
+            "passfile",
+            f"{file.path}: no such password file: the agent logs in without a password",
+            f"Write it, with mode 0600 and the line: {_line('*', '*', '*', login.get('user', '*'))}",
         )
         return
     yield from _too_open(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -308,3 +309,26 @@ def test_before_patroni(host: SystemdHost) -> None:
     mark = host.mark()
     host.run("systemctl", "start", "patroni.service")
     assert host.wait_for("^activ", after=mark, unit="patroni.service") == "active"
+
+
+def test_before_an_instance_of_patroni(host: SystemdHost) -> None:
+    """The drop-in that doctor gives orders Debian's instances behind the agent, and its finding is gone."""
+    host.run("mkdir", "-p", "/run/systemd/system")
+    command = f"sh -c 'systemctl is-active {SERVICE.name}; exec sleep 99'"
+    unit = f"[Unit]\nWants={SERVICE.name}\n[Service]\nType=exec\nExecStart={command}\n"
+    host.write("/run/systemd/system/patroni@.service", unit.encode())
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "start", "patroni@15-main.service")
+
+    def order() -> list[str]:
+        report = json.loads(host.run("sh", "-c", f"{AGENT} doctor --json || :"))
+        return [one["fix"] for one in report["findings"] if one["key"] == "systemd:order"]
+
+    [fix] = order()
+    host.run("sh", "-c", fix)
+    assert order() == []
+    host.run("systemctl", "stop", "patroni@15-main.service", SERVICE.name)
+    mark = host.mark()
+    host.run("systemctl", "start", "patroni@15-main.service")
+    assert host.wait_for("activ", after=mark, unit="patroni@15-main.service") == "active"
+    host.run("systemctl", "stop", "patroni@15-main.service")

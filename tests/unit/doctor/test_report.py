@@ -56,6 +56,15 @@ if TYPE_CHECKING:
             host(cloud=(TextFile("a.cfg", "manage_etc_hosts: true\n"), TextFile("b.cfg", "manage_etc_hosts: false\n"))),
             id="the last of cloud-init's files counts",
         ),
+        pytest.param(
+            host(
+                cloud=(
+                    TextFile("/etc/cloud/cloud.cfg", "cloud_init_modules:\n - migrator\n"),
+                    TextFile("/var/lib/cloud/instance/cloud-config.txt", "#cloud-config\nmanage_etc_hosts: true\n"),
+                )
+            ),
+            id="cloud-init without the module",
+        ),
         pytest.param(host(passfile=file("*:5432:postgres:resolver_agent:x\n")), id="password file"),
         pytest.param(
             both(
@@ -107,6 +116,7 @@ def test_no_control_characters() -> None:
     changes = both(
         host(agent=Unknown(evil), patroni_faults={evil: evil}, nsswitch=TextFile(evil, f"hosts: {evil} files\n")),
         patroni(postgresql={"pre_promote": evil}),
+        host(passfile=TextFile(evil, evil), nscd=TextFile(evil, "\n" * 100_000)),
         citus("citus.recover_2pc_interval", evil, evil),
     )
     report = doctor_report.report(changes(fit()))

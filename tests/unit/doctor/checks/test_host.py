@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from tests.unit.doctor.builders import Change
 
 
+MODULES = "cloud_init_modules: [migrator, update_etc_hosts]\n"
+USER_DATA = TextFile("/var/lib/cloud/instance/cloud-config.txt", "manage_etc_hosts: yes\n")
+
+
+def cloud(name: str, text: str) -> TextFile:
+    """Return one of cloud-init's own files."""
+    return TextFile(f"/etc/cloud/{name}", text)
+
+
 CASES = [
     ("no agent", host(agent=None), ERROR, "agent", "no agent runs", "systemctl enable --now"),
     ("alerts", host(agent=agent(alerts=2)), WARNING, "alerts", "2 alerts", "resolver-agent status"),
@@ -97,11 +106,35 @@ CASES = [
     ),
     (
         "cloud-init",
-        host(cloud=(TextFile("/a.cfg", "manage_etc_hosts: True # x\n"),)),
+        host(cloud=(cloud("a.cfg", "manage_etc_hosts: True # x"),)),
         WARNING,
         "cloud-init",
-        "/a.cfg: manage_etc_hosts: True",
-        "manage_etc_hosts: false",
+        "/etc/cloud/a.cfg: manage_etc_hosts: True",
+        "Set `manage_etc_hosts: false` in /etc/cloud/a.cfg",
+    ),
+    (
+        "user data of cloud-init",
+        host(cloud=(cloud("a.cfg", f"manage_etc_hosts: false\n{MODULES}"), USER_DATA)),
+        WARNING,
+        "cloud-init",
+        f"{USER_DATA.path}: manage_etc_hosts: yes",
+        "Take update_etc_hosts out of cloud_init_modules in /etc/cloud/a.cfg",
+    ),
+    (
+        "modules in user data of cloud-init",
+        host(cloud=(cloud("a.cfg", MODULES), TextFile(USER_DATA.path, f"{USER_DATA.text}{MODULES}"))),
+        WARNING,
+        "cloud-init",
+        f"{USER_DATA.path}: manage_etc_hosts: yes",
+        "touch /etc/cloud/cloud-init.disabled",
+    ),
+    (
+        "an instance of Patroni",
+        host(unordered=("patroni@15-main.service",)),
+        WARNING,
+        "systemd:order",
+        "patroni@15-main.service does not start after the agent",
+        "mkdir -p /etc/systemd/system/patroni@.service.d && ",
     ),
 ]
 

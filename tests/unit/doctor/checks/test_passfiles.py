@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 CASES = [
-    ("no password file", host(passfile=TextFile("/p", None)), WARNING, "passfile", "no such password file", ""),
+    ("no password file", host(passfile=TextFile("/p", None)), WARNING, "passfile", "no such password file", "*:*:"),
     (
         "open to all",
         host(passfile=file("*:*:*:*:x", 0o640)),
@@ -58,6 +58,8 @@ def test_a_fault(change: Change, severity: Severity, key: str, text: str, fix: s
     [
         pytest.param(f"{WK2}:5432:postgres:resolver_agent:x", None, id="by address"),
         pytest.param("*:*:*:*:x", None, id="stars"),
+        pytest.param("\x0b*:*:*:*:x\n\x1c\u2028\0" + "\\" * 999 + ":" * 9 + "\n*:*:*:*:x", None, id="odd lines"),
+        pytest.param("a\u2028*:*:*:*:x", f"{WK2}:5432:postgres:resolver_agent:PASSWORD", id="libpq ends no line there"),
         pytest.param("#*:*:*:*:x", f"{WK2}:5432:postgres:resolver_agent:PASSWORD", id="a comment"),
         pytest.param(f"{WK2}:5433:*:*:x", f"{WK2}:5432:postgres:resolver_agent:PASSWORD", id="another port"),
         pytest.param(f"{WK2}:*:app:*:x", f"{WK2}:5432:postgres:resolver_agent:PASSWORD", id="another database"),

@@ -240,7 +240,9 @@ def test_a_shell_and_libpq_read_a_databases_name(name: str) -> None:
     ("is_patroni", "fix"),
     [
         pytest.param(
-            True, "patronictl edit-config: postgresql: parameters: citus.node_conninfo: 'sslcert=''a b'''", id="YAML"
+            True,
+            "patronictl edit-config --force -p " + shlex.quote("citus.node_conninfo=\"sslcert='a b'\""),
+            id="shell and YAML",
         ),
         pytest.param(
             False, "ALTER SYSTEM SET citus.node_conninfo = 'sslcert=''a b'''; SELECT pg_reload_conf();", id="SQL"
