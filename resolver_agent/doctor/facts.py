@@ -88,6 +88,7 @@ class Server:
     call ``pg_reload_conf()``. ``conninfo`` says where ``citus.node_conninfo`` comes from. ``prepared`` are the ages in
     seconds of Citus' prepared transactions, by identifier. ``invalid`` are the databases that an interrupted DROP
     DATABASE left, ``closed`` those that let nobody in.
+    ``hba_names`` are the host names in pg_hba.conf. ``data_dir`` is the data folder, None where that is not known.
     """
 
     version: int
@@ -101,6 +102,8 @@ class Server:
     databases: Mapping[str, Database | Unknown]
     invalid: tuple[str, ...] = ()
     closed: tuple[str, ...] = ()
+    hba_names: tuple[str, ...] | Unknown = ()
+    data_dir: str | None = None
 
     @property
     def with_citus(self) -> dict[str, Database]:

@@ -82,10 +82,9 @@ async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
         *(within(2 * limit_s, _leadership, host, api, limit_s) for host, api in apis.values()),
     )
     faults = {name: answer.why for name, answer in zip(apis, answers, strict=True) if answer is not None}
-    os_user = server.os_user if isinstance(server, Server) else None
-    patroni = await within(
-        _PROGRAMS_S, partial(gather_patroni.find, root=root, user=os_user, timeout_s=limit_s), Path(config.path)
-    )
+    os_user, data_dir = (server.os_user, server.data_dir) if isinstance(server, Server) else (None, None)
+    find = partial(gather_patroni.find, root=root, user=os_user, timeout_s=limit_s, data_dir=data_dir)
+    patroni = await within(_PROGRAMS_S, find, Path(config.path))
     host = Host(
         hosts=files.read(Path(config.hosts_file)),
         nsswitch=files.read(root / "etc/nsswitch.conf"),

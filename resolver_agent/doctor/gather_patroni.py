@@ -21,7 +21,7 @@ from resolver_agent.config import yaml12
 from resolver_agent.config.model import PatroniApi
 from resolver_agent.doctor import files
 from resolver_agent.doctor.facts import Hook, Patroni, Unknown
-from resolver_agent.doctor.hook import OURS, pre_promote
+from resolver_agent.doctor.hook import OURS, pre_promote, section
 from resolver_agent.patroni.client import ApiError, fetch
 from resolver_agent.system.foreign import plain, read_json
 
@@ -57,7 +57,9 @@ class _Source:
     uid: int | None = None
 
 
-def find(own: Path, *, root: Path, user: str | None, timeout_s: float) -> tuple[Patroni | Unknown, ...]:
+def find(
+    own: Path, *, root: Path, user: str | None, timeout_s: float, data_dir: str | None = None
+) -> tuple[Patroni | Unknown, ...]:
     """Return every Patroni that is configured here.
 
     Args:
@@ -65,16 +67,23 @@ def find(own: Path, *, root: Path, user: str | None, timeout_s: float) -> tuple[
         root: the folder below which all other files are looked for.
         user: the one that PostgreSQL runs as: Patroni's, if it does not run.
         timeout_s: the limit for its REST API, and for each program.
+        data_dir: the data folder of the local server, where that is known: a Patroni of another one is left out.
     """
     mine = _configuration(own)
     if isinstance(mine, dict) and _is_patronis(mine):
         return (_patroni(str(own), mine, user=user, path=_PATH, timeout_s=timeout_s),)
     sources = list(_running(root)) or list(_units(root, timeout_s)) or list(_usual(root))
     each = {source.where: source for source in reversed(sources)}  # Patroni may have child processes
-    return tuple(_of_source(source, user=user, timeout_s=timeout_s) for source in reversed(each.values()))
+    found = (
+        _of_source(source, user=user, timeout_s=timeout_s, data_dir=data_dir) for source in reversed(each.values())
+    )
+    return tuple(one for one in found if one is not None)
 
 
-def _of_source(source: _Source, *, user: str | None, timeout_s: float) -> Patroni | Unknown:
+def _of_source(
+    source: _Source, *, user: str | None, timeout_s: float, data_dir: str | None
+) -> Patroni | Unknown | None:
+    """Return a Patroni; None if it is another server's."""
     found = _configuration(source.path) if source.path is not None else {}
     if isinstance(found, Unknown):
         return found
@@ -91,6 +100,9 @@ def _of_source(source: _Source, *, user: str | None, timeout_s: float) -> Patron
         found = _patched(found, _from_environment(environment))
     if not _is_patronis(found):
         return Unknown(f"{source.where} has no scope, or no section postgresql")
+    theirs = section(found).get("data_dir")
+    if data_dir is not None and isinstance(theirs, str) and os.path.realpath(theirs) != os.path.realpath(data_dir):
+        return None
     try:
         user = pwd.getpwuid(source.uid).pw_name if source.uid is not None else user
     except KeyError:
@@ -267,11 +279,12 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     if "PATRONI_SCOPE" in variables:
         found["scope"] = variables["PATRONI_SCOPE"]
     if any(key.startswith("PATRONI_POSTGRESQL_") for key in variables):
-        found["postgresql"] = {}
-    for section, names in _SECTIONS.items():
-        given = {name: variables.get(f"PATRONI_{section}_{name}".upper()) for name in names}
+        data_dir = variables.get("PATRONI_POSTGRESQL_DATA_DIR")
+        found["postgresql"] = {"data_dir": data_dir} if data_dir else {}
+    for key, names in _SECTIONS.items():
+        given = {name: variables.get(f"PATRONI_{key}_{name}".upper()) for name in names}
         if set_ := {name: value for name, value in given.items() if value}:
-            found[section] = set_
+            found[key] = set_
     return found
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import pwd
 import re
 import socket
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
 
 from resolver_agent.citus import flush, recovery, session
 from resolver_agent.citus.metadata import Row, identifier
+from resolver_agent.doctor import files
 from resolver_agent.doctor.facts import Database, Server, Setting, Unknown
 from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from resolver_agent.config.model import Config
 
 _LIMITED = "Its connection limit lets only superusers in. Run as a superuser: ALTER DATABASE {} CONNECTION LIMIT -1;"
@@ -48,6 +53,8 @@ _PREPARED = r"""
 SELECT gid || ' in database ' || database, EXTRACT(epoch FROM clock_timestamp() - prepared)::float8
   FROM pg_prepared_xacts WHERE gid LIKE 'citus\_%' ORDER BY prepared
 """
+_HBA = "SELECT DISTINCT address FROM pg_hba_file_rules WHERE type LIKE 'host%'"
+_NO_NAMES = {"all", "samehost", "samenet"}
 _CITUS = """
 SELECT (SELECT extversion FROM pg_extension WHERE extname = 'citus'),
        (SELECT groupid FROM pg_dist_local_group),
@@ -82,6 +89,8 @@ def ask(config: Config) -> Server | Unknown:
                 may_reload=may_reload,
                 conninfo=_conninfo(connection),
                 prepared=dict(connection.execute(_PREPARED)),
+                hba_names=_hba_names(connection),
+                data_dir=_data_dir(connection),
                 databases={
                     **{name: _database(config, name) for name in found.with_citus},
                     **{
@@ -175,13 +184,69 @@ def _conninfo(connection: psycopg.Connection) -> flush.Setting | Unknown:
         return Unknown(session.words(error, with_place=False))
 
 
+def host_names(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Return those addresses of pg_hba.conf that are host names, each once."""
+    return tuple(dict.fromkeys(plain(one) for one in addresses if one not in _NO_NAMES and not _is_address(one)))
+
+
+def read_hba(text: str) -> list[str]:
+    """Return the addresses in the text of a pg_hba.conf."""
+    lines = (re.sub(r",[ \t]*", ",", line.partition("#")[0]).split() for line in text.split("\n"))
+    return [fields[3].strip('"') for fields in lines if len(fields) > 3 and fields[0].startswith("host")]  # noqa: PLR2004
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _hba_names(connection: psycopg.Connection) -> tuple[str, ...] | Unknown:
+    """Return the host names in pg_hba.conf: from the server, or from its file, as superusers alone may ask for them."""
+    try:
+        return host_names(address for (address,) in connection.execute(_HBA) if isinstance(address, str))
+    except psycopg.Error as error:
+        why = session.words(error)
+    peer = _peer(connection)
+    if peer is None:
+        return Unknown(why)
+    process = Path("/proc", str(peer[0]))
+    words = files.read(process / "cmdline").text
+    named = re.search(r"(?:hba|config)_file=([^\0]+)", words.replace("-", "_") if isinstance(words, str) else "")
+    try:
+        # As in Debian, pg_hba.conf is beside the configuration file that is named on the command line.
+        path = (process / "cwd").readlink() / "pg_hba.conf"
+        beside = Path(words[named.start(1) : named.end(1)]) if named and isinstance(words, str) else path
+    except OSError as error:
+        return Unknown(f"{why}; the file cannot be found: {error.strerror}")
+    file = files.read(beside if beside.name == "pg_hba.conf" else beside.with_name("pg_hba.conf"))
+    if file.text is None:
+        file = files.read(path)
+    return host_names(read_hba(file.text)) if isinstance(file.text, str) else Unknown(f"{why}; {file.path} is not read")
+
+
+def _data_dir(connection: psycopg.Connection) -> str | None:
+    """Return the folder that the postmaster runs in; None over TCP, or where the login may not see it."""
+    try:
+        return str(Path("/proc", str(peer[0]), "cwd").readlink()) if (peer := _peer(connection)) else None
+    except OSError:
+        return None
+
+
 def _os_user(connection: psycopg.Connection) -> str | None:
     """Return the user that the server runs as, according to the kernel; None over TCP."""
+    try:
+        return pwd.getpwuid(peer[1]).pw_name if (peer := _peer(connection)) is not None else None
+    except KeyError:
+        return None
+
+
+def _peer(connection: psycopg.Connection) -> tuple[int, int] | None:
+    """Return the numbers of the postmaster's process and user; None over TCP."""
     if not connection.info.host.startswith("/"):
         return None
     with socket.socket(fileno=os.dup(connection.fileno())) as peer:
-        uid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return None
+        pid, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid

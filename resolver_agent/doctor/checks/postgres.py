@@ -13,9 +13,11 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from resolver_agent.citus import flush, metadata
 from resolver_agent.citus.recovery import OLD_S
 from resolver_agent.config.model import Route
-from resolver_agent.doctor.facts import Facts, Patroni, Server, Setting, Unknown
+from resolver_agent.doctor.facts import Facts, Patroni, Server, Setting, Unknown, text_of
 from resolver_agent.doctor.finding import Finding, Severity
 from resolver_agent.doctor.hook import section
+from resolver_agent.hosts import block
+from resolver_agent.routing.state import TargetKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +47,7 @@ _RIGHT = (
 )
 """The value that a parameter must have, and what follows from any other."""
 
-_HBA = "Write to pg_hba.conf: local all {} peer map=resolver_agent"
+_HBA_LINE = "Write to pg_hba.conf: local all {} peer map=resolver_agent"
 _LOCAL_USER = " The agent must log in here as resolver_agent_local: local: {user: resolver_agent_local}."
 
 
@@ -68,8 +70,9 @@ def findings(facts: Facts) -> Iterator[Finding]:
                 Severity.WARNING,
                 "unchecked",
                 f"could not be checked: database {name}: {database.why}",
-                database.fix or _HBA.format(server.user),
+                database.fix or _HBA_LINE.format(server.user),
             )
+    yield from _hba(facts, server)
     if not server.with_citus:
         return
     if not facts.config.citus:
@@ -84,6 +87,32 @@ def findings(facts: Facts) -> Iterator[Finding]:
     yield from _conninfo(facts, server)
     yield from _privileges(facts, server)
     yield from _transactions(server)
+
+
+def _hba(facts: Facts, server: Server) -> Iterator[Finding]:
+    """Yield the host names in pg_hba.conf that no longer match, as a reverse look-up now finds a name of ours first."""
+    if isinstance(server.hba_names, Unknown):
+        text = f"could not be checked: host names in pg_hba.conf: {server.hba_names.why}"
+        fix = "If it has host names, write addresses instead: a reverse look-up finds the agent's names first."
+        yield Finding(Severity.NOTE, "pg_hba:unchecked", text, fix)
+        return
+    text = text_of(facts.host.hosts) or ""
+    try:
+        targets = block.recall(text.encode("utf-8", "surrogateescape"))
+    except block.BlockError:
+        return
+    above = {
+        line.split(maxsplit=1)[0] for line in text.partition("# BEGIN resolver-agent")[0].split("\n") if line.split()
+    }
+    own = {one.address for one in targets if one.kind is not TargetKind.FENCED and one.address} - above
+    if own and server.hba_names:
+        address = min(own)
+        text = (
+            f"pg_hba.conf has host names ({', '.join(server.hba_names)}): they do not match nodes whose address the "
+            f"agent gives another name, such as {address}"
+        )
+        fix = "Write the addresses of the nodes instead."
+        yield Finding(Severity.WARNING, "pg_hba", text, fix)
 
 
 def _set(facts: Facts, name: str, value: str, setting: Setting | None = None) -> str:

@@ -148,6 +148,17 @@ def test_a_process_in_a_container(tmp_path: Path) -> None:
     assert only(tmp_path).local == WHOLE
 
 
+def test_the_patroni_of_another_server(tmp_path: Path) -> None:
+    """Of several Patronis, the local server's counts: the one with its data folder."""
+    for pid, name in enumerate(("a", "b"), 10):
+        put(tmp_path / f"{name}.yml", {"scope": name, "postgresql": {"data_dir": f"/data/{name}"}})
+        runs(tmp_path, "patroni", f"{name}.yml", pid=pid)
+    own = tmp_path / "ra.yml"
+    [found] = gather_patroni.find(own, root=tmp_path, user=None, timeout_s=1.0, data_dir="/data/b")
+    assert isinstance(found, Patroni)
+    assert found.local["scope"] == "b"
+
+
 def test_a_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where Patroni does not run, its unit says where the configuration is: variables and their files included."""
     put(tmp_path / "srv/a.yml", WHOLE)

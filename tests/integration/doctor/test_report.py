@@ -341,6 +341,19 @@ def test_the_socket_is_for_the_user_of_postgresql(
 # --- What it finds in PostgreSQL
 
 
+def test_host_names_in_pg_hba(config: Path, cluster: dict[str, Group], start_agent: StartAgent) -> None:
+    """A reverse look-up finds our name before others': a finding, and with an address in its place it is gone."""
+    server = cluster["cn"].primary
+    hba = server.data / "pg_hba.conf"
+    before = hba.read_text()
+    start_agent(config).wait_for_line(" wk2 → ")
+    hba.write_text(f"{before}host all all db3.example scram-sha-256\nhost a, b c 10.0.0.0/8 trust # host x y z\n")
+    assert "pg_hba.conf has host names (db3.example): " in found(run(config, "--json"))["pg_hba"]
+    hba.write_text(f"{before}host all all 10.0.0.3/32 scram-sha-256\n")
+    assert not {"pg_hba", "pg_hba:unchecked"} & found(run(config, "--json")).keys()
+    hba.write_text(before)
+
+
 def test_a_stand_in_for_citus(pair: Group, write_config: WriteConfig) -> None:
     """Metadata and functions are read in every database that has them, as the agent's role, on any PostgreSQL."""
     config = write_config(pair.primary, {"wk1": pair})

@@ -13,6 +13,8 @@ from resolver_agent.doctor import report as doctor_report
 from resolver_agent.doctor.facts import TextFile, Unknown
 from tests.unit.builders import dead, standby
 from tests.unit.doctor.builders import (
+    BLOCK,
+    CN1,
     CONNINFO,
     ERROR,
     NOTE,
@@ -20,6 +22,7 @@ from tests.unit.doctor.builders import (
     WARNING,
     WITHOUT_PATRONI,
     WK1,
+    WK2,
     agent,
     both,
     citus,
@@ -28,6 +31,7 @@ from tests.unit.doctor.builders import (
     fit,
     hook,
     host,
+    hosts,
     nsswitch,
     patroni,
     probed,
@@ -74,6 +78,10 @@ if TYPE_CHECKING:
         ),
         pytest.param(
             host(citus_passfile=file(f"{WK1}:5432:app:app:x\nwk1:*:app:app:x\n")), id="password file of Citus, by name"
+        ),
+        pytest.param(
+            both(server(hba_names=("db1",)), hosts("".join(f"{one} h\n" for one in (CN1, WK1, WK2)) + BLOCK)),
+            id="host names in pg_hba.conf, given above the block",
         ),
         pytest.param(citus("citus.local_hostname", "cn"), id="the own name for local connections"),
         pytest.param(

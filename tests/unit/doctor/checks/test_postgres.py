@@ -74,6 +74,22 @@ CASES = [
         "where it is set now: for the database",
     ),
     (
+        "host names in pg_hba.conf",
+        server(hba_names=("db1.example", ".example.net")),
+        WARNING,
+        "pg_hba",
+        "pg_hba.conf has host names (db1.example, .example.net): they do not match nodes whose address",
+        "addresses",
+    ),
+    (
+        "unread pg_hba.conf",
+        server(hba_names=Unknown("denied")),
+        NOTE,
+        "pg_hba:unchecked",
+        "could not be checked: host names in pg_hba.conf: denied",
+        "addresses",
+    ),
+    (
         "recovery on in Patroni's file",
         both(
             patroni(postgresql={"pre_promote": HOOK, "parameters": {"citus.recover_2pc_interval": "60s"}}),
