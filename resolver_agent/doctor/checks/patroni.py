@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 _HOOK = "/bin/sh -c 'timeout -k 1 5 /usr/local/bin/resolver-agent pre-promote || :'"
 _CHECK_API = "Check `patroni` under that name in the configuration: the port, and with TLS cacert, cert and key."
+_CHECK_CA = (
+    "Set patroni.cacert under that name to the file of the CA that signed the certificate in Patroni's "
+    "restapi.certfile; the certificate must be valid for the address in `nodes`."
+)
 _GUARDED = re.compile(r"\bpre-promote\b[^;&|]*(\|\||;)\s*(:|true|exit 0)(\s|;|$)")
 _LIMITED = re.compile(r"\btimeout\s[^;&|]*\bresolver[-_]agent\b")
 _SHELLS = {"sh", "bash", "dash", "ash", "ksh", "zsh"}
@@ -36,7 +40,8 @@ def findings(facts: Facts) -> Iterator[Finding]:
         text = f"Patroni's pre_promote cannot ask the agent: {facts.host.hook_fault}"
         yield Finding(Severity.ERROR, "patroni:socket", text, fix)
     for place, why in facts.host.patroni_faults.items():
-        yield Finding(Severity.WARNING, "patroni:api", f"{place} cannot be asked: {why}", _CHECK_API)
+        fix = _CHECK_CA if "certificate is refused" in why else _CHECK_API
+        yield Finding(Severity.WARNING, "patroni:api", f"{place} cannot be asked: {why}", fix)
     for alert in facts.alerts:
         yield Finding(Severity.WARNING, "patroni:word", alert.text, _CHECK_API)
 

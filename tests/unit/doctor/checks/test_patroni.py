@@ -148,6 +148,14 @@ CASES = [
         "`patroni`",
     ),
     (
+        "REST API with an unknown CA",
+        host(patroni_faults={"wk1: x": "its certificate is refused: unable to get local issuer certificate"}),
+        WARNING,
+        "patroni:api",
+        "unable to get local issuer certificate",
+        "Set patroni.cacert under that name to the file of the CA",
+    ),
+    (
         "members",
         lambda fit: dataclasses.replace(
             fit, alerts=(Alert(AlertCode.MEMBER, "wk1: a member is foreign", of=("wk1",)),)
