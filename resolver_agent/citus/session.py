@@ -10,8 +10,8 @@ import threading
 from typing import TYPE_CHECKING
 
 import psycopg
-from psycopg.conninfo import make_conninfo
 
+from resolver_agent.observe import connection
 from resolver_agent.observe.libpq_error import connect_failure
 from resolver_agent.system.foreign import plain
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from resolver_agent.config.model import Config
+
+_LEAST_S = 2.0
+"""How long a connection may take at least: a session does more than a probe, and on a busy server."""
 
 # A DROP DATABASE that was interrupted leaves a database with the limit -2, which nobody can use any more.
 _DATABASES = """
@@ -64,16 +67,15 @@ def connect(config: Config, *, limit_s: float, **keywords: str) -> Iterator[psyc
     ``keywords`` are libpq's and override those of the configuration. The search path is ``pg_catalog`` alone.
 
     Raises:
-        psycopg.Error: the connection took longer than ``timeout_s`` (at least 2 s, libpq's minimum), a statement
-            failed, or the limit was reached.
+        psycopg.Error: the connection took longer than ``timeout_s`` (at least 2 s), a statement failed, or the limit
+            was reached.
     """
     # Without a client encoding, a session in a SQL_ASCII database returns bytes for text.
     given = {"client_encoding": "UTF8", **config.local, **keywords}
     options = f"{given.get('options', '')} -c search_path=pg_catalog"
-    timeout_s = max(2, round(config.timeout_s))
-    conninfo = make_conninfo(**(given | {"options": options, "connect_timeout": str(timeout_s)}))
-    with psycopg.connect(conninfo, autocommit=True) as connection, ended_after(limit_s, connection):
-        yield connection
+    opened = connection.connect({**given, "options": options}, within_s=max(_LEAST_S, config.timeout_s))
+    with opened as session, ended_after(limit_s, session):
+        yield session
 
 
 def databases(config: Config) -> Databases:
@@ -83,8 +85,8 @@ def databases(config: Config) -> Databases:
         psycopg.Error: the local server could not be asked.
     """
     # As raw bytes: each name may be in the encoding of the database from which it was created.
-    with connect(config, limit_s=config.timeout_s, client_encoding="SQL_ASCII") as connection:
-        found = connection.execute(_DATABASES).fetchall()
+    with connect(config, limit_s=config.timeout_s, client_encoding="SQL_ASCII") as session:
+        found = session.execute(_DATABASES).fetchall()
     asked = dict(_has_citus(config, name) for name, invalid, open_, _ in found if open_ and not invalid)
     return Databases(
         tuple(name for name, answer in asked.items() if answer is True),
@@ -132,8 +134,8 @@ def _has_citus(config: Config, name: bytes) -> tuple[str, bool | str]:
     if database.encode() != name:
         return database, "its name is no printable UTF-8: rename it"
     try:
-        with connect(config, dbname=database, limit_s=config.timeout_s) as connection:
-            return database, connection.execute(_HAS_CITUS).fetchone() == (True,)
+        with connect(config, dbname=database, limit_s=config.timeout_s) as session:
+            return database, session.execute(_HAS_CITUS).fetchone() == (True,)
     except psycopg.Error as error:
         return database, words(error)
 

@@ -130,9 +130,9 @@ class Attempt:
                 left_bytes -= unread_bytes(pgconn.socket)
             if left_bytes < 0 or left_tls_bytes < 0:
                 break
-            state = _libpq().poll(pgconn)
+            state = _LIBPQ.poll(pgconn)
             if state == pq.PollingStatus.OK:
-                _libpq().forbid_renegotiation(pgconn)
+                _LIBPQ.forbid_renegotiation(pgconn)
                 return None
             if state == pq.PollingStatus.FAILED:
                 return _message(pgconn)
@@ -259,7 +259,7 @@ def _pointer(pgconn: pq.abc.PGconn) -> int | None:
     return pointer
 
 
-_libpq = functools.cache(_Libpq)
+_LIBPQ = _Libpq()
 
 
 def unread_bytes(descriptor: int) -> int:

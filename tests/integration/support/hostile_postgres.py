@@ -229,16 +229,21 @@ def between(data: bytes) -> Behaviour:
     return behave
 
 
-def scram(session: Session) -> None:
-    """Ask for a log-in by SCRAM that takes the client half an hour to compute."""
-    session.begin()
-    session.send(message(b"R", (10).to_bytes(4, "big") + b"SCRAM-SHA-256\0\0"))
-    session.read(1)
-    nonce = re.search(rb"r=([^,]+)", session.body())
-    assert nonce is not None
-    salt = base64.b64encode(b"saltsalt")
-    session.send(message(b"R", (11).to_bytes(4, "big") + b"r=" + nonce[1] + b"xyz,s=" + salt + b",i=2000000000"))
-    session.wait()
+def scram(iterations: int) -> Behaviour:
+    """Ask for a log-in by SCRAM that takes the client long to compute: about 2,000,000 iterations a second."""
+
+    def behave(session: Session) -> None:
+        session.begin()
+        session.send(message(b"R", (10).to_bytes(4, "big") + b"SCRAM-SHA-256\0\0"))
+        session.read(1)
+        nonce = re.search(rb"r=([^,]+)", session.body())
+        assert nonce is not None
+        salt = base64.b64encode(b"saltsalt")
+        challenge = b"r=%sxyz,s=%s,i=%d" % (nonce[1], salt, iterations)
+        session.send(message(b"R", (11).to_bytes(4, "big") + challenge))
+        session.wait()
+
+    return behave
 
 
 def trickle(session: Session) -> None:
@@ -305,7 +310,7 @@ _REJECTING, _UNREACHABLE, _NOT_SERVING = ProbeFailure.REJECTING, ProbeFailure.UN
 
 PEERS: dict[str, Peer] = {
     # before a session begins
-    "scram": Peer(scram, _UNREACHABLE, SILENT + "|libpq has not finished the log-in begun before.*"),
+    "scram": Peer(scram(2_000_000_000), _UNREACHABLE, SILENT + "|libpq has not finished the log-in begun before.*"),
     "silent": Peer(Session.wait, _UNREACHABLE, SILENT),
     "trickle": Peer(trickle, _UNREACHABLE, SILENT),
     "start-notices": Peer(floods(NOTICE, before=message(b"R", bytes(4))), _REJECTING, AT_START),
