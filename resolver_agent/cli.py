@@ -6,8 +6,10 @@ Each command imports what it needs: ``pre-promote`` and ``status`` must start qu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
+import pwd
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given
     ):  # before anything else can fail or take time
         pre_promote.run(given, leave=os._exit)
+    _forget_environment()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the output has arrows, which not every locale has
     parser = _parser()
@@ -71,6 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return TROUBLE
     return code
+
+
+def _forget_environment() -> None:
+    """Drop what libpq would take from the caller's environment: every command has to see what the service sees."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+    with contextlib.suppress(KeyError):  # ~/.pgpass and ~/.postgresql are those of the user who runs the command
+        os.environ["HOME"] = pwd.getpwuid(os.geteuid()).pw_dir
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -188,3 +188,25 @@ def test_a_damaged_block_is_named(lines: list[str], config: Path, hosts_file: Pa
         assert ran.returncode == 2
         assert re.search(rf"{hosts_file}: line [23]: ", ran.stderr)
     assert written(hosts_file) == before
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        pytest.param({"PGHOSTADDR": "127.0.0.9", "PGPORT": "1"}, id="another address"),
+        pytest.param({"PGOPTIONS": "-c default_transaction_read_only=bogus"}, id="options"),
+        pytest.param({"PGSSLMODE": "verify-full", "PGSSLROOTCERT": "/nowhere"}, id="TLS"),
+        pytest.param({"PGTARGETSESSIONATTRS": "standby"}, id="another role"),
+        pytest.param({"PGSERVICE": "nowhere"}, id="a service"),
+        pytest.param({"PGREQUIREAUTH": "gss", "PGCONNECT_TIMEOUT": "nonsense"}, id="a way to log in"),
+    ],
+)
+def test_libpqs_variables_of_the_caller_count_for_nothing(
+    environment: dict[str, str], cluster: dict[str, Group], write_config: Callable[..., Path]
+) -> None:
+    """Every command sees the same servers, whoever calls it."""
+    config = write_config(cluster["cn"].primary, cluster)
+    expected = run("--dry-run", "-c", config)
+    ran = run("--dry-run", "-c", config, env={**os.environ, **environment})
+    assert (ran.returncode, targets(ran.stdout), ran.stderr) == (1, targets(expected.stdout), expected.stderr)
+    assert targets(ran.stdout)["wk1"] == cluster["wk1"].primary.address
