@@ -208,9 +208,13 @@ class _Watcher:
             if delay_s:
                 await asyncio.sleep(delay_s)
             while True:
-                seen = await (self._ask_again() if self._prober.connected else coming_back(self._come_back))
-                if seen is not None:
-                    self._take(seen)
+                try:
+                    seen = await (self._ask_again() if self._prober.connected else coming_back(self._come_back))
+                    if seen is not None:
+                        self._take(seen)
+                except MemoryError:  # it may be there again at the next probe
+                    self._prober.close()
+                    await self._wakeup.wait(self._interval_s)
                 if self._prober.connected:
                     await self._wakeup.wait(self._delay_s())
         finally:

@@ -397,6 +397,20 @@ async def test_a_defect_in_a_task_comes_to_light(lone: Postgres, load: Load) -> 
 
 
 @in_loop
+async def test_no_memory_for_a_moment_is_no_defect(lone: Postgres, load: Load) -> None:
+    """The next probe tries again."""
+    faults = iter([MemoryError, MemoryError])
+
+    def getaddrinfo(*_: Any, **__: Any) -> list[tuple[Any, ...]]:
+        for fault in faults:
+            raise fault
+        return [(0, 0, 0, "", (lone.address, 0))]
+
+    async with watching(load(lone, {"wk1": ["one"]}, interval="50ms"), getaddrinfo=getaddrinfo) as sight:
+        await sight.until_result(Node("one", lone.port), Role.PRIMARY)
+
+
+@in_loop
 async def test_many_reconnects_leak_nothing(lone: Postgres, load: Load) -> None:
     """Connections that failed, hung up or were dropped leave neither descriptors nor connection objects."""
     config = load(lone, {"wk1": [FAULTY]}, interval="10ms")
