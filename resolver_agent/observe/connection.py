@@ -48,6 +48,9 @@ _IDLE_PRIORITY = 19
 _NO_RENEGOTIATION = 1 << 30
 """OpenSSL's ``SSL_OP_NO_RENEGOTIATION``: TLS 1.2 lets a server begin another handshake at any time."""
 
+_NO_CLEANUP = 0x00080000
+"""OpenSSL's ``OPENSSL_INIT_NO_ATEXIT``."""
+
 STILL_AT_WORK = "libpq has not finished the log-in begun before: it asks for too much work (SCRAM iterations, TLS)"
 
 
@@ -242,6 +245,13 @@ class _Libpq:
         self._set_options: Any = getattr(library, "SSL_set_options", None)  # None where it has no OpenSSL of today
         if self._set_options is not None:
             self._set_options.argtypes, self._set_options.restype = [ctypes.c_void_p, ctypes.c_uint64], ctypes.c_uint64
+
+        # At the end of the process OpenSSL would clean up under a thread that still computes, which crashes. It takes
+        # this option before its first use only.
+        init: Any = getattr(library, "OPENSSL_init_crypto", None)
+        if init is not None:
+            init.argtypes = [ctypes.c_uint64, ctypes.c_void_p]
+            init(_NO_CLEANUP, None)
 
     def poll(self, pgconn: pq.abc.PGconn) -> int:
         """Do the next step of connecting, and return what to wait for, as ``PollingStatus``."""
