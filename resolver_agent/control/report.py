@@ -267,6 +267,10 @@ def _read_target(data: dict[str, Any], where: str) -> Target:
     shapes = {"name": str, "address": str, "code": str, "reason": str, "primary_demoted": bool}
     told = {name: _read(of, data.get(name), f"{where}.{name}") for name, of in shapes.items()}
     told["primary"] = _read(str | None, data.get("primary"), f"{where}.primary")
+    for name in ("system_id", "replaced_id"):
+        told[name] = _read(int | None, data.get(name), f"{where}.{name}")
+        if told[name] is not None and abs(told[name]) > _NUMBER_LIMIT:
+            raise _unexpected(f"{where}.{name}", "it is too large")
     try:
         for address in told["address"], told["primary"]:
             if address is not None:
