@@ -203,7 +203,10 @@ def _warning(setting: Setting) -> str | None:
 
 
 def _fix(connection: psycopg.Connection) -> str:
-    fix = "run systemd/role.sql on this group's primary, and log in as its comments say (local: user:)"
+    fix = (
+        "run role.sql (resolver-agent show role.sql) on this group's primary, and log in as its comments say "
+        "(local: user:)"
+    )
     if connection.info.server_version >= FIRST_WITH_GRANT:
         return fix
     return f"{fix}, and give `local` a superuser's login, as the comments in that file say for PostgreSQL before 15"

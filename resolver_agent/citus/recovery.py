@@ -371,5 +371,5 @@ def _words(error: psycopg.Error) -> str:
     """Return what went wrong in one line, with the fix if the login may not call the functions of role.sql."""
     said, context = session.words(error), error.diag.context
     if isinstance(error, psycopg.errors.InsufficientPrivilege) and not context:
-        return f"{said}: run systemd/role.sql in this database, on this group's primary"
+        return f"{said}: run role.sql (resolver-agent show role.sql) in this database, on this group's primary"
     return ", ".join(part.splitlines()[0] for part in (said, context) if part)  # libpq's further lines are guesses

@@ -111,7 +111,11 @@ def fault_of(connection: psycopg.Connection, function: str) -> str | None:
     """Return why a function of ``systemd/role.sql`` must not be called, with the fix; None if it may be."""
     faults = faults_of(connection, [function])
     place = f"in database {connection.info.dbname}"
-    return f"{faults[0]} {place}: run systemd/role.sql there, on this group's primary" if faults else None
+    return (
+        f"{faults[0]} {place}: run role.sql (resolver-agent show role.sql) there, on this group's primary"
+        if faults
+        else None
+    )
 
 
 def words(error: psycopg.Error, *, with_place: bool = True) -> str:

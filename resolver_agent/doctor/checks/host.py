@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from resolver_agent.doctor.facts import Facts, Host
 
 _SERVICE, _SOCKET = "resolver-agent.service", "resolver-agent.socket"
+_SHOWN = {_SERVICE: "unit", _SOCKET: "socket"}
 
 _INSTANCE = "var/lib/cloud/instance/"
 
@@ -180,7 +181,7 @@ def _units(host: Host) -> Iterator[Finding]:
                 Severity.ERROR,
                 "systemd",
                 f"systemd does not know {name}",
-                f"install -m 0644 systemd/{name} /etc/systemd/system/ && systemctl daemon-reload",
+                f"resolver-agent show {_SHOWN[name]} >/etc/systemd/system/{name} && systemctl daemon-reload",
             )
             continue
         if unit.enabled != "enabled":

@@ -41,8 +41,8 @@ def _states(facts: Facts) -> Iterator[Finding]:
             continue
         elif latest.result is ProbeFailure.REJECTING:
             fix = (
-                "Check pg_hba.conf and the role's password there, and the password file here: the comments in "
-                "systemd/role.sql say how."
+                "Check pg_hba.conf and the role's password there, and the password file here: the comments of "
+                "`resolver-agent show role.sql` say how."
             )
             yield Finding(Severity.ERROR, "node", f"{node} cannot be asked: {latest.detail}", fix)
         elif latest.result is ProbeFailure.NOT_SERVING:

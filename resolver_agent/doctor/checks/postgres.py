@@ -61,7 +61,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
             f"the local PostgreSQL cannot be asked: {server.why}; not checked: pg_dist_node, the settings of Citus, "
             "privileges, prepared transactions",
             "If it is down, start it. Otherwise correct `local` in the configuration, or let the agent in as the "
-            "comments in systemd/role.sql say.",
+            "comments of `resolver-agent show role.sql` say.",
         )
         return
     for name, database in server.databases.items():
@@ -139,7 +139,8 @@ def _role_sql(database: str) -> str:
     """Return how to run role.sql in a database: a shell's words, and a connection string for psql."""
     plain = re.fullmatch(r"\w[\w-]*", database)  # anything else might be a connection string, or an option
     word = database if plain else shlex.quote(metadata.connection_string(database))
-    return f"Run `psql -d {word} -f systemd/role.sql` as a superuser on this group's primary.{_LOCAL_USER}"
+    command = f"resolver-agent show role.sql | psql -v ON_ERROR_STOP=1 -d {word}"
+    return f"Run `{command}` as a superuser on this group's primary.{_LOCAL_USER}"
 
 
 def _settings(facts: Facts, server: Server) -> Iterator[Finding]:
@@ -232,14 +233,18 @@ def _privileges(facts: Facts, server: Server) -> Iterator[Finding]:
         text = f"role {server.user} logs in to all nodes over the network, and may change settings"
         fix = (
             "Let the agent log in on its own node as resolver_agent_local (`local: {user: resolver_agent_local}`), and "
-            "run systemd/role.sql again, which takes the right away: its comments give the order."
+            "run role.sql again, which takes the right away: its comments (`resolver-agent show role.sql`) give the "
+            "order."
         )
         yield Finding(Severity.WARNING, "role.sql", text, fix)
     if not (server.may_alter and server.may_reload):
         if server.version >= flush.FIRST_WITH_GRANT or not server.may_reload:
             fix = _role_sql("postgres")
         else:
-            fix = "Before PostgreSQL 15, give `local` a superuser's login, as the comments in systemd/role.sql say."
+            fix = (
+                "Before PostgreSQL 15, give `local` a superuser's login, as the comments of "
+                "`resolver-agent show role.sql` say."
+            )
         text = f"role {server.user} may not change citus.node_conninfo and reload: cached connections cannot be flushed"
         yield Finding(Severity.ERROR, "role.sql", text, fix)
     allowed = server.settings.get("allow_alter_system")

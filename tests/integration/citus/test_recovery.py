@@ -426,7 +426,7 @@ def test_functions_of_others_are_not_called(
     citus.run(f"ALTER FUNCTION resolver_agent.{function}() {change}")
     found = recover(configure(citus.server, tmp_path, user=user), "app", still=nothing)
     assert f"resolver_agent.{function}() does not" in str(found.fault)
-    assert "run systemd/role.sql" in str(found.fault)
+    assert "run role.sql" in str(found.fault)
     assert found == dataclasses.replace(UNTOUCHED, fault=found.fault)
     assert citus.calls() == (0, 0, 0)
 
@@ -445,7 +445,9 @@ def test_a_right_is_missing(citus: Citus, right: str) -> None:
     citus.run(f"REVOKE {right} FROM resolver_agent_local")
     found = recover(citus.settings, "app", still=nothing)
     assert str(found.fault).startswith("permission denied for ")
-    assert str(found.fault).endswith(": run systemd/role.sql in this database, on this group's primary")
+    assert str(found.fault).endswith(
+        ": run role.sql (resolver-agent show role.sql) in this database, on this group's primary"
+    )
 
 
 def test_a_superuser_may_be_the_login(citus: Citus, tmp_path: Path) -> None:

@@ -41,7 +41,14 @@ CASES = [
     ("an agent that hangs", host(agent=Unknown("no answer")), WARNING, "unchecked", "the agent: no answer", ""),
     ("an unread file", host(nsswitch=TextFile("/x", Unknown("denied"))), WARNING, "unchecked", "/x: denied", ""),
     ("systemd is silent", host(units=Unknown("no bus")), WARNING, "unchecked", "systemd: no bus", ""),
-    ("no unit", units(service=Unit("not-found", "", "inactive")), ERROR, "systemd", "does not know", "install -m 0644"),
+    (
+        "no unit",
+        units(service=Unit("not-found", "", "inactive")),
+        ERROR,
+        "systemd",
+        "does not know",
+        "resolver-agent show unit >",
+    ),
     (
         "disabled",
         units(service=Unit("loaded", "disabled", "active")),

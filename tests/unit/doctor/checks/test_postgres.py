@@ -197,7 +197,7 @@ CASES = [
         ERROR,
         "role.sql",
         "role resolver_agent_local may not",
-        "systemd/role.sql",
+        "resolver-agent show role.sql | psql ",
     ),
     (
         "a network login may change settings",
@@ -213,11 +213,18 @@ CASES = [
         ERROR,
         "role.sql",
         "may not",
-        "-f systemd/role.sql",
+        "resolver-agent show role.sql | psql ",
     ),
     ("PostgreSQL 14", server(may_alter=False, version=140000), ERROR, "role.sql", "may not", "a superuser's login"),
     ("no ALTER SYSTEM", parameter("allow_alter_system", "off"), ERROR, "allow_alter_system", "cannot be", "= on"),
-    ("functions", database(faults=("f() does not exist",)), ERROR, "role.sql", "app: f() does not", "psql -d app -f"),
+    (
+        "functions",
+        database(faults=("f() does not exist",)),
+        ERROR,
+        "role.sql",
+        "app: f() does not",
+        "psql -v ON_ERROR_STOP=1 -d app`",
+    ),
     (
         "no prepared transactions",
         parameter("max_prepared_transactions", "0"),
@@ -245,9 +252,9 @@ def test_a_shell_and_libpq_read_a_databases_name(name: str) -> None:
     """Pasted into a shell, the hint about role.sql runs psql in the database that it is about, and nowhere else."""
     faulty = known(database(faults=("f() does not exist",))(fit()).server).databases["app"]
     [found] = doctor_report.report(server(databases={name: faulty})(fit())).findings
-    [command] = re.findall(r"`(psql .*)` as", found.fix)
-    program, option, dbname, *rest = shlex.split(command)
-    assert [program, option, *rest] == ["psql", "-d", "-f", "systemd/role.sql"]
+    [command] = re.findall(r"`resolver-agent show role.sql \| (psql .*)` as", found.fix)
+    *program, dbname = shlex.split(command)
+    assert program == ["psql", "-v", "ON_ERROR_STOP=1", "-d"]
     assert not dbname.startswith(("-", "postgres://", "postgresql://"))
     assert (conninfo_to_dict(dbname) if "=" in dbname else {"dbname": dbname}) == {"dbname": name}
 
