@@ -20,6 +20,7 @@ import psycopg
 
 from resolver_agent.citus import session
 from resolver_agent.control.report import PreparedTransaction, RecoveredDatabase
+from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -355,7 +356,7 @@ def _left(connection: psycopg.Connection) -> dict[str, Any]:
 
 def _text(said: Diagnostic) -> str:
     """Return a message and, on the next line, its context, in which Citus names the node."""
-    return "\n".join([said.message_primary or "", *(said.context or "").splitlines()[:1]])
+    return "\n".join(map(plain, [said.message_primary or "", *(said.context or "").splitlines()[:1]]))
 
 
 def _told(error: psycopg.Error | _StoppedError) -> dict[str, str]:
@@ -369,7 +370,10 @@ def _told(error: psycopg.Error | _StoppedError) -> dict[str, str]:
 
 def _words(error: psycopg.Error) -> str:
     """Return what went wrong in one line, with the fix if the login may not call the functions of role.sql."""
-    said, context = session.words(error), error.diag.context
+    context = error.diag.context
     if isinstance(error, psycopg.errors.InsufficientPrivilege) and not context:
-        return f"{said}: run role.sql (resolver-agent show role.sql) in this database, on this group's primary"
-    return ", ".join(part.splitlines()[0] for part in (said, context) if part)  # libpq's further lines are guesses
+        fix = "run role.sql (resolver-agent show role.sql) in this database, on this group's primary"
+        return f"{session.words(error)}: {fix}"
+    # libpq's further lines are guesses.
+    first = [part.splitlines()[0] for part in (error.diag.message_primary or str(error), context) if part]
+    return ", ".join(map(plain, first))
