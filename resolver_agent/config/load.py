@@ -8,6 +8,7 @@ values must agree; ``values.py`` parses a single value, ``reader.py`` applies ta
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import os
 import socket
@@ -267,14 +268,17 @@ def load(path: str) -> Config:
     config = parse(found.content, path=path, hostname=socket.gethostname())
     if intruder is not None:
         _refuse_intruder(config, intruder)
-    errors = [f"{path}: {key}: {file}: {fault}" for key, file in _files(config) if (fault := source.unreadable(file))]
-    if errors:
+    faults = [(f"{path}: {key}: {file}: ", fault) for key, file in _files(config) if (fault := source.unreadable(file))]
+    # Another user than the agent's may still look: without the password file, say, only logins that need none work.
+    denied = [] if os.geteuid() == 0 else [one for one in faults if one[1] == os.strerror(errno.EACCES)]
+    if errors := ["".join(one) for one in faults if one not in denied]:
         raise ConfigError(errors)
+    warnings = ["".join(one) for one in denied]
     mode = found.mode
     if mode & stat.S_IROTH and not _SECRETS.isdisjoint({*config.postgresql, *config.local}):
-        warning = f"{path}: holds a password and is world-readable (mode {mode:04o}): chmod {mode & ~0o007:04o} {path}"
-        return dataclasses.replace(config, warnings=(warning,))
-    return config
+        fix = f"chmod {mode & ~0o007:04o} {path}"
+        warnings.append(f"{path}: holds a password and is world-readable (mode {mode:04o}): {fix}")
+    return dataclasses.replace(config, warnings=tuple(warnings)) if warnings else config
 
 
 def _read(path: str) -> source.Source:

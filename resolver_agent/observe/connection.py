@@ -179,7 +179,7 @@ class Connector:
             taken = running.done()
             return running.result() if taken else None
         except threads.NoThreadError as error:
-            return Unconnected(str(error))
+            return Unconnected(error.strerror or str(error))
         finally:
             if not taken:
                 attempt.abandon()

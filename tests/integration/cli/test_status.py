@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resolver_agent import __version__
-from tests.integration.support.agent_state import SETTLED
+from tests.integration.support.agent_state import SETTLED, wait_until
 from tests.integration.support.command_line import AS_NOBODY, PROGRAM, run, targets
 
 if TYPE_CHECKING:
@@ -27,12 +27,24 @@ if TYPE_CHECKING:
     StartAgent = Callable[..., Agent]
 
 
-def test_status_of_a_healthy_agent(running: Agent, config: Path, cluster: dict[str, Group]) -> None:
+@pytest.fixture
+def settled(running: Agent, config: Path) -> Agent:
+    """Return the agent once the lag of every standby is known: its primary was asked before it."""
+
+    def known() -> bool:
+        nodes = json.loads(run("status", "--json", "-c", config).stdout)["nodes"]
+        return all(node["lag_bytes"] is not None for node in nodes if node["role"] == "standby")
+
+    wait_until(known)
+    return running
+
+
+def test_status_of_a_healthy_agent(settled: Agent, config: Path, cluster: dict[str, Group]) -> None:
     """Names with target, time and reason, nodes with state, timeline, lag and age; exit code 0."""
     ran = run("status", "-c", config)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert (
-        f"resolver-agent {__version__}, process {running.process.pid}, {config}; {running.hosts_file}\n" in ran.stdout
+        f"resolver-agent {__version__}, process {settled.process.pid}, {config}; {settled.hosts_file}\n" in ran.stdout
     )
     assert "local PostgreSQL: primary\n" in ran.stdout
     worker, moment = cluster["wk1"], r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}"
@@ -43,12 +55,12 @@ def test_status_of_a_healthy_agent(running: Agent, config: Path, cluster: dict[s
     assert "alert" not in ran.stdout
 
 
-def test_status_as_json(running: Agent, config: Path, cluster: dict[str, Group]) -> None:
+def test_status_as_json(settled: Agent, config: Path, cluster: dict[str, Group]) -> None:
     """The JSON has the same facts."""
     ran = run("status", "--json", "-c", config)
     assert ran.returncode == 0
     found = json.loads(ran.stdout)
-    assert (found["pid"], found["role"], found["alerts"], found["trampled"]) == (running.process.pid, "primary", [], 0)
+    assert (found["pid"], found["role"], found["alerts"], found["trampled"]) == (settled.process.pid, "primary", [], 0)
     assert [(name["name"], name["address"], name["code"]) for name in found["names"]] == [
         ("cn", cluster["cn"].primary.address, "self"),
         ("wk1", cluster["wk1"].primary.address, "primary"),

@@ -135,7 +135,7 @@ def test_a_restart_knows_the_members_that_only_patroni_knows(patroni: PatroniClu
     """A primary that is not in the configuration does not get its name fenced when the agent starts."""
     machine, discovered = patroni.machines["cn-1"], patroni.machines["wk1-2"]
     names = {
-        name: {"nodes": nodes, "patroni": {"port": patroni.rest_port}}
+        name: {"nodes": nodes, "patroni": {"port": patroni.rest_port, "networks": ["127.0.42.0/24"]}}
         for name, nodes in {"cn": ["127.0.41.1", "127.0.41.2"], "wk1": ["127.0.42.1"]}.items()
     }
     agent = patroni.start_agent(machine, names=names)

@@ -138,11 +138,9 @@ def lead_everywhere(citus: CitusCluster, **more: str) -> None:
 
 def update(citus: CitusCluster, cn: Machine, group: int, host: str) -> None:
     """Write a host into a row of the metadata, and wait until every node has it."""
-    cn.server.run_sql(
-        "SELECT citus_update_node(nodeid, %s, %s) FROM pg_dist_node WHERE groupid = %s",
-        [host, citus.site.port, group],
-        dbname=DATABASE,
-    )
+    # Not in one statement: Citus 13.2 may crash while the table is read, as the function changes what that reads.
+    [(node_id,)] = cn.server.run_sql("SELECT nodeid FROM pg_dist_node WHERE groupid = %s", [group], dbname=DATABASE)
+    cn.server.run_sql("SELECT citus_update_node(%s, %s, %s)", [node_id, host, citus.site.port], dbname=DATABASE)
 
 
 SPELLINGS = [

@@ -179,7 +179,7 @@ def test_a_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         pytest.param("scope: [\n", "line 2", id="no YAML"),
         pytest.param("- 1\n", "has no scope", id="a list"),
-        pytest.param("a: " + "[" * 5000, "nested too deeply", id="deep"),
+        pytest.param("a: " + "[" * 5000, "nested more than 50 levels deep", id="deep"),
         pytest.param("\0", "character", id="a zero byte"),
         pytest.param("x" * (2**20 + 1), "larger than", id="huge"),
     ],

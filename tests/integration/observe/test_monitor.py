@@ -386,10 +386,10 @@ async def test_close_leaves_nothing_however_early_it_comes(steps: int, lone: Pos
 async def test_a_defect_in_a_task_comes_to_light(lone: Postgres, load: Load) -> None:
     """It sets the event that callers wait for, and ``check`` raises it."""
 
-    def broken(*_: Any, **__: Any) -> list[tuple[Any, ...]]:
+    def broken() -> None:
         raise ZeroDivisionError
 
-    monitor = Monitor(getaddrinfo=broken)
+    monitor = Monitor(on_local=broken)
     monitor.watch(load(lone, {"wk1": ["one"]}))
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(Sight(monitor).keep_record(), 5)
