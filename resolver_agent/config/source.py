@@ -9,16 +9,12 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-import pwd
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from resolver_agent.system import ownership
 
 _MOST_BYTES = 1024**2
-_MOST_LINKS = 40
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -86,7 +82,8 @@ def intruder(path: str) -> Intruder | None:
     Raises:
         OSError: a part of the path does not exist, or the links do not end.
     """
-    return _worst([_of(at, found) for at, found in _steps(path)])
+    on_the_way = [_of(str(step), step.lstat()) for step, _ in ownership.way(Path(path))]
+    return _worst([*on_the_way, _of(os.path.realpath(path), os.stat(path))])  # noqa: PTH116 - as the others
 
 
 def _worst(found: list[Intruder | None]) -> Intruder | None:
@@ -100,45 +97,13 @@ def _of(at: str, found: os.stat_result) -> Intruder | None:
     sticky = stat.S_ISDIR(found.st_mode) and mode & stat.S_ISVTX
     writers = 0 if sticky or stat.S_ISLNK(found.st_mode) else mode & _OTHERS_WRITE
     if writers & stat.S_IWOTH:
-        fault = f"{at} is writable for everybody (owner {_user(found.st_uid)}, mode {mode:04o})"
+        fault = f"{at} is writable for everybody (owner {ownership.user(found.st_uid)}, mode {mode:04o})"
         return Intruder(fault, f"chmod go-w {at}", everybody=True)
     if found.st_uid != 0:
-        fault = f"{at} belongs to {_user(found.st_uid)} (mode {mode:04o})"
+        fault = f"{at} belongs to {ownership.user(found.st_uid)} (mode {mode:04o})"
         return Intruder(fault, f"chown -h root {at}", everybody=False)
     if writers:
         return Intruder(
             f"{at} is writable for its group (owner root, mode {mode:04o})", f"chmod go-w {at}", everybody=False
         )
     return None
-
-
-def _steps(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield each folder, link and file on a path, links followed, from the root folder on."""
-    at, links = "/", 0
-    todo = list(reversed(Path(os.path.abspath(path)).parts[1:]))  # noqa: PTH100 - resolve() would hide the links
-    yield at, os.lstat(at)
-    while todo:
-        part = todo.pop()
-        if part == "..":
-            at = os.path.dirname(at)  # noqa: PTH120 - text, no look-up
-            continue
-        step = f"{at.rstrip('/')}/{part}"
-        found = os.lstat(step)
-        yield step, found
-        if not stat.S_ISLNK(found.st_mode):
-            at = step
-            continue
-        links += 1
-        if links > _MOST_LINKS:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        target = Path(step).readlink()
-        if target.is_absolute():
-            at = "/"
-        todo.extend(reversed([one for one in target.parts if one != "/"]))
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"

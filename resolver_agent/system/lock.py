@@ -16,17 +16,17 @@ import errno
 import fcntl
 import logging
 import os
-import pwd
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from resolver_agent.system import ownership
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _log = logging.getLogger(__name__)
 
-_LINKS_MAX = 40
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -104,7 +104,9 @@ def _refuse_file(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         raise LockUnavailableError(f"{path} is no regular file of its own: delete it")
     if os.geteuid() == 0 and found.st_uid != 0:
-        raise LockUnavailableError(f"{path} belongs to {_user(found.st_uid)}, who could hold the lock: delete it")
+        raise LockUnavailableError(
+            f"{path} belongs to {ownership.user(found.st_uid)}, who could hold the lock: delete it"
+        )
 
 
 def _make_folder(folder: Path) -> None:
@@ -121,11 +123,11 @@ def _refuse_foreign(path: Path, key: str, shown: Path) -> None:
     """
     if os.geteuid() != 0:
         return
-    for found, is_last in _way(path):
+    for found, is_last in ownership.way(path):
         status = found.lstat()
         is_link = stat.S_ISLNK(status.st_mode)
         if status.st_uid != 0:
-            who = f"belongs to {_user(status.st_uid)}"
+            who = f"belongs to {ownership.user(status.st_uid)}"
         elif is_link or not _others_may_write(status, sticky_counts=not is_last):
             continue
         else:
@@ -141,45 +143,6 @@ def _others_may_write(status: os.stat_result, *, sticky_counts: bool) -> bool:
         return False
     roots_group = stat.S_IWGRP if status.st_gid == 0 else 0
     return bool(status.st_mode & _WRITABLE_BY_OTHERS & ~roots_group)
-
-
-def _way(path: Path) -> list[tuple[Path, bool]]:
-    """Return the folders and symbolic links on the way to ``path``, and whether each is a folder that ends the way.
-
-    A folder ends the way if the file itself, or a link to it, is in it.
-
-    Raises:
-        OSError: a link cannot be read, or there are too many.
-    """
-    here, ahead, links = Path("/"), list(reversed(path.absolute().parts[1:])), 0
-    found: list[tuple[Path, bool]] = []
-    while ahead:
-        found.append((here, len(ahead) == 1))
-        step = here / ahead.pop()
-        if step.name == "..":
-            here = here.parent
-        elif step.is_symlink():
-            links += 1
-            if links > _LINKS_MAX:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-            found.append((step, False))
-            target = step.readlink()
-            here = Path("/") if target.is_absolute() else here
-            ahead += reversed(target.parts[1:] if target.is_absolute() else target.parts)
-        elif not ahead:
-            break
-        elif step.is_dir():
-            here = step
-        else:
-            break  # what is missing cannot be another user's
-    return found
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
 
 
 def is_held(runtime_dir: str) -> bool:
