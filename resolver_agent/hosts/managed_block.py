@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import logging
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _FIRST_RETRY_S, _RETRY_MAX_S = 0.2, 30.0
+_SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_SHORT_RETRY_MAX_S = 1.0
+"""What the system may be short of for a moment only, and how soon a write is then tried again at the latest."""
+
 _TOLERATED = 3
 """How many changes by another program in a row are put back at once; later ones wait longer and longer."""
 
@@ -150,7 +155,8 @@ class HostsBlock:
         except (HostsFileError, ValueError) as error:
             self._fault = self._refused(error, "it stays as it is")
             self._failures += 1
-            self._not_before = now + backoff_s(self._failures, first_s=_FIRST_RETRY_S, max_s=_RETRY_MAX_S)  # A11
+            max_s = _SHORT_RETRY_MAX_S if getattr(error, "errno", None) in _SHORT_OF else _RETRY_MAX_S
+            self._not_before = now + backoff_s(self._failures, first_s=_FIRST_RETRY_S, max_s=max_s)  # A11
             return True
         if write.repeats and outcome.state is not State.UNCHANGED:
             self._trample(now)

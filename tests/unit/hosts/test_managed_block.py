@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from typing import TYPE_CHECKING
 
@@ -290,6 +291,25 @@ def test_a11_failed_write_is_an_alert_and_tried_again_ever_later(block: Block, m
     block.path.write_text(whole)
     assert block.put(TO_A, now)
     assert (block.alerts, block.block.trampled, block.leads()) == ({}, 0, A)
+
+
+@pytest.mark.parametrize(("code", "again_s"), [(errno.EMFILE, 1.0), (errno.ENOMEM, 1.0), (errno.ENOSPC, 30.0)])
+def test_a11_a_moments_shortage_delays_no_write_for_long(
+    code: int, again_s: float, block: Block, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Descriptors and memory may be back in a moment, a full disk is not."""
+    tries: list[float] = []
+    now = 0.0
+
+    def failing(_writer: HostsFileWriter, _transform: Callable[[bytes], bytes]) -> Outcome:
+        tries.append(now)
+        raise WriteError(str(block.path), "cannot be written", OSError(code, "it is short"))
+
+    monkeypatch.setattr(HostsFileWriter, "update", failing)
+    while now < 200:
+        block.put(TO_A, now)
+        now += 0.25
+    assert tries[-1] - tries[-2] == again_s
 
 
 def test_a_file_that_cannot_be_read_is_an_alert(block: Block) -> None:
