@@ -96,17 +96,16 @@ def _hba(facts: Facts, server: Server) -> Iterator[Finding]:
         fix = "If it has host names, write addresses instead: a reverse look-up finds the agent's names first."
         yield Finding(Severity.NOTE, "pg_hba:unchecked", text, fix)
         return
-    text = text_of(facts.host.hosts) or ""
+    content = (text_of(facts.host.hosts) or "").encode("utf-8", "surrogateescape")
     try:
-        targets = block.recall(text.encode("utf-8", "surrogateescape"))
+        targets = block.recall(content)
     except block.BlockError:
         return
-    above = {
-        line.split(maxsplit=1)[0] for line in text.partition("# BEGIN resolver-agent")[0].split("\n") if line.split()
-    }
-    own = {one.address for one in targets if one.kind is not TargetKind.FENCED and one.address} - above
-    if own and server.hba_names:
-        address = min(own)
+    names = {one.name for one in targets}
+    found = block.reverse(content, {one.address for one in targets if one.kind is not TargetKind.FENCED})
+    ours = [address for address, name in sorted(found.items()) if name in names]
+    if ours and server.hba_names:
+        address = ours[0]
         text = (
             f"pg_hba.conf has host names ({', '.join(server.hba_names)}): they do not match nodes whose address the "
             f"agent gives another name, such as {address}"
