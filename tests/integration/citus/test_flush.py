@@ -76,7 +76,7 @@ FAULTS = {
 
 PRIMARIES, STANDBYS = {"wk1-1", "wk2-1"}, {"wk1-2", "wk2-2"}
 
-MEND = "run role.sql (resolver-agent show role.sql) "
+MEND = r"run role\.sql \(resolver-agent show role\.sql\) "
 ROBBED = {
     "ALTER SYSTEM": (
         "REVOKE ALTER SYSTEM ON PARAMETER citus.node_conninfo FROM resolver_agent_local",
