@@ -85,9 +85,9 @@ def host(machine: SystemdHost) -> SystemdHost:
     )
     machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "reset-failed")
-    machine.run("chown", "root:root", "/etc/hosts")
     machine.write("/etc/hosts", HOSTS)
     machine.write("/etc/resolver-agent.yml", CONFIG.encode())
+    machine.run("chown", "root:root", "/etc/hosts", "/etc/resolver-agent.yml")
     return machine
 
 
