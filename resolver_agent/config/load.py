@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent.config import patroni_yml, source, values, yaml12
-from resolver_agent.config.model import Config, Fallback, Group, Node, PatroniApi, Route
+from resolver_agent.config.model import Config, Fallback, Group, Node, PatroniApi, Queue, Route
 from resolver_agent.config.reader import Reader, Required, Table, TooManyErrorsError, as_is
 from resolver_agent.config.yaml12 import dotted
 
@@ -65,8 +65,11 @@ _TOP: Table = {
     "citus": (values.word("auto", "off"), "auto"),
     "hosts_file": (values.path, DEFAULT_HOSTS_FILE),
     "runtime_dir": (values.path, DEFAULT_RUNTIME_DIR),
+    "queue": (as_is, {}),
     "log": (as_is, {}),
 }
+_QUEUE_MOST = {"planned": "5m", "drain": "4s", "unplanned": "5m"}
+"""The longest times; the hook of a stop has 6 s in all."""
 _PATRONI_API: Table = {
     "port": (values.port, Required("expected the port of Patroni's REST API, e.g. 8008")),
     **dict.fromkeys(("cacert", "cert", "key"), (values.path, None)),
@@ -78,7 +81,9 @@ _LOG: Table = {
 }
 
 _UNDER_A_NAME = {key: f"it belongs under a name: names.NAME.{key}" for key in ("nodes", "patroni")}
-_AT_THE_TOP = dict.fromkeys(_TOP.keys() - _PER_NAME.keys(), "it is set once for all names, at the top level")
+_AT_THE_TOP = dict.fromkeys(
+    _TOP.keys() - _PER_NAME.keys() - {"queue"}, "it is set once for all names, at the top level"
+)
 
 # Connection keywords that the agent sets itself, or that would hide a server from it.
 _ANY_SERVER = {
@@ -133,13 +138,24 @@ def _patroni_api(reader: Reader, key: str, found: Any) -> PatroniApi | None:
     return api
 
 
+def _queue(reader: Reader, key: str, found: Any, defaults: Queue) -> Queue:
+    """Return how long statements may wait; what is not set is as in ``defaults``."""
+    table = {
+        name: (partial(values.duration_s, least="0", most=most), getattr(defaults, f"{name}_s"))
+        for name, most in _QUEUE_MOST.items()
+    }
+    read = reader.fields(key, found, table, misplaced={})
+    return Queue(**{f"{name}_s": seconds for name, seconds in read.items()})
+
+
 def _groups(
-    reader: Reader, key: str, names: Mapping[str, Any], *, defaults: Mapping[str, Any], hostname: str
+    reader: Reader, key: str, names: Mapping[str, Any], *, defaults: Mapping[str, Any], hostname: str, queue: Queue
 ) -> tuple[Group, ...]:
     """Return the names in the file's order; what a name does not set is taken from the top level."""
     table = {
         "nodes": (values.filled(list, _NODES), Required(_NODES)),
         "patroni": (as_is, None),
+        "queue": (as_is, {}),
         **{name: (parse, defaults[name]) for name, (parse, _) in _PER_NAME.items()},
     }
     managed = {name.lower() for name in names}
@@ -159,6 +175,7 @@ def _groups(
             max_lag_s=group["max_lag_seconds"],
             failback_delay_s=group["failback_delay"],
             patroni=_patroni_api(reader, f"{at}.patroni", group["patroni"]),
+            queue=_queue(reader, f"{at}.queue", group["queue"], queue),
         )
     return tuple(groups.values())
 
@@ -225,7 +242,8 @@ def _parse(
 
     top = reader.fields(prefix, section, _TOP, misplaced=_UNDER_A_NAME)
     log = reader.fields(dotted(prefix, "log"), top["log"], _LOG, misplaced={})
-    groups = _groups(reader, dotted(prefix, "names"), top["names"] or {}, defaults=top, hostname=hostname)
+    queue = _queue(reader, dotted(prefix, "queue"), top["queue"], Queue())
+    groups = _groups(reader, dotted(prefix, "names"), top["names"] or {}, defaults=top, hostname=hostname, queue=queue)
     given = reader.keywords(dotted(prefix, "postgresql"), top["postgresql"], refused=_EVERY_NODE)
     local = reader.keywords(dotted(prefix, "local"), top["local"], refused=_LOCAL)
     host = {**address, **local}.get("host") or "/"

@@ -56,6 +56,19 @@ class PatroniApi:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """How long statements for a name may wait, in seconds; 0 is not at all.
+
+    ``planned_s`` is for a stop that is announced, ``drain_s`` of it for what is under way on the server that stops.
+    ``unplanned_s`` is for a primary that is lost.
+    """
+
+    planned_s: float = 15.0
+    drain_s: float = 2.0
+    unplanned_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """A managed name, in lower case, and the nodes behind it. A limit of None is no limit."""
 
@@ -66,6 +79,7 @@ class Group:
     max_lag_s: float | None
     failback_delay_s: float
     patroni: PatroniApi | None
+    queue: Queue = Queue()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,7 @@ PURE = {
     *(module for module in TREES if module.startswith("routing/")),
     "config/model.py",
     "system/foreign.py",
+    "queue/message.py",
 }
 """Functions of values: what decides, and what renders the block."""
 
@@ -44,6 +45,7 @@ LAYERS = (
     {"agent.py"},
     {"requests.py", "once.py", "doctor"},
     {"log.py"},
+    {"queue"},
     {"citus"},
     {"observe"},
     {"patroni", "hosts", "control"},
