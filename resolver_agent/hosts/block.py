@@ -7,7 +7,7 @@ The block is also the agent's only memory. Each of its lines is ``address<TAB>na
         [; system NUMBER[ in place of NUMBER]]
 
 ``kind`` is a value of ``TargetKind``. ``no standby`` is on fenced names that want a standby. ``wants`` is on names
-that were held when the role that they want changed. The next clause is the
+that were held when the role that they want changed, and on names that queue for a standby. The next clause is the
 group's last known primary. It is left out where the kind implies it: ``primary`` and ``fallback`` lines have the
 primary's address, and ``self`` and ``standby`` lines without the clause have no known primary. The last clause is the
 group's system identifier, and the one that it replaced until the operator confirms that; it is left out while none is
@@ -68,6 +68,7 @@ _WISHES = {
     TargetKind.FALLBACK: Role.STANDBY,
     TargetKind.PRIMARY: Role.PRIMARY,
     TargetKind.FENCED: Role.PRIMARY,
+    TargetKind.QUEUED: Role.PRIMARY,
 }
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Config, Node
     from resolver_agent.routing.decision import Decision
-    from resolver_agent.routing.observation import LockClaim
+    from resolver_agent.routing.observation import LockClaim, Window
     from resolver_agent.routing.state import Alert
 
 _log = logging.getLogger(__name__)
@@ -34,12 +34,15 @@ class Observer:
     """Watches the servers of a configuration, from ``watch()`` to ``close()``.
 
     ``on_local`` is called whenever the local server was asked. ``config`` is the configuration with the members that
-    Patroni added. ``own`` is the node that the local server is, by name of its group.
+    Patroni added. ``own`` is the node that the local server is, by name of its group. ``windows`` and ``no_room`` are
+    those of the observations, kept by ``queue.windows``.
     """
 
     def __init__(self, *, on_local: Callable[[], None] = lambda: None) -> None:
         self.own: dict[str, Node] = {}
         self.announced: local_server.Announced | None = None
+        self.windows: Mapping[str, Window] = {}
+        self.no_room: Mapping[str, str] = {}
         self._monitor = Monitor(on_local=on_local)
         self._patroni = PatroniWatch(changed=self.changed)
 
@@ -111,6 +114,8 @@ class Observer:
                 self._latest_claim, local=self.local, now=boottime(), max_age_s=self.config.max_age_s
             ),
             patroni=self._patroni.statuses,
+            windows=self.windows,
+            no_room=self.no_room,
         )
 
     @property

@@ -44,7 +44,8 @@ class Message:
     """One message.
 
     ``node`` is the server that stops, as configured, and ``wait_s`` how long its hook waits at most; both are in LEAVES
-    alone. ``coordinator`` is in HELD: whether a coordinator's agent answers. ``left`` is in CLEAR: how many
+    alone. ``coordinator`` and ``later`` are in HELD: whether a coordinator's agent answers, and whether it has to
+    finish with another stop first. ``left`` is in CLEAR: how many
     transactions were still under way when the time was up.
     """
 
@@ -53,6 +54,7 @@ class Message:
     node: str = ""
     wait_s: float = 0.0
     coordinator: bool = False
+    later: bool = False
     left: int = 0
 
 
@@ -63,7 +65,7 @@ def render(message: Message) -> str:
         case Kind.LEAVES:
             said |= {"node": message.node, "wait_ms": round(message.wait_s * 1000)}
         case Kind.HELD:
-            said["coordinator"] = message.coordinator
+            said |= {"coordinator": message.coordinator, "later": message.later}
         case Kind.CLEAR:
             said["left"] = message.left
         case _:
@@ -84,10 +86,10 @@ def parse(payload: str) -> Message | None:
     except ValueError:
         return None
     name, node, wait_ms = said.get("id"), said.get("node", ""), said.get("wait_ms", 0)
-    coordinator, left = said.get("coordinator", False), said.get("left", 0)
+    coordinator, later, left = said.get("coordinator", False), said.get("later", False), said.get("left", 0)
     if not isinstance(name, str) or not _ID.fullmatch(name) or not isinstance(node, str):
         return None
-    if (kind is Kind.LEAVES and not _NODE.fullmatch(node)) or type(coordinator) is not bool:
+    if (kind is Kind.LEAVES and not _NODE.fullmatch(node)) or not {type(coordinator), type(later)} <= {bool}:
         return None
     if not all(type(number) is int and 0 <= number <= _NUMBER_LIMIT for number in (wait_ms, left)):
         return None
@@ -97,5 +99,6 @@ def parse(payload: str) -> Message | None:
         node=node if kind is Kind.LEAVES else "",
         wait_s=min(wait_ms / 1000, _WAIT_LIMIT_S),
         coordinator=coordinator,
+        later=later,
         left=left,
     )

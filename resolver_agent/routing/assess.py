@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from resolver_agent.routing.lag import extend_history
 from resolver_agent.routing.observation import NodeState, Observation, Observations, PatroniStatus, ProbeFailure
 from resolver_agent.routing.primary import find_primary
+from resolver_agent.routing.queue import leaves_now, since_lost
 from resolver_agent.routing.standby import assess_fitness
 from resolver_agent.routing.state import Alert, AlertCode, GroupState, Memory, is_usable
 from resolver_agent.routing.system_id import describe_foreign, find_foreign, find_system_id, remember_foreign
@@ -70,11 +71,14 @@ def assess(
     if memory.system_id is None and trusted.system_id is None and primary.seen is None:
         system_id = None  # presumed, until a primary confirms it
     lsns, of_primary = extend_history(memory, group, primary.seen, members.values(), max_age_s=max_age_s)
+    leaving = leaves_now(observations.windows.get(group.name))
     fitness = assess_fitness(
         group,
         states,
         members=members,
-        refused=foreign_words | dict(trusted.excluded),  # A7
+        refused=foreign_words  # A7
+        | dict(trusted.excluded)
+        | ({leaving: f"{leaving.host} stops as announced"} if leaving is not None else {}),
         lsns=lsns,
         previous=memory.fitness,
         now=now,
@@ -97,6 +101,7 @@ def assess(
             lsns=lsns,
             lsns_of_primary=of_primary,
             fitness=fitness,
+            lost_at=since_lost(primary.seen, memory.lost_at, unplanned_s=group.queue.unplanned_s, now=now),
         ),
         foreign=foreign,
         primary=primary,
@@ -109,6 +114,7 @@ def assess(
         pending_until=now
         if replaced and replaced_id is None
         else min((at for at in fit_from.values() if at > now), default=float("inf")),
+        leaving=leaving,
     )
 
 
@@ -127,6 +133,7 @@ def _would_repeat(
         group is view.group
         and before == view.before
         and now < view.pending_until
+        and leaves_now(observations.windows.get(group.name)) == view.leaving
         and observations.patroni.get(group.name, _NO_STATUS) is view.status
         and _find_own(view.states, observations) is view.own_seen
         and all(

@@ -11,10 +11,11 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Fallback, Route
+from resolver_agent.routing import queue
 from resolver_agent.routing.assess import assess
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.local_server import local_role, own_addresses
-from resolver_agent.routing.observation import NodeState, Observations, Role
+from resolver_agent.routing.observation import NodeState, Observations, Role, Window
 from resolver_agent.routing.primary import choose_primary
 from resolver_agent.routing.standby import choose_standby, fall_back_together
 from resolver_agent.routing.state import (
@@ -42,6 +43,7 @@ _ALERTED = {
     Code.HELD: AlertCode.HELD,
     Code.FENCED: AlertCode.FENCED,
     Code.FALLBACK: AlertCode.FALLBACK,
+    Code.QUEUED: AlertCode.QUEUED,
     Code.UNKNOWN: AlertCode.UNKNOWN,
 }
 
@@ -117,8 +119,8 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
     role, primary_run = local_role(views, observations, previous)
     wanted = observations.assumed or (Role.PRIMARY if observations.holds_lock else role)
     owns = own_addresses(views, observations.local, observations.local.fresh(now=now, max_age_s=max_age_s))
-    settled = _settled(views, owns, previous, (wanted, config.fallback))
-    choices = {}
+    settled = _settled(views, owns, previous, (wanted, config.fallback), windows=observations.windows)
+    choices: dict[str, Choice] = {}
     for view in views:
         if not (view.group.route is Route.FOLLOW and view.group.name in owns) and view.group.name not in settled:
             wanted_role = _wanted_role(view, wanted)
@@ -126,6 +128,7 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
             choices[view.group.name] = choose(view, config.fallback)
     if config.fallback is Fallback.ALL:
         fall_back_together(views, choices)
+    in_vain = _queue(config, views, choices, observations, now)
 
     groups = {
         name: settled.get(name) or _settle(view, owns.get(name), choices.get(name), now)
@@ -134,22 +137,31 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
     }
     alerts = [alert for view in views for alert in view.alerts]
     alerts += [alert for name, state in groups.items() for alert in _name_alerts(state, name)]
+    alerts += in_vain
     alerts += _local_alerts(observations.local, role)
     return Decision(
         groups=groups,
         role=role,
         primary_run=primary_run,
         alerts=tuple(dict.fromkeys(alerts)),
-        recheck_at=_recheck_at(views, observations, max_age_s=max_age_s),
+        recheck_at=_recheck_at(views, observations, max_age_s=max_age_s, now=now),
         made_for=(wanted, config.fallback),
         views={view.group.name: view for view in views},
     )
 
 
 def _settled(
-    views: list[GroupView], owns: Mapping[str, str], previous: Decision, made_for: tuple[Role | None, Fallback]
+    views: list[GroupView],
+    owns: Mapping[str, str],
+    previous: Decision,
+    made_for: tuple[Role | None, Fallback],
+    *,
+    windows: Mapping[str, Window],
 ) -> dict[str, GroupState]:
-    """Return the groups whose view is the previous one: their decision would come out as before."""
+    """Return the groups whose view is the previous one: their decision would come out as before.
+
+    Whether a name queues depends on more than the view.
+    """
     if previous.made_for != made_for or Fallback.ALL in made_for:  # with `all` each name depends on all the others
         return {}
     return {
@@ -159,14 +171,41 @@ def _settled(
         if before is not None
         and previous.views.get(view.group.name) is view
         and before.own == owns.get(view.group.name)
+        and view.group.name not in windows
+        and view.memory.lost_at is None
+        and not (before.target is not None and before.target.kind is TargetKind.QUEUED)
     }
 
 
-def _recheck_at(views: list[GroupView], observations: Observations, *, max_age_s: float) -> float:
-    """Return when the next observation expires or the next node has been healthy for long enough."""
+def _queue(
+    config: Config, views: list[GroupView], choices: dict[str, Choice], observations: Observations, now: float
+) -> list[Alert]:
+    """Put the waiting room in the place of each choice that has to wait; return the alerts of waits in vain."""
+    alerts: list[Alert] = []
+    if not observations.windows and all(view.memory.lost_at is None for view in views):
+        return alerts
+    numbers = {group.name: number for number, group in enumerate(config.groups)}
+    for view in views:
+        name = view.group.name
+        if name in choices:
+            window = observations.windows.get(name)
+            room = None if name in observations.no_room else queue.room_address(numbers[name])
+            waits = queue.queue(view, choices[name], window, room=room, now=now)
+            choices[name] = waits or choices[name]
+            alerts += queue.overdue(view, choices[name], window, now=now)
+    return alerts
+
+
+def _recheck_at(views: list[GroupView], observations: Observations, *, max_age_s: float, now: float) -> float:
+    """Return when the next observation expires, the next node has been healthy for long enough, or a wait ends."""
     seen = (observations.nodes[node].role_seen for view in views for node in view.fresh)
     expiries = (one.at + max_age_s for one in seen if one is not None)
-    return min(min(expiries, default=float("inf")), min((view.pending_until for view in views), default=float("inf")))
+    waits = (at for view in views for at in queue.rechecks(view, observations.windows.get(view.group.name)))
+    return min(
+        min(expiries, default=float("inf")),
+        min((view.pending_until for view in views), default=float("inf")),
+        min((at for at in waits if at > now), default=float("inf")),
+    )
 
 
 def _wanted_role(view: GroupView, local: Role | None) -> Role:
@@ -210,7 +249,7 @@ def _settle(view: GroupView, own: str | None, choice: Choice | None, now: float)
 
 
 def _name_alerts(state: GroupState, name: str) -> list[Alert]:
-    """Return the alert for a name that is held, fenced, fallen back or left out (R8)."""
+    """Return the alert for a name that is held, fenced, fallen back, queues or is left out (R8)."""
     code = _ALERTED.get(state.reason.code)
     if code is None:
         return []

@@ -171,12 +171,40 @@ class LockClaim:
     system_id: int | None = None
 
 
+class Stage(enum.Enum):
+    """How far a window is: the name stays while statements under way end; then it leads to the room."""
+
+    DRAINING = "draining"
+    ROOM = "room"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """An announced stop of a server, as it concerns one name. Times are in seconds of CLOCK_BOOTTIME.
+
+    ``address`` is where ``node`` is reached, ``run`` the run of it that stops, None where that is not known: after the
+    agent's own restart. ``role`` is the server's. The window opened at ``since`` and closes at ``until`` at the latest.
+    If a probe begun at ``called_off_at`` or later still meets that run, the stop does not happen.
+    """
+
+    id: str
+    node: Node
+    address: str
+    run: Identity | None
+    role: Role
+    since: float
+    until: float
+    called_off_at: float
+    stage: Stage
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Observations:
     """Everything a decision is made from, besides the configuration and the previous decision.
 
     ``assumed`` replaces the local role (``--role``, an announced promotion). ``holds_lock`` reports that the local
-    Patroni holds its group's leader lock.
+    Patroni holds its group's leader lock. ``windows`` are the announced stops of servers, by name; ``no_room`` says why
+    a name can have no waiting room.
     """
 
     nodes: Mapping[Node, NodeState]
@@ -184,6 +212,8 @@ class Observations:
     assumed: Role | None = None
     holds_lock: bool = False
     patroni: Mapping[str, PatroniStatus] = dataclasses.field(default_factory=dict)
+    windows: Mapping[str, Window] = dataclasses.field(default_factory=dict)
+    no_room: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def describe(node: Node, state: NodeState, seen: Observation | None) -> str:

@@ -46,6 +46,7 @@ class Code(enum.Enum):
     FALLBACK = "fallback"  # no fit standby: the primary, as configured
     HELD = "held"  # no evidence for a change
     FENCED = "fenced"  # R2, or no fit standby and fallback: none
+    QUEUED = "queued"  # its server stops, or is lost: connections wait for the next one
     UNKNOWN = "unknown"  # nothing was ever known: the name is left out
 
 
@@ -65,6 +66,7 @@ class TargetKind(enum.Enum):
     PRIMARY = "primary"
     FALLBACK = "fallback"
     FENCED = "fenced"
+    QUEUED = "queued"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +98,12 @@ class Target:
 class AlertCode(enum.Enum):
     """What is wrong; the machine's half of an alert, and the last word of its key. These words stay as they are."""
 
-    HELD = "held"  # a name: as ``Code`` says, which these four share
+    HELD = "held"  # a name: as ``Code`` says, which these five share
     FENCED = "fenced"
     FALLBACK = "fallback"
+    QUEUED = "queued"
     UNKNOWN = "unknown"
+    WAITED = "waited"  # a name: connections waited in vain
     REJECTING = "rejecting"  # a node: it answers, but cannot be asked
     ADDRESS = "address"  # a node: it was reached at an address that no name can have
     NOT_SERVING = "not_serving"  # a node: it starts up or shuts down
@@ -166,6 +170,7 @@ class Memory:
     since. ``system_id`` and ``replaced_id`` are as in ``Target``. ``foreign`` are the nodes that had another system
     identifier while a server of the group's own answered. ``lsns`` is the history of the primary's LSN as (seen at,
     LSN), oldest first, or that of the most advanced member as long as no primary was seen (``lsns_of_primary``).
+    ``lost_at`` is since when no primary is seen, where the name queues then.
     """
 
     primary: str | None = None
@@ -175,6 +180,7 @@ class Memory:
     foreign: frozenset[Node] = frozenset()
     lsns: tuple[tuple[float, int], ...] = ()
     lsns_of_primary: bool = False
+    lost_at: float | None = None
     fitness: Mapping[Node, Fitness] = dataclasses.field(default_factory=dict)
 
 

@@ -18,7 +18,7 @@ from resolver_agent.routing.observation import (
     describe,
     nodes_at,
 )
-from resolver_agent.routing.state import Alert, Code, GroupState, Memory, Reason, Target, TargetKind
+from resolver_agent.routing.state import FENCE, Alert, Code, GroupState, Memory, Reason, Target, TargetKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +48,8 @@ class GroupView:
     ``fresh`` has the observations that count, by node. ``fit`` are the nodes that may serve reads, in the configured
     order, and ``healthy`` those of them that have been fit for ``failback_delay``; ``pending_until`` is when the next
     one will be. ``split`` reports that there are several primaries. ``leader`` holds the leader lock, says Patroni.
-    ``before`` is the previous decision, ``memory`` what the next one needs to know. ``foreign`` are the nodes that were
+    ``leaving`` is the standby that stops as announced. ``before`` is the previous decision, ``memory`` what the next
+    one needs to know. ``foreign`` are the nodes that were
     last seen as servers of another database cluster.
     """
 
@@ -67,6 +68,7 @@ class GroupView:
     split: bool
     alerts: tuple[Alert, ...]
     pending_until: float
+    leaving: Node | None = None
 
     @property
     def target(self) -> Target | None:
@@ -88,11 +90,11 @@ class GroupView:
     def has_evidence_against(self) -> bool:
         """Whether there is evidence against the present target; against every node where no node has its address.
 
-        Silence is none (R1): a node that cannot be asked keeps its reads. A name that is fenced, or on its primary
-        (fallback), is on no standby that could be held, so this is true of it as well.
+        Silence is none (R1): a node that cannot be asked keeps its reads. A name that is fenced, queues, or is on its
+        primary (fallback), is on no standby that could be held, so this is true of it as well.
         """
         target = self.target
-        if target is not None and target.kind in (TargetKind.FENCED, TargetKind.FALLBACK):
+        if target is not None and target.kind in (TargetKind.FENCED, TargetKind.FALLBACK, TargetKind.QUEUED):
             return True
         return not self.is_silent(target.address if target is not None else None)
 
@@ -150,6 +152,8 @@ class Choice:
 def hold(view: GroupView, wanted_role: Role, why: str) -> Choice:
     """Leave a name as it is (R1). A name that never had an address is left out of the file.
 
+    A name that queued has no server that could be held: it is fenced.
+
     A name that is no longer the local server's own becomes one of the role that it wants: otherwise the next run would
     take its address for the local server's again.
     """
@@ -157,6 +161,8 @@ def hold(view: GroupView, wanted_role: Role, why: str) -> Choice:
         return Choice(None, TargetKind.FENCED, Reason(Code.UNKNOWN, why), wanted_role)  # A6
     held = view.target
     kind = held.kind
+    if kind is TargetKind.QUEUED:
+        return Choice(FENCE, TargetKind.FENCED, Reason(Code.FENCED, why), wanted_role)
     if kind is TargetKind.SELF:
         kind = TargetKind.PRIMARY if wanted_role is Role.PRIMARY else TargetKind.STANDBY
     return Choice(held.address, kind, Reason(Code.HELD, f"held; {why}"), wanted_role)

@@ -114,8 +114,8 @@ def test_every_key() -> None:
     """The table of the configuration names every key that the agent knows, and no other."""
     own = {"names.NAME.nodes", "names.NAME.patroni"}
     per_name = {key.rpartition(".")[2] for key in known_keys("names.wk1.") - own}
-    assert set(KEYS) == known_keys() - {"log"} | known_keys("log.") | own
-    assert {key for key, row in KEYS.items() if row[0].endswith("*")} == per_name
+    assert set(KEYS) == known_keys() - {"log", "queue"} | known_keys("log.") | known_keys("queue.") | own
+    assert {key.partition(".")[0] for key, row in KEYS.items() if row[0].endswith("*")} == per_name
 
 
 def test_keys_of_patronis_api() -> None:
@@ -183,7 +183,7 @@ def test_symptoms() -> None:
 def test_rows() -> None:
     """Each row of the decision tables has an id: a letter for its table, and its number there."""
     rows = [row[0] for row in table("When things fail")]
-    numbered = {letter: itertools.count(1) for letter in "PSA"}
+    numbered = {letter: itertools.count(1) for letter in "PSQA"}
     assert [(row[0], int(row[1:])) for row in rows] == [(row[0], next(numbered[row[0]])) for row in rows]
     assert list(dict.fromkeys(row[0] for row in rows)) == list(numbered)
 

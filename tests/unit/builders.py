@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from resolver_agent.config.model import Config, Fallback, Group, Node, Route
+from resolver_agent.config.model import Config, Fallback, Group, Node, Queue, Route
 from resolver_agent.hosts import block as hosts_block
 from resolver_agent.routing.decide import decide, resume
 from resolver_agent.routing.observation import (
@@ -16,6 +16,8 @@ from resolver_agent.routing.observation import (
     PatroniStatus,
     ProbeFailure,
     Role,
+    Stage,
+    Window,
 )
 from resolver_agent.routing.state import Target, TargetKind
 
@@ -43,6 +45,7 @@ def group(
     max_lag_bytes: int | None = None,
     max_lag_s: float | None = None,
     port: int = PORT,
+    unplanned_s: float = 0.0,
 ) -> Group:
     """Return a name and the nodes behind it."""
     return Group(
@@ -53,6 +56,7 @@ def group(
         max_lag_s=max_lag_s,
         failback_delay_s=FAILBACK_S,
         patroni=None,
+        queue=Queue(unplanned_s=unplanned_s),
     )
 
 
@@ -120,6 +124,7 @@ def remembered(
         TargetKind.FALLBACK: Role.STANDBY,
         TargetKind.PRIMARY: Role.PRIMARY,
         TargetKind.FENCED: Role.PRIMARY,
+        TargetKind.QUEUED: Role.PRIMARY,
     }
     if kind in (TargetKind.PRIMARY, TargetKind.FALLBACK):
         last = last or address
@@ -136,6 +141,8 @@ class Agent:
         self.assumed: Role | None = None
         self.holds_lock = False
         self.patroni: dict[str, PatroniStatus] = {}
+        self.windows: dict[str, Window] = {}
+        self.no_room: dict[str, str] = {}
         self.states: dict[Node, NodeState] = {}
         self.local = NodeState()
         self.decision: Decision = resume(config, block)
@@ -173,8 +180,29 @@ class Agent:
             assumed=self.assumed,
             holds_lock=self.holds_lock,
             patroni=self.patroni,
+            windows=dict(self.windows),
+            no_room=dict(self.no_room),
         )
         self.decision = decide(self.config, observations, self.decision, self.now)
+        return self
+
+    def stops(self, host: str, name: str = "wk1", *, stage: Stage = Stage.ROOM) -> Agent:
+        """Open a window: the server at ``host``, as last seen, was announced to stop, with a hook of 5 s at most."""
+        seen = self.states[node(host)].role_seen
+        assert seen is not None
+        assert seen.role is not None
+        group = next(one for one in self.config.groups if one.name == name)
+        self.windows[name] = Window(
+            id="00000000",
+            node=node(host),
+            address=seen.address or host,
+            run=seen.identity,
+            role=seen.role,
+            since=self.now,
+            until=self.now + group.queue.planned_s,
+            called_off_at=self.now + 5,
+            stage=stage,
+        )
         return self
 
     def restart(self) -> Agent:
@@ -183,6 +211,7 @@ class Agent:
         self.decision = resume(self.config, hosts_block.recall(written))
         self.states, self.local, self.patroni = {}, NodeState(), {}
         self.assumed, self.holds_lock = None, False
+        self.windows, self.no_room = {}, {}
         return self
 
     def target(self, name: str = "wk1") -> Target | None:

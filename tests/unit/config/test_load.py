@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resolver_agent.config.load import ConfigError, fingerprint, load, locations
-from resolver_agent.config.model import Config, Fallback, Group, Node, PatroniApi, Route
+from resolver_agent.config.model import Config, Fallback, Group, Node, PatroniApi, Queue, Route
 from tests.unit.config.builders import (
     FALLBACK,
     MINIMAL,
@@ -45,7 +45,7 @@ SHAPE = {
         [
             (
                 "a list found, expected a map of fallback, names, postgresql, local, route, port, max_lag_bytes, "
-                "max_lag_seconds, failback_delay, interval, timeout, citus, hosts_file, runtime_dir, log"
+                "max_lag_seconds, failback_delay, interval, timeout, citus, hosts_file, runtime_dir, queue, log"
             )
         ],
     ),
@@ -70,8 +70,8 @@ NAMES_AND_NODES = {
     "a list in place of a name's map": (
         names("wk1: [10.0.0.1]"),
         (
-            "names.wk1: a list found, expected a map of nodes, patroni, route, port, max_lag_bytes, max_lag_seconds, "
-            "failback_delay"
+            "names.wk1: a list found, expected a map of nodes, patroni, queue, route, port, max_lag_bytes, "
+            "max_lag_seconds, failback_delay"
         ),
     ),
     "name without nodes": (names("wk1: {port: 5433}"), f"names.wk1.nodes: missing, {SOME_NODES}"),
@@ -193,6 +193,16 @@ def test_a_name_has_its_own_value_or_the_one_of_all(line: str, field: str, expec
     assert for_one.groups[1].route is Route.FOLLOW
     assert for_one.groups[1].failback_delay_s == 10.0
     assert for_one.groups[1].max_lag_bytes is for_one.groups[1].max_lag_s is None
+
+
+def test_the_times_of_the_queue_can_be_set_for_one_name() -> None:
+    """What a name does not set of ``queue`` is as at the top level, and that as by default."""
+    top = "queue: {drain: 1s, unplanned: 30s}\n"
+    read = parse(top + names("wk1: {nodes: [10.0.0.1], queue: {planned: 0s}}, wk2: {nodes: [10.0.0.3], queue: }"))
+    assert [group.queue for group in read.groups] == [
+        Queue(planned_s=0.0, drain_s=1.0, unplanned_s=30.0),
+        Queue(planned_s=15.0, drain_s=1.0, unplanned_s=30.0),
+    ]
 
 
 def test_a_port_belongs_to_all_nodes_of_a_name() -> None:
@@ -428,6 +438,7 @@ def test_the_sample_is_valid_and_shows_the_defaults() -> None:
         "max_lag_bytes",
         "max_lag_seconds",
         "failback_delay",
+        "queue",
         "interval",
         "timeout",
         "citus",

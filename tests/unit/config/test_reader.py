@@ -17,11 +17,12 @@ KEYS = {
         "zzz: 1",
         (
             "zzz: unknown key, expected one of citus, failback_delay, fallback, hosts_file, interval, local, log, "
-            "max_lag_bytes, max_lag_seconds, names, port, postgresql, route, runtime_dir, timeout"
+            "max_lag_bytes, max_lag_seconds, names, port, postgresql, queue, route, runtime_dir, timeout"
         ),
     ),
     "key of a name at the top": ("nodes: [10.0.0.1]", "nodes: unknown key, it belongs under a name: names.NAME.nodes"),
     "unknown nested key": ("log: {levle: info}", "log.levle: unknown key, did you mean `level`?"),
+    "unknown key of the queue": ("queue: {plan: 5s}", "queue.plan: unknown key, did you mean `planned`?"),
     "map wanted": ("log: text", "log: text found, expected a map of format, level"),
     "connection string": (
         "postgresql: host=10.0.0.1 password=hunter2",

@@ -68,6 +68,8 @@ KEYS = {
         f"timeout: '0.0001ms' found, expected 10ms to 1h: {DURATION}",
     ),
     "delay of weeks": ("failback_delay: 999h", f"failback_delay: '999h' found, expected 0 to 24h: {DURATION}"),
+    "a drain longer than the hook": ("queue: {drain: 5s}", f"queue.drain: '5s' found, expected 0 to 4s: {DURATION}"),
+    "a queue of an hour": ("queue: {unplanned: 1h}", f"queue.unplanned: '1h' found, expected 0 to 5m: {DURATION}"),
     "lag of weeks": ("max_lag_seconds: 999h", f"max_lag_seconds: '999h' found, expected 1ms to 24h: {DURATION}"),
     "lag larger than any WAL": (
         "max_lag_bytes: 999999999999999TB",
