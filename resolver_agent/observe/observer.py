@@ -34,14 +34,15 @@ class Observer:
     """Watches the servers of a configuration, from ``watch()`` to ``close()``.
 
     ``on_local`` is called whenever the local server was asked. ``config`` is the configuration with the members that
-    Patroni added. ``own`` is the node that the local server is, by name of its group. ``windows`` and ``no_room`` are
-    those of the observations, kept by ``queue.windows``.
+    Patroni added. ``own`` is the node that the local server is, by name of its group. ``windows``, ``rooms`` and
+    ``no_room`` are those of the observations, kept by ``queue.windows``.
     """
 
     def __init__(self, *, on_local: Callable[[], None] = lambda: None) -> None:
         self.own: dict[str, Node] = {}
         self.announced: local_server.Announced | None = None
         self.windows: Mapping[str, Window] = {}
+        self.rooms: Mapping[str, str] = {}
         self.no_room: Mapping[str, str] = {}
         self._monitor = Monitor(on_local=on_local)
         self._patroni = PatroniWatch(changed=self.changed)
@@ -115,6 +116,7 @@ class Observer:
             ),
             patroni=self._patroni.statuses,
             windows=self.windows,
+            rooms=self.rooms,
             no_room=self.no_room,
         )
 

@@ -189,7 +189,9 @@ def _queue(
         name = view.group.name
         if name in choices:
             window = observations.windows.get(name)
-            room = None if name in observations.no_room else queue.room_address(numbers[name])
+            room = None
+            if name not in observations.no_room:
+                room = observations.rooms.get(name) or queue.room_address(numbers[name])
             waits = queue.queue(view, choices[name], window, room=room, now=now)
             choices[name] = waits or choices[name]
             alerts += queue.overdue(view, choices[name], window, now=now)

@@ -203,8 +203,8 @@ class Observations:
     """Everything a decision is made from, besides the configuration and the previous decision.
 
     ``assumed`` replaces the local role (``--role``, an announced promotion). ``holds_lock`` reports that the local
-    Patroni holds its group's leader lock. ``windows`` are the announced stops of servers, by name; ``no_room`` says why
-    a name can have no waiting room.
+    Patroni holds its group's leader lock. ``windows`` are the announced stops of servers, by name; ``rooms`` are the
+    addresses of the waiting rooms that are open, and ``no_room`` says why a name can have none.
     """
 
     nodes: Mapping[Node, NodeState]
@@ -213,6 +213,7 @@ class Observations:
     holds_lock: bool = False
     patroni: Mapping[str, PatroniStatus] = dataclasses.field(default_factory=dict)
     windows: Mapping[str, Window] = dataclasses.field(default_factory=dict)
+    rooms: Mapping[str, str] = dataclasses.field(default_factory=dict)
     no_room: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

@@ -29,14 +29,20 @@ if TYPE_CHECKING:
     from resolver_agent.routing.observation import Observation
     from resolver_agent.routing.view import Choice, GroupView
 
+_ROOMS = 77
+"""The second byte of the rooms' addresses: of the loopback network, and none that anybody uses by habit."""
+
 _LOST = (ProbeFailure.DEAD, ProbeFailure.UNREACHABLE, ProbeFailure.NOT_SERVING)
 """What a probe of a primary that is lost comes to. One that rejects the login may well be serving (R1)."""
 
 
-def room_address(index: int) -> str:
-    """Return the address of the waiting room of the group with this number (from 0 on) in the configuration."""
+def room_address(index: int, attempt: int = 0) -> str:
+    """Return the address of the waiting room of the group with this number (from 0 on) in the configuration.
+
+    A host may have several agents, so another ``attempt`` gives another address.
+    """
     number = index + 1
-    return f"127.77.{number >> 8}.{number & 255}"
+    return f"127.{_ROOMS + attempt}.{number >> 8}.{number & 255}"
 
 
 def leaves_now(window: Window | None) -> Node | None:

@@ -142,6 +142,7 @@ class Agent:
         self.holds_lock = False
         self.patroni: dict[str, PatroniStatus] = {}
         self.windows: dict[str, Window] = {}
+        self.rooms: dict[str, str] = {}
         self.no_room: dict[str, str] = {}
         self.states: dict[Node, NodeState] = {}
         self.local = NodeState()
@@ -181,6 +182,7 @@ class Agent:
             holds_lock=self.holds_lock,
             patroni=self.patroni,
             windows=dict(self.windows),
+            rooms=dict(self.rooms),
             no_room=dict(self.no_room),
         )
         self.decision = decide(self.config, observations, self.decision, self.now)
@@ -211,7 +213,7 @@ class Agent:
         self.decision = resume(self.config, hosts_block.recall(written))
         self.states, self.local, self.patroni = {}, NodeState(), {}
         self.assumed, self.holds_lock = None, False
-        self.windows, self.no_room = {}, {}
+        self.windows, self.rooms, self.no_room = {}, {}, {}
         return self
 
     def target(self, name: str = "wk1") -> Target | None:

@@ -193,9 +193,16 @@ def test_a_restart_remembers_that_a_name_queued() -> None:
     assert one.decide().address() == NEW
 
 
+def test_a_room_at_another_address() -> None:
+    """The name leads to the address at which its room is open."""
+    one = agent().stops(OLD)
+    one.rooms["wk1"] = "127.78.0.2"
+    assert one.decide().address() == "127.78.0.2"
+
+
 def test_rooms_of_many_names() -> None:
     """Every name has a room of its own, none of them PostgreSQL's usual loopback address."""
-    rooms = [room_address(index) for index in range(5000)]
+    rooms = [room_address(index, attempt) for index in range(2500) for attempt in (0, 15)]
     assert rooms[0] == "127.77.0.1"
     assert len({*rooms}) == 5000
 
