@@ -10,17 +10,15 @@ import contextlib
 import dataclasses
 import os
 import pwd
-import shutil
 import socket
 import stat
-import subprocess
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resolver_agent.control import client
 from resolver_agent.control.report import Status, from_json
-from resolver_agent.doctor import files, gather_patroni, gather_postgres
+from resolver_agent.doctor import files, gather_patroni, gather_postgres, systemd
 from resolver_agent.doctor.facts import Facts, Host, Server, TextFile, Unit, Unknown
 from resolver_agent.observe.observer import Observer
 from resolver_agent.patroni.client import ApiError, fetch, read_leadership
@@ -76,8 +74,8 @@ async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
     seen, server, units, unordered, agent, *answers = await asyncio.gather(
         _look_out(config),
         within(_STATEMENTS * max(2, limit_s), gather_postgres.ask, config),
-        within(limit_s, _units, root),
-        within(limit_s, _unordered, root),
+        within(2 * limit_s, _units, root, limit_s),
+        within(2 * limit_s, _unordered, root, limit_s),
         within(2 * limit_s, _agent, config),
         *(within(2 * limit_s, _leadership, host, api, limit_s) for host, api in apis.values()),
     )
@@ -186,36 +184,25 @@ def _listens(path: Path) -> bool:
     return True
 
 
-def _units(root: Path) -> dict[str, Unit] | Unknown | None:
+def _units(root: Path, timeout_s: float) -> dict[str, Unit] | Unknown | None:
     """Return the state of the agent's units; None where systemd does not run."""
-    systemctl = shutil.which("systemctl")
-    if systemctl is None or not (root / "run/systemd/system").is_dir():
-        return None
-    show = [systemctl, "show", "--property=LoadState", "--property=UnitFileState", "--property=ActiveState", *UNITS]
-    ran = subprocess.run(show, capture_output=True, text=True, errors="replace", check=False)
-    blocks = [
-        dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        for block in ran.stdout.strip().split("\n\n")
-    ]
-    if ran.returncode != 0 or len(blocks) != len(UNITS):
-        return Unknown(plain(ran.stderr.strip()) or "the output of systemctl show cannot be read")
+    found = systemd.show(root, ("LoadState", "UnitFileState", "ActiveState"), UNITS, timeout_s=timeout_s)
+    if found is None or isinstance(found, Unknown):
+        return found
+    if len(found) != len(UNITS):
+        return Unknown("the output of systemctl show cannot be read")
     return {
-        name: Unit(block.get("LoadState", ""), block.get("UnitFileState", ""), block.get("ActiveState", ""))
-        for name, block in zip(UNITS, blocks, strict=True)
+        name: Unit(*(plain(one.get(key, "")) for key in ("LoadState", "UnitFileState", "ActiveState")))
+        for name, one in zip(UNITS, found, strict=True)
     }
 
 
-def _unordered(root: Path) -> tuple[str, ...]:
+def _unordered(root: Path, timeout_s: float) -> tuple[str, ...]:
     """Return the units of Patroni, instances of Debian's template included, that do not start after the agent's."""
-    systemctl = shutil.which("systemctl")
-    if systemctl is None or not (root / "run/systemd/system").is_dir():
-        return ()
-    show = [systemctl, "show", "--property=Id,After,LoadState", "--", "*patroni*.service"]
-    shown = subprocess.run(show, capture_output=True, text=True, errors="replace", check=False).stdout
-    blocks = [dict(line.split("=", 1) for line in one.splitlines() if "=" in line) for one in shown.split("\n\n")]
+    found = systemd.show(root, ("Id", "After", "LoadState"), ("*patroni*.service",), timeout_s=timeout_s)
     return tuple(
         plain(one["Id"])
-        for one in blocks
+        for one in (found if isinstance(found, list) else ())
         if one.get("Id") and one.get("LoadState") == "loaded" and UNITS[0] not in one.get("After", "").split()
     )
 

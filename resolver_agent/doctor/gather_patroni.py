@@ -12,14 +12,13 @@ import os
 import pwd
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent.config import yaml12
 from resolver_agent.config.model import PatroniApi
-from resolver_agent.doctor import files
+from resolver_agent.doctor import files, systemd
 from resolver_agent.doctor.facts import Hook, Patroni, Unknown
 from resolver_agent.doctor.hook import OURS, pre_promote, section
 from resolver_agent.patroni.client import ApiError, fetch
@@ -178,21 +177,13 @@ def _arguments(words: list[str] | Unknown) -> list[str] | None:
 
 def _units(root: Path, timeout_s: float) -> Iterator[_Source]:
     """Yield the configurations in systemd's units, for a Patroni that does not run now."""
-    systemctl = shutil.which("systemctl")
-    if systemctl is None or not (root / "run/systemd/system").is_dir():
-        return
-    wanted = "--property=Id,ExecStart,Environment,EnvironmentFiles"
-    try:
-        shown = subprocess.run(
-            [systemctl, "show", wanted, "--all", "--", "patroni.service", "patroni@*.service", "*patroni*.service"],
-            capture_output=True,
-            timeout=timeout_s,
-            check=False,
-        ).stdout.decode(errors="replace")
-    except (OSError, subprocess.TimeoutExpired):
-        return
-    for block in shown.split("\n\n")[:_MOST_FILES]:
-        unit = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+    found = systemd.show(
+        root,
+        ("Id", "ExecStart", "Environment", "EnvironmentFiles"),
+        ("patroni.service", "patroni@*.service", "*patroni*.service"),
+        timeout_s=timeout_s,
+    )
+    for unit in found if isinstance(found, list) else ():
         environment = dict(one.split("=", 1) for one in _split(unit.get("Environment", "")) if "=" in one)
         for name in re.findall(r"(/\S+) \(ignore_errors", unit.get("EnvironmentFiles", "")):
             environment |= _environment_file(root / name.lstrip("/"))
