@@ -116,19 +116,21 @@ class Patroni:
     """Patroni on this node.
 
     ``local`` is its own configuration, which overrides ``dynamic``, the one that its REST API returns for the cluster.
-    ``path`` is the file or folder that ``local`` was read from, or in words where else it is. ``hook`` is the command
-    that is its pre_promote, with what is known of the programs in it; None where that is not known or not set.
+    ``path`` is the file or folder that ``local`` was read from, or in words where else it is. ``hooks`` is what is
+    known of the programs in its hooks (``pre_promote``, ``before_stop``), by the hook; a hook that is not set, or not
+    known, is not there. ``version`` is that of the Patroni that runs, e.g. ``(4, 1, 5)``.
     """
 
     path: str
     local: Mapping[str, Any]
     dynamic: Mapping[str, Any] | Unknown
-    hook: Hook | None = None
+    version: tuple[int, ...] | Unknown
+    hooks: Mapping[str, Hook] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Hook:
-    """The programs of Patroni's pre_promote.
+    """The programs of one of Patroni's hooks.
 
     ``scripts`` are the scripts that the command runs, and those that they name, by path. ``faults`` are the reasons why
     Patroni's user cannot run one of the programs, ``unchecked`` why that is not known.

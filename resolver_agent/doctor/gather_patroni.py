@@ -1,4 +1,4 @@
-"""Finds Patroni on this node, its configuration, and the programs of its pre_promote. Changes nothing.
+"""Finds Patroni on this node, its configuration, and the programs of its hooks. Changes nothing.
 
 Patroni's configuration is a file, or a folder whose files override each other in the order of their names, and
 environment variables override both (Config in patroni/config.py). The first of these that gives a configuration counts:
@@ -20,7 +20,7 @@ from resolver_agent.config import yaml12
 from resolver_agent.config.model import PatroniApi
 from resolver_agent.doctor import files, systemd
 from resolver_agent.doctor.facts import Hook, Patroni, Unknown
-from resolver_agent.doctor.hook import OURS, pre_promote, section
+from resolver_agent.doctor.hook import HOOKS, HookName, command_of, section
 from resolver_agent.patroni.client import ApiError, fetch
 from resolver_agent.system.foreign import plain, read_json
 
@@ -42,6 +42,7 @@ _SECTIONS = {
     "ctl": ("cacert", "certfile", "keyfile"),
     "citus": ("group", "database"),
 }
+_VERSION = re.compile(r"[0-9]{1,5}(\.[0-9]{1,5}){1,2}(?![0-9])")
 _START_S = 5.0
 """A program that takes longer to start is ended by the `timeout` in the hook."""
 
@@ -110,11 +111,19 @@ def _of_source(
 
 
 def _patroni(where: str, local: dict[str, Any], *, user: str | None, path: str, timeout_s: float) -> Patroni:
-    found = Patroni(path=plain(where), local=local, dynamic=_dynamic(local, timeout_s))
-    command = pre_promote(found)
-    if not isinstance(command, str):
-        return found
-    return dataclasses.replace(found, hook=_hook(command, user=user, path=path, timeout_s=timeout_s))
+    found = Patroni(
+        path=plain(where),
+        local=local,
+        dynamic=_ask(local, "/config", timeout_s),
+        version=_version(_ask(local, "/patroni", timeout_s)),
+    )
+    commands = {hook: command_of(hook, found) for hook in HOOKS}
+    hooks = {
+        hook.key: _hook(hook, command, user=user, path=path, timeout_s=timeout_s)
+        for hook, command in commands.items()
+        if isinstance(command, str)
+    }
+    return dataclasses.replace(found, hooks=hooks)
 
 
 # --- Where it is configured
@@ -264,7 +273,7 @@ def _patched(below: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return what Patroni takes from its environment, as far as doctor needs it; pre_promote cannot be set there."""
+    """Return what Patroni takes from its environment, as far as doctor needs it; hooks cannot be set there."""
     variables = {key: value for key, value in environment.items() if key.startswith("PATRONI_") and value}
     found: dict[str, Any] = {}
     if "PATRONI_SCOPE" in variables:
@@ -279,8 +288,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def _dynamic(document: Mapping[str, Any], timeout_s: float) -> dict[str, Any] | Unknown:
-    """Return the dynamic configuration as the REST API of the local Patroni gives it."""
+def _ask(document: Mapping[str, Any], path: str, timeout_s: float) -> dict[str, Any] | Unknown:
+    """Return the answer of the REST API of the local Patroni."""
     restapi, ctl = (one if isinstance(one := document.get(key), dict) else {} for key in ("restapi", "ctl"))
     try:
         host, port = str(restapi.get("connect_address") or restapi["listen"]).rsplit(":", 1)
@@ -291,12 +300,22 @@ def _dynamic(document: Mapping[str, Any], timeout_s: float) -> dict[str, Any] | 
             cert=_file(ctl.get("certfile")) if secure else None,
             key=_file(ctl.get("keyfile")) if secure else None,
         )
-        answer = read_json(fetch(host.strip("[]"), api, "/config", timeout_s).body)
+        answer = read_json(fetch(host.strip("[]"), api, path, timeout_s).body)
     except ApiError as error:
         return Unknown(f"its REST API: {plain(str(error))}")
     except (KeyError, ValueError):
         return Unknown("it has no usable restapi.connect_address, or its REST API returned no JSON")
-    return answer if isinstance(answer, dict) else Unknown("its REST API returned no configuration")
+    return answer if isinstance(answer, dict) else Unknown(f"its REST API returned no object at {path}")
+
+
+def _version(answer: dict[str, Any] | Unknown) -> tuple[int, ...] | Unknown:
+    """Return the version in the answer to ``GET /patroni``."""
+    if isinstance(answer, Unknown):
+        return answer
+    about = answer.get("patroni")
+    text = about.get("version") if isinstance(about, dict) else None
+    found = _VERSION.match(text) if isinstance(text, str) else None
+    return tuple(map(int, found[0].split("."))) if found else Unknown("its REST API gives no version")
 
 
 def _file(value: object) -> str | None:
@@ -306,14 +325,14 @@ def _file(value: object) -> str | None:
 # --- The programs of the hook
 
 
-def _hook(command: str, *, user: str | None, path: str, timeout_s: float) -> Hook:
+def _hook(hook: HookName, command: str, *, user: str | None, path: str, timeout_s: float) -> Hook:
     """Return what is known of the programs of a command."""
     scripts = _scripts(command)
     words = _split(command)
-    calls = [found["program"] for text in (command, *scripts.values()) for found in OURS.finditer(text)]
+    calls = [program for text in (command, *scripts.values()) for program in hook.calls(text)]
     programs = {
         **({words[0]: None} if words else {}),
-        **{one: ("pre-promote", "--help") for one in calls if one.endswith("resolver-agent") and "$" not in one},
+        **{one: (hook.command, "--help") for one in calls if one.endswith("resolver-agent") and "$" not in one},
     }
     faults, unchecked = [], []
     for program, arguments in programs.items():

@@ -1,7 +1,8 @@
-"""Patroni's pre_promote: which command is in force, and what a call of ours looks like in it. Values only."""
+"""Patroni's hooks: which command is in force, and what a call of ours looks like in it. Values only."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -10,18 +11,47 @@ from resolver_agent.doctor.facts import Patroni, Unknown
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-OURS = re.compile(r"(?P<program>[^\s'\"`(;&|]{0,200}resolver[-_]agent(?:\.cli)?)['\"]?\s[^;&|\n]*\bpre-promote\b")
-"""A call of our hook in a command or a script."""
-
 _LIMIT = 4000
 
 
-def pre_promote(found: Patroni) -> Any | Unknown:
+@dataclasses.dataclass(frozen=True, slots=True)
+class HookName:
+    """A hook of Patroni's that ought to call the agent.
+
+    ``key`` is its name under ``postgresql`` in Patroni's configuration, ``line`` the command that belongs there.
+    """
+
+    key: str
+    line: str
+
+    @property
+    def command(self) -> str:
+        """The command of ours that it calls."""
+        return self.key.replace("_", "-")
+
+    @property
+    def alone(self) -> str:
+        """The command without the shell around it, for a script."""
+        return self.line.split("'")[1]
+
+    def calls(self, text: str) -> list[str]:
+        """Return the programs of ours that a command or a script calls for this hook."""
+        return [found["program"] for found in re.finditer(_OURS + rf"\b{self.command}\b", text)]
+
+
+_OURS = r"(?P<program>[^\s'\"`(;&|]{0,200}resolver[-_]agent(?:\.cli)?)['\"]?\s[^;&|\n]*"
+
+PRE_PROMOTE = HookName("pre_promote", "/bin/sh -c 'timeout -k 1 5 /usr/local/bin/resolver-agent pre-promote || :'")
+BEFORE_STOP = HookName("before_stop", "/bin/sh -c 'timeout -k 1 6 /usr/local/bin/resolver-agent before-stop || :'")
+HOOKS = (PRE_PROMOTE, BEFORE_STOP)
+
+
+def command_of(hook: HookName, found: Patroni) -> Any | Unknown:
     """Return the command that is in force: the local one, even if it is null, else the dynamic one."""
-    document = found.local if "pre_promote" in section(found.local) else found.dynamic
+    document = found.local if hook.key in section(found.local) else found.dynamic
     if isinstance(document, Unknown):
         return document
-    command = section(document).get("pre_promote")
+    command = section(document).get(hook.key)
     return command[:_LIMIT] if isinstance(command, str) else command
 
 

@@ -12,11 +12,12 @@ import pytest
 import yaml
 
 from resolver_agent.doctor import gather_patroni
-from resolver_agent.doctor.checks import patroni as checks
+from resolver_agent.doctor.checks import hooks as checks
 from resolver_agent.doctor.facts import Patroni, Unknown
 from resolver_agent.doctor.finding import Severity
-from resolver_agent.doctor.hook import pre_promote
+from resolver_agent.doctor.hook import PRE_PROMOTE, command_of
 from tests.integration.support.machine import CHECKOUT
+from tests.integration.support.rest_api import rest_api
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -213,8 +214,8 @@ def judged(command: str, root: Path, user: str = NOBODY.pw_name) -> list[tuple[S
     found = gather_patroni.find(put(root / "p.yml", document), root=root, user=user, timeout_s=1.0)
     [one] = found
     assert isinstance(one, Patroni)
-    assert pre_promote(one) == command
-    return [(finding.severity, finding.key, finding.text) for finding in checks.hook_findings(one)]
+    assert command_of(PRE_PROMOTE, one) == command
+    return [(finding.severity, finding.key, finding.text) for finding in checks.pre_promote(one)]
 
 
 def program(path: Path, *, interpreter: str = "/bin/sh") -> Path:
@@ -300,3 +301,52 @@ def test_an_unknown_user(folder: Path) -> None:
     found = judged(hook_with(path), folder, user="no-such-user")
     assert {(severity, key) for severity, key, _ in found} == {(Severity.NOTE, "patroni:unchecked")}
     assert "that user is not known" in found[0][2]
+
+
+# --- Its version and before_stop
+
+
+NO_VERSION: list[object] = [
+    {"patroni": {"version": "x"}},
+    {"patroni": {"version": "9" * 5000}},
+    {"patroni": {"version": [4]}},
+    {"patroni": "4.1.5"},
+    {"state": "running"},
+    [],
+    None,
+]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        pytest.param({"patroni": {"version": "4.1.5", "scope": "cn"}}, (4, 1, 5), id="4.1.5"),
+        pytest.param({"patroni": {"version": "3.0.2"}}, (3, 0, 2), id="3.0.2"),
+        pytest.param({"patroni": {"version": "5.0rc1"}}, (5, 0), id="a candidate"),
+        *[pytest.param(answer, None, id=json.dumps(answer)[:40]) for answer in NO_VERSION],
+    ],
+)
+def test_its_version(answer: object, expected: tuple[int, ...] | None, tmp_path: Path) -> None:
+    """It comes from the REST API, which may answer anything."""
+    with rest_api({"/patroni": answer}) as port:
+        put(tmp_path / "etc/patroni.yml", {**WHOLE, "restapi": {"listen": f"127.0.0.1:{port}"}})
+        version = only(tmp_path).version
+    assert (None if isinstance(version, Unknown) else version) == expected
+
+
+def test_before_stop_is_tried(folder: Path) -> None:
+    """An agent's program that is too old for before-stop is found before the first stop."""
+    ours = put(
+        folder / "bin/resolver-agent", '#!/bin/sh\ntest "$1" = pre-promote || { echo odd >&2; exit 2; }\n', 0o755
+    )
+    line = str(HOOK).replace("/usr/local/bin/resolver-agent", str(ours)).replace("pre-promote", "before-stop")
+    put(folder / "etc/patroni.yml", {"scope": "cn", "postgresql": {"before_stop": line}})
+    [found] = find(folder, user=NOBODY.pw_name)
+    assert isinstance(found, Patroni)
+    [(severity, key, text)] = [(one.severity, one.key, one.text) for one in checks.before_stop(found) if one.fix]
+    assert (severity, key) == (Severity.WARNING, "patroni:program")
+    assert "odd: planned work on this node then fails statements" in text
+    put(ours, "#!/bin/sh\ntest \"$*\" = 'before-stop --help'\n", 0o755)
+    [found] = find(folder, user=NOBODY.pw_name)
+    assert isinstance(found, Patroni)
+    assert [one.text for one in checks.before_stop(found) if one.fix] == []

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import http.server
 import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,9 +22,10 @@ from resolver_agent.doctor import gather
 from resolver_agent.doctor import report as doctor_report
 from tests.integration.support.cluster import DATABASE
 from tests.integration.support.machine import CHECKOUT
+from tests.integration.support.rest_api import rest_api
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from tests.integration.conftest import Group
     from tests.integration.support.agent_process import Agent
@@ -191,28 +189,6 @@ def test_no_way_back_without_citus(option: str, config: Path) -> None:
 
 
 # --- What it finds on the machine
-
-
-@contextlib.contextmanager
-def rest_api(answers: dict[str, Any]) -> Iterator[int]:
-    """Serve these answers as JSON on 127.0.0.1, and return the port."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            known = self.path in answers
-            self.send_response(200 if known else 404)
-            self.end_headers()
-            self.wfile.write(json.dumps(answers.get(self.path)).encode())
-
-        def log_message(self, *_: object) -> None:
-            """Keep the test's output clean."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
 
 
 def put(path: Path, text: str) -> Path:
@@ -605,7 +581,7 @@ def test_fixes_with_patronictl(citus_patroni: CitusPatroniCluster) -> None:
     for name, value in wrong.items():
         machine.server.wait_until(f"SELECT current_setting('{name}') IN ('{value}', '1min')")
     found = fixes(machine, cluster)
-    keys = {*wrong, "citus.node_conninfo:keepalives", "patroni:hook"} - {"citus.node_conninfo"}
+    keys = {*wrong, "citus.node_conninfo:keepalives", "patroni:hook", "patroni:before_stop"} - {"citus.node_conninfo"}
     assert keys <= found.keys()
     for key in sorted(keys):
         assert found[key].startswith("patronictl edit-config --force "), key

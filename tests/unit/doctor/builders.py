@@ -37,7 +37,9 @@ GROUPS = (
 )
 SNIPPET = Path(__file__).parents[3] / "systemd" / "patroni-pre-promote.yml"
 HOOK = yaml.safe_load(SNIPPET.read_text(encoding="utf-8"))["postgresql"]["pre_promote"]
-PATRONI = {"scope": "cn", "postgresql": {"pre_promote": HOOK}}
+STOP = "/bin/sh -c 'timeout -k 1 6 /usr/local/bin/resolver-agent before-stop || :'"
+PATRONI = {"scope": "cn", "postgresql": {"pre_promote": HOOK, "before_stop": STOP}}
+VERSION = (4, 1, 5)
 CONNINFO = "sslmode=require keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000"
 UNITS = ("resolver-agent.service", "resolver-agent.socket")
 BLOCK = block.render(
@@ -101,7 +103,7 @@ def fit() -> Facts:
         citus_passfile=TextFile("/var/lib/postgresql/.pgpass", None),
         agent=agent(wk1=WK1),
         units={name: Unit("loaded", "enabled", "active") for name in UNITS},
-        patroni=(Patroni(path="/etc/patroni.yml", local=PATRONI, dynamic={}),),
+        patroni=(Patroni(path="/etc/patroni.yml", local=PATRONI, dynamic={}, version=VERSION),),
         patroni_faults={},
         hook_fault=None,
     )
@@ -175,6 +177,18 @@ def settings(**values: Any) -> Change:
     return lambda fit: dataclasses.replace(fit, config=dataclasses.replace(fit.config, **values))
 
 
+def queue(**times: float) -> Change:
+    """Return a change of the times of the queue, for every name."""
+
+    def change(fit: Facts) -> Facts:
+        groups = tuple(
+            dataclasses.replace(one, queue=dataclasses.replace(one.queue, **times)) for one in fit.config.groups
+        )
+        return settings(groups=groups)(fit)
+
+    return change
+
+
 WITHOUT_PATRONI = settings(groups=tuple(dataclasses.replace(one, patroni=None) for one in GROUPS))
 """A change of the configuration: no Patroni is asked."""
 
@@ -214,9 +228,14 @@ def file(text: str, mode: int = 0o600) -> TextFile:
 
 
 def patroni(**section: Any) -> Change:
-    """Return a change of patroni.yml; ``dynamic`` is for the dynamic configuration."""
-    dynamic = section.pop("dynamic", {})
-    return host(patroni=(Patroni(path="/etc/patroni.yml", local={"scope": "cn", **section}, dynamic=dynamic),))
+    """Return a change of patroni.yml; ``dynamic`` is for the dynamic configuration, and ``version`` for Patroni's.
+
+    Unless ``postgresql`` says otherwise before_stop is ours.
+    """
+    dynamic, version = section.pop("dynamic", {}), section.pop("version", VERSION)
+    section["postgresql"] = {"before_stop": STOP} | section.get("postgresql", {})
+    found = Patroni(path="/etc/patroni.yml", local={"scope": "cn", **section}, dynamic=dynamic, version=version)
+    return host(patroni=(found,))
 
 
 def hook(command: str) -> Change:
