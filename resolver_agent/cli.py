@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent import __version__
-from resolver_agent.control import pre_promote
+from resolver_agent.control import hook, pre_promote
 from resolver_agent.system.foreign import to_json
 
 if TYPE_CHECKING:
@@ -49,9 +49,8 @@ class _TroubleError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if pre_promote.NAME in given and (_HELP | pre_promote.BY_HAND).isdisjoint(
-        given
-    ):  # before anything else can fail or take time
+    if pre_promote.NAME in given and (_HELP | hook.BY_HAND).isdisjoint(given):
+        # before anything else can fail or take time
         pre_promote.run(given, leave=os._exit)
     _forget_environment()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -135,8 +134,8 @@ def _parser() -> argparse.ArgumentParser:
         help="print only the script for psql that puts addresses back into pg_dist_node",
     )
     checked.add_argument("--way-back", dest="to_addresses", action="store_true", help=argparse.SUPPRESS)  # old spelling
-    hook = "move the names before this node is promoted, as Patroni's pre_promote hook; needs no configuration"
-    pre_promote.add_options(command(pre_promote.NAME, _pre_promote_by_hand, hook))
+    promoting = "move the names before this node is promoted, as Patroni's pre_promote hook; needs no configuration"
+    pre_promote.add_options(command(pre_promote.NAME, _pre_promote_by_hand, promoting))
     removal = command("remove", _remove, "remove the block from the hosts file, unless pg_dist_node uses its names")
     removal.add_argument("--force", action="store_true", help="do not check whether pg_dist_node uses the names")
     printed = command("show", _show, "print a file that a node is installed with: the SQL for the role, a unit, …")

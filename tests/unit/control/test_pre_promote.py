@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from resolver_agent.control import pre_promote
+from resolver_agent.control import hook, pre_promote
 
 SNIPPET = Path(__file__).parents[3] / "systemd/patroni-pre-promote.yml"
 WELL = {"took_ms": 42, "written": True, "flushed": True, "misrouted": [], "why": ""}
@@ -57,7 +57,7 @@ WELL = {"took_ms": 42, "written": True, "flushed": True, "misrouted": [], "why":
 )
 def test_what_an_answer_comes_to(answer: dict[str, Any], ready: bool, text: str) -> None:  # noqa: FBT001 -- a table
     """The names are ready only when none points to a standby and all are written and flushed; the rest is reported."""
-    assert pre_promote.judge(answer) == pre_promote.Outcome(ready=ready, text=text)
+    assert pre_promote.judge(answer) == hook.Outcome(well=ready, text=text)
 
 
 def test_what_patroni_makes_of_the_snippet() -> None:
