@@ -1,6 +1,6 @@
 """The command line: arguments, output and exit codes. Only this module exits; only it and the demonstration print.
 
-Each command imports what it needs: ``pre-promote`` and ``status`` must start quickly, with the standard library alone.
+Each command imports what it needs: Patroni's hooks and ``status`` must start quickly, with the standard library alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent import __version__
-from resolver_agent.control import hook, pre_promote
+from resolver_agent.control import before_stop, hook, pre_promote
 from resolver_agent.system.foreign import to_json
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _SHOWN = {
     "unit": "resolver-agent.service",
     "socket": "resolver-agent.socket",
     "config": "resolver-agent.yml",
-    "hook": "patroni-pre-promote.yml",
+    "hook": "patroni-hooks.yml",
 }
 """The files that ``show`` prints, in the package's folder ``systemd``."""
 
@@ -49,9 +49,10 @@ class _TroubleError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if pre_promote.NAME in given and (_HELP | hook.BY_HAND).isdisjoint(given):
-        # before anything else can fail or take time
-        pre_promote.run(given, leave=os._exit)
+    if (_HELP | hook.BY_HAND).isdisjoint(given):
+        for one in (pre_promote, before_stop):
+            if one.NAME in given:  # before anything else can fail or take time
+                one.run(given, leave=os._exit)
     _forget_environment()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the output has arrows, which not every locale has
@@ -136,6 +137,10 @@ def _parser() -> argparse.ArgumentParser:
     checked.add_argument("--way-back", dest="to_addresses", action="store_true", help=argparse.SUPPRESS)  # old spelling
     promoting = "move the names before this node is promoted, as Patroni's pre_promote hook; needs no configuration"
     pre_promote.add_options(command(pre_promote.NAME, _pre_promote_by_hand, promoting))
+    stopping = (
+        "let other nodes' statements end before a planned stop, as Patroni's before_stop hook; needs no configuration"
+    )
+    before_stop.add_options(command(before_stop.NAME, _before_stop_by_hand, stopping))
     removal = command("remove", _remove, "remove the block from the hosts file, unless pg_dist_node uses its names")
     removal.add_argument("--force", action="store_true", help="do not check whether pg_dist_node uses the names")
     printed = command("show", _show, "print a file that a node is installed with: the SQL for the role, a unit, …")
@@ -320,6 +325,26 @@ def _pre_promote_by_hand(options: argparse.Namespace) -> int:
         raise _TroubleError(str(error)) from error
     print("a promotion is announced" if found.announced else "no promotion is announced; with one, these would move:")
     print("\n".join(found.moves) or "no name would move")
+    return OK
+
+
+def _before_stop_by_hand(options: argparse.Namespace) -> int:
+    """Show what an announced stop would do, or take it back; the hook itself does not come here."""
+    from resolver_agent.control import client, report
+
+    folder, asked = os.path.split(options.socket)[0] or ".", "cancel" if options.cancel else "check"
+    try:
+        answer = client.ask_running(folder, f"{before_stop.NAME}-{asked}", socket=options.socket)
+        if options.cancel:
+            ended = report.from_json(report.StopCancelled, answer)
+            print("the announced stop is taken back" if ended.announced else "no stop was announced")
+            return OK
+        found = report.from_json(report.StopCheck, answer)
+    except client.ControlError as error:
+        raise _TroubleError(str(error)) from error
+    print(f"a planned stop would {'' if found.would_wait else 'not '}wait: {found.why}")
+    for name in found.names:
+        print(f"{name} would queue")
     return OK
 
 

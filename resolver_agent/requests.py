@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from resolver_agent.config.load import fingerprint
 from resolver_agent.control import report
@@ -32,6 +32,40 @@ _log = logging.getLogger(__name__)
 
 _ANNOUNCED_S = 1.5
 """How long an announced promotion waits for its answer: the hook may take 3 s, the agent's start included."""
+
+_STOP_LIMIT_S = 6.0
+"""The longest that a stop may wait, whatever its hook says: the hook is ended after this time."""
+
+
+class Stops(Protocol):
+    """Answers the hook before a stop."""
+
+    async def leave(self, *, peer: str, within_s: float) -> report.StopAnswer:
+        """Have the other nodes' statements end before the local server stops; wait ``within_s`` seconds at most."""
+
+    def check_leave(self) -> report.StopCheck:
+        """Return what ``leave`` would do in a planned stop, and change nothing."""
+
+    def cancel_leave(self) -> report.StopCancelled:
+        """Take an announced stop back."""
+
+
+class NoStops:
+    """Lets every stop go on at once."""
+
+    _WHY = "this agent does not queue"
+
+    async def leave(self, *, peer: str, within_s: float) -> report.StopAnswer:  # noqa: ARG002 -- as for all
+        """Return at once."""
+        return report.StopAnswer(waited_ms=0, waited_for=(), left=0, why=self._WHY)
+
+    def check_leave(self) -> report.StopCheck:
+        """Return that no stop would wait."""
+        return report.StopCheck(would_wait=False, why=self._WHY, names=())
+
+    def cancel_leave(self) -> report.StopCancelled:
+        """Return that there is nothing to take back."""
+        return report.StopCancelled(announced=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +93,14 @@ class Requests:
         observer: Observer,
         block: HostsBlock,
         maintenance: CitusMaintenance,
+        queue: Stops | None = None,
     ) -> None:
         self._state = state
         self._decision = decision
         self._observer = observer
         self._block = block
         self._maintenance = maintenance
+        self._stops = queue or NoStops()
         self._round_over = asyncio.Condition()
 
     @property
@@ -76,6 +112,9 @@ class Requests:
             "pre-promote": self._pre_promote,
             "pre-promote-check": self._check_promotion,
             "pre-promote-cancel": self._cancel_promotion,
+            "before-stop": self._before_stop,
+            "before-stop-check": self._check_stop,
+            "before-stop-cancel": self._cancel_stop,
         }
 
     async def round_over(self) -> None:
@@ -155,6 +194,28 @@ class Requests:
             _log.info("the announced promotion is taken back by %s", request["peer"])
         holds_lock = self._observer.observations().holds_lock
         answer: dict[str, Any] = report.as_json(report.PromotionCancelled(announced=announced, holds_lock=holds_lock))
+        return answer
+
+    async def _before_stop(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Let the local server stop, once the other nodes' statements are over, or at once where it must not wait."""
+        within_ms = request.get("within_ms")
+        within_s = within_ms / 1000 if isinstance(within_ms, int) and 0 <= within_ms <= _STOP_LIMIT_S * 1000 else 0.0
+        _log.info("a stop is announced by %s, who waits %.1f s at most", request["peer"], within_s)
+        answer: dict[str, Any] = report.as_json(await self._stops.leave(peer=str(request["peer"]), within_s=within_s))
+        _log.info("before-stop answered: %s", answer)
+        return answer
+
+    async def _check_stop(self, _request: dict[str, Any]) -> dict[str, Any]:
+        """Answer with what a planned stop would do. The hook asks this first: it waits for no other request."""
+        answer: dict[str, Any] = report.as_json(self._stops.check_leave())
+        return answer
+
+    def _cancel_stop(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Take an announced stop back."""
+        ended = self._stops.cancel_leave()
+        if ended.announced:
+            _log.info("the announced stop is taken back by %s", request["peer"])
+        answer: dict[str, Any] = report.as_json(ended)
         return answer
 
     def _ready_for_writes(self) -> bool:

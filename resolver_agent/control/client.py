@@ -1,6 +1,6 @@
 """Asks the agent over its control socket: one line of JSON asks, one line answers.
 
-The promotion hook uses this module, so it imports only a few modules of the standard library.
+The hooks use this module, so it imports only a few modules of the standard library.
 """
 
 from __future__ import annotations
@@ -35,18 +35,22 @@ def socket_path(runtime_dir: str) -> str:
     return f"{runtime_dir}/control.sock"
 
 
-def ask_running(runtime_dir: str, command: str, *, timeout_s: float = 5.0, **arguments: Any) -> dict[str, Any]:
+def ask_running(
+    runtime_dir: str, command: str, *, socket: str | None = None, timeout_s: float = 5.0, **arguments: Any
+) -> dict[str, Any]:
     """Return what ``ask`` returns, but ask only an agent that holds its lock: asking a stopped one may start it.
+
+    ``socket`` is for one that listens elsewhere than in its ``runtime_dir``.
 
     Raises:
         NoAgentError: no agent runs.
         ControlError: as for ``ask``.
     """
-    from resolver_agent.system import lock  # noqa: PLC0415 -- the hook, which must start quickly, does not need it
+    from resolver_agent.system import lock  # noqa: PLC0415 -- the promotion hook, which must start quickly, needs none
 
     if not lock.is_held(runtime_dir):
         raise NoAgentError(f"no agent runs in {runtime_dir}")
-    return ask(socket_path(runtime_dir), command, timeout_s=timeout_s, **arguments)
+    return ask(socket or socket_path(runtime_dir), command, timeout_s=timeout_s, **arguments)
 
 
 def ask(path: str, command: str, *, timeout_s: float = 5.0, **arguments: Any) -> dict[str, Any]:

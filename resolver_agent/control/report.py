@@ -200,6 +200,36 @@ class PromotionCancelled:
     holds_lock: bool
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StopAnswer:
+    """The answer to ``before-stop``: how long it waited, and for whom, each in words.
+
+    ``left`` is the number of transactions that were still under way at the end. ``why`` says why it did not wait, or
+    what else there is to say.
+    """
+
+    waited_ms: int
+    waited_for: tuple[str, ...]
+    left: int
+    why: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StopCheck:
+    """The answer to ``before-stop-check``: whether a planned stop would wait, why, and for whose names."""
+
+    would_wait: bool
+    why: str
+    names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StopCancelled:
+    """The answer to ``before-stop-cancel``. ``announced``: there was a stop to take back."""
+
+    announced: bool
+
+
 # --- plain data
 
 

@@ -4,7 +4,7 @@ The server runs in the agent's loop. Every client that can connect may read. A c
 accepted only from root, the agent's own user and the socket's group, as the kernel reports the client (SO_PEERCRED).
 
 Connections are bounded, and a new one always gets in, at the cost of the oldest that keeps the agent waiting: silent
-clients can neither use up the process's file descriptors nor keep out the promotion hook.
+clients can neither use up the process's file descriptors nor keep out Patroni's hooks.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _MODE = 0o660
-_GUARDED = frozenset({"pre-promote", "pre-promote-cancel"})
+_GUARDED = frozenset({"before-stop", "before-stop-cancel", "pre-promote", "pre-promote-cancel"})
 
 _CONNECTIONS_MAX, _CONNECTIONS_MIN = 64, 8
 _SHARE = 8
@@ -73,7 +73,7 @@ class _State(IntEnum):
     ASKING = 0
     READING = 1
     ANSWERED = 2
-    PROMOTING = 3
+    HOOK = 3
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -202,7 +202,7 @@ class _Server:
         waiting = [
             (one.state, -users[one.peer.uid], number, connection)
             for number, (connection, one) in enumerate(self._open.items())
-            if one.state is not _State.PROMOTING and uid in (None, one.peer.uid)
+            if one.state is not _State.HOOK and uid in (None, one.peer.uid)
         ]
         if not waiting:
             return False
@@ -258,7 +258,7 @@ class _Server:
         command = request.get("command") if isinstance(request, dict) else None
         if not isinstance(command, str) or command not in self._handlers:
             return {"error": f"unknown command; known are {', '.join(sorted(self._handlers))}"}
-        self._note(connection, _State.PROMOTING if command in _GUARDED else _State.ANSWERED)
+        self._note(connection, _State.HOOK if command in _GUARDED else _State.ANSWERED)
         handler = self._handlers[command]
         try:
             if command in _GUARDED and (refusal := await self._refuse(command, peer)) is not None:

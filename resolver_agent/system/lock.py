@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import stat
 from pathlib import Path
@@ -24,8 +23,6 @@ from resolver_agent.system import ownership
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_log = logging.getLogger(__name__)
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -66,7 +63,9 @@ def exclusive(runtime_dir: str, hosts_file: str) -> Iterator[None]:
             _refuse_foreign(Path(hosts_file), "hosts_file", Path(hosts_file))
             held.enter_context(_locked(beside))
         except OSError as error:
-            _log.warning(
+            import logging  # noqa: PLC0415 -- a hook asks whether the lock is held, and must start quickly
+
+            logging.getLogger(__name__).warning(
                 "%s cannot be made: %s; see to it that no other agent manages %s", beside, error.strerror, hosts_file
             )
         yield

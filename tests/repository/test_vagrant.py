@@ -132,10 +132,11 @@ def test_agents_accept_their_configuration(render: Callable[..., Path], system: 
     assert all(group.patroni is not None for group in settings.groups)
 
 
-def test_patroni_runs_the_hook(render: Callable[..., Path]) -> None:
-    """Patroni announces promotions by the very line of the snippet."""
-    snippet = yaml.safe_load((TOP / "systemd/patroni-pre-promote.yml").read_text())
-    assert patroni(render("cn1"))["postgresql"]["pre_promote"] == snippet["postgresql"]["pre_promote"]
+def test_patroni_runs_the_hooks(render: Callable[..., Path]) -> None:
+    """Patroni announces promotions and stops by the very lines of the snippet."""
+    snippet = yaml.safe_load((TOP / "systemd/patroni-hooks.yml").read_text())
+    assert snippet["postgresql"].keys() == {"pre_promote", "before_stop"}
+    assert patroni(render("cn1"))["postgresql"].items() >= snippet["postgresql"].items()
 
 
 def test_silent_clients_do_not_outlast_a_stop(render: Callable[..., Path]) -> None:

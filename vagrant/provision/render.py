@@ -12,7 +12,7 @@ import yaml
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _LAB = _CHECKOUT / "vagrant/lab.yml"
-_HOOK = _CHECKOUT / "systemd/patroni-pre-promote.yml"
+_HOOKS = _CHECKOUT / "systemd/patroni-hooks.yml"
 # Without the keepalives and the timeout, a statement waits for a machine without power as long as the kernel: hours.
 _NODE_CONNINFO = "sslmode=prefer keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000"
 _GRANTABLE = 15  # the first PostgreSQL in which ALTER SYSTEM on one parameter can be granted: systemd/role.sql
@@ -105,7 +105,7 @@ class Machine:
                 "parameters": self._parameters(),
                 "pg_hba": self._pg_hba(),
                 "pg_ident": self._pg_ident(),
-                **yaml.safe_load(_HOOK.read_text(encoding="utf-8"))["postgresql"],
+                **yaml.safe_load(_HOOKS.read_text(encoding="utf-8"))["postgresql"],
             },
         }
 

@@ -1,4 +1,4 @@
-"""The line for patroni.yml: Patroni goes on, whatever happens to the hook and whenever a signal comes."""
+"""The lines for patroni.yml: Patroni goes on, whatever happens to a hook and whenever a signal comes."""
 
 from __future__ import annotations
 
@@ -13,28 +13,37 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.integration.support.command_line import PROGRAM
-from tests.integration.support.hook import MISROUTED, WELL, Ran, agent, run
+from tests.integration.support.hook import MISROUTED, WAITED, WELL, Ran, agent, run
 
-SNIPPET = Path(__file__).parents[3] / "systemd/patroni-pre-promote.yml"
-
-
-def snippet(program: str, *, options: str = "") -> list[str]:
-    """Return the line for patroni.yml as Patroni parses it, for another program than the installed one."""
-    command = yaml.safe_load(SNIPPET.read_text(encoding="utf-8"))["postgresql"]["pre_promote"]
-    installed = "/usr/local/bin/resolver-agent pre-promote"
-    assert command.count(installed) == 1
-    return shlex.split(command.replace(installed, f"{program} pre-promote {options}"))
+SNIPPET = Path(__file__).parents[3] / "systemd/patroni-hooks.yml"
 
 
-def test_the_line_for_patroni(path: Path) -> None:
+HOOKS = pytest.mark.parametrize("name", ["pre_promote", "before_stop"])
+
+
+def snippet(name: str, program: str, *, options: str = "") -> list[str]:
+    """Return a line for patroni.yml as Patroni parses it, for another program than the installed one."""
+    command = yaml.safe_load(SNIPPET.read_text(encoding="utf-8"))["postgresql"][name]
+    installed, hook = "/usr/local/bin/resolver-agent", name.replace("_", "-")
+    assert command.count(f"{installed} {hook}") == 1
+    return shlex.split(command.replace(f"{installed} {hook}", f"{program} {hook} {options}"))
+
+
+@HOOKS
+def test_the_line_for_patroni(name: str, path: Path) -> None:
     """It asks the agent, and Patroni's log has the result."""
-    with agent(path, MISROUTED):
-        ran = run(snippet(shlex.join(PROGRAM), options=f"--socket {path}"))
+    answer, said = {
+        "pre_promote": (MISROUTED, "pre-promote: not ready for the promotion .* wk1 → 10.0.0.4 .*"),
+        "before_stop": (WAITED, "before-stop: waited 42 ms for 2 coordinators"),
+    }[name]
+    with agent(path, answer):
+        ran = run(snippet(name, shlex.join(PROGRAM), options=f"--socket {path}"))
     assert ran.code == 0
-    assert re.fullmatch("resolver-agent pre-promote: not ready for the promotion .* wk1 → 10.0.0.4 .*\n", ran.said)
+    assert re.fullmatch(f"resolver-agent {said}\n", ran.said)
 
 
 BROKEN = {
@@ -50,25 +59,27 @@ BROKEN = {
 }
 
 
-def test_broken_installations(tmp_path: Path) -> None:
-    """In any state of the program, Patroni goes on: at once, or after 6 s where the program hangs."""
-    for name, script in BROKEN.items():
-        program = tmp_path / name.replace(" ", "-")
+@HOOKS
+def test_broken_installations(name: str, tmp_path: Path) -> None:
+    """In any state of the program, Patroni goes on: at once, or after 7 s where the program hangs."""
+    for state, script in BROKEN.items():
+        program = tmp_path / state.replace(" ", "-")
         program.write_text(script)
         program.chmod(0o755 if script else 0o644)
 
-    def patroni(name: str) -> Ran:
-        return run(snippet(str(tmp_path / name.replace(" ", "-"))), stderr=subprocess.DEVNULL)
+    def patroni(state: str) -> Ran:
+        return run(snippet(name, str(tmp_path / state.replace(" ", "-"))), stderr=subprocess.DEVNULL)
 
     with ThreadPoolExecutor(len(BROKEN) + 1) as threads:
         ran = dict(zip([*BROKEN, "is missing"], threads.map(patroni, [*BROKEN, "is missing"]), strict=True))
-    assert {name: each.code for name, each in ran.items()} == dict.fromkeys(ran, 0)
-    assert {name: each.took_s for name, each in ran.items() if each.took_s > 10} == {}
+    assert {state: each.code for state, each in ran.items()} == dict.fromkeys(ran, 0)
+    assert {state: each.took_s for state, each in ran.items() if each.took_s > 10} == {}
 
 
-def test_no_timeout_program(tmp_path: Path) -> None:
+@HOOKS
+def test_no_timeout_program(name: str, tmp_path: Path) -> None:
     """It works with a PATH without timeout(1), too."""
-    assert run(snippet("resolver-agent"), env={"PATH": str(tmp_path)}).code == 0
+    assert run(snippet(name, "resolver-agent"), env={"PATH": str(tmp_path)}).code == 0
 
 
 def grandchildren(pid: int) -> list[int]:
@@ -84,7 +95,7 @@ def grandchildren(pid: int) -> list[int]:
 
 def test_signals_at_any_moment(path: Path) -> None:
     """The line succeeds even when the signal comes before Python can handle it, or after the output."""
-    command = snippet(shlex.join(PROGRAM), options=f"--socket {path}")
+    command = snippet("pre_promote", shlex.join(PROGRAM), options=f"--socket {path}")
     codes, done = set(), set()
     with agent(path, WELL):
         for delay_ms in range(0, 100, 4):

@@ -22,7 +22,7 @@ from tests.integration.support.rest_api import rest_api
 if TYPE_CHECKING:
     from pathlib import Path
 
-HOOK = yaml.safe_load((CHECKOUT / "systemd/patroni-pre-promote.yml").read_text())["postgresql"]["pre_promote"]
+HOOK = yaml.safe_load((CHECKOUT / "systemd/patroni-hooks.yml").read_text())["postgresql"]["pre_promote"]
 WHOLE = {"scope": "cn", "postgresql": {"pre_promote": "/bin/true"}}
 NOBODY = pwd.getpwnam("nobody")
 

@@ -127,13 +127,14 @@ class Patroni(Cluster):
             self.rest(machine, "POST", "/reload")
             self.wait_for_log(machine, "Reloading PostgreSQL configuration", since=since)
 
-    def hook(self, machine: Machine) -> str:
-        """Return the line that we give for patroni.yml, for this checkout's program and the agent of a machine."""
-        text = (CHECKOUT / "systemd" / "patroni-pre-promote.yml").read_text()
-        line: str = yaml.safe_load(text)["postgresql"]["pre_promote"]
-        installed = "/usr/local/bin/resolver-agent pre-promote"
+    def hook(self, machine: Machine, name: str = "pre_promote") -> str:
+        """Return a line that we give for patroni.yml, for this checkout's program and the agent of a machine."""
+        text = (CHECKOUT / "systemd" / "patroni-hooks.yml").read_text()
+        line: str = yaml.safe_load(text)["postgresql"][name]
+        command = name.replace("_", "-")
+        installed = f"/usr/local/bin/resolver-agent {command}"
         assert installed in line
-        ours = f"env PYTHONPATH={CHECKOUT} {sys.executable} -m resolver_agent.cli pre-promote"
+        ours = f"env PYTHONPATH={CHECKOUT} {sys.executable} -m resolver_agent.cli {command}"
         return line.replace(installed, f"{ours} --socket {self.control_path(machine)}")
 
     def rest(

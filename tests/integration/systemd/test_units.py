@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SERVICE, SOCKET = UNITS
-SNIPPET = CHECKOUT / "systemd/patroni-pre-promote.yml"
+SNIPPET = CHECKOUT / "systemd/patroni-hooks.yml"
 AGENT = "/opt/resolver-agent/bin/resolver-agent"
 CONTROL = "/run/resolver-agent/control.sock"
 HOSTS = "127.0.0.1\tlocalhost\r\n# kept to the byte: caf\xe9\t\n192.168.234.203 db3.example".encode("latin-1")

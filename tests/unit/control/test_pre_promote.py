@@ -11,7 +11,7 @@ import yaml
 
 from resolver_agent.control import hook, pre_promote
 
-SNIPPET = Path(__file__).parents[3] / "systemd/patroni-pre-promote.yml"
+SNIPPET = Path(__file__).parents[3] / "systemd/patroni-hooks.yml"
 WELL = {"took_ms": 42, "written": True, "flushed": True, "misrouted": [], "why": ""}
 
 

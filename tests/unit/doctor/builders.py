@@ -35,7 +35,7 @@ GROUPS = (
     group("wk1", WK1, WK2, max_lag_bytes=500),
     group("wk1-ro", WK1, WK2, route=Route.STANDBY),
 )
-SNIPPET = Path(__file__).parents[3] / "systemd" / "patroni-pre-promote.yml"
+SNIPPET = Path(__file__).parents[3] / "systemd" / "patroni-hooks.yml"
 HOOK = yaml.safe_load(SNIPPET.read_text(encoding="utf-8"))["postgresql"]["pre_promote"]
 STOP = "/bin/sh -c 'timeout -k 1 6 /usr/local/bin/resolver-agent before-stop || :'"
 PATRONI = {"scope": "cn", "postgresql": {"pre_promote": HOOK, "before_stop": STOP}}

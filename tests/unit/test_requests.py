@@ -1,0 +1,86 @@
+"""The requests around a stop: what reaches the queue, and what the client is told."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from resolver_agent.control import report
+from resolver_agent.requests import Requests
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Stops:
+    """Notes how long each stop may wait."""
+
+    def __init__(self) -> None:
+        self.announced: list[float] = []
+
+    async def leave(self, *, peer: str, within_s: float) -> report.StopAnswer:
+        """Note it, and answer as after a wait."""
+        assert peer == "process 42"
+        self.announced.append(within_s)
+        return report.StopAnswer(waited_ms=42, waited_for=("1 coordinator",), left=0, why="")
+
+    def check_leave(self) -> report.StopCheck:
+        """Answer that a stop would wait."""
+        return report.StopCheck(would_wait=True, why="names lead here", names=("wk1",))
+
+    def cancel_leave(self) -> report.StopCancelled:
+        """Answer whether there was a stop, and forget it."""
+        announced, self.announced = bool(self.announced), []
+        return report.StopCancelled(announced=announced)
+
+
+def ask(stops: Stops | None, command: str, **arguments: object) -> dict[str, Any]:
+    """Return the answer to a request, without what an agent has besides."""
+    nothing = cast("Any", None)
+    requests = Requests(
+        nothing,
+        decision=nothing,
+        observer=nothing,
+        block=nothing,
+        maintenance=nothing,
+        **({"queue": stops} if stops else {}),
+    )
+    handler: Callable[[dict[str, Any]], Any] = requests.handlers[command]
+
+    async def answer() -> dict[str, Any]:
+        found = handler({"peer": "process 42", **arguments})
+        told: dict[str, Any] = await found if inspect.isawaitable(found) else found
+        return told
+
+    return asyncio.run(answer())
+
+
+@pytest.mark.parametrize(
+    ("within_ms", "within_s"),
+    [(5321, 5.321), (0, 0.0), (6000, 6.0), (6001, 0.0), (-1, 0.0), (10**400, 0.0), ("5", 0.0), (None, 0.0), (1e9, 0.0)],
+)
+def test_a_stop_waits_no_longer_than_its_hook(within_ms: object, within_s: float) -> None:
+    """The queue is told how long the hook still waits; without a sound number it does not wait."""
+    stops = Stops()
+    told = ask(stops, "before-stop", within_ms=within_ms)
+    assert stops.announced == [within_s]
+    assert told == {"waited_ms": 42, "waited_for": ["1 coordinator"], "left": 0, "why": ""}
+
+
+def test_checking_and_cancelling_a_stop() -> None:
+    """A check announces nothing; a stop is taken back once."""
+    stops = Stops()
+    assert ask(stops, "before-stop-check") == {"would_wait": True, "why": "names lead here", "names": ["wk1"]}
+    assert ask(stops, "before-stop-cancel") == {"announced": False}
+    ask(stops, "before-stop", within_ms=1000)
+    assert ask(stops, "before-stop-cancel") == {"announced": True}
+
+
+def test_without_a_queue_every_stop_goes_on() -> None:
+    """An agent that does not queue answers at once, and says so."""
+    assert ask(None, "before-stop", within_ms=5000)["why"] == "this agent does not queue"
+    assert ask(None, "before-stop-check")["would_wait"] is False
+    assert ask(None, "before-stop-cancel") == {"announced": False}
