@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
+import logging
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +17,7 @@ import tenacity
 
 from resolver_agent.observe.connection import Connector
 from resolver_agent.observe.probe import Prober
+from resolver_agent.observe.talk import Talk
 from resolver_agent.routing.observation import NodeState, Observation, ProbeFailure, Role
 from resolver_agent.system.clock import boottime
 from resolver_agent.system.pacing import UNSETTLED_S, ConnectSlots, TokenBucket, Wakeup, unsettled_delay_s
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Config, Node
     from resolver_agent.system.dns import Resolver
+
+_log = logging.getLogger(__name__)
 
 _LOCAL_INTERVAL_S = 0.1
 
@@ -47,14 +52,20 @@ class Monitor:
     """Watches the local server and all nodes of a configuration, from ``watch()`` to ``close()``.
 
     ``changed`` is set whenever something other than an LSN or a time has changed. ``on_local`` is called whenever the
-    local server was asked. ``getaddrinfo`` resolves nodes given by DNS name.
+    local server was asked. ``getaddrinfo`` resolves nodes given by DNS name. ``on_message`` is called with what another
+    agent said: the node over whose connection it came, the process number of the sender's session there, and the text.
     """
 
     def __init__(
-        self, *, on_local: Callable[[], None] = lambda: None, getaddrinfo: Resolver = socket.getaddrinfo
+        self,
+        *,
+        on_local: Callable[[], None] = lambda: None,
+        on_message: Callable[[Node, int, str], None] = lambda _node, _pid, _payload: None,
+        getaddrinfo: Resolver = socket.getaddrinfo,
     ) -> None:
         self.changed = asyncio.Event()
         self._on_local = on_local
+        self._on_message = on_message
         self._getaddrinfo = getaddrinfo
         self._bucket = _bucket()
         self._connect_slots = ConnectSlots(_SLOTS, patience_s=_SLOT_S)
@@ -75,7 +86,7 @@ class Monitor:
         for node in dict.fromkeys(node for group in config.groups for node in group.nodes):
             conninfo = {**config.postgresql, "host": node.host, "port": str(node.port)}
             options = _ProbeOptions(conninfo, config.timeout_s, config.interval_s)
-            self._watchers[node] = self._watcher(before.pop(node, None), options, self._bucket)
+            self._watchers[node] = self._watcher(before.pop(node, None), options, self._bucket, node=node)
         for group in config.groups:
             probed = _ProbeGroup([self._watchers[node] for node in group.nodes], config)
             for watcher in probed.watchers:
@@ -111,6 +122,24 @@ class Monitor:
         for watcher in self._all():
             watcher.wake()
 
+    def say(self, node: Node, payload: str) -> None:
+        """Send a message to the agents that have a session on a node, if that is a primary and we have one there."""
+        watcher = self._watchers.get(node)
+        if watcher is not None and watcher.talk is not None:
+            watcher.talk.say(payload)
+        else:
+            _log.debug("%s: a message is dropped: not watched", node)
+
+    async def peers(self, node: Node, *, within_s: float) -> frozenset[int] | None:
+        """Return the process numbers of the other sessions of our role on a node, which is a primary.
+
+        None if that cannot be told within ``within_s`` seconds.
+        """
+        watcher = self._watchers.get(node)
+        if watcher is None or watcher.talk is None:
+            return None
+        return await watcher.talk.peers(within_s=within_s)
+
     async def close(self) -> None:
         """Stop watching and close all connections."""
         for task in self._tasks:
@@ -120,19 +149,24 @@ class Monitor:
     def _all(self) -> list[_Watcher]:
         return [*self._watchers.values(), *([self._local] if self._local is not None else [])]
 
-    def _watcher(self, before: _Watcher | None, options: _ProbeOptions, bucket: TokenBucket) -> _Watcher:
+    def _watcher(
+        self, before: _Watcher | None, options: _ProbeOptions, bucket: TokenBucket, *, node: Node | None = None
+    ) -> _Watcher:
         if before is not None and before.options == options:
             before.groups.clear()
             return before
         if before is not None:
             before.task.cancel()
+        talk = Talk(str(node), functools.partial(self._on_message, node)) if node is not None else None
         watcher = _Watcher(
             Prober(
                 options.conninfo,
                 timeout_s=options.timeout_s,
                 getaddrinfo=self._getaddrinfo,
                 connector=self._connector,
+                talk=talk,
             ),
+            talk=talk,
             options=options,
             state=before.state if before is not None else NodeState(),
             bucket=bucket,
@@ -168,12 +202,14 @@ class _Watcher:
         self,
         prober: Prober,
         *,
+        talk: Talk | None,
         options: _ProbeOptions,
         state: NodeState,
         bucket: TokenBucket,
         connect_slots: ConnectSlots,
         changed: asyncio.Event,
     ) -> None:
+        self.talk = talk
         self.options = options
         self.state = state
         self.groups: list[_ProbeGroup] = []
@@ -186,6 +222,7 @@ class _Watcher:
         self._lost: asyncio.TimerHandle | None = None
         self._wakeup = Wakeup()
         self._prober.on_loss = self._lose
+        self._prober.on_quiet = self.wake
         self.task: asyncio.Task[None]
 
     def wake(self) -> None:

@@ -35,16 +35,22 @@ class Observer:
 
     ``on_local`` is called whenever the local server was asked. ``config`` is the configuration with the members that
     Patroni added. ``own`` is the node that the local server is, by name of its group. ``windows``, ``rooms`` and
-    ``no_room`` are those of the observations, kept by ``queue.windows``.
+    ``no_room`` are those of the observations, kept by ``queue.windows``. ``on_message``, ``say`` and ``peers``
+    are the monitor's.
     """
 
-    def __init__(self, *, on_local: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        *,
+        on_local: Callable[[], None] = lambda: None,
+        on_message: Callable[[Node, int, str], None] = lambda _node, _pid, _payload: None,
+    ) -> None:
         self.own: dict[str, Node] = {}
         self.announced: local_server.Announced | None = None
         self.windows: Mapping[str, Window] = {}
         self.rooms: Mapping[str, str] = {}
         self.no_room: Mapping[str, str] = {}
-        self._monitor = Monitor(on_local=on_local)
+        self._monitor = Monitor(on_local=on_local, on_message=on_message)
         self._patroni = PatroniWatch(changed=self.changed)
 
     @property
@@ -196,6 +202,14 @@ class Observer:
         """Ask the local Patroni whether it holds the leader lock, and wait so many seconds at most for the answer."""
         self.track(decision)
         await self._patroni.ask_own(within_s=within_s)
+
+    def say(self, node: Node, payload: str) -> None:
+        """Send a message to the agents that have a session on a node, if that is a primary and we have one there."""
+        self._monitor.say(node, payload)
+
+    async def peers(self, node: Node, *, within_s: float) -> frozenset[int] | None:
+        """Return the process numbers of the other sessions of our role on a node; None if that cannot be told."""
+        return await self._monitor.peers(node, within_s=within_s)
 
     def refresh(self) -> None:
         """Ask every server and the local Patroni again now."""

@@ -1,6 +1,7 @@
 """Probes one server with one cheap statement over a connection that stays open.
 
-The agent sends the nodes no other statement. Sessions on the local server that do more come from ``citus.session``.
+Over the same connection agents talk to each other, by turns with the probes: see ``talk``. The agent sends the nodes no
+other statement. Sessions on the local server that do more come from ``citus.session``.
 ``monitor`` says when to probe.
 
 What a server sends between and in answers is bounded: libpq would keep any message, row and parameter.
@@ -19,7 +20,7 @@ from psycopg import pq
 from resolver_agent.observe import answer, startup
 from resolver_agent.observe.connection import Connector, Unconnected, unread_bytes
 from resolver_agent.observe.libpq_error import HUNG_UP, connect_failure, connection_lost, sent_by_server
-from resolver_agent.routing.observation import Observation, ProbeFailure
+from resolver_agent.routing.observation import Observation, ProbeFailure, Role
 from resolver_agent.system import dns, threads
 from resolver_agent.system.clock import boottime
 from resolver_agent.system.foreign import plain
@@ -27,6 +28,7 @@ from resolver_agent.system.foreign import plain
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from resolver_agent.observe.talk import Talk
     from resolver_agent.system.dns import Resolver
 
     _Failure = tuple[ProbeFailure, str]
@@ -39,6 +41,9 @@ With what the socket's receive buffer holds, it is less than the 32 KiB at which
 
 _TLS_BYTES = 64
 """What TLS adds to an answer."""
+
+_NOTICE_BYTES = 11
+"""What a notification takes besides its channel and its payload."""
 
 _MAX_READS = 64
 _MAX_RESULTS = 4
@@ -65,7 +70,8 @@ class Prober:
 
     ``conninfo`` are libpq keywords. A TCP ``host`` that is a DNS name is resolved by ``getaddrinfo`` at each connect,
     off the event loop. ``connector`` opens the connections. ``on_loss`` is called when the kernel reports that the
-    connection died, also between probes.
+    connection died, also between probes. ``talk`` is what agents say to each other there, if they do; ``on_quiet`` is
+    called when the connection was closed because others sent too much.
     """
 
     def __init__(
@@ -75,8 +81,13 @@ class Prober:
         timeout_s: float,
         getaddrinfo: Resolver = socket.getaddrinfo,
         connector: Connector | None = None,
+        talk: Talk | None = None,
     ) -> None:
         self.on_loss: Callable[[], None] = lambda: None
+        self.on_quiet: Callable[[], None] = lambda: None
+        self._talk = talk
+        if talk is not None:
+            talk.on_ready = self._proceed
         self._conninfo = dict(conninfo)
         self._timeout_s = timeout_s
         self._getaddrinfo = getaddrinfo
@@ -91,6 +102,8 @@ class Prober:
         self._address: str | None = None
         self._begun = 0.0
         self._reply: asyncio.Future[Observation | None] | None = None
+        self._due = False
+        self._under_way: Callable[[pq.abc.PGresult | None], None] | None = None
 
     @property
     def connected(self) -> bool:
@@ -131,15 +144,16 @@ class Prober:
             return None
         self._begun = boottime()
         loop = asyncio.get_running_loop()
-        self._reads, self._results = 0, 0
-        self._result: pq.abc.PGresult | None = None
+        self._reads = 0
         self._reply = loop.create_future()
         deadline = loop.call_later(self._timeout_s, self._time_out)
+        self._due = True
         try:
-            self._send(self._pgconn)
+            self._proceed()
             return await self._reply
         finally:
             deadline.cancel()
+            self._due = False
             self._reply = None
 
     def close(self) -> None:
@@ -148,6 +162,9 @@ class Prober:
         if pgconn is not None:
             asyncio.get_running_loop().remove_reader(self._fileno)
             pgconn.finish()
+            self._under_way = None
+            if self._talk is not None:
+                self._talk.end()
 
     @property
     def _silence(self) -> str:
@@ -235,7 +252,7 @@ class Prober:
         self._statement = answer.FIRST
         self._spare = SPARE_BYTES
         self._reads = 0
-        self._frame_bytes = answer.FRAME_BYTES + (_TLS_BYTES if pgconn.ssl_in_use else 0)
+        self._tls_bytes = _TLS_BYTES if pgconn.ssl_in_use else 0
         self._fileno = pgconn.socket  # kept, since libpq forgets it when the connection dies
         self._address = pgconn.hostaddr.decode() or None
         # Watched all the time: between probes a readable socket means that the connection died.
@@ -247,29 +264,65 @@ class Prober:
             return self._failed(ProbeFailure.REJECTING, plain(str(error)))
         return None
 
-    def _send(self, pgconn: pq.abc.PGconn) -> None:
+    def _proceed(self) -> None:
+        """Send what waits for its turn, unless a statement is under way: a probe first."""
+        pgconn = self._pgconn
+        if pgconn is None or self._under_way is not None:
+            return
+        self._results = 0
         try:
-            pgconn.send_query(self._statement)
+            if self._due:
+                self._due = False
+                self._result: pq.abc.PGresult | None = None
+                self._under_way = self._take
+                pgconn.send_query(self._statement)
+            elif self._talk is not None and (said := self._talk.following()) is not None:
+                self._under_way = self._take_said
+                if said.parameter is None:
+                    pgconn.send_query(said.sql)
+                else:
+                    pgconn.send_query_params(said.sql, [said.parameter])
             pgconn.flush()
         except psycopg.Error as error:
             self._lose(str(error))
 
     def _readable(self) -> None:
-        """Read what has arrived: part of an answer, all of it, or the end of the connection."""
+        """Read what has arrived: part of an answer, all of it, notifications, or the end of the connection."""
         if self._pgconn is None:
             return
         pgconn = self._pgconn
         self._spare -= unread_bytes(self._fileno)
         self._reads += 1
         if self._spare < 0 or self._reads > _MAX_READS:
-            self._refuse("it sends more than an answer to a probe")
+            self._refuse_more()
             return
         try:
             pgconn.consume_input()
-            while self._waits and not pgconn.is_busy():  # while busy, get_result() would block the event loop
-                self._take(pgconn.get_result())
+            while self._under_way is not None and not pgconn.is_busy():  # while busy, get_result() would block
+                self._under_way(pgconn.get_result())
+            if self._pgconn is not None and self._talk is not None and self._talk.on:
+                self._hear(pgconn, self._talk)
         except psycopg.Error as error:
             self._lose(str(error))
+
+    def _hear(self, pgconn: pq.abc.PGconn, talk: Talk) -> None:
+        """Take the notifications that have arrived."""
+        heard = False
+        while (notice := pgconn.notifies()) is not None:
+            heard = True
+            self._regain(_NOTICE_BYTES + len(notice.relname) + len(notice.extra))
+            if not talk.heard(notice):
+                self._refuse_more()
+                return
+        if pgconn.status == pq.ConnStatus.BAD:  # what came is no message, and libpq closed the socket
+            raise psycopg.OperationalError(pgconn.error_message.decode(errors="replace"))
+        if heard:
+            self._reads = 0
+            self._proceed()
+
+    def _regain(self, count: int) -> None:
+        """Let the server send so many bytes more: those that came before were what it may send."""
+        self._spare = min(SPARE_BYTES, self._spare + self._tls_bytes + count)
 
     @property
     def _waits(self) -> bool:
@@ -281,11 +334,31 @@ class Prober:
             self._answer(self._result)
             return
         self._result = result
+        self._count(result)
+
+    def _take_said(self, result: pq.abc.PGresult | None) -> None:
+        """Take the next result of a statement of the talk, or its end."""
+        assert self._talk is not None  # noqa: S101 -- its statement is under way
+        if result is None:
+            self._under_way = None
+            self._reads = 0
+            self._regain(answer.FRAME_BYTES)
+            self._talk.done()
+            self._proceed()
+        elif result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) in _ENDS_SESSION:
+            self.close()
+            self.on_loss()
+            self._end(None)
+        else:
+            self._regain(self._talk.take(result))
+            self._count(result)
+
+    def _count(self, result: pq.abc.PGresult) -> None:
         self._results += 1
         if result.status in _COPY:  # libpq would give the same result for ever
             self._refuse("it answers a probe with COPY")
         elif self._results > _MAX_RESULTS:
-            self._refuse("it sends more than an answer to a probe")
+            self._refuse_more()
 
     def _answer(self, result: pq.abc.PGresult | None) -> None:
         if result is None or result.status != pq.ExecStatus.TUPLES_OK:
@@ -307,8 +380,23 @@ class Prober:
             self._refuse(f"its answer to a probe is not PostgreSQL's: {error}")
             return
         self._statement = answer.AGAIN
-        self._spare = min(SPARE_BYTES, self._spare + self._frame_bytes + sum(len(value or b"") for value in row))
+        self._regain(answer.FRAME_BYTES + sum(len(value or b"") for value in row))
+        self._under_way = None
         self._end(seen)
+        if self._talk is not None and self._pgconn is not None:
+            if seen.role is Role.PRIMARY:  # a standby refuses LISTEN
+                self._talk.begin(self._pgconn.backend_pid)
+            self._proceed()
+
+    def _refuse_more(self) -> None:
+        """Close a connection over which too much was sent; where others can send, the server may not be the one."""
+        if self._talk is None or not self._talk.on:
+            self._refuse("it sends more than an answer to a probe")
+            return
+        self._talk.give_up("too many notifications")
+        self.close()
+        self._end(None)
+        self.on_quiet()
 
     def _refuse(self, words: str) -> None:
         """Close a connection over which no more must be read. Who sends something is alive."""
@@ -337,5 +425,5 @@ class Prober:
             self._end(self._failed(ProbeFailure.UNREACHABLE, self._silence))
 
     def _end(self, seen: Observation | None) -> None:
-        if self._reply is not None:
+        if self._reply is not None and not self._reply.done():
             self._reply.set_result(seen)
