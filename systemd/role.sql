@@ -1,7 +1,7 @@
 -- Creates the database roles of resolver-agent, and the functions through which it does what only a superuser may do.
 --
 --     resolver_agent        logs in over the network, to see what each server is. It has LOGIN and no other right.
---     resolver_agent_local  logs in over the socket of its own server only, and has no password. It may set one parameter
+--     resolver_agent_local  logs in over the socket of its own server only, and has no password. It may set two parameters
 --                           of Citus, reload the configuration and call the functions below. Without Citus it needs none
 --                           of that. The comment above each right says what it is for.
 --
@@ -45,7 +45,7 @@
 -- If CONNECT was revoked from PUBLIC, grant it:
 -- GRANT CONNECT ON DATABASE postgres TO resolver_agent, resolver_agent_local;
 --
--- Before PostgreSQL 15 the right to use ALTER SYSTEM on one parameter cannot be granted. With Citus there, the agent
+-- Before PostgreSQL 15 the right to use ALTER SYSTEM on a parameter cannot be granted. With Citus there, the agent
 -- can flush cached connections only if its login on its own node is a superuser: in its configuration
 -- `local: {user: postgres}`, in pg_hba.conf `local all postgres peer map=resolver_agent`, and in pg_ident.conf
 -- `resolver_agent root postgres` and `resolver_agent postgres postgres`.
@@ -96,11 +96,13 @@ COMMENT ON ROLE resolver_agent IS 'resolver-agent: watches servers over the netw
 COMMENT ON ROLE resolver_agent_local IS 'resolver-agent: cares for the connections of Citus, over the local socket only';
 
 -- Flush: a new value of citus.node_conninfo makes every session close the connections that Citus has cached in it.
+-- Queue: while citus.max_cached_conns_per_worker is 0, no session caches another one.
 DO $$
 BEGIN
     IF pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= 150000 THEN  -- a syntax error before
         EXECUTE 'REVOKE ALTER SYSTEM ON PARAMETER citus.node_conninfo FROM resolver_agent';
         EXECUTE 'GRANT ALTER SYSTEM ON PARAMETER citus.node_conninfo TO resolver_agent_local';
+        EXECUTE 'GRANT ALTER SYSTEM ON PARAMETER citus.max_cached_conns_per_worker TO resolver_agent_local';
     END IF;
 END
 $$;
@@ -131,6 +133,66 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
       FROM (SELECT *, lower(name) = 'citus.node_conninfo' AS ours,
                    sourcefile LIKE '%/postgresql.auto.conf' AS automatic
               FROM pg_file_settings) AS files
+$$;
+
+-- Queue: the value of citus.max_cached_conns_per_worker, likewise.
+CREATE FUNCTION resolver_agent.max_cached_conns_per_worker(
+    OUT loaded text, OUT altered text, OUT on_command_line boolean
+)
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT current_setting('citus.max_cached_conns_per_worker', true),
+           (SELECT setting FROM pg_file_settings
+             WHERE lower(name) = 'citus.max_cached_conns_per_worker' AND sourcefile LIKE '%/postgresql.auto.conf'
+             ORDER BY seqno DESC LIMIT 1),
+           EXISTS (SELECT FROM pg_settings
+                    WHERE name = 'citus.max_cached_conns_per_worker' AND source = 'command line')
+$$;
+
+-- Queue: which client sessions run a command (`active`), or are idle in a transaction, and since when; only their owners
+-- may see that. `inside` are those whose transaction holds a lock on pg_dist_node of this database, as it does once it
+-- has used a distributed table: they go on while the gate is closed.
+CREATE FUNCTION resolver_agent.under_way(
+    OUT pid integer, OUT active boolean, OUT since timestamptz, OUT inside boolean
+) RETURNS SETOF record
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT a.pid, a.state NOT LIKE 'idle%', CASE WHEN a.state LIKE 'idle%' THEN a.state_change ELSE a.query_start END,
+           EXISTS (SELECT FROM pg_locks AS l
+                    WHERE l.pid = a.pid AND l.locktype = 'relation' AND l.granted
+                      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                      AND l.relation = to_regclass('pg_catalog.pg_dist_node'))
+      FROM pg_stat_activity AS a
+     WHERE a.backend_type = 'client backend' AND a.state <> 'idle' AND a.pid <> pg_backend_pid()
+$$;
+
+-- Queue: the gate is a request for an ACCESS EXCLUSIVE lock on pg_dist_node that waits. Statements that have not used a
+-- distributed table yet wait behind it, the others go on. These two functions, in two sessions, close it: the first
+-- keeps the request from being granted, the second is the request. It lasts for lock_timeout, 15 s at most. If it were
+-- granted, standbys would replay the lock. So it is not made without the first, and when granted it is given up at once,
+-- by an error that also ends a transaction around it.
+CREATE FUNCTION resolver_agent.keep_gate() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM FROM pg_dist_node LIMIT 1;
+    PERFORM pg_sleep(20);
+END
+$$;
+
+CREATE FUNCTION resolver_agent.close_gate() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    given CONSTANT interval := current_setting('lock_timeout')::interval;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
+                    WHERE l.locktype = 'relation' AND l.granted AND l.relation = 'pg_dist_node'::regclass
+                      AND a.datname = current_database() AND a.usename = session_user AND a.wait_event = 'PgSleep') THEN
+        RAISE EXCEPTION 'nothing keeps the gate from being granted';
+    END IF;
+    IF given = interval '0' OR given > interval '15 s' THEN
+        SET LOCAL lock_timeout = '15s';
+    END IF;
+    LOCK TABLE pg_catalog.pg_dist_node IN ACCESS EXCLUSIVE MODE;
+    RAISE EXCEPTION 'the gate was granted, and is given up';
+END
 $$;
 
 -- Recovery and clean-up: which servers the names in pg_dist_node resolve to right now. Citus asks each over a new

@@ -25,7 +25,16 @@ PRIMARIES = ["cn-1", "wk1-1", "wk2-1"]
 
 FUNCTIONS = {
     f"resolver_agent.{name}()"
-    for name in ("cleanup_orphaned_resources", "node_conninfo", "reached", "recover_prepared_transactions")
+    for name in (
+        "cleanup_orphaned_resources",
+        "close_gate",
+        "keep_gate",
+        "max_cached_conns_per_worker",
+        "node_conninfo",
+        "reached",
+        "recover_prepared_transactions",
+        "under_way",
+    )
 }
 GIVEN = """
     SELECT rolname, what, privilege_type
@@ -113,6 +122,7 @@ def test_it_gives_what_is_needed_and_no_more(server: Postgres) -> None:
                 *(("resolver_agent_local", function, "EXECUTE") for function in (*FUNCTIONS, "pg_reload_conf()")),
                 ("resolver_agent_local", "resolver_agent", "USAGE"),
                 ("resolver_agent_local", "citus.node_conninfo", "ALTER SYSTEM"),
+                ("resolver_agent_local", "citus.max_cached_conns_per_worker", "ALTER SYSTEM"),
             }
             assert set(server.run_sql(OUTSIDERS.replace("proconfig", "proconfig::text"), dbname=database)) == {
                 (function, False, True, '{"search_path=pg_catalog, pg_temp"}', True) for function in FUNCTIONS
@@ -348,6 +358,6 @@ def test_every_primary_is_given_its_own(citus: CitusCluster) -> None:
     for server in servers:
         for database in DATABASES:
             server.run_sql(ROLE_SQL, dbname=database)
-            assert len(server.run_sql(GIVEN, dbname=database)) == len(FUNCTIONS) + 3
+            assert len(server.run_sql(GIVEN, dbname=database)) == len(FUNCTIONS) + 4
     uninstall(servers)
     assert ask(is_there) == ask(is_known) == [[], [], []]
