@@ -11,6 +11,11 @@ An administrator's own value stays in force. If it was set by ``ALTER SYSTEM``, 
 otherwise ours follows the other files. A value that is removed from those files stays in force, with a warning: Patroni
 loses it, because it does not take over what is set by ``ALTER SYSTEM`` when it starts while PostgreSQL runs
 (``load_current_server_parameters``).
+
+*Uncached*: while ``citus.max_cached_conns_per_worker`` is 0, a session keeps no connection from one command to the
+next, so none is left from a command that ran right after the flush. That is dear, so it is given back as soon as it can
+be. Only a caller that is ``alone()`` may leave it uncached. So a value of ours that anybody else finds was left by
+an agent that was killed, or came with a copy of the data directory, and is given back.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import contextlib
 import dataclasses
 import re
 import secrets
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -43,6 +49,15 @@ _SET = sql.SQL("ALTER SYSTEM SET citus.node_conninfo = {}")
 _RESET = sql.SQL("ALTER SYSTEM RESET citus.node_conninfo")
 _RELOAD = sql.SQL("SELECT pg_reload_conf()")
 
+_CACHED = "citus.max_cached_conns_per_worker"
+_CACHED_FUNCTION = "resolver_agent.max_cached_conns_per_worker"
+_ASK_CACHED = sql.SQL("SELECT * FROM resolver_agent.max_cached_conns_per_worker()")
+_SET_CACHED = sql.SQL("ALTER SYSTEM SET citus.max_cached_conns_per_worker = {}")
+_RESET_CACHED = sql.SQL("ALTER SYSTEM RESET citus.max_cached_conns_per_worker")
+
+_alone = threading.RLock()
+_ALONE_S = 15.0
+
 _CONFIRM_S = 1.0
 _POLL_S = 0.01
 FIRST_WITH_GRANT = 150000
@@ -65,11 +80,15 @@ class Flushed:
         base: the value in force, without the white space added at its end.
         done: a flush was due, and every session opens new connections.
         warning: what is wrong with the value, and the fix.
+        cached: why sessions go on caching connections, although they were not to; None if they do not, or may.
+        given_back: ``citus.max_cached_conns_per_worker`` had been left uncached, and was given back.
     """
 
     base: str
     done: bool = True
     warning: str | None = None
+    cached: str | None = None
+    given_back: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +118,46 @@ class Override:
     def stamped(self, stamp: int) -> str:
         """Return the value to set, with a stamp of ``STAMP_BITS`` bits. Its last character is always a blank."""
         return self.base + f"{self.kept:b}{stamp:0{STAMP_BITS}b}0".translate(_BLANK_OR_TAB)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cached:
+    """Where the value of ``citus.max_cached_conns_per_worker`` comes from, as in ``Setting``."""
+
+    loaded: str | None = None
+    altered: str | None = None
+    on_command_line: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Uncached:
+    """A value set by the agent that means 0. ``base`` was an administrator's ``ALTER SYSTEM``; None is none.
+
+    PostgreSQL rounds a fraction to an integer, and keeps its text in postgresql.auto.conf.
+    """
+
+    base: int | None
+
+    @property
+    def text(self) -> str:
+        """The value to set."""
+        return "0x0" if self.base is None else f"0.000{self.base}"
+
+
+def recall_uncached(value: str | None) -> Uncached | None:
+    """Return what a value of the agent contains, or None if the agent did not set it."""
+    if value == Uncached(None).text:
+        return Uncached(None)
+    found = re.fullmatch(r"0\.000(0|[1-9][0-9]{0,9})", value or "")
+    return Uncached(int(found[1])) if found else None
+
+
+def uncached_from(value: str | None) -> Uncached | None:
+    """Return what to set where this value is in postgresql.auto.conf; None if it could not be given back."""
+    if value is None:
+        return Uncached(None)
+    number = re.fullmatch(r"0|[1-9][0-9]{0,9}", value.strip())
+    return recall_uncached(value) or (Uncached(int(number[0])) if number else None)
 
 
 def recall(value: str | None) -> Override | None:
@@ -137,62 +196,126 @@ def is_kept(setting: Setting) -> bool:
     return ours is None or (ours == due(setting) and setting.loaded == setting.altered)
 
 
-def flush(config: Config) -> Flushed | None:
+@contextlib.contextmanager
+def alone(within_s: float = _ALONE_S) -> Iterator[None]:
+    """Keep every other thread from flushing: two flushes at once would replace each other's values.
+
+    Raises:
+        FlushError: another one is under way for longer than that.
+    """
+    if not _alone.acquire(timeout=within_s):
+        raise FlushError(f"another flush has been under way for {within_s:g} s")
+    try:
+        yield
+    finally:
+        _alone.release()
+
+
+def flush(config: Config, *, uncached: bool = False) -> Flushed | None:
     """Make every session of the local server open new connections to other nodes; None if the server has no Citus.
+
+    ``uncached`` also makes it cache none, until the next flush: for a caller that is ``alone()`` until then. Where that
+    is not possible the flush is done without it, and ``Flushed.cached`` says why.
 
     Raises:
         FlushError: the flush failed, or could not be confirmed.
     """
-    with _session(config) as connection:
+    with alone(), _session(config) as connection:
         setting = _read(connection)
-        return _flush(config, connection, setting) if setting else None
+        return _flush(config, connection, setting, uncached=uncached) if setting else None
 
 
 def keep(config: Config) -> Flushed | None:
-    """Flush again if the administrator's value has changed below ours, or if a flush was left half done.
+    """Flush again if the administrator's value has changed below ours, or if a flush was left half done or uncached.
 
     Return None if there was nothing to do and nothing is wrong.
 
     Raises:
         FlushError: a flush would fail, whether or not one is due now.
     """
-    with _session(config) as connection:
+    with alone(), _session(config) as connection:
         setting = _read(connection)
         if setting is None:
             return None
-        if not is_kept(setting):
+        if not is_kept(setting) or recall_uncached(_read_cached(connection)[0].altered):
             return _flush(config, connection, setting)
         wrong = _warning(setting)
         return Flushed(due(setting).base, done=False, warning=wrong) if wrong else None
 
 
+def give_back(connection: psycopg.Connection) -> str | None:
+    """Flush over a session that is open already, and let sessions cache again; return the value for ``confirm()``.
+
+    It opens no session. None if the server has no Citus.
+
+    Raises:
+        FlushError: it failed.
+    """
+    with _explained(connection):
+        setting = _read(connection)
+        if setting is None:
+            return None
+        warning = _change_cached(connection, uncached=False)[1]
+        value = due(setting).stamped(secrets.randbits(STAMP_BITS))
+        connection.execute(_SET.format(value))
+        connection.execute(_RELOAD)
+        if warning is not None:
+            raise FlushError(warning)
+        return value
+
+
+def confirm(config: Config, value: str) -> None:
+    """Wait until every session gets a value of ``give_back()``.
+
+    Raises:
+        FlushError: it was not loaded in time.
+    """
+    try:
+        _confirm(config, value)
+    except psycopg.Error as error:
+        raise FlushError(f"error on the local PostgreSQL: {session.words(error)}") from error
+
+
 def reset(config: Config) -> None:
-    """Remove the agent's value, and restore an administrator's value that was kept in it.
+    """Remove the agent's values, and restore an administrator's values that were kept in them.
 
     Raises:
         FlushError: the reset failed, or could not be confirmed.
     """
-    with _session(config) as connection:
+    with alone(), _session(config) as connection:
         setting = _read(connection)
-        ours = recall(setting.altered) if setting else None
-        if setting is None or ours is None:
+        if setting is None:
             return
-        connection.execute(_SET.format(ours.base) if ours.kept else _RESET)
-        connection.execute(_RELOAD)
-        _confirm(config, ours.base if ours.kept else setting.below)
+        given_back, warning = _change_cached(connection, uncached=False)
+        ours = recall(setting.altered)
+        if ours is not None:
+            connection.execute(_SET.format(ours.base) if ours.kept else _RESET)
+        if ours is not None or given_back:
+            connection.execute(_RELOAD)
+        if ours is not None:
+            _confirm(config, ours.base if ours.kept else setting.below)
+        if warning is not None:
+            raise FlushError(warning)
 
 
 @contextlib.contextmanager
 def _session(config: Config) -> Iterator[psycopg.Connection]:
     """Connect to the local server; turn an error into a FlushError with a fix."""
     try:
-        with session.connect(config, limit_s=config.timeout_s + _CONFIRM_S) as connection:
-            try:
-                yield connection
-            except errors.InsufficientPrivilege as error:
-                raise FlushError(f"{session.words(error)}: {_fix(connection)}") from error
-            except errors.FeatureNotSupported as error:  # PostgreSQL 17
-                raise FlushError(f"{session.words(error)}: set allow_alter_system = on") from error
+        with session.connect(config, limit_s=config.timeout_s + _CONFIRM_S) as connection, _explained(connection):
+            yield connection
+    except psycopg.Error as error:
+        raise FlushError(f"error on the local PostgreSQL: {session.words(error)}") from error
+
+
+@contextlib.contextmanager
+def _explained(connection: psycopg.Connection) -> Iterator[None]:
+    try:
+        yield
+    except errors.InsufficientPrivilege as error:
+        raise FlushError(f"{session.words(error)}: {_fix(connection)}") from error
+    except errors.FeatureNotSupported as error:  # PostgreSQL 17
+        raise FlushError(f"{session.words(error)}: set allow_alter_system = on") from error
     except psycopg.Error as error:
         raise FlushError(f"error on the local PostgreSQL: {session.words(error)}") from error
 
@@ -242,7 +365,44 @@ def _read(connection: psycopg.Connection) -> Setting | None:
     return setting
 
 
-def _flush(config: Config, connection: psycopg.Connection, setting: Setting) -> Flushed:
+def _read_cached(connection: psycopg.Connection) -> tuple[Cached, str | None]:
+    """Return where ``citus.max_cached_conns_per_worker`` comes from, or why that cannot be told (an older role.sql)."""
+    faults = session.faults_of(connection, [_CACHED_FUNCTION], privileges=True)
+    if faults:
+        return Cached(), f"{faults[0]}: {_fix(connection)}"
+    [cached] = connection.cursor(row_factory=class_row(Cached)).execute(_ASK_CACHED)
+    if cached.loaded is None:
+        return cached, f"Citus has no {_CACHED}"
+    return cached, f"{_CACHED} is set on the command line" if cached.on_command_line else None
+
+
+def _change_cached(connection: psycopg.Connection, *, uncached: bool) -> tuple[bool, str | None]:
+    """Set the value that makes sessions cache nothing, or give back a value of ours, without a reload.
+
+    Return whether it was changed, and why not.
+    """
+    cached, fault = _read_cached(connection)
+    if uncached:
+        new = uncached_from(cached.altered)
+        if fault is not None or new is None:
+            return False, fault or f"the value of {_CACHED} in postgresql.auto.conf is no number: {cached.altered!r}"
+        statement: sql.SQL | sql.Composed = _SET_CACHED.format(new.text)
+    else:
+        ours = recall_uncached(cached.altered)
+        if ours is None:
+            return False, None
+        statement = _RESET_CACHED if ours.base is None else _SET_CACHED.format(str(ours.base))
+    try:
+        connection.execute(statement)
+    except errors.InsufficientPrivilege as error:
+        left = "" if uncached else f", and the agent's {cached.altered!r} stays in force"
+        return False, f"{session.words(error)}{left}: {_fix(connection)}"
+    return True, None
+
+
+def _flush(config: Config, connection: psycopg.Connection, setting: Setting, *, uncached: bool = False) -> Flushed:
+    # Before the other one: whoever has the new value of that has this one, too.
+    changed, fault = _change_cached(connection, uncached=uncached)
     while True:
         override = due(setting)
         value = override.stamped(secrets.randbits(STAMP_BITS))
@@ -250,7 +410,11 @@ def _flush(config: Config, connection: psycopg.Connection, setting: Setting) -> 
         connection.execute(_RELOAD)
         setting = _confirm(config, value)
         if due(setting) == override:  # otherwise a file was changed while it was read
-            return Flushed(override.base, warning=_warning(setting))
+            break
+    warning = _warning(setting)
+    if uncached:
+        return Flushed(override.base, warning=warning, cached=fault)
+    return Flushed(override.base, warning=warning or fault, given_back=changed)
 
 
 def _confirm(config: Config, value: str) -> Setting:

@@ -129,6 +129,8 @@ class Flusher:
         self._warning = found.warning if found is not None else None
         if found is not None and found.done:
             _log.info("flushed the connections that Citus has cached, in %.0f ms", (now - self._begun) * 1000)
+        if found is not None and found.given_back:
+            _log.warning("citus.max_cached_conns_per_worker had been left at 0 for a planned stop, and is given back")
         self._flushed, self._fault, self._failures = self._under_way, None, 0
 
 

@@ -16,7 +16,18 @@ import pytest
 import yaml
 
 from resolver_agent.citus import session as citus_session
-from resolver_agent.citus.flush import Flushed, FlushError, Override, flush, keep, recall, reset
+from resolver_agent.citus.flush import (
+    Flushed,
+    FlushError,
+    Override,
+    alone,
+    confirm,
+    flush,
+    give_back,
+    keep,
+    recall,
+    reset,
+)
 from resolver_agent.config.load import load
 from resolver_agent.demo.postgres import Site
 from tests.integration.conftest import GONE
@@ -35,6 +46,7 @@ ROLE_SQL = (Path(__file__).parents[3] / "systemd" / "role.sql").read_text(encodi
 
 # A server keeps any parameter of this form, even one it does not know.
 CONF = """
+citus.max_cached_conns_per_worker = 1
 citus.node_conninfo = 'sslmode=prefer'
 citus.shard_count = 32
 log_line_prefix = '%u '
@@ -64,9 +76,38 @@ class Mortal(psycopg.Connection):
         return super().execute(*args, **kwargs)
 
 psycopg.Connection = Mortal
-flush.flush(load(sys.argv[1]))
+flush.flush(load(sys.argv[1]), uncached=len(sys.argv) > 3)
 """
-STEPS = {"before the value is set": 2, "before the reload": 3, "before it is confirmed": 4}
+STEPS = {"before the value is set": 3, "before the reload": 4, "before it is confirmed": 5}
+
+UNCACHED_STEPS = {
+    "before it is uncached": 3,
+    "before the value is set": 4,
+    "before the reload": 5,
+    "before it is confirmed": 6,
+}
+
+# The administrator's value by ALTER SYSTEM, and ours in its place.
+BEFORE_UNCACHED = {"none": (None, "0x0"), "4": ("4", "0.0004"), "0": ("0", "0.0000"), "10": ("10", "0.00010")}
+CANNOT_UNCACHE = {
+    "an older role.sql": (
+        "DROP FUNCTION resolver_agent.max_cached_conns_per_worker()",
+        r"resolver_agent\.max_cached_conns_per_worker\(\) does not exist: run role\.sql ",
+    ),
+    "a right to call it": (
+        "REVOKE EXECUTE ON FUNCTION resolver_agent.max_cached_conns_per_worker() FROM resolver_agent_local",
+        r"must not be called by role resolver_agent_local: run role\.sql ",
+    ),
+    "the right to set it": (
+        "REVOKE ALTER SYSTEM ON PARAMETER citus.max_cached_conns_per_worker FROM resolver_agent_local",
+        r'permission denied to set parameter "citus\.max_cached_conns_per_worker": run role\.sql ',
+    ),
+    "a number": (
+        "ALTER SYSTEM SET citus.max_cached_conns_per_worker = '0x10'",
+        r"in postgresql\.auto\.conf is no number: '0x10'",
+    ),
+}
+ALTERED_CACHED = ALTERED.replace("node_conninfo", "max_cached_conns_per_worker")
 
 FAULTS = {
     "a line that is none": ("nonsense", r"postgresql\.conf line \d+: syntax error"),
@@ -160,6 +201,21 @@ def altered(server: Postgres) -> str | None:
     return str(found[0][0]) if found else None
 
 
+def cached(server: Postgres) -> tuple[str, str | None]:
+    """Return how many connections a new session keeps, and the value in postgresql.auto.conf."""
+    [(now,)] = server.run_sql("SELECT current_setting('citus.max_cached_conns_per_worker')")
+    found = server.run_sql(ALTERED_CACHED)
+    return now, found[0][0] if found else None
+
+
+def set_cached(server: Postgres, value: str | None) -> None:
+    """Give it a value by ALTER SYSTEM, as an administrator does, or none."""
+    to = "TO DEFAULT" if value is None else f"TO '{value}'"
+    server.run_sql(f"ALTER SYSTEM SET citus.max_cached_conns_per_worker {to}")
+    server.reload()
+    server.wait_until("SELECT current_setting('citus.max_cached_conns_per_worker') = %s", [value or "1"])
+
+
 def set_and_load(server: Postgres, query: str, value: str) -> None:
     """Change the value as an administrator does: set it, reload, and wait until it is in force."""
     server.run_sql(query)
@@ -182,8 +238,13 @@ def test_what_is_said_to_the_server(server: Postgres, config: Config) -> None:
         log.seek(start)
         said = re.findall(r"^resolver_agent_local LOG:  (?:statement|execute [^:]*): (.*)$", log.read(), re.MULTILINE)
     ask = "SELECT * FROM resolver_agent.node_conninfo()"
-    assert said[1:4] == [ask, f"ALTER SYSTEM SET citus.node_conninfo = '{loaded(server)}'", "SELECT pg_reload_conf()"]
-    assert set(said[4:]) == {said[0], ask}
+    assert [said[1], *said[3:6]] == [
+        ask,
+        "SELECT * FROM resolver_agent.max_cached_conns_per_worker()",
+        f"ALTER SYSTEM SET citus.node_conninfo = '{loaded(server)}'",
+        "SELECT pg_reload_conf()",
+    ]
+    assert set(said[6:]) == {said[0], ask}
     assert said[-1] == ask
 
 
@@ -222,6 +283,120 @@ def test_killed_in_the_middle(server: Postgres, config: Config, step: int) -> No
     assert loaded(server) not in ("sslmode=prefer", left)
     reset(config)
     assert (loaded(server), altered(server)) == ("sslmode=prefer", None)
+
+
+@pytest.mark.parametrize(("before", "ours"), BEFORE_UNCACHED.values(), ids=BEFORE_UNCACHED)
+def test_uncached_until_the_next_flush(server: Postgres, config: Config, before: str | None, ours: str) -> None:
+    """The agent's value says what was there before, and the next flush, check or reset gives that back."""
+    set_cached(server, before)
+    normal = cached(server)
+    for undo, done in (
+        (flush, Flushed("sslmode=prefer", given_back=True)),
+        (keep, Flushed("sslmode=prefer", given_back=True)),
+        (reset, None),
+    ):
+        first = loaded(server)
+        assert flush(config, uncached=True) == Flushed("sslmode=prefer")
+        assert loaded(server) != first
+        assert cached(server) == (ours, ours)  # a placeholder is text
+        assert flush(config, uncached=True) == Flushed("sslmode=prefer")
+        assert cached(server) == (ours, ours)
+        assert undo(config) == done
+        server.wait_until("SELECT current_setting('citus.max_cached_conns_per_worker') = %s", [normal[0]])
+        assert cached(server) == normal
+    assert (keep(config), altered(server)) == (None, None)
+
+
+@pytest.mark.parametrize(("query", "message"), CANNOT_UNCACHE.values(), ids=CANNOT_UNCACHE)
+def test_what_cannot_be_uncached_is_flushed(server: Postgres, config: Config, query: str, message: str) -> None:
+    """Whatever is missing for it costs nothing but that, and is said."""
+    server.run_sql(query)
+    before = cached(server)[1]
+    flushed = flush(config, uncached=True)
+    assert flushed is not None
+    assert flushed.base == "sslmode=prefer"
+    assert re.search(message, flushed.cached or "")
+    assert (recall(loaded(server)), cached(server)[1]) == (IN_FILE, before)
+    assert flush(config) == Flushed("sslmode=prefer")
+    assert keep(config) is None
+
+
+def test_what_cannot_be_given_back_is_said(server: Postgres, config: Config) -> None:
+    """Without the right to set it, sessions are flushed, and every flush warns until the right is there."""
+    flush(config, uncached=True)
+    server.run_sql("REVOKE ALTER SYSTEM ON PARAMETER citus.max_cached_conns_per_worker FROM resolver_agent_local")
+    flushed = flush(config)
+    assert flushed is not None
+    assert "the agent's '0x0' stays in force: run role.sql" in (flushed.warning or "")
+    with pytest.raises(FlushError, match="stays in force"):
+        reset(config)
+    server.run_sql(ROLE_SQL)
+    assert keep(config) == Flushed("sslmode=prefer", given_back=True)
+    assert cached(server) == ("1", None)
+
+
+def test_an_administrator_changes_it_meanwhile(server: Postgres, config: Config) -> None:
+    """A value that is not the agent's is not touched."""
+    flush(config, uncached=True)
+    set_cached(server, "3")
+    assert flush(config) == Flushed("sslmode=prefer")
+    assert cached(server) == ("3", "3")
+
+
+@pytest.mark.parametrize("before", [None, "4"])
+@pytest.mark.parametrize("step", UNCACHED_STEPS.values(), ids=UNCACHED_STEPS)
+def test_killed_while_it_uncaches(server: Postgres, config: Config, step: int, before: str | None) -> None:
+    """Wherever an uncaching flush is killed, the next check gives the administrator's value back."""
+    set_cached(server, before)
+    normal = cached(server)
+    child = subprocess.run([sys.executable, "-c", CHILD, config.path, str(step), "uncached"], check=False, timeout=30)
+    assert child.returncode == -signal.SIGKILL
+    assert (cached(server)[1] != before) == (step > UNCACHED_STEPS["before it is uncached"])
+    keep(config)
+    assert cached(server) == normal
+
+
+def test_a_clone_of_an_uncached_server_is_no_more(
+    server: Postgres, make_standby: Callable[[], Postgres], config: Config, tmp_path: Path
+) -> None:
+    """A standby that was copied meanwhile gives the administrator's value back on itself alone."""
+    set_cached(server, "4")
+    flush(config, uncached=True)
+    standby = make_standby()
+    assert cached(standby) == ("0.0004", "0.0004")
+    assert keep(configure(standby, tmp_path)) == Flushed("sslmode=prefer", given_back=True)
+    assert cached(standby) == ("4", "4")
+    assert cached(server) == ("0.0004", "0.0004")
+
+
+def test_it_is_given_back_over_an_open_session(server: Postgres, config: Config) -> None:
+    """Without a new session the parameter is given back and everything flushed, and confirmed later."""
+    flush(config, uncached=True)
+    first = loaded(server)
+    with citus_session.connect(config, limit_s=5) as session:
+        value = give_back(session)
+    assert value is not None
+    confirm(config, value)
+    assert value == loaded(server) != first
+    assert cached(server) == ("1", None)
+    with pytest.raises(FlushError, match="has not loaded"):
+        confirm(config, first)
+
+
+def test_nobody_gives_back_what_is_in_use(server: Postgres, config: Config) -> None:
+    """A check in another thread waits until the one who has uncached is done, and finds nothing left."""
+    found: list[Flushed | None] = []
+    with alone():
+        flush(config, uncached=True)
+        other = threading.Thread(target=lambda: found.append(keep(config)))
+        other.start()
+        other.join(0.3)
+        assert other.is_alive()
+        assert cached(server) == ("0x0", "0x0")
+        with citus_session.connect(config, limit_s=5) as session:
+            confirm(config, give_back(session) or "")
+    other.join(10)
+    assert found == [None]
 
 
 def test_a_half_done_flush_is_ended(server: Postgres, config: Config) -> None:
@@ -512,3 +687,22 @@ def test_the_real_parameter_on_a_standby(citus: CitusCluster) -> None:
     cn2.server.start(**above)  # type: ignore[arg-type]  # `wait` is not among them
     with pytest.raises(FlushError, match="command line"):
         flush(config)
+
+
+def test_the_real_parameter_means_zero(citus: CitusCluster) -> None:
+    """Citus takes the agent's values for 0: no session keeps a connection; what an administrator set is given back."""
+    cn1 = citus.machines["cn-1"]
+    config = load(str(citus.configure(cn1)))
+    session = citus.connect(cn1)
+    for before, ours in BEFORE_UNCACHED.values():
+        set_cached(cn1.server, before)
+        normal = cached(cn1.server)
+        assert flush(config, uncached=True) == Flushed("sslmode=prefer")
+        assert cached(cn1.server) == ("0", ours)
+        session.execute("SELECT count(*) FROM accounts")
+        citus.wait_for_sessions(session, set())
+        assert flush(config) == Flushed("sslmode=prefer", given_back=True)
+        assert cached(cn1.server) == normal
+    set_cached(cn1.server, None)
+    session.execute("SELECT count(*) FROM accounts")
+    assert set(citus.sessions_of(session)) == PRIMARIES

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
-from resolver_agent.citus.flush import STAMP_BITS, Override, Setting, due, is_kept, recall
+from resolver_agent.citus.flush import (
+    STAMP_BITS,
+    Override,
+    Setting,
+    Uncached,
+    due,
+    is_kept,
+    recall,
+    recall_uncached,
+    uncached_from,
+)
 
 FOLLOWS = Override("sslmode=prefer").stamped(1)
 KEEPS = Override("sslmode=allow", kept=True).stamped(1)
@@ -100,3 +110,24 @@ def test_libpq_ignores_what_is_added(stamp: int, *, kept: bool) -> None:
     assert conninfo_to_dict(value) == conninfo_to_dict(base)
     assert set(value.removeprefix(base)) <= {" ", "\t"}
     assert value.endswith(" ")
+
+
+@given(st.none() | st.integers(0, 2**31 - 1))
+def test_an_uncached_value_is_known_again(base: int | None) -> None:
+    """It rounds to 0, contains the administrator's number, and is made from that and from itself."""
+    ours = Uncached(base)
+    assert round(float.fromhex(ours.text) if base is None else float(ours.text)) == 0
+    assert recall_uncached(ours.text) == ours
+    assert uncached_from(ours.text) == uncached_from(None if base is None else str(base)) == ours
+
+
+@pytest.mark.parametrize("value", ["", "0", "1", "0.0", "0.0001e3", "0.00007 ", "0.00001x", "0x00", "0.00012345678901"])
+def test_others_are_not_taken_for_uncached(value: str) -> None:
+    """Only the exact forms are the agent's."""
+    assert recall_uncached(value) is None
+
+
+@pytest.mark.parametrize("value", ["", "0x10", "010", "4.2", "1e1", "four", "12345678901"])
+def test_what_could_not_be_given_back_is_left(value: str) -> None:
+    """A value that is not written as a plain number is not replaced."""
+    assert uncached_from(value) is None
