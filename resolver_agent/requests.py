@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from resolver_agent.config.load import fingerprint
 from resolver_agent.control import report
+from resolver_agent.queue.evidence import why_not_wait
 from resolver_agent.routing.decide import decide
 from resolver_agent.routing.observation import Role
 from resolver_agent.system.clock import boottime
@@ -37,6 +38,10 @@ _STOP_LIMIT_S = 6.0
 """The longest that a stop may wait, whatever its hook says: the hook is ended after this time."""
 
 
+_EVIDENCE_S = 0.5
+"""How long a stop may take to find out whether it may wait: it may be one that must not take any time."""
+
+
 class Stops(Protocol):
     """Answers the hook before a stop."""
 
@@ -48,24 +53,6 @@ class Stops(Protocol):
 
     def cancel_leave(self) -> report.StopCancelled:
         """Take an announced stop back."""
-
-
-class NoStops:
-    """Lets every stop go on at once."""
-
-    _WHY = "this agent does not queue"
-
-    async def leave(self, *, peer: str, within_s: float) -> report.StopAnswer:  # noqa: ARG002 -- as for all
-        """Return at once."""
-        return report.StopAnswer(waited_ms=0, waited_for=(), left=0, why=self._WHY)
-
-    def check_leave(self) -> report.StopCheck:
-        """Return that no stop would wait."""
-        return report.StopCheck(would_wait=False, why=self._WHY, names=())
-
-    def cancel_leave(self) -> report.StopCancelled:
-        """Return that there is nothing to take back."""
-        return report.StopCancelled(announced=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +67,29 @@ class AgentState:
     decision: Decision
     alerts: tuple[Alert, ...]
     lasting: tuple[tuple[Alert, float], ...]
+
+
+class NoQueue:
+    """Lets every stop go on at once, and says whether it could have waited."""
+
+    def __init__(self, state: Callable[[], AgentState], observer: Observer) -> None:
+        self._state = state
+        self._observer = observer
+
+    async def leave(self, *, peer: str, within_s: float) -> report.StopAnswer:  # noqa: ARG002 -- as for all
+        """Return at once."""
+        why = await why_not_wait(self._state().config, self._observer, within_s=min(within_s, _EVIDENCE_S))
+        return report.StopAnswer(
+            waited_ms=0, waited_for=(), left=0, why=why or "the stop is planned: nothing queues here"
+        )
+
+    def check_leave(self) -> report.StopCheck:
+        """Return that no stop would wait."""
+        return report.StopCheck(would_wait=False, why="nothing queues here", names=())
+
+    def cancel_leave(self) -> report.StopCancelled:
+        """Return that there is nothing to take back."""
+        return report.StopCancelled(announced=False)
 
 
 class Requests:
@@ -100,7 +110,7 @@ class Requests:
         self._observer = observer
         self._block = block
         self._maintenance = maintenance
-        self._stops = queue or NoStops()
+        self._stops = queue or NoQueue(state, observer)
         self._round_over = asyncio.Condition()
 
     @property
@@ -200,9 +210,10 @@ class Requests:
         """Let the local server stop, once the other nodes' statements are over, or at once where it must not wait."""
         within_ms = request.get("within_ms")
         within_s = within_ms / 1000 if isinstance(within_ms, int) and 0 <= within_ms <= _STOP_LIMIT_S * 1000 else 0.0
+        begun = boottime()
         _log.info("a stop is announced by %s, who waits %.1f s at most", request["peer"], within_s)
         answer: dict[str, Any] = report.as_json(await self._stops.leave(peer=str(request["peer"]), within_s=within_s))
-        _log.info("before-stop answered: %s", answer)
+        _log.info("before-stop answered after %d ms: %s", round((boottime() - begun) * 1000), answer)
         return answer
 
     async def _check_stop(self, _request: dict[str, Any]) -> dict[str, Any]:
