@@ -93,6 +93,19 @@ def grandchildren(pid: int) -> list[int]:
     return [grandchild for child in children(pid) for grandchild in children(child)]
 
 
+@HOOKS
+def test_a_killed_hook(name: str, path: Path) -> None:
+    """Patroni goes on at once when the hook is killed while it waits for the agent."""
+    command = snippet(name, shlex.join(PROGRAM), options=f"--socket {path}")
+    with agent(path, None) as asked, subprocess.Popen(command, stderr=subprocess.DEVNULL) as shell:
+        assert asked.wait(5)
+        (hook,) = grandchildren(shell.pid)
+        os.kill(hook, signal.SIGKILL)
+        begun = time.monotonic()
+        assert shell.wait(5) == 0
+        assert time.monotonic() - begun < 1
+
+
 def test_signals_at_any_moment(path: Path) -> None:
     """The line succeeds even when the signal comes before Python can handle it, or after the output."""
     command = snippet("pre_promote", shlex.join(PROGRAM), options=f"--socket {path}")
