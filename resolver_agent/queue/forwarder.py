@@ -261,8 +261,9 @@ class Forwarder:
     def _dial(self, pair: _Pair, now: float) -> None:
         """Begin an attempt to connect to the server."""
         self._undialled.pop(pair, None)
-        family, address, _ = pair.target
+        pair.target = pair.room.target or pair.target  # it may lead to another server by now
         pair.attempts += 1
+        family, address, _ = pair.target
         try:
             pair.server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError as error:

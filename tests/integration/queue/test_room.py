@@ -486,6 +486,96 @@ def test_a_server_that_refuses(hall: Hall, caplog: pytest.LogCaptureFixture) -> 
     ]
 
 
+def test_another_server_meanwhile(hall: Hall) -> None:
+    """A client whose server refuses goes to the one that the room leads to by then."""
+    hall.open()
+    hall.rooms.forward("wk1", "127.77.200.2", hall.port)
+    client = hall.come()
+    client.sendall(b"x")
+    until(lambda: hall.state().waiting == 0)
+    server = hall.serve()
+    hall.forward()
+    assert server.accept().recv(1) == b"x"
+
+
+def test_a_server_with_ipv6(hall: Hall) -> None:
+    """The room has an IPv4 address, but the server may have another."""
+    with socket.socket(socket.AF_INET6) as listener:
+        try:
+            listener.bind(("::1", hall.port))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        listener.listen()
+        listener.settimeout(DEADLINE_S)
+        hall.open()
+        hall.rooms.forward("wk1", "::1", hall.port)
+        hall.come().sendall(b"x")
+        served, _ = listener.accept()
+        with served:
+            assert served.recv(1) == b"x"
+
+
+def test_clients_that_leave_early(hall: Hall) -> None:
+    """Whoever has given up waiting, politely or not, does not keep the others from being served."""
+    hall.open()
+    for number in range(20):
+        client = hall.come()
+        client.sendall(b"early")
+        if number % 2:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()
+    stays = hall.come()
+    stays.sendall(b"x")
+    server = hall.serve()
+    hall.forward()
+    until(lambda: server.accept().recv(1) == b"x")
+
+
+def test_no_thread(hall: Hall, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Where no thread can be started the clients are reset instead of hanging."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    hall.open()
+    waits = hall.come()
+    with monkeypatch.context() as short:
+        short.setattr(threading.Thread, "start", refuse)
+        hall.forward()
+    assert is_reset(waits)
+    assert not hall.rooms.is_open("wk1")
+    assert caplog.messages == ["what waits for wk1 cannot be forwarded: no thread can be started"]
+    hall.open()
+    hall.forward()
+    hall.pair(hall.serve())
+
+
+def test_the_end_of_the_process() -> None:
+    """It does not wait for what is forwarded, nor for who waits."""
+    script = """
+    import socket
+    from resolver_agent.queue.room import Rooms
+    from resolver_agent.demo.postgres import free_port
+
+    port, rooms = free_port(), Rooms()
+    server = socket.create_server(("127.77.200.8", port))
+    for name, address in (("wk1", "127.77.0.7"), ("wk2", "127.77.0.8")):
+        assert rooms.open(name, address, port) is None
+    clients = [socket.create_connection((address, port)) for address in ("127.77.0.7", "127.77.0.8")]
+    rooms.forward("wk1", "127.77.200.8", port)
+    served, _ = server.accept()
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=10,
+        cwd=Path(__file__).parents[3],
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_a_server_that_is_silent(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its backlog is full, so it does not answer: the client is closed when the time of an attempt is up."""
     monkeypatch.setattr("resolver_agent.queue.forwarder.CONNECT_S", 0.7)
