@@ -134,7 +134,7 @@ class Forwarder:
             return self._thread
 
     def drop(self) -> None:
-        """Close the clients whose connection to the server is not established yet. Called by other threads."""
+        """Close the clients of closed rooms that have no connection to the server yet. Called by other threads."""
         self._drops = True
         self.wake()
 
@@ -143,7 +143,6 @@ class Forwarder:
         os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
-        self._most = max(1, int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * _SHARE) // _FILES)
         while self._guarded_turn():
             pass
 
@@ -162,12 +161,14 @@ class Forwarder:
 
     def _turn(self) -> bool:
         """Wait for events once and serve them; report whether there may be more to do."""
+        if not self._most:
+            self._most = max(1, int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * _SHARE) // _FILES)
         now = time.monotonic()
         if self._end_at is not None and now >= self._end_at:
             self._end_all(self._pairs)
         if self._drops:
             self._drops = False
-            self._end_all([pair for pair in self._pairs if pair.flows is None], failed=True)
+            self._end_all([pair for pair in self._pairs if pair.flows is None and pair.room.is_closed], failed=True)
         with self.lock:
             self._tend(now)
             if not self._rooms and not self._pairs:

@@ -265,7 +265,7 @@ def test_close_later(hall: Hall) -> None:
     hall.open()
     hall.forward()
     server = hall.serve()
-    hall.rooms.close("wk1", after_s=0.5)
+    hall.rooms.close("wk1", after_s=1)
     assert not hall.rooms.is_open("wk1")
     hall.pair(server)
 
@@ -637,7 +637,7 @@ def test_stop(hall: Hall) -> None:
     client, _ = hall.pair(hall.serve())
     began = time.monotonic()
     asyncio.run(hall.rooms.stop(within_s=0.4))
-    assert 0.35 < time.monotonic() - began < 1.3
+    assert 0.35 < time.monotonic() - began < 3
     assert thread() is None
     assert client.recv(1) == b""
     began = time.monotonic()
