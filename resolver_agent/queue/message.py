@@ -10,10 +10,12 @@ import enum
 import json
 import re
 
-from resolver_agent.observe.talk import LIMIT
 from resolver_agent.system.foreign import read_json
 
 _VERSION = 1
+
+LIMIT = 1024
+"""The longest message, in characters; ``observe.talk`` passes no longer one on."""
 
 _WAIT_LIMIT_S = 6.0
 _NUMBER_LIMIT = (1 << 31) - 1
