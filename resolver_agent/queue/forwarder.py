@@ -39,6 +39,7 @@ _FILES = 6  # of one connection at most: two sockets, and two pipes when both di
 _SHARE = 0.75  # of the process's files: the agent itself must always be able to write the hosts file
 _DEFECTS = 20
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+_BUFFER = 128 * 1024  # the kernel doubles it; by itself it gives a slow reader up to 10 MB, which count as ours
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 _LAST_DATA_RECEIVED = 52  # of struct tcp_info, in ms; see <linux/tcp.h>
 
@@ -273,6 +274,7 @@ class Forwarder:
             return
         self._dialling[pair] = None
         pair.due = now + CONNECT_S
+        _set_options(pair.server)
         code = pair.server.connect_ex(address)
         if code in (0, errno.EINPROGRESS):
             self._selector.register(pair.server, selectors.EVENT_WRITE, pair)
@@ -322,7 +324,6 @@ class Forwarder:
             self._missed(pair, code)
             return
         del self._dialling[pair]
-        _set_options(server)
         pair.room.forwarded += 1
         pair.flows = (Flow(pair.client, server, self._pipes), Flow(server, pair.client, self._pipes))
         pair.flows[0].pump()
@@ -405,6 +406,8 @@ class Forwarder:
 def _set_options(one: socket.socket) -> None:
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
     for option, value in _KEEPALIVE:
         one.setsockopt(socket.IPPROTO_TCP, option, value)
 

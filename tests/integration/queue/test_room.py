@@ -178,8 +178,8 @@ def test_clients_wait_and_are_served(hall: Hall) -> None:
     served.close()
 
 
-def test_both_sockets_are_quick_and_watched(hall: Hall) -> None:
-    """Small packets are not held back, and a dead peer is noticed."""
+def test_the_options_of_both_sockets(hall: Hall) -> None:
+    """Small packets are not held back, a dead peer is noticed, and a slow reader takes little of our memory."""
     hall.open()
     hall.forward()
     server = hall.serve()
@@ -191,6 +191,8 @@ def test_both_sockets_are_quick_and_watched(hall: Hall) -> None:
     for one in (pair.client, pair.server):
         assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
         assert one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            assert one.getsockopt(socket.SOL_SOCKET, buffer) <= 256 * 1024
 
 
 def test_what_was_never_opened(hall: Hall) -> None:
