@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from resolver_agent.config.model import Route
 from resolver_agent.routing.observation import Role
+from resolver_agent.routing.queue import room_address
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -157,7 +158,8 @@ class Host:
     ``agent`` is the answer of a running agent to ``status``. ``nscd`` is the configuration of an nscd that runs.
     ``cloud`` are cloud-init's files, in the order in which later ones override earlier ones. ``patroni_faults`` are the
     REST APIs that do not answer, by name and node, with the reason. ``hook_fault`` is the reason why Patroni's hook
-    cannot ask the agent. ``unordered`` are the units of Patroni that may start before the agent.
+    cannot ask the agent. ``unordered`` are the units of Patroni that may start before the agent. ``somaxconn`` is the
+    kernel's limit for connections that wait at one listener.
     """
 
     hosts: TextFile
@@ -172,6 +174,7 @@ class Host:
     patroni_faults: Mapping[str, str]
     hook_fault: str | None
     unordered: tuple[str, ...] = ()
+    somaxconn: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +184,8 @@ class Facts:
     ``config`` includes the members that Patroni reports. ``nodes`` and ``local`` are the results of one probe of each
     server. ``alerts`` are the reasons why answers of Patroni do not count. ``resolved`` are the addresses of those
     hosts in ``pg_dist_node`` that the configuration does not have, ``reached`` the system identifiers of the servers
-    that Citus reaches there, by ``HOST:PORT``.
+    that Citus reaches there, by ``HOST:PORT``. ``room_faults`` are the reasons why a name's waiting room cannot be
+    opened here, by name; they are only known while the local server runs.
     """
 
     config: Config
@@ -192,6 +196,7 @@ class Facts:
     host: Host
     resolved: Mapping[str, Collection[str]] = dataclasses.field(default_factory=dict)
     reached: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    room_faults: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def seen(self, group: Group) -> dict[Node, Observation]:
         """Return the observations of those nodes of a group whose role was seen."""
@@ -244,3 +249,16 @@ class Facts:
             ),
             None,
         )
+
+    @property
+    def rooms(self) -> dict[str, tuple[str, int]]:
+        """The address and port of the waiting room of each name that may queue here, by name.
+
+        The ``follow`` name of the own group never leads elsewhere (R3).
+        """
+        own = self.own.name if self.own is not None and self.own.route is Route.FOLLOW else None
+        return {
+            group.name: (room_address(index), group.nodes[0].port)
+            for index, group in enumerate(self.config.groups)
+            if group.name != own and (group.queue.planned_s > 0 or group.queue.unplanned_s > 0)
+        }

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from resolver_agent.control import client
 from resolver_agent.control.report import Status, from_json
-from resolver_agent.doctor import files, gather_patroni, gather_postgres, systemd
-from resolver_agent.doctor.facts import Facts, Host, Server, TextFile, Unit, Unknown
+from resolver_agent.doctor import files, gather_patroni, gather_postgres, rooms, systemd
+from resolver_agent.doctor.facts import Facts, Host, Server, TextFile, Unit, Unknown, text_of
 from resolver_agent.observe.observer import Observer
 from resolver_agent.patroni.client import ApiError, fetch, read_leadership
 from resolver_agent.system import dns, threads
@@ -42,6 +42,8 @@ _PROGRAMS_S = 15.0
 
 _MOST_HOSTS = 64
 """So many hosts in ``pg_dist_node`` that the configuration does not have are looked up."""
+
+_DIGITS = 20
 
 _CLOUD_FILES = (
     "etc/cloud/cloud.cfg",
@@ -98,8 +100,12 @@ async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
         patroni=(patroni,) if isinstance(patroni, Unknown) else patroni,
         hook_fault=_hook_fault(Path(client.socket_path(config.runtime_dir)), os_user),
         patroni_faults=faults,
+        somaxconn=_number(files.read(root / "proc/sys/net/core/somaxconn")),
     )
-    return await _identified(Facts(**seen, server=server, host=host), within)
+    facts = await _identified(Facts(**seen, server=server, host=host), within)
+    if isinstance(server, Server):  # while PostgreSQL is down, nothing of ours may be at its port
+        facts = dataclasses.replace(facts, room_faults=rooms.faults(facts.rooms))
+    return facts
 
 
 async def _identified(facts: Facts, within: Callable[..., Any]) -> Facts:
@@ -148,6 +154,12 @@ async def _look_out(config: Config) -> dict[str, Any]:
 
 def _below(root: Path, patterns: Iterable[str]) -> list[Path]:
     return [path for pattern in patterns for path in sorted(root.glob(pattern))]
+
+
+def _number(file: TextFile) -> int | None:
+    """Return the number in a file; None if there is none."""
+    text = (text_of(file) or "").strip()
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < _DIGITS else None
 
 
 def _passfile_of(user: str | None) -> TextFile | None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _LIMITED = "Its connection limit lets only superusers in. Run as a superuser: ALTER DATABASE {} CONNECTION LIMIT -1;"
 _FUNCTIONS = [flush.FUNCTION, *recovery.FUNCTIONS]
-_SERVER_SETTINGS = ["allow_alter_system", "listen_addresses", "max_prepared_transactions"]
+_SERVER_SETTINGS = ["allow_alter_system", "listen_addresses", "max_connections", "max_prepared_transactions", "port"]
 _CITUS_SETTINGS = [
     "citus.defer_shard_delete_interval",
     "citus.local_hostname",

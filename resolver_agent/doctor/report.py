@@ -10,7 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent.doctor import gather
-from resolver_agent.doctor.checks import host, metadata, nodes, passfiles, patroni, postgres
+from resolver_agent.doctor.checks import host, metadata, nodes, passfiles, patroni, postgres, queue
 from resolver_agent.doctor.finding import Severity
 
 if TYPE_CHECKING:
@@ -63,9 +63,8 @@ def examine(config: Config) -> Report:
 
 def report(facts: Facts) -> Report:
     """Return what follows from the facts."""
-    found = dict.fromkeys(
-        finding for rules in (host, passfiles, postgres, metadata, nodes, patroni) for finding in rules.findings(facts)
-    )
+    subjects = (host, passfiles, postgres, metadata, nodes, patroni, queue)
+    found = dict.fromkeys(finding for rules in subjects for finding in rules.findings(facts))
     return Report(
         findings=tuple(sorted(found, key=lambda one: _WORST_FIRST.index(one.severity))),
         to_names=metadata.to_names(facts),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from typing import TYPE_CHECKING
@@ -13,9 +12,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from resolver_agent.citus import flush, metadata
 from resolver_agent.citus.recovery import OLD_S
 from resolver_agent.config.model import Route
-from resolver_agent.doctor.facts import Facts, Patroni, Server, Setting, Unknown, text_of
+from resolver_agent.doctor.checks.parameter import how_to_set
+from resolver_agent.doctor.facts import Facts, Server, Setting, Unknown, text_of
 from resolver_agent.doctor.finding import Finding, Severity
-from resolver_agent.doctor.hook import section
 from resolver_agent.hosts import block
 from resolver_agent.routing.state import TargetKind
 
@@ -114,26 +113,6 @@ def _hba(facts: Facts, server: Server) -> Iterator[Finding]:
         yield Finding(Severity.WARNING, "pg_hba", text, fix)
 
 
-def _set(facts: Facts, name: str, value: str, setting: Setting | None = None) -> str:
-    """Return how to set a parameter on this node: where it is set now, through Patroni, or by ALTER SYSTEM.
-
-    Patroni's own file overrides the dynamic configuration, and ALTER SYSTEM overrides both.
-    """
-    literal = metadata.literal(value).strip()
-    source = setting.source if setting is not None else ""
-    patroni = next((one for one in facts.host.patroni if isinstance(one, Patroni)), None)
-    if source in ("database", "user", "database user", "command line"):
-        return f"Set {name} = {literal} where it is set now: for the {source}."
-    if patroni is None or "postgresql.auto.conf" in source:
-        return f"ALTER SYSTEM SET {name} = {literal}; SELECT pg_reload_conf();"
-    parameters = section(patroni.local).get("parameters")
-    yaml = value if re.fullmatch(r"-?[0-9]+", value) else json.dumps(value)
-    if isinstance(parameters, dict) and name in parameters:
-        reload = f"patronictl reload {patroni.local.get('scope')}"
-        return f"Under postgresql.parameters in {patroni.path} write the following, then run {reload}: {name}: {yaml}"
-    return f"patronictl edit-config --force -p {shlex.quote(f'{name}={yaml}')}"
-
-
 def _role_sql(database: str) -> str:
     """Return how to run role.sql in a database: a shell's words, and a connection string for psql."""
     plain = re.fullmatch(r"\w[\w-]*", database)  # anything else might be a connection string, or an option
@@ -149,7 +128,7 @@ def _settings(facts: Facts, server: Server) -> Iterator[Finding]:
             found = database.settings.get(name)
             if found is not None and found.value != right:
                 text = f"{name} is {found.value} ({found.source}): {otherwise}"
-                yield Finding(Severity.ERROR, name, text, _set(facts, name, right, found))
+                yield Finding(Severity.ERROR, name, text, how_to_set(facts, name, right, found))
         if _LOCAL_HOSTNAME in database.settings:
             yield from _local_hostname(facts, server, database.settings[_LOCAL_HOSTNAME])
         if database.poolers:
@@ -164,11 +143,15 @@ def _local_hostname(facts: Facts, server: Server, found: Setting) -> Iterator[Fi
     own = facts.own.name if facts.own is not None else None
     if host in {group.name for group in facts.config.groups} - {own}:
         text = f"{_LOCAL_HOSTNAME} is {host}: Citus connects to itself by that name and reaches another server"
-        yield Finding(Severity.ERROR, _LOCAL_HOSTNAME, text, _set(facts, _LOCAL_HOSTNAME, own or "localhost", found))
+        yield Finding(
+            Severity.ERROR, _LOCAL_HOSTNAME, text, how_to_set(facts, _LOCAL_HOSTNAME, own or "localhost", found)
+        )
     listens = {word.strip() for word in _value(server, "listen_addresses").split(",")}
     if host == "localhost" and listens.isdisjoint(_EVERYWHERE):
         text = f"{_LOCAL_HOSTNAME} is localhost, but this server does not listen there: Citus cannot connect to itself"
-        yield Finding(Severity.WARNING, _LOCAL_HOSTNAME, text, _set(facts, _LOCAL_HOSTNAME, own or "ADDRESS", found))
+        yield Finding(
+            Severity.WARNING, _LOCAL_HOSTNAME, text, how_to_set(facts, _LOCAL_HOSTNAME, own or "ADDRESS", found)
+        )
 
 
 def _conninfo(facts: Facts, server: Server) -> Iterator[Finding]:
@@ -195,13 +178,13 @@ def _conninfo(facts: Facts, server: Server) -> Iterator[Finding]:
         keywords = {key: str(value) for key, value in conninfo_to_dict(due.base).items()}
     except ProgrammingError as error:
         yield Finding(
-            Severity.ERROR, name, f"{name} is no connection string: {error}", _set(facts, name, "sslmode=require")
+            Severity.ERROR, name, f"{name} is no connection string: {error}", how_to_set(facts, name, "sslmode=require")
         )
         return
     if not _HOST.isdisjoint(keywords):
         rest = make_conninfo("", **{key: value for key, value in keywords.items() if key not in _HOST})
         text = f"{name} contains host: Citus then takes the names for IP addresses, and cannot connect"
-        yield Finding(Severity.ERROR, name, text, _set(facts, name, rest, source))
+        yield Finding(Severity.ERROR, name, text, how_to_set(facts, name, rest, source))
         return
     if keywords.get("sslmode") == "verify-full":
         names = ", ".join(group.name for group in facts.config.groups if group.route is not Route.STANDBY)
@@ -222,7 +205,10 @@ def _conninfo(facts: Facts, server: Server) -> Iterator[Finding]:
             "power may wait for hours"
         )
         yield Finding(
-            Severity.NOTE, f"{name}:keepalives", text, _set(facts, name, make_conninfo("", **kept | missing), source)
+            Severity.NOTE,
+            f"{name}:keepalives",
+            text,
+            how_to_set(facts, name, make_conninfo("", **kept | missing), source),
         )
 
 

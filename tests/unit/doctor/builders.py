@@ -36,8 +36,8 @@ GROUPS = (
     group("wk1-ro", WK1, WK2, route=Route.STANDBY),
 )
 SNIPPET = Path(__file__).parents[3] / "systemd" / "patroni-hooks.yml"
-HOOK = yaml.safe_load(SNIPPET.read_text(encoding="utf-8"))["postgresql"]["pre_promote"]
-STOP = "/bin/sh -c 'timeout -k 1 6 /usr/local/bin/resolver-agent before-stop || :'"
+HOOKS = yaml.safe_load(SNIPPET.read_text(encoding="utf-8"))["postgresql"]
+HOOK, STOP = HOOKS["pre_promote"], HOOKS["before_stop"]
 PATRONI = {"scope": "cn", "postgresql": {"pre_promote": HOOK, "before_stop": STOP}}
 VERSION = (4, 1, 5)
 CONNINFO = "sslmode=require keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000"
@@ -85,8 +85,10 @@ def fit() -> Facts:
         user="resolver_agent_local",
         os_user="postgres",
         settings={
-            "listen_addresses": Setting("*", "configuration file"),
+            "listen_addresses": Setting(f"127.0.0.1, {CN1}", "command line"),
+            "max_connections": Setting("100", "configuration file"),
             "max_prepared_transactions": Setting("200", "configuration file"),
+            "port": Setting(str(PORT), "command line"),
         },
         may_alter=True,
         may_reload=True,
@@ -106,6 +108,7 @@ def fit() -> Facts:
         patroni=(Patroni(path="/etc/patroni.yml", local=PATRONI, dynamic={}, version=VERSION),),
         patroni_faults={},
         hook_fault=None,
+        somaxconn=4096,
     )
     seen = {CN1: primary(started=1), CN2: standby(started=2), WK1: primary(started=3, system_id=2, lsn=1000)}
     nodes = {node(host): state(host, observation) for host, observation in seen.items()}
