@@ -64,13 +64,27 @@ class Setting:
     source: str
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class OwnSetting:
+    """A parameter that roles or databases have of their own, by ALTER ROLE or ALTER DATABASE.
+
+    ``role`` is None for all roles. ``database`` reports that it counts in this database alone, not in all of them.
+    """
+
+    name: str
+    value: str
+    role: str | None
+    database: bool
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Database:
     """A database that has Citus.
 
     ``citus_version`` is empty where the extension is not there. ``group_id`` is the local server's group in that
     database, 0 on a coordinator. ``faults`` are the functions of ``systemd/role.sql`` that the agent cannot use, with
-    the reason. ``poolers`` is the number of rows in ``pg_dist_poolinfo``.
+    the reason. ``poolers`` is the number of rows in ``pg_dist_poolinfo``. ``own_settings`` are those parameters that
+    matter to the queue.
     """
 
     citus_version: str
@@ -79,6 +93,12 @@ class Database:
     settings: Mapping[str, Setting]
     faults: tuple[str, ...]
     poolers: int
+    own_settings: tuple[OwnSetting, ...] | Unknown = ()
+
+    @property
+    def coordinates(self) -> bool:
+        """Whether the local server is a coordinator, and has workers."""
+        return self.group_id == 0 and any(row.group_id != 0 for row in self.rows)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +110,7 @@ class Server:
     seconds of Citus' prepared transactions, by identifier. ``invalid`` are the databases that an interrupted DROP
     DATABASE left, ``closed`` those that let nobody in.
     ``hba_names`` are the host names in pg_hba.conf. ``data_dir`` is the data folder, None where that is not known.
+    ``sessions`` is the number of sessions now.
     """
 
     version: int
@@ -105,6 +126,7 @@ class Server:
     closed: tuple[str, ...] = ()
     hba_names: tuple[str, ...] | Unknown = ()
     data_dir: str | None = None
+    sessions: int = 0
 
     @property
     def with_citus(self) -> dict[str, Database]:

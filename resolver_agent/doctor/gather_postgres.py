@@ -16,7 +16,7 @@ import psycopg
 from resolver_agent.citus import flush, recovery, session
 from resolver_agent.citus.metadata import Row, identifier
 from resolver_agent.doctor import files
-from resolver_agent.doctor.facts import Database, Server, Setting, Unknown
+from resolver_agent.doctor.facts import Database, OwnSetting, Server, Setting, Unknown
 from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
@@ -26,13 +26,33 @@ if TYPE_CHECKING:
 
 _LIMITED = "Its connection limit lets only superusers in. Run as a superuser: ALTER DATABASE {} CONNECTION LIMIT -1;"
 _FUNCTIONS = [flush.FUNCTION, *recovery.FUNCTIONS]
-_SERVER_SETTINGS = ["allow_alter_system", "listen_addresses", "max_connections", "max_prepared_transactions", "port"]
+_SERVER_SETTINGS = [
+    "allow_alter_system",
+    "listen_addresses",
+    "lock_timeout",
+    "max_connections",
+    "max_prepared_transactions",
+    "port",
+    "statement_timeout",
+    "transaction_timeout",
+]
 _CITUS_SETTINGS = [
     "citus.defer_shard_delete_interval",
     "citus.local_hostname",
+    "citus.max_cached_conns_per_worker",
+    "citus.node_connection_timeout",
     "citus.recover_2pc_interval",
     "citus.use_secondary_nodes",
     "citus.writable_standby_coordinator",
+]
+_PREVENT = "citus.prevent_incomplete_connection_establishment"
+_QUEUE_SETTINGS = [
+    "citus.max_cached_conns_per_worker",
+    "citus.node_connection_timeout",
+    _PREVENT,
+    "lock_timeout",
+    "statement_timeout",
+    "transaction_timeout",
 ]
 
 _LOGIN = """
@@ -49,6 +69,19 @@ _SETTINGS = """
 SELECT name, current_setting(name), coalesce(sourcefile || ' line ' || sourceline, source)
   FROM pg_settings WHERE name = ANY (%s)
 """
+# It is in no view, and older versions of Citus do not have it.
+_HIDDEN = "SELECT current_setting(%s, true)"
+
+_MOST_OWN = 1000
+_OWN_SETTINGS = f"""
+SELECT lower(split_part(one, '=', 1)), substr(one, strpos(one, '=') + 1), rolname::text, setdatabase <> 0
+  FROM pg_db_role_setting LEFT JOIN pg_roles AS r ON r.oid = setrole, unnest(setconfig) AS one
+ WHERE lower(split_part(one, '=', 1)) = ANY (%s)
+       AND (setrole = 0 OR rolcanlogin AND rolname NOT IN (current_user, %s))
+       AND setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+ ORDER BY 1, 3 NULLS FIRST, 4 LIMIT {_MOST_OWN}
+"""  # noqa: S608 -- a number of ours
+_SESSIONS = "SELECT coalesce(sum(numbackends), 0)::int FROM pg_stat_database"
 _PREPARED = r"""
 SELECT gid || ' in database ' || database, EXTRACT(epoch FROM clock_timestamp() - prepared)::float8
   FROM pg_prepared_xacts WHERE gid LIKE 'citus\_%' ORDER BY prepared
@@ -80,6 +113,7 @@ def ask(config: Config) -> Server | Unknown:
             version = connection.info.server_version
             login = _LOGIN_SINCE_15 if version >= flush.FIRST_WITH_GRANT else _LOGIN
             [(user, may_reload, may_alter)] = connection.execute(login)
+            [(sessions,)] = connection.execute(_SESSIONS)
             return Server(
                 version=version,
                 user=user,
@@ -100,6 +134,7 @@ def ask(config: Config) -> Server | Unknown:
                 },
                 invalid=found.invalid,
                 closed=found.closed,
+                sessions=sessions,
             )
     except psycopg.Error as error:
         return Unknown(session.words(error, with_place=False))
@@ -116,9 +151,10 @@ def _database(config: Config, name: str) -> Database | Unknown:
                 citus_version=plain(version or ""),
                 group_id=group_id,
                 rows=_rows(connection),
-                settings=_settings(connection, _CITUS_SETTINGS),
+                settings=_citus_settings(connection),
                 faults=tuple(session.faults_of(connection, _FUNCTIONS, privileges=True)),
                 poolers=poolers,
+                own_settings=_own_settings(connection, config.postgresql.get("user", "")),
             )
     except psycopg.Error as error:
         return Unknown(session.words(error, with_place=False))
@@ -171,6 +207,29 @@ def _settings(connection: psycopg.Connection, names: list[str]) -> dict[str, Set
     return {
         name: Setting(plain(value), plain(source)) for name, value, source in connection.execute(_SETTINGS, [names])
     }
+
+
+def _citus_settings(connection: psycopg.Connection) -> dict[str, Setting]:
+    """Return parameters of Citus; one of them is hidden, so that nobody says where it is set."""
+    [(hidden,)] = connection.execute(_HIDDEN, [_PREVENT])
+    found = _settings(connection, _CITUS_SETTINGS)
+    return found if hidden is None else {**found, _PREVENT: Setting(plain(hidden), "")}
+
+
+def _own_settings(connection: psycopg.Connection, agents: str) -> tuple[OwnSetting, ...] | Unknown:
+    """Return what this database and roles other than the ``agents`` have of their own.
+
+    A role's name may be in any encoding.
+    """
+    try:
+        return tuple(
+            OwnSetting(name, plain(value), None if role is None else plain(role), database)
+            for name, value, role, database in connection.execute(_OWN_SETTINGS, [_QUEUE_SETTINGS, agents])
+        )
+    except psycopg.Error as error:
+        return Unknown(session.words(error, with_place=False))
+    except ValueError as error:
+        return Unknown(plain(str(error)))
 
 
 def _conninfo(connection: psycopg.Connection) -> flush.Setting | Unknown:

@@ -200,16 +200,14 @@ def _conninfo(facts: Facts, server: Server) -> Iterator[Finding]:
     missing = {key: value for key, value in _KEEPALIVES.items() if keywords.get(key, "0") == "0"}
     if missing or keywords.get("keepalives") == "0":
         kept = {key: value for key, value in keywords.items() if key != "keepalives"}
+        queues = any(group.queue.unplanned_s > 0 for group in facts.config.groups)
         text = (
             f"{name} lacks {', '.join(missing) or 'keepalives'}: a statement that waits for a worker that has lost its "
-            "power may wait for hours"
+            f"power may wait for hours{', and does not queue (queue.unplanned)' if queues else ''}"
         )
-        yield Finding(
-            Severity.NOTE,
-            f"{name}:keepalives",
-            text,
-            how_to_set(facts, name, make_conninfo("", **kept | missing), source),
-        )
+        severity = Severity.WARNING if queues else Severity.NOTE
+        fix = how_to_set(facts, name, make_conninfo("", **kept | missing), source)
+        yield Finding(severity, f"{name}:keepalives", text, fix)
 
 
 def _privileges(facts: Facts, server: Server) -> Iterator[Finding]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import math
+import re
 from typing import TYPE_CHECKING
 
-from resolver_agent.doctor.facts import Facts, Patroni, Server, is_address
+from resolver_agent.citus.metadata import identifier
+from resolver_agent.doctor.checks.parameter import how_to_set
+from resolver_agent.doctor.facts import Database, Facts, OwnSetting, Patroni, Server, Unknown, is_address
 from resolver_agent.doctor.finding import Finding, Severity
 from resolver_agent.doctor.hook import section
 
@@ -15,6 +19,23 @@ if TYPE_CHECKING:
 _LISTEN = "listen_addresses"
 _EVERYWHERE = {"*", "0.0.0.0"}  # noqa: S104 -- compared with, not bound to
 _BACKLOG = 4096
+_CACHED = "citus.max_cached_conns_per_worker"
+_PREVENT = "citus.prevent_incomplete_connection_establishment"
+_CONNECT = "citus.node_connection_timeout"
+_LEAST_CONNECT_S = 20.0
+_GATE_S = 1.0
+"""The gate stays closed for so long at most, besides ``drain``."""
+
+_USUAL_S = 4
+"""A switchover takes about so long."""
+
+_FIRST_WITH_RETRY = 150000
+_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?)\s*(us|ms|s|min|h|d)?\s*")
+_SECONDS = {"us": 1e-6, "ms": 1e-3, None: 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_OF_A_SESSION = {"database", "user", "database user", "client", "session"}
+"""Sources of a value that counts for some sessions only, among them doctor's own."""
+
+_MOST_SHOWN = 10
 
 
 def findings(facts: Facts) -> Iterator[Finding]:
@@ -23,6 +44,12 @@ def findings(facts: Facts) -> Iterator[Finding]:
         return
     yield from _rooms(facts)
     yield from _backlog(facts)
+    if isinstance(facts.server, Server):
+        for name, database in facts.server.with_citus.items():
+            yield from _citus(facts, name, database)
+        if any(database.coordinates for database in facts.server.with_citus.values()):
+            yield from _timeouts(facts, facts.server)
+            yield from _unplanned(facts, facts.server)
 
 
 def _rooms(facts: Facts) -> Iterator[Finding]:
@@ -110,3 +137,147 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
         file = "/etc/sysctl.d/90-resolver-agent.conf"
         fix = f"echo 'net.core.somaxconn = {_BACKLOG}' >{file} && sysctl -p {file}"
         yield Finding(Severity.WARNING, "queue:somaxconn", text, fix)
+
+
+def _citus(facts: Facts, dbname: str, database: Database) -> Iterator[Finding]:
+    """Yield the parameters of Citus in a database that fail statements while they queue, or hold up the work."""
+    if isinstance(database.own_settings, Unknown):
+        text = f"could not be checked: settings of roles (database {dbname}): {database.own_settings.why}"
+        yield Finding(Severity.NOTE, "queue:unchecked", text)
+    yield from _connect_timeout(facts, dbname, database)
+    if not database.coordinates:
+        return
+    prevent = database.settings.get(_PREVENT)
+    if prevent is not None and prevent.value != "off":
+        text = (
+            f"{_PREVENT} is {prevent.value}: a finished statement goes on waiting for further connections to a server "
+            "that stops, so planned work waits for it, and other statements can fail"
+        )
+        yield Finding(Severity.WARNING, _PREVENT, text, how_to_set(facts, _PREVENT, "off", prevent))
+    for one in _own(database, _CACHED):
+        if one.value != "0":
+            text = (
+                f"{_whose(one, dbname)} has {_CACHED} = {one.value} of its own: the agent cannot have its sessions "
+                "close cached connections before planned work, which fails some of their statements"
+            )
+            yield Finding(Severity.WARNING, _CACHED, text, _reset(one, dbname))
+    cached = database.settings.get(_CACHED)
+    if cached is not None and cached.source == "command line":
+        text = (
+            f"{_CACHED} is set on the command line of PostgreSQL, which overrides all files: the agent cannot have "
+            "sessions close cached connections before planned work, which fails some statements"
+        )
+        yield Finding(Severity.WARNING, _CACHED, text, "Set it in postgresql.conf instead, and restart PostgreSQL.")
+
+
+def _connect_timeout(facts: Facts, dbname: str, database: Database) -> Iterator[Finding]:
+    """Yield where statements fail in the waiting room before their time, on each node that connects to others."""
+    longest_s = _longest_s(facts)
+    enough = f"{max(30, math.ceil(longest_s) + 15)}s"
+    why = f"statements in a waiting room fail after that time; the queue lasts up to {longest_s:g} s"
+
+    def is_short(value: str) -> bool:
+        limit_s = _seconds(value)
+        return limit_s is not None and (limit_s < _LEAST_CONNECT_S or limit_s <= longest_s)
+
+    found = database.settings.get(_CONNECT)
+    if any(row.group_id != database.group_id for row in database.rows):
+        if found is not None and is_short(found.value):
+            text = f"{_CONNECT} is {found.value} ({found.source}): {why}"
+            yield Finding(Severity.WARNING, _CONNECT, text, how_to_set(facts, _CONNECT, enough, found))
+        for one in _own(database, _CONNECT):
+            if one.role is not None and is_short(one.value):
+                text = f"{_whose(one, dbname)} has {_CONNECT} = {one.value} of its own: {why}"
+                yield Finding(Severity.WARNING, _CONNECT, text, _reset(one, dbname))
+
+
+def _timeouts(facts: Facts, server: Server) -> Iterator[Finding]:
+    """Yield the limits for statements that are shorter than they may have to wait."""
+    drain_s = max(group.queue.drain_s for group in facts.config.groups if group.name in facts.rooms)
+    waits = {
+        "statement_timeout": _longest_s(facts),
+        "transaction_timeout": _longest_s(facts),
+        "lock_timeout": drain_s + _GATE_S,
+    }
+    for name, wait_s in waits.items():
+        found = server.settings.get(name)
+        short = (
+            [f"{name} is {found.value} ({found.source})"]
+            if found is not None and found.source not in _OF_A_SESSION and _is_below(found.value, wait_s)
+            else []
+        )
+        own = [
+            f"{_whose(one, dbname)} has {name} = {one.value}"
+            for dbname, database in server.with_citus.items()
+            if database.coordinates
+            for one in _own(database, name)
+            if _is_below(one.value, wait_s)
+        ]
+        shown = list(dict.fromkeys([*short, *own]))
+        if shown:
+            more = ", ..." if len(shown) > _MOST_SHOWN else ""
+            text = (
+                f"{', '.join(shown[:_MOST_SHOWN])}{more}: statements that wait longer in planned work still fail: they "
+                f"wait up to {wait_s:g} s"
+                + (f", in a switchover usually {_USUAL_S} s" if name != "lock_timeout" else ", usually below 1 s")
+            )
+            yield Finding(Severity.NOTE, f"queue:{name}", text)
+
+
+def _unplanned(facts: Facts, server: Server) -> Iterator[Finding]:
+    """Yield what a queue for lost primaries asks of a coordinator."""
+    longest_s = max((group.queue.unplanned_s for group in facts.config.groups if group.name in facts.rooms), default=0)
+    if not longest_s:
+        return
+    most = server.settings.get("max_connections")
+    if most is not None:
+        text = (
+            f"queue.unplanned is {longest_s:g} s: while a primary is lost, each client that waits keeps its session, "
+            f"and new clients need further ones; max_connections is {most.value}, {server.sessions} are in use now"
+        )
+        fix = "Give max_connections room for all clients at once, or let a connection pool limit them."
+        yield Finding(Severity.NOTE, "queue:max_connections", text, fix)
+    if server.version < _FIRST_WITH_RETRY:
+        text = (
+            "queue.unplanned: before PostgreSQL 15 Citus does not connect again where a cached connection was closed: "
+            "when a primary is lost, one more statement of each session that used it fails"
+        )
+        yield Finding(Severity.NOTE, "queue:retry", text)
+
+
+def _longest_s(facts: Facts) -> float:
+    """Return how long a statement may have to wait in a room here, in seconds."""
+    queues = [group.queue for group in facts.config.groups if group.name in facts.rooms]
+    return max(max(one.planned_s, one.unplanned_s) for one in queues)
+
+
+def _own(database: Database, name: str) -> list[OwnSetting]:
+    found = () if isinstance(database.own_settings, Unknown) else database.own_settings
+    return [one for one in found if one.name == name]
+
+
+def _whose(one: OwnSetting, dbname: str) -> str:
+    """Return in words whose setting it is."""
+    if one.role is None:
+        return f"database {dbname}" if one.database else "ALTER ROLE ALL"
+    return f"role {one.role}" + (f" in database {dbname}" if one.database else "")
+
+
+def _reset(one: OwnSetting, dbname: str) -> str:
+    """Return the statement that takes a setting away."""
+    if one.role is None and one.database:
+        return f"ALTER DATABASE {identifier(dbname)} RESET {one.name};"
+    where = f" IN DATABASE {identifier(dbname)}" if one.database else ""
+    return f"ALTER ROLE {'ALL' if one.role is None else identifier(one.role)}{where} RESET {one.name};"
+
+
+def _seconds(value: str) -> float | None:
+    """Return a duration of PostgreSQL's in seconds, milliseconds where it has no unit; None if it is none."""
+    found = _DURATION.fullmatch(value)
+    return float(found[1]) * _SECONDS[found[2]] if found is not None else None
+
+
+def _is_below(value: str, wait_s: float) -> bool:
+    """Report whether a limit is set, and shorter than a wait; 0 is no limit."""
+    limit_s = _seconds(value)
+    return limit_s is not None and 0 < limit_s < wait_s

@@ -420,13 +420,54 @@ def script(citus: CitusCluster, which: str) -> str:
 FIT = {"citus.local_hostname", "citus.node_conninfo:keepalives"}
 """What doctor finds on every node of the cluster of the tests."""
 
+PREVENT = "citus.prevent_incomplete_connection_establishment"
+"""The default of Citus is wrong for the queue, on coordinators."""
+
 
 def test_a_fit_citus_node(citus: CitusCluster) -> None:
     """With the role's SQL and the agent running the only findings are these servers' own settings."""
     for name in ("cn-1", "cn-2", "wk1-1"):
         machine = citus.machines[name]
         citus.start_agent(machine).wait_for_line(" wk2 → ")
-        assert found(doctor_on(machine, citus, "--json")).keys() == FIT, name
+        assert found(doctor_on(machine, citus, "--json")).keys() - {PREVENT} == FIT, name
+
+
+def test_what_the_queue_needs_of_citus(citus: CitusCluster) -> None:
+    """Wrong settings of a real Citus are found, roles' own included, and are gone with the fix."""
+    machine = citus.machines["cn-1"]
+    assert PREVENT in found(doctor_on(machine, citus, "--json"))
+    machine.server.run_sql("CREATE ROLE pool LOGIN")
+    for statement in (
+        "ALTER ROLE pool SET citus.max_cached_conns_per_worker = 5",
+        f"ALTER ROLE pool IN DATABASE {DATABASE} SET statement_timeout = '3s'",
+        f"ALTER DATABASE {DATABASE} SET citus.max_cached_conns_per_worker = 2",
+        "ALTER DATABASE postgres SET citus.max_cached_conns_per_worker = 3",  # it has no Citus
+        "ALTER ROLE resolver_agent SET statement_timeout = '1s'",
+    ):
+        machine.server.run_sql(statement)
+    machine.server.set(**{PREVENT: "off", "citus.node_connection_timeout": "5s", "lock_timeout": "100ms"})
+    machine.server.wait_until("SELECT current_setting('lock_timeout') = '100ms'")
+    texts = found(doctor_on(machine, citus, "--json", queue={"unplanned": "20s"}))
+    assert PREVENT not in texts
+    own = "has citus.max_cached_conns_per_worker"
+    assert f"role pool {own} = 5 of its own" in texts["citus.max_cached_conns_per_worker"]
+    assert f"database {DATABASE} {own} = 2 of its own" in texts["citus.max_cached_conns_per_worker"]
+    assert "= 3 of its own" not in texts["citus.max_cached_conns_per_worker"]
+    assert "citus.node_connection_timeout is 5s (" in texts["citus.node_connection_timeout"]
+    assert "the queue lasts up to 20 s" in texts["citus.node_connection_timeout"]
+    assert f"role pool in database {DATABASE} has statement_timeout = 3s: " in texts["queue:statement_timeout"]
+    assert "resolver_agent" not in texts["queue:statement_timeout"]
+    assert "lock_timeout is 100ms (" in texts["queue:lock_timeout"]
+    assert "max_connections is 100, " in texts["queue:max_connections"]
+
+    report = json.loads(doctor_on(machine, citus, "--json").stdout)
+    wrong = {"citus.max_cached_conns_per_worker", "citus.node_connection_timeout"}
+    for one in report["findings"]:
+        if one["key"] in wrong:
+            for statement in filter(str.strip, one["fix"].split(";")):
+                machine.server.run_sql(statement)
+    machine.server.wait_until("SELECT current_setting('citus.node_connection_timeout') = '30s'")
+    assert wrong.isdisjoint(found(doctor_on(machine, citus, "--json")))
 
 
 def test_what_is_wrong_with_citus(citus: CitusCluster) -> None:
@@ -448,6 +489,7 @@ def test_what_is_wrong_with_citus(citus: CitusCluster) -> None:
     assert texts.keys() - {"agent"} == {
         "citus.local_hostname",
         "citus.node_conninfo",
+        PREVENT,
         "citus.recover_2pc_interval",
         "citus.use_secondary_nodes",
         "metadata:inactive",

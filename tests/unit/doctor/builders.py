@@ -76,6 +76,9 @@ def fit() -> Facts:
             "citus.use_secondary_nodes": Setting("never", "default"),
             "citus.local_hostname": Setting("localhost", "default"),
             "citus.writable_standby_coordinator": Setting("off", "default"),
+            "citus.max_cached_conns_per_worker": Setting("1", "default"),
+            "citus.node_connection_timeout": Setting("30s", "default"),
+            "citus.prevent_incomplete_connection_establishment": Setting("off", ""),
         },
         faults=(),
         poolers=0,
@@ -85,6 +88,8 @@ def fit() -> Facts:
         user="resolver_agent_local",
         os_user="postgres",
         settings={
+            "lock_timeout": Setting("0", "default"),
+            "statement_timeout": Setting("0", "default"),
             "listen_addresses": Setting(f"127.0.0.1, {CN1}", "command line"),
             "max_connections": Setting("100", "configuration file"),
             "max_prepared_transactions": Setting("200", "configuration file"),
@@ -166,11 +171,11 @@ def citus(name: str, value: str, source: str = "configuration file") -> Change:
     return change
 
 
-def parameter(name: str, value: str) -> Change:
+def parameter(name: str, value: str, source: str = "configuration file") -> Change:
     """Return a change of a parameter of the server."""
 
     def change(fit: Facts) -> Facts:
-        return server(settings={**known(fit.server).settings, name: Setting(value, "configuration file")})(fit)
+        return server(settings={**known(fit.server).settings, name: Setting(value, source)})(fit)
 
     return change
 
