@@ -172,7 +172,7 @@ class Patroni(Cluster):
 
     def switch_over(self, machine: Machine) -> None:
         """Make a standby its group's primary in Patroni's orderly way, and wait until the group is whole again."""
-        group = self._group_of(machine)
+        group = self.group_of(machine)
         leader = self.lock_holder(group)
         assert leader is not None
         wanted = {"leader": leader.name, "candidate": machine.name}
@@ -183,7 +183,7 @@ class Patroni(Cluster):
 
     def fail_over(self, machine: Machine) -> None:
         """Cut the power of a group's primary, let its lock expire, and wait until ``machine`` is the primary."""
-        group = self._group_of(machine)
+        group = self.group_of(machine)
         leader = self.lock_holder(group)
         assert leader is not None
         leader.kill()
@@ -200,7 +200,7 @@ class Patroni(Cluster):
         """Wait until Patroni reports a machine's server as up, and it streams from the lock holder of its group."""
 
         def streams() -> bool:
-            leader = self.lock_holder(self._group_of(machine))
+            leader = self.lock_holder(self.group_of(machine))
             return leader is not None and machine.server.streams_from(leader.server)
 
         self._wait(lambda: self._is(machine, "/patroni") and streams(), f"{machine!r} is no streaming standby")
@@ -230,7 +230,7 @@ class Patroni(Cluster):
         server, path = machine.server, self.config_path(machine)
         rest, listen = f"{machine.address}:{self.rest_port}", f"{machine.address}:{server.port}"
         config = {
-            "scope": self._group_of(machine),
+            "scope": self.group_of(machine),
             "name": machine.name,
             "etcd3": {"host": self.etcd.endpoint},
             "restapi": {"listen": rest, "connect_address": rest},
@@ -252,7 +252,8 @@ class Patroni(Cluster):
         os.chown(path.parent, server.binaries.credentials["user"], server.binaries.credentials["group"])
         path.write_text(yaml.safe_dump(config, sort_keys=False))
 
-    def _group_of(self, machine: Machine) -> str:
+    def group_of(self, machine: Machine) -> str:
+        """Return the name of the group that a machine is in."""
         return next(name for name, pair in self.groups.items() if machine in pair)
 
     def _is(self, machine: Machine, path: str) -> bool:

@@ -1,0 +1,237 @@
+"""Planned stops of workers under every kind of statement, with real Citus under real Patroni: what fails, what waits.
+
+Run as root, by hand: ``.venv/bin/python -m tests.bench.switchover [ROUNDS] [--mode MODE …] [--strike STRIKE]``. In
+each round the primary of a worker, wk1 and wk2 by turns, is switched over, restarted, or loses its power. Clients ask
+the primary coordinator, its standby and the primary of the other worker all the time, and retry nothing. Modes:
+
+    queue     the agent with its queue
+    names     the agent without it (``queue: {planned: 0s}``)
+
+Exit code 1 if in the mode ``queue`` a statement failed that should not have, or if anywhere a row was acknowledged and
+is not there, or a transaction is half there. After a kill, as many statements may fail as were under way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import os
+import re
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from tests.bench.evidence import LOGGING, ServerLog
+from tests.bench.switchover_table import KILL, RESTART, STRIKES, SWITCHOVER, Result, Round, line, report, told
+from tests.bench.traffic import PRIMARY, STANDBY, WORKER, Data, running
+from tests.integration.support.citus_cluster import why_no_citus
+from tests.integration.support.patroni_cluster import CitusPatroniCluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from tests.bench.traffic import Client
+    from tests.integration.support.machine import Machine
+
+QUEUE, NAMES = MODES = ("queue", "names")
+
+_CONFIG = """
+synchronous_standby_names = ''
+synchronous_commit = on
+citus.prevent_incomplete_connection_establishment = off
+"""
+_QUIET_S = 4.0
+_SETTLED_S = 4.0
+_SETTLE_S = 60.0
+_REST_TIMEOUT_S = 90.0
+_PRIORITY = -10  # that of the systemd unit
+_UNPLANNED = "30s"
+_TAIL = 40
+_SAID = re.compile(r"queue|waiting room|gate|hook|stops|forward|drain", re.IGNORECASE)
+_QUEUED = re.compile(r"(drain|closed)\w*[^0-9]{0,20}?([0-9.]+) ?(ms|s)\b")
+
+
+class Loaded(CitusPatroniCluster):
+    """A Citus cluster under Patroni, with the settings of the README."""
+
+    config = CitusPatroniCluster.config + LOGGING + _CONFIG
+
+
+class Bench:
+    """A cluster whose workers are stopped again and again, in one mode."""
+
+    def __init__(self, cluster: Loaded, mode: str, strike: str) -> None:
+        """Start the agents, set Patroni's hooks, and create the tables."""
+        self._cluster, self._mode, self._strike = cluster, mode, strike
+        self._logs = {
+            name: ServerLog(cluster.config_path(one).with_name("log")) for name, one in cluster.machines.items()
+        }
+        for machine in cluster.machines.values():
+            self._start_agent(machine)
+            self._configure_patroni(machine)
+        self._data = Data(cluster, cluster.groups["cn"][0])
+
+    def run(self, rounds: int) -> Iterator[Round]:
+        """Stop a worker's primary so often, and yield the results."""
+        for _, (group, other) in zip(range(rounds), itertools.cycle([("wk1", "wk2"), ("wk2", "wk1")])):
+            yield self._round(group, other)
+
+    def finish(self, rounds: list[Round]) -> Result:
+        """Look for what was acknowledged."""
+        account = self._data.account(self._cluster, self._pair("cn")[0])
+        return Result(mode=self._mode, rounds=rounds, account=account)
+
+    def _round(self, group: str, other: str) -> Round:
+        self._wait_until_whole()
+        (coordinator, standby), (old, new) = self._pair("cn"), self._pair(group)
+        asked = {PRIMARY: coordinator, STANDBY: standby, WORKER: self._pair(other)[0]}
+        marks = {name: log.size() for name, log in self._logs.items()}
+        heard = {name: len(agent.lines) for name, agent in self._cluster.agents.items()}
+        with running(asked, self._cluster.site.port, self._data) as clients:
+            time.sleep(_QUIET_S)
+            now = Round(mode=self._mode, strike=self._strike, group=group, begun_at=time.time())
+            serving = self._hit(old, new)
+            _wait(lambda: _all_served_since(clients, time.time()), "clients are not served", timeout_s=_SETTLE_S)
+            time.sleep(_SETTLED_S)
+        self._read_logs(now, old, serving, marks)
+        samples = [sample for client in clients for sample in client.samples]
+        now.before = [one for one in samples if one.ended_at <= now.begun_at]
+        now.since = [one for one in samples if one.ended_at > now.begun_at]
+        now.under_way = sum(one.begun_at <= now.begun_at for one in now.since)
+        for name, agent in self._cluster.agents.items():
+            said = agent.lines[heard.get(name, 0) :]
+            now.agents_said += [f"{name}: {one}" for one in said if _SAID.search(one)]
+        for word, figure, unit in (found for one in now.agents_said for found in _QUEUED.findall(one)):
+            now.queued.setdefault(word, []).append(float(figure) * (1000 if unit == "s" else 1))
+        if self._strike == KILL:
+            self._start_agent(old)
+            self._cluster.start_patroni(old)
+        return now
+
+    def _hit(self, old: Machine, new: Machine) -> Machine:
+        """Stop the server, and return the machine that serves then, once it does."""
+        if self._strike == KILL:
+            self._cluster.fail_over(new)
+            return new
+        wanted, serving = {
+            SWITCHOVER: ({"leader": old.name, "candidate": new.name}, new),
+            RESTART: ({}, old),
+        }[self._strike]
+        status, answer = self._cluster.rest(old, "POST", f"/{self._strike}", wanted, timeout_s=_REST_TIMEOUT_S)
+        assert status == 200, answer
+        self._cluster.wait_for_primary(serving)
+        return serving
+
+    def _read_logs(self, now: Round, old: Machine, serving: Machine, marks: dict[str, int]) -> None:
+        checkpoints = []
+        for one in self._logs[old.name].lines(marks[old.name]):
+            if one.at >= now.begun_at and one.text.startswith("checkpoint complete"):
+                checkpoints.append(one.at)
+            if one.text.startswith("received fast shutdown request"):
+                now.stopping_at = one.at
+                now.hook_s = one.at - checkpoints[-1] if checkpoints else None
+                break
+        sign = "database system is ready to accept conn" if self._strike == RESTART else "selected new timeline ID"
+        now.serving_at = next(
+            one.at
+            for one in self._logs[serving.name].lines(marks[serving.name])
+            if one.text.startswith(sign) and one.at >= now.begun_at
+        )
+
+    def _pair(self, group: str) -> tuple[Machine, Machine]:
+        """Return a group's primary and standby."""
+        primary = self._cluster.lock_holder(group)
+        assert primary is not None
+        [standby] = [one for one in self._cluster.groups[group] if one is not primary]
+        return primary, standby
+
+    def _wait_until_whole(self) -> None:
+        """Wait until each group has a standby that may be promoted, and all names lead to the right servers."""
+        pairs = {group: self._pair(group) for group in self._cluster.groups}
+        for primary, standby in pairs.values():
+            self._cluster.wait_for_standby(standby)
+            _wait(
+                lambda primary=primary, standby=standby: (  # type: ignore[misc]
+                    self._cluster.members(self._cluster.group_of(primary))[standby.name]["state"] == "streaming"
+                ),
+                f"Patroni does not see {standby!r} streaming",
+            )
+        for group in self._cluster.groups:
+            for number, machine in enumerate(pairs[group]):
+                names = {name: pair[number].address for name, pair in pairs.items() if name != group}
+                machine.wait_for_names(names, timeout_s=90)
+
+    def _start_agent(self, machine: Machine) -> None:
+        planned = {"planned": "15s"} if self._mode == QUEUE else {"planned": "0s"}
+        unplanned = {"unplanned": _UNPLANNED} if self._mode == QUEUE and self._strike == KILL else {}
+        agent = self._cluster.start_agent(machine, fallback="primary", queue=planned | unplanned)
+        os.setpriority(os.PRIO_PROCESS, agent.process.pid, _PRIORITY)
+
+    def _configure_patroni(self, machine: Machine) -> None:
+        hooks = ("pre_promote", "before_stop") if self._mode == QUEUE else ("pre_promote",)
+        settings: dict[str, Any] = {hook: self._cluster.hook(machine, hook) for hook in hooks}
+        self._cluster.reconfigure(machine, postgresql=settings)
+
+
+def _all_served_since(clients: Sequence[Client], at: float) -> bool:
+    """Wait until every client was answered well in what it asked after ``at``."""
+
+    def served() -> bool:
+        return all(any(one.error is None and one.begun_at > at for one in client.samples[-50:]) for client in clients)
+
+    deadline = time.monotonic() + _SETTLE_S
+    while not served() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return served()
+
+
+def _wait(condition: Callable[[], bool], fault: str, *, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(fault)
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _explained(cluster: Loaded) -> Iterator[None]:
+    """Print the agents' last lines when something fails."""
+    try:
+        yield
+    except BaseException:
+        for name, agent in cluster.agents.items():
+            print(f"{name}:", *agent.lines[-_TAIL:], sep="\n   ", file=sys.stderr)
+        raise
+
+
+def measure(mode: str, strike: str, rounds: int, *, verbose: bool) -> Result:
+    """Make a cluster, run so many rounds, print each, and return all."""
+    done: list[Round] = []
+    with Loaded() as cluster, _explained(cluster):
+        cluster.restore()
+        bench = Bench(cluster, mode, strike)
+        for number, one in enumerate(bench.run(rounds), start=1):
+            done.append(one)
+            print(line(number, one), *told(one), *(one.agents_said if verbose else []), sep="\n   ", flush=True)
+        return bench.finish(done)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run it, print the table, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="tests.bench.switchover")
+    parser.add_argument("rounds", nargs="?", type=int, default=4, help="stops in each mode")
+    parser.add_argument("--mode", nargs="+", choices=[*MODES, "all"], default=["all"])
+    parser.add_argument("--strike", choices=STRIKES, default=SWITCHOVER)
+    parser.add_argument("--verbose", action="store_true", help="print what the agents say of the queue")
+    options = parser.parse_args(arguments)
+    if reason := why_no_citus():
+        sys.exit(reason)
+    modes = MODES if "all" in options.mode else options.mode
+    results = [measure(mode, options.strike, options.rounds, verbose=options.verbose) for mode in modes]
+    print(*report(results), sep="\n")
+    return 0 if all(not one.account and (one.well or one.mode != QUEUE) for one in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
