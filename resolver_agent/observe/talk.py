@@ -44,7 +44,11 @@ _LISTEN = (
     b"SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings"
     b" WHERE name OPERATOR(pg_catalog.=) 'idle_session_timeout'; LISTEN " + CHANNEL.encode()
 )
-_NOTIFY = b"SELECT pg_catalog.pg_notify('" + CHANNEL.encode() + b"', $1)"
+
+# Those who NOTIFY commit one after the other. One of them may wait for its standbys, and probes would wait for it too.
+_NOTIFY = (
+    b"SELECT pg_catalog.set_config('lock_timeout', '200', true), pg_catalog.pg_notify('" + CHANNEL.encode() + b"', $1)"
+)
 
 # The user of a session is the one that logged in, whatever SET ROLE or SET SESSION AUTHORIZATION did since.
 _PEERS = b"""\
@@ -92,7 +96,6 @@ class Talk:
         self._own_pid = 0
         self._asked = b""
         self._value: bytes | None = None
-        self._refused = False
         self._failed = ""
         self._outbox: list[bytes] = []
         self._inbox: list[tuple[int, str]] = []
@@ -108,7 +111,7 @@ class Talk:
 
     def begin(self, own_pid: int) -> None:
         """Listen from now on, if not done yet: the server has just said that it is a primary."""
-        if self._hears is _Hears.NOT and not self._refused and boottime() >= self._quiet_until:
+        if self._hears is _Hears.NOT and boottime() >= self._quiet_until:
             self._hears, self._own_pid = _Hears.SOON, own_pid
 
     def end(self) -> None:
@@ -205,9 +208,9 @@ class Talk:
         if self._failed:
             _log.debug("%s: SQLSTATE %.5r from %.40r", self._name, self._failed, self._asked)
         if self._asked == _LISTEN:
-            self._refused = bool(self._failed)
-            self._hears = _Hears.NOT if self._failed else _Hears.NOW
+            self._hears = _Hears.NOW
             if self._failed:
+                self._hears, self._quiet_until = _Hears.NOT, boottime() + QUIET_S
                 self._drop()
         elif self._asked == _PEERS:
             self._checked(None if self._failed else _pids(self._value))

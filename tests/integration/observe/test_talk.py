@@ -99,7 +99,9 @@ def session(server: Postgres, user: str, *, begin: str = "") -> Iterator[Callabl
             connection.execute(begin.encode())
 
         async def send(text: str, *, channel: str = CHANNEL, times: int = 1) -> None:
-            sql = "SELECT pg_notify(%s, %s || repeat(' ', n - 1)) FROM generate_series(1, %s) AS n"
+            sql = (
+                "SELECT pg_notify(%s, %s || CASE WHEN n > 1 THEN n::text ELSE '' END) FROM generate_series(1, %s) AS n"
+            )
             await off_loop(connection.execute, sql, [channel, text, times])
 
         yield send
@@ -231,7 +233,7 @@ async def test_a_flood_ends_the_talk_and_no_observation(
     text: str, times: int, lone: Postgres, load: Load, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Others who send too much are not listened to for a while; a loss of the server is seen as fast as ever."""
-    async with agents(load(lone, {"wk1": [lone.address]}, interval="500ms"), 1) as [one]:
+    async with agents(load(lone, {"wk1": [lone.address]}, interval="500ms", timeout="5s"), 1) as [one]:
         await one.until_talking(lone, peers=0)
         before = await off_loop(ours, lone)
         with session(lone, "postgres") as send:
@@ -241,7 +243,7 @@ async def test_a_flood_ends_the_talk_and_no_observation(
         assert await one.sight.monitor.peers(node_of(lone), within_s=1) is None
         begun = await one.sight.probes(node_of(lone), for_s=2)
         assert len(begun) >= 3
-        assert one.sight.results(node_of(lone)) == [Role.PRIMARY]
+        assert one.sight.results(node_of(lone)) == [Role.PRIMARY], one.sight.record
         assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
             f"{node_of(lone)}: too many notifications; not listening to other agents there for 60 s"
         ]
@@ -323,6 +325,87 @@ async def test_a_session_is_not_ended_for_being_idle(lone: Postgres, load: Load)
             assert await off_loop(ours, lone) == before
     finally:
         await off_loop(lone.run_sql, f"ALTER ROLE {ROLE} RESET idle_session_timeout")
+
+
+@in_loop
+async def test_a_notify_that_cannot_commit_delays_no_probe(lone: Postgres, load: Load) -> None:
+    """All who NOTIFY commit one after the other: behind one that waits for a standby, ours is given up soon."""
+    await off_loop(lone.run_sql, "CREATE TABLE IF NOT EXISTS written (n int)")
+    async with agents(load(lone, {"wk1": [lone.address]}, interval="100ms", timeout="1s")) as (one, two):
+        await one.until_talking(lone, peers=1)
+        await two.until_talking(lone, peers=1)
+        await off_loop(lone.run_sql, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        await off_loop(lone.reload)
+        waiting = asyncio.ensure_future(off_loop(lone.run_sql, "INSERT INTO written VALUES (1); NOTIFY elsewhere"))
+        try:
+            await off_loop(lone.wait_until, "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+            one.sight.monitor.say(node_of(lone), "given up")
+            begun = await one.sight.probes(node_of(lone), for_s=1.5)
+            assert max(later - earlier for earlier, later in itertools.pairwise(begun)) < 0.7
+        finally:
+            await off_loop(lone.run_sql, "ALTER SYSTEM RESET synchronous_standby_names")
+            await off_loop(lone.reload)
+            await waiting
+        one.sight.monitor.say(node_of(lone), "said")
+        await two.until_told("said")
+        assert two.texts() == ["said"]
+        assert one.sight.results(node_of(lone)) == [Role.PRIMARY]
+
+
+MANY = b" ".join(b"%d" % pid for pid in range(1000, 2001))
+
+
+@pytest.mark.parametrize(
+    ("reply", "peers"),
+    [
+        (answer([b"17 18"]), frozenset({17, 18})),
+        (answer([None]), frozenset()),
+        (answer([b"17,18"]), None),
+        (answer([b" 17"]), None),
+        (answer([b"0"]), None),
+        (answer([b"2147483648"]), None),
+        (answer(["٣".encode()]), None),
+        (answer([MANY]), None),
+        (answer([b"17"], rows=2), None),
+        (answer([b"17", b"18"]), None),
+        (answer([]), None),
+        (message(b"C", b"SELECT 1\0") + READY, None),
+        (READY, None),
+        (error("\x1b[2J", "\x1b[2J", severity="ERROR") + READY, None),
+    ],
+    ids=[
+        *["two", "none", "comma", "space", "zero", "too large", "other digits", "too many"],
+        *["rows", "columns", "no column", "no row", "nothing", "error"],
+    ],
+)
+@in_loop
+async def test_peers_are_what_a_server_can_say(
+    reply: bytes, peers: frozenset[int] | None, load: Load, lone: Postgres
+) -> None:
+    """An answer that PostgreSQL does not give means that it cannot be told, and no sender counts by it."""
+    notice = message(b"A", (17).to_bytes(4, "big") + CHANNEL.encode() + b"\0hello\0")
+
+    def serve(fake: HostileSession) -> None:
+        fake.begin()
+        fake.send(WELCOME)
+        while True:
+            fake.read(1)
+            query = fake.body()
+            if b"LISTEN" in query:
+                fake.send(message(b"C", b"LISTEN\0") + READY)
+            elif b"string_agg" in query:
+                fake.send(notice + reply)
+            else:
+                fake.send(answer([b"f", *HONEST_ROW[1:5], None]))
+
+    with FakeServer(FAULTY, lone.port, serve):
+        async with agents(load(lone, {"wk1": [FAULTY]}, interval="10s"), 1) as [one]:
+            node = Node(FAULTY, lone.port)
+            await one.sight.until_result(node, Role.PRIMARY)
+            assert await one.sight.monitor.peers(node, within_s=5) == peers
+            assert await one.sight.monitor.peers(node, within_s=5) == peers
+            assert set(one.texts()) == ({"hello"} if peers else set())
+            assert one.sight.results(node) == [Role.PRIMARY]
 
 
 @in_loop
