@@ -84,7 +84,7 @@ class Database:
     ``citus_version`` is empty where the extension is not there. ``group_id`` is the local server's group in that
     database, 0 on a coordinator. ``faults`` are the functions of ``systemd/role.sql`` that the agent cannot use, with
     the reason. ``poolers`` is the number of rows in ``pg_dist_poolinfo``. ``own_settings`` are those parameters that
-    matter to the queue.
+    matter to the queue. ``queue_faults`` are the functions of ``systemd/role.sql`` that the queue cannot use.
     """
 
     citus_version: str
@@ -94,6 +94,7 @@ class Database:
     faults: tuple[str, ...]
     poolers: int
     own_settings: tuple[OwnSetting, ...] | Unknown = ()
+    queue_faults: tuple[str, ...] = ()
 
     @property
     def coordinates(self) -> bool:
@@ -105,12 +106,13 @@ class Database:
 class Server:
     """The local PostgreSQL. ``user`` is the agent's login there, ``os_user`` the user that the server runs as.
 
-    ``may_alter`` reports that the login may use ALTER SYSTEM on ``citus.node_conninfo``, ``may_reload`` that it may
-    call ``pg_reload_conf()``. ``conninfo`` says where ``citus.node_conninfo`` comes from. ``prepared`` are the ages in
-    seconds of Citus' prepared transactions, by identifier. ``invalid`` are the databases that an interrupted DROP
-    DATABASE left, ``closed`` those that let nobody in.
-    ``hba_names`` are the host names in pg_hba.conf. ``data_dir`` is the data folder, None where that is not known.
-    ``sessions`` is the number of sessions now.
+    ``may_alter`` reports that the login may use ALTER SYSTEM on ``citus.node_conninfo``, ``may_uncache`` likewise on
+    ``citus.max_cached_conns_per_worker``, ``may_reload`` that it may call ``pg_reload_conf()``. ``conninfo`` says where
+    ``citus.node_conninfo`` comes from. ``prepared`` are the ages in seconds of Citus' prepared transactions, by
+    identifier. ``invalid`` are the databases that an interrupted DROP DATABASE left, ``closed`` those that let nobody
+    in. ``hba_names`` are the host names in pg_hba.conf. ``data_dir`` is the data folder, None where that is not known.
+    ``sessions`` is the number of sessions now. ``queue_faults`` are the functions of ``systemd/role.sql`` that the
+    queue cannot use in the database to which the agent connects.
     """
 
     version: int
@@ -127,6 +129,8 @@ class Server:
     hba_names: tuple[str, ...] | Unknown = ()
     data_dir: str | None = None
     sessions: int = 0
+    may_uncache: bool = True
+    queue_faults: tuple[str, ...] = ()
 
     @property
     def with_citus(self) -> dict[str, Database]:

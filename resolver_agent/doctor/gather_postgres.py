@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _LIMITED = "Its connection limit lets only superusers in. Run as a superuser: ALTER DATABASE {} CONNECTION LIMIT -1;"
 _FUNCTIONS = [flush.FUNCTION, *recovery.FUNCTIONS]
+_UNCACHE = ["resolver_agent.max_cached_conns_per_worker"]
+_GATE = ["resolver_agent.close_gate", "resolver_agent.keep_gate", "resolver_agent.under_way"]
 _SERVER_SETTINGS = [
     "allow_alter_system",
     "listen_addresses",
@@ -56,12 +58,13 @@ _QUEUE_SETTINGS = [
 ]
 
 _LOGIN = """
-SELECT rolname, has_function_privilege('pg_reload_conf()', 'EXECUTE'), rolsuper
+SELECT rolname, has_function_privilege('pg_reload_conf()', 'EXECUTE'), rolsuper, rolsuper
   FROM pg_roles WHERE rolname = current_user
 """
 _LOGIN_SINCE_15 = """
 SELECT current_user, has_function_privilege('pg_reload_conf()', 'EXECUTE'),
-       has_parameter_privilege('citus.node_conninfo', 'ALTER SYSTEM')
+       has_parameter_privilege('citus.node_conninfo', 'ALTER SYSTEM'),
+       has_parameter_privilege('citus.max_cached_conns_per_worker', 'ALTER SYSTEM')
 """
 
 # Only superusers and members of pg_read_all_settings see a parameter's file and line; every role sees its source.
@@ -112,7 +115,7 @@ def ask(config: Config) -> Server | Unknown:
         with session.connect(config, limit_s=config.timeout_s) as connection:
             version = connection.info.server_version
             login = _LOGIN_SINCE_15 if version >= flush.FIRST_WITH_GRANT else _LOGIN
-            [(user, may_reload, may_alter)] = connection.execute(login)
+            [(user, may_reload, may_alter, may_uncache)] = connection.execute(login)
             [(sessions,)] = connection.execute(_SESSIONS)
             return Server(
                 version=version,
@@ -135,6 +138,8 @@ def ask(config: Config) -> Server | Unknown:
                 invalid=found.invalid,
                 closed=found.closed,
                 sessions=sessions,
+                may_uncache=may_uncache,
+                queue_faults=tuple(session.faults_of(connection, _UNCACHE, privileges=True)),
             )
     except psycopg.Error as error:
         return Unknown(session.words(error, with_place=False))
@@ -154,6 +159,7 @@ def _database(config: Config, name: str) -> Database | Unknown:
                 settings=_citus_settings(connection),
                 faults=tuple(session.faults_of(connection, _FUNCTIONS, privileges=True)),
                 poolers=poolers,
+                queue_faults=tuple(session.faults_of(connection, _GATE, privileges=True)),
                 own_settings=_own_settings(connection, config.postgresql.get("user", "")),
             )
     except psycopg.Error as error:

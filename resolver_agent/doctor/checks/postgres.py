@@ -113,7 +113,7 @@ def _hba(facts: Facts, server: Server) -> Iterator[Finding]:
         yield Finding(Severity.WARNING, "pg_hba", text, fix)
 
 
-def _role_sql(database: str) -> str:
+def role_sql(database: str) -> str:
     """Return how to run role.sql in a database: a shell's words, and a connection string for psql."""
     plain = re.fullmatch(r"\w[\w-]*", database)  # anything else might be a connection string, or an option
     word = database if plain else shlex.quote(metadata.connection_string(database))
@@ -222,7 +222,7 @@ def _privileges(facts: Facts, server: Server) -> Iterator[Finding]:
         yield Finding(Severity.WARNING, "role.sql", text, fix)
     if not (server.may_alter and server.may_reload):
         if server.version >= flush.FIRST_WITH_GRANT or not server.may_reload:
-            fix = _role_sql("postgres")
+            fix = role_sql("postgres")
         else:
             fix = (
                 "Before PostgreSQL 15, give `local` a superuser's login, as the comments of "
@@ -238,7 +238,7 @@ def _privileges(facts: Facts, server: Server) -> Iterator[Finding]:
     for name, database in server.with_citus.items():
         if database.faults:
             text = f"database {name}: {', '.join(database.faults)}: 2PC recovery and clean-up cannot run"
-            yield Finding(Severity.ERROR, "role.sql", text, _role_sql(name))
+            yield Finding(Severity.ERROR, "role.sql", text, role_sql(name))
 
 
 def _value(server: Server, name: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.citus.metadata import identifier
 from resolver_agent.doctor.checks.parameter import how_to_set
+from resolver_agent.doctor.checks.postgres import role_sql
 from resolver_agent.doctor.facts import Database, Facts, OwnSetting, Patroni, Server, Unknown, is_address
 from resolver_agent.doctor.finding import Finding, Severity
 from resolver_agent.doctor.hook import section
@@ -48,6 +49,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
         for name, database in facts.server.with_citus.items():
             yield from _citus(facts, name, database)
         if any(database.coordinates for database in facts.server.with_citus.values()):
+            yield from _uncache(facts.server)
             yield from _timeouts(facts, facts.server)
             yield from _unplanned(facts, facts.server)
 
@@ -147,6 +149,12 @@ def _citus(facts: Facts, dbname: str, database: Database) -> Iterator[Finding]:
     yield from _connect_timeout(facts, dbname, database)
     if not database.coordinates:
         return
+    if database.queue_faults:
+        text = (
+            f"database {dbname}: {', '.join(database.queue_faults)}: statements cannot be held back while a server "
+            "stops, so planned work fails some of them"
+        )
+        yield Finding(Severity.WARNING, "role.sql", text, role_sql(dbname))
     prevent = database.settings.get(_PREVENT)
     if prevent is not None and prevent.value != "off":
         text = (
@@ -168,6 +176,16 @@ def _citus(facts: Facts, dbname: str, database: Database) -> Iterator[Finding]:
             "sessions close cached connections before planned work, which fails some statements"
         )
         yield Finding(Severity.WARNING, _CACHED, text, "Set it in postgresql.conf instead, and restart PostgreSQL.")
+
+
+def _uncache(server: Server) -> Iterator[Finding]:
+    """Yield what keeps the agent from having sessions close their cached connections before planned work."""
+    why = "the agent cannot have sessions close cached connections before planned work, which fails some statements"
+    if server.queue_faults:
+        yield Finding(Severity.WARNING, "role.sql", f"{', '.join(server.queue_faults)}: {why}", role_sql("postgres"))
+    elif server.may_alter and not server.may_uncache:
+        text = f"role {server.user} may not change {_CACHED}: {why}"
+        yield Finding(Severity.WARNING, "role.sql", text, role_sql("postgres"))
 
 
 def _connect_timeout(facts: Facts, dbname: str, database: Database) -> Iterator[Finding]:

@@ -476,7 +476,9 @@ def test_what_is_wrong_with_citus(citus: CitusCluster) -> None:
     citus.run_sql(machine, f"ALTER DATABASE {DATABASE} SET citus.local_hostname = 'wk1'")
     citus.run_sql(machine, "INSERT INTO pg_dist_poolinfo VALUES (2, 'port=6432')")
     citus.run_sql(machine, "UPDATE pg_dist_node SET isactive = false WHERE nodename = 'wk2'")
-    citus.run_sql(machine, "DROP FUNCTION resolver_agent.reached()")
+    for function in ("reached", "keep_gate"):
+        citus.run_sql(machine, f"DROP FUNCTION resolver_agent.{function}()")
+    machine.server.run_sql("DROP FUNCTION resolver_agent.max_cached_conns_per_worker()")
     machine.server.run_sql("REVOKE ALTER SYSTEM ON PARAMETER citus.node_conninfo FROM resolver_agent_local")
     settings = {
         "recover_2pc_interval": "60s",
@@ -498,7 +500,8 @@ def test_what_is_wrong_with_citus(citus: CitusCluster) -> None:
     }
     assert "is 1min (configuration file)" in texts["citus.recover_2pc_interval"]
     assert "citus.local_hostname is wk1: Citus connects to itself by that name" in texts["citus.local_hostname"]
-    assert "resolver_agent.reached() does not exist" in texts["role.sql"]
+    for function in ("reached", "keep_gate", "max_cached_conns_per_worker"):
+        assert f"resolver_agent.{function}() does not exist: " in texts["role.sql"]
 
 
 def test_from_addresses_to_names_and_back(citus: CitusCluster) -> None:
