@@ -34,6 +34,7 @@ class Server:
         self.citus = True
         self.refuses = False
         self.warning: str | None = None
+        self.uncached = False
         self.fault: Exception = FlushError("permission denied; run systemd/role.sql")
         self.answers = threading.Event()
         self.answers.set()
@@ -41,7 +42,8 @@ class Server:
     def flush(self, _config: Config) -> Flushed | None:
         """Flush."""
         self._do("flush")
-        return Flushed("sslmode=prefer", warning=self.warning) if self.citus else None
+        given_back, self.uncached = self.uncached, False
+        return Flushed("sslmode=prefer", warning=self.warning, given_back=given_back) if self.citus else None
 
     def keep(self, _config: Config) -> Flushed | None:
         """Compare the administrator's value; there is nothing to do."""
@@ -284,6 +286,19 @@ def test_without_citus_there_is_nothing_to_flush() -> None:
         assert setup.flusher.citus
 
     run(scenario)
+
+
+def test_what_a_killed_agent_left_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """A parameter that was left changed, and is given back, is logged once."""
+
+    async def scenario(setup: Setup) -> None:
+        setup.server.uncached = True
+        await setup.settle()
+        setup.said = "B"
+        await setup.settle()
+
+    run(scenario)
+    assert [record.levelname for record in caplog.records if "is given back" in record.getMessage()] == ["WARNING"]
 
 
 def test_a_server_that_is_down_has_no_sessions() -> None:
