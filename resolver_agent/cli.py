@@ -371,7 +371,7 @@ def _remove(options: argparse.Namespace) -> int:
         if config.citus:
             flush.reset(config)
     except flush.FlushError as error:
-        left = f"citus.node_conninfo could not be reset to its value without the agent: {error}"
+        left = f"the parameters of Citus could not be reset to their values without the agent: {error}"
         if not options.force:
             raise _TroubleError(left) from error
         print(f"warning: {left}", file=sys.stderr)
