@@ -135,8 +135,8 @@ def test_forced_stops(force: Callable[[Stop], None], checkpointing: bool, why: s
     answer = re.search(r"answered after (\d+) ms", started.wait_for_line("before-stop answered after "))
     assert answer is not None
     assert re.search(f"resolver-agent before-stop: did not wait: {why}$", said)
-    assert int(answer[1]) < (700 if checkpointing else 300)
-    assert took_s < 1.5
+    assert int(answer[1]) < 700
+    assert took_s < 2.5
 
 
 def switch_over(stop: Stop) -> Machine:
@@ -166,7 +166,7 @@ def test_planned_stops(plan: Callable[[Stop], Machine], stop: Stop) -> None:
     said, took_s = stop.ran(plan(stop))
     assert said.startswith("resolver-agent before-stop: ")
     assert not re.search(UNFIT, said)
-    assert took_s < 1.5  # nobody else is here to be waited for
+    assert took_s < 2.5  # nobody else is here to be waited for
 
 
 # --- agents that fail
@@ -177,7 +177,7 @@ def test_no_agent(stop: Stop) -> None:
     restart(stop)
     said, took_s = stop.ran(stop.primary)
     assert "does not wait for the other nodes: no agent runs in " in said
-    assert took_s < 1
+    assert took_s < 2
 
 
 def test_an_agent_that_hangs(stop: Stop) -> None:

@@ -129,7 +129,7 @@ def test_a_patroni_that_hangs(patroni: Patroni, cluster: dict[str, Group], ask: 
     cluster["wk1"].primary.run_sql("CHECKPOINT")
     why, took_s = ask(cluster["wk1"].primary, patroni, within_s=0.5)
     assert "no answer within 0." in why
-    assert took_s < 1
+    assert took_s < 1.5
 
 
 def test_a_server_that_hangs(cluster: dict[str, Group], ask: Callable[..., Any]) -> None:
@@ -137,7 +137,7 @@ def test_a_server_that_hangs(cluster: dict[str, Group], ask: Callable[..., Any])
     cluster["wk1"].primary.pause()
     why, took_s = ask(cluster["wk1"].primary, Patroni(), within_s=0.5)
     assert why == "nothing tells within 0.5 s whether the stop is planned"
-    assert took_s < 1
+    assert took_s < 1.5
 
 
 def test_a_server_that_is_gone(cluster: dict[str, Group], ask: Callable[..., Any]) -> None:
