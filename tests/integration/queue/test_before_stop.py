@@ -30,6 +30,9 @@ NO_DCS = "the local Patroni does not reach its DCS: .*"
 NO_PATRONI = "the local Patroni does not answer: .*"
 UNFIT = "is not planned|whether the stop is planned|local Patroni|local PostgreSQL"
 
+QUICK_S = 4.0
+"""It takes 0.1 s, 0.6 s at most, where the machine has nothing else to do; a hook that waits in vain takes 5.5 s."""
+
 OLD = "SELECT clock_timestamp() - pg_control_last_modified > '3 s' FROM pg_control_system()"
 
 
@@ -136,7 +139,7 @@ def test_forced_stops(force: Callable[[Stop], None], checkpointing: bool, why: s
     assert answer is not None
     assert re.search(f"resolver-agent before-stop: did not wait: {why}$", said)
     assert int(answer[1]) < 700
-    assert took_s < 2.5
+    assert took_s < QUICK_S
 
 
 def switch_over(stop: Stop) -> Machine:
@@ -166,7 +169,7 @@ def test_planned_stops(plan: Callable[[Stop], Machine], stop: Stop) -> None:
     said, took_s = stop.ran(plan(stop))
     assert said.startswith("resolver-agent before-stop: ")
     assert not re.search(UNFIT, said)
-    assert took_s < 2.5  # nobody else is here to be waited for
+    assert took_s < QUICK_S  # nobody else is here to be waited for
 
 
 # --- agents that fail
@@ -177,7 +180,7 @@ def test_no_agent(stop: Stop) -> None:
     restart(stop)
     said, took_s = stop.ran(stop.primary)
     assert "does not wait for the other nodes: no agent runs in " in said
-    assert took_s < 2
+    assert took_s < QUICK_S
 
 
 def test_an_agent_that_hangs(stop: Stop) -> None:
@@ -186,7 +189,7 @@ def test_an_agent_that_hangs(stop: Stop) -> None:
     restart(stop)
     said, took_s = stop.ran(stop.primary)
     assert "the agent does not answer" in said
-    assert took_s < 2
+    assert took_s < QUICK_S
 
 
 @pytest.mark.parametrize("what", ["agent", "hook"])
