@@ -1,11 +1,12 @@
 """Planned stops of workers under every kind of statement, with real Citus under real Patroni: what fails, what waits.
 
-Run as root, by hand: ``.venv/bin/python -m tests.bench.switchover [ROUNDS] [--mode MODE …] [--strike STRIKE]``. In
+Run as root, by hand: ``.venv/bin/python -m tests.bench.switchover [ROUNDS] [--mode MODE …] [--kind KIND]``. In
 each round the primary of a worker, wk1 and wk2 by turns, is switched over, restarted, or loses its power. Clients ask
 the primary coordinator, its standby and the primary of the other worker all the time, and retry nothing. Modes:
 
     queue     the agent with its queue
     names     the agent without it (``queue: {planned: 0s}``)
+    patroni   no agent; Patroni's own ``citus:`` section
 
 Exit code 1 if in the mode ``queue`` a statement failed that should not have, or if anywhere a row was acknowledged and
 is not there, or a transaction is half there. After a kill, as many statements may fail as were under way.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import logging
 import os
 import re
 import sys
@@ -26,6 +28,7 @@ from tests.bench.evidence import LOGGING, ServerLog
 from tests.bench.switchover_table import KILL, RESTART, STRIKES, SWITCHOVER, Result, Round, line, report, told
 from tests.bench.traffic import PRIMARY, STANDBY, WORKER, Data, running
 from tests.integration.support.citus_cluster import why_no_citus
+from tests.integration.support.mpp_cluster import CitusMppCluster
 from tests.integration.support.patroni_cluster import CitusPatroniCluster
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from tests.bench.traffic import Client
     from tests.integration.support.machine import Machine
 
-QUEUE, NAMES = MODES = ("queue", "names")
+QUEUE, NAMES, PATRONI = MODES = ("queue", "names", "patroni")
 
 _CONFIG = """
 synchronous_standby_names = ''
@@ -49,7 +52,6 @@ _PRIORITY = -10  # that of the systemd unit
 _UNPLANNED = "30s"
 _TAIL = 40
 _SAID = re.compile(r"queue|waiting room|gate|hook|stops|forward|drain", re.IGNORECASE)
-_QUEUED = re.compile(r"(drain|closed)\w*[^0-9]{0,20}?([0-9.]+) ?(ms|s)\b")
 
 
 class Loaded(CitusPatroniCluster):
@@ -58,18 +60,27 @@ class Loaded(CitusPatroniCluster):
     config = CitusPatroniCluster.config + LOGGING + _CONFIG
 
 
+class LoadedMpp(CitusMppCluster):
+    """The same under Patroni's own integration, and with Citus' own recovery."""
+
+    config = Loaded.config + "citus.recover_2pc_interval = 60s\ncitus.defer_shard_delete_interval = 15s\n"
+
+
 class Bench:
     """A cluster whose workers are stopped again and again, in one mode."""
 
-    def __init__(self, cluster: Loaded, mode: str, strike: str) -> None:
+    def __init__(self, cluster: CitusPatroniCluster, mode: str, strike: str) -> None:
         """Start the agents, set Patroni's hooks, and create the tables."""
         self._cluster, self._mode, self._strike = cluster, mode, strike
         self._logs = {
             name: ServerLog(cluster.config_path(one).with_name("log")) for name, one in cluster.machines.items()
         }
-        for machine in cluster.machines.values():
-            self._start_agent(machine)
-            self._configure_patroni(machine)
+        if isinstance(cluster, CitusMppCluster):
+            cluster.wait_for_addresses()
+        else:
+            for machine in cluster.machines.values():
+                self._start_agent(machine)
+                self._configure_patroni(machine)
         self._data = Data(cluster, cluster.groups["cn"][0])
 
     def run(self, rounds: int) -> Iterator[Round]:
@@ -92,7 +103,7 @@ class Bench:
             time.sleep(_QUIET_S)
             now = Round(mode=self._mode, strike=self._strike, group=group, begun_at=time.time())
             serving = self._hit(old, new)
-            _wait(lambda: _all_served_since(clients, time.time()), "clients are not served", timeout_s=_SETTLE_S)
+            now.unserved = _unserved_since(time.time(), clients)
             time.sleep(_SETTLED_S)
         self._read_logs(now, old, serving, marks)
         samples = [sample for client in clients for sample in client.samples]
@@ -102,10 +113,11 @@ class Bench:
         for name, agent in self._cluster.agents.items():
             said = agent.lines[heard.get(name, 0) :]
             now.agents_said += [f"{name}: {one}" for one in said if _SAID.search(one)]
-        for word, figure, unit in (found for one in now.agents_said for found in _QUEUED.findall(one)):
-            now.queued.setdefault(word, []).append(float(figure) * (1000 if unit == "s" else 1))
+        if self._mode == QUEUE:
+            self._ask_for_windows(now, coordinator)
         if self._strike == KILL:
-            self._start_agent(old)
+            if self._mode != PATRONI:
+                self._start_agent(old)
             self._cluster.start_patroni(old)
         return now
 
@@ -139,6 +151,14 @@ class Bench:
             if one.text.startswith(sign) and one.at >= now.begun_at
         )
 
+    def _ask_for_windows(self, now: Round, coordinator: Machine) -> None:
+        """Take in what the agent of the primary coordinator says of the last window of the group."""
+        past = self._cluster.ask_agent(coordinator, "status")["queue"]["past"]
+        last: dict[str, Any] = next((one for one in reversed(past) if one["name"] == now.group), {})
+        for word in ("drain_ms", "gate_ms"):
+            if last.get(word):
+                now.queued[word] = [float(last[word])]
+
     def _pair(self, group: str) -> tuple[Machine, Machine]:
         """Return a group's primary and standby."""
         primary = self._cluster.lock_holder(group)
@@ -157,6 +177,9 @@ class Bench:
                 ),
                 f"Patroni does not see {standby!r} streaming",
             )
+        if isinstance(self._cluster, CitusMppCluster):
+            self._cluster.wait_for_addresses()
+            return
         for group in self._cluster.groups:
             for number, machine in enumerate(pairs[group]):
                 names = {name: pair[number].address for name, pair in pairs.items() if name != group}
@@ -174,16 +197,18 @@ class Bench:
         self._cluster.reconfigure(machine, postgresql=settings)
 
 
-def _all_served_since(clients: Sequence[Client], at: float) -> bool:
-    """Wait until every client was answered well in what it asked after ``at``."""
+def _unserved_since(at: float, clients: Sequence[Client]) -> list[str]:
+    """Wait until every client was answered well in what it asked after ``at``; return those that were not in time."""
 
-    def served() -> bool:
-        return all(any(one.error is None and one.begun_at > at for one in client.samples[-50:]) for client in clients)
+    def served(client: Client) -> bool:
+        return any(one.error is None and one.begun_at > at for one in reversed(client.samples[-20:]))
 
     deadline = time.monotonic() + _SETTLE_S
-    while not served() and time.monotonic() < deadline:
+    waiting = list(clients)
+    while waiting and time.monotonic() < deadline:
         time.sleep(0.1)
-    return served()
+        waiting = [client for client in waiting if not served(client)]
+    return [f"{client.kind.side}, {client.kind.name}: not served for {_SETTLE_S:g} s" for client in waiting]
 
 
 def _wait(condition: Callable[[], bool], fault: str, *, timeout_s: float = 60.0) -> None:
@@ -195,7 +220,7 @@ def _wait(condition: Callable[[], bool], fault: str, *, timeout_s: float = 60.0)
 
 
 @contextlib.contextmanager
-def _explained(cluster: Loaded) -> Iterator[None]:
+def _explained(cluster: CitusPatroniCluster) -> Iterator[None]:
     """Print the agents' last lines when something fails."""
     try:
         yield
@@ -208,7 +233,7 @@ def _explained(cluster: Loaded) -> Iterator[None]:
 def measure(mode: str, strike: str, rounds: int, *, verbose: bool) -> Result:
     """Make a cluster, run so many rounds, print each, and return all."""
     done: list[Round] = []
-    with Loaded() as cluster, _explained(cluster):
+    with LoadedMpp() if mode == PATRONI else Loaded() as cluster, _explained(cluster):
         cluster.restore()
         bench = Bench(cluster, mode, strike)
         for number, one in enumerate(bench.run(rounds), start=1):
@@ -222,11 +247,14 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="tests.bench.switchover")
     parser.add_argument("rounds", nargs="?", type=int, default=4, help="stops in each mode")
     parser.add_argument("--mode", nargs="+", choices=[*MODES, "all"], default=["all"])
-    parser.add_argument("--strike", choices=STRIKES, default=SWITCHOVER)
+    parser.add_argument(
+        "--kind", dest="strike", choices=STRIKES, default=SWITCHOVER, help="how the worker's primary is stopped"
+    )
     parser.add_argument("--verbose", action="store_true", help="print what the agents say of the queue")
     options = parser.parse_args(arguments)
     if reason := why_no_citus():
         sys.exit(reason)
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of each session that broke in a transaction
     modes = MODES if "all" in options.mode else options.mode
     results = [measure(mode, options.strike, options.rounds, verbose=options.verbose) for mode in modes]
     print(*report(results), sep="\n")

@@ -37,7 +37,9 @@ class Round:
         before: samples that ended before ``begun_at``.
         since: the others.
         under_way: how many of those had begun before.
-        queued: what the agents report of their windows: milliseconds, by word.
+        queued: what the agent of the primary coordinator reports of its window: milliseconds, by word.
+        unserved: clients that were not served again in time, in words.
+        agents_said: what the agents logged that concerns stops.
     """
 
     mode: str
@@ -51,6 +53,7 @@ class Round:
     since: list[Sample] = dataclasses.field(default_factory=list)
     under_way: int = 0
     queued: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    unserved: list[str] = dataclasses.field(default_factory=list)
     agents_said: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -81,7 +84,7 @@ class Result:
     @property
     def well(self) -> bool:
         """Whether no statement failed that should not have, and nothing acknowledged is missing."""
-        return not self.account and not any(one.failed for one in self.rounds)
+        return not self.account and not any(one.failed or one.unserved for one in self.rounds)
 
 
 def line(number: int, one: Round) -> str:
@@ -100,6 +103,7 @@ def line(number: int, one: Round) -> str:
 
 def told(one: Round) -> Iterator[str]:
     """Yield the distinct errors of a round."""
+    yield from one.unserved
     found = errors(one.since)
     for side, kind, error, count in found[:_SHOWN]:
         yield f"{count} x {side}, {kind}: {error}"
@@ -164,8 +168,8 @@ _TOTALS: dict[str, Callable[[Result], str]] = {
     "hook, s: median, worst": _median_worst(lambda one: one.hook_s),
     "Patroni after it, s: median, worst": _median_worst(lambda one: one.patroni_s),
     "longest wait beyond Patroni's, s": _median_worst(lambda one: one.longest_s - one.patroni_s),
-    "drained after, ms: median, worst": _queued("drain"),
-    "gate closed, ms: median, worst": _queued("closed"),
+    "drained after, ms: median, worst": _queued("drain_ms"),
+    "gate closed, ms: median, worst": _queued("gate_ms"),
     "acknowledged and lost": lambda result: _counts(result.account.lost),
     "half there": lambda result: _counts(result.account.half),
 }

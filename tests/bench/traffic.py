@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 PRIMARY, STANDBY, WORKER = SIDES = ("primary", "standby", "worker")
 """Whom a client asks: the primary coordinator, its standby, or a worker's primary as query node."""
 
-_PAUSE_S = 0.02
-_RARE_S = 0.1  # for dear statements, and for DDL: a table takes 1,600 columns in its life
+_PAUSE_S = 0.1
+_DEAR_S = 1.0  # for statements that open many sessions, of the client or of Citus
+_RARE_S = 0.4
 _THINK_S = 0.1
 _AFTER_ERROR_S = 0.02
 _CONNECT_S = 30
+_PATIENCE_S = 10
 _ITEMS = 1000
 _FEW = 20
 _BATCH = 50
@@ -386,10 +388,10 @@ KINDS = (
     Kind("SELECT one shard", PRIMARY, _select_one, 2),
     Kind("SELECT all shards", PRIMARY, _select_all, 2),
     Kind("SELECT prepared", PRIMARY, _select_prepared),
-    Kind("SELECT, new session", PRIMARY, _select_one, pause_s=_RARE_S, anew=True),
-    Kind("SELECT all, new session", PRIMARY, _select_all, pause_s=_RARE_S, anew=True),
+    Kind("SELECT, new session", PRIMARY, _select_one, pause_s=_DEAR_S, anew=True),
+    Kind("SELECT all, new session", PRIMARY, _select_all, pause_s=_DEAR_S, anew=True),
     Kind("INSERT", PRIMARY, _insert, 3),
-    Kind("INSERT, new session", PRIMARY, _insert, pause_s=_RARE_S, anew=True),
+    Kind("INSERT, new session", PRIMARY, _insert, pause_s=_DEAR_S, anew=True),
     Kind("INSERT RETURNING", PRIMARY, _insert_returning),
     Kind("UPDATE one shard", PRIMARY, _update_one),
     Kind("UPDATE prepared", PRIMARY, _update_prepared),
@@ -400,24 +402,24 @@ KINDS = (
     Kind("two workers, thinking", PRIMARY, _think, 2),
     Kind("savepoints", PRIMARY, _savepoint, pause_s=_RARE_S),
     Kind("hot rows", PRIMARY, _hot, 2),
-    Kind("COPY in", PRIMARY, _copy_in, pause_s=_RARE_S),
+    Kind("COPY in", PRIMARY, _copy_in, pause_s=_DEAR_S),
     Kind("COPY out", PRIMARY, _copy_out, pause_s=_RARE_S),
     Kind("CTE that writes", PRIMARY, _cte, pause_s=_RARE_S),
     Kind("INSERT SELECT pushed", PRIMARY, _insert_pushed, pause_s=_RARE_S),
-    Kind("INSERT SELECT repartitioned", PRIMARY, _insert_repartitioned, pause_s=_RARE_S),
+    Kind("INSERT SELECT repartitioned", PRIMARY, _insert_repartitioned, pause_s=_DEAR_S),
     Kind("INSERT SELECT pulled", PRIMARY, _insert_pulled, pause_s=_RARE_S),
     Kind("MERGE", PRIMARY, _merge, pause_s=_RARE_S),
-    Kind("repartition join", PRIMARY, _join, pause_s=_RARE_S),
+    Kind("repartition join", PRIMARY, _join, pause_s=_DEAR_S),
     Kind("reference table read", PRIMARY, _reference_read, pause_s=_RARE_S),
     Kind("reference table write", PRIMARY, _reference_write, pause_s=_RARE_S),
     Kind("cursor", PRIMARY, _cursor, pause_s=_RARE_S),
-    Kind("DDL", PRIMARY, _ddl, pause_s=0.5),
+    Kind("DDL", PRIMARY, _ddl, pause_s=_DEAR_S),  # a table takes 1,600 columns in its life
     Kind("TRUNCATE", PRIMARY, _truncate, pause_s=_RARE_S),
     Kind("function", PRIMARY, _function, pause_s=_RARE_S),
     Kind("procedure", PRIMARY, _procedure, pause_s=_RARE_S),
     Kind("SELECT one shard", STANDBY, _select_one),
     Kind("SELECT all shards", STANDBY, _select_all),
-    Kind("SELECT all, new session", STANDBY, _select_all, pause_s=_RARE_S, anew=True),
+    Kind("SELECT all, new session", STANDBY, _select_all, pause_s=_DEAR_S, anew=True),
     Kind("SELECT one shard", WORKER, _select_one),
     Kind("SELECT all shards", WORKER, _select_all, pause_s=_RARE_S),
     Kind("INSERT", WORKER, _insert),
@@ -446,6 +448,16 @@ class Client(threading.Thread):
             self.samples.append(sample)
             self.ended.wait(self.kind.pause_s if error is None else _AFTER_ERROR_S)
         self._close()
+
+    def end(self) -> None:
+        """Wait until it has ended; a statement that does not end is cancelled, and so fails."""
+        self.ended.set()
+        self.join(_PATIENCE_S)
+        while self.is_alive():
+            if (session := self._session) is not None:
+                with contextlib.suppress(psycopg.Error):
+                    session.cancel_safe(timeout=_PATIENCE_S)
+            self.join(1)
 
     def _step(self) -> str | None:
         try:
@@ -497,7 +509,7 @@ def running(machines: dict[str, Machine], port: int, data: Data) -> Iterator[lis
         for client in clients:
             client.ended.set()
         for client in clients:
-            client.join()
+            client.end()
 
 
 def errors(samples: Sequence[Sample]) -> list[tuple[str, str, str, int]]:

@@ -163,12 +163,12 @@ class Patroni(Cluster):
 
     def lock_holder(self, group: str) -> Machine | None:
         """Return the machine that holds a group's leader lock in etcd."""
-        name = self.etcd.get(_leader_key(group))
+        name = self.etcd.get(f"{self._dcs_path(group)}/leader")
         return None if name is None else self.machines[name]
 
     def expire_lock(self, group: str) -> None:
         """Let a group's leader lock expire now, as it does ``ttl`` after its holder's last update."""
-        self.etcd.delete(_leader_key(group))
+        self.etcd.delete(f"{self._dcs_path(group)}/leader")
 
     def switch_over(self, machine: Machine) -> None:
         """Make a standby its group's primary in Patroni's orderly way, and wait until the group is whole again."""
@@ -215,7 +215,7 @@ class Patroni(Cluster):
     def _start(self) -> None:
         self.etcd.start(anew=True)
         for group, pair in self.groups.items():
-            self.etcd.put(f"/service/{group}/config", json.dumps(_DYNAMIC))
+            self.etcd.put(f"{self._dcs_path(group)}/config", json.dumps(_DYNAMIC))
             for machine in pair:
                 self._configure_patroni(machine)
         for number, wait in enumerate((self.wait_for_primary, self.wait_for_standby)):
@@ -228,8 +228,19 @@ class Patroni(Cluster):
 
     def _configure_patroni(self, machine: Machine) -> None:
         server, path = machine.server, self.config_path(machine)
+        shutil.rmtree(path.parent, ignore_errors=True)
+        path.parent.mkdir()
+        os.chown(path.parent, server.binaries.credentials["user"], server.binaries.credentials["group"])
+        path.write_text(yaml.safe_dump(self._patroni_config(machine), sort_keys=False))
+
+    def _dcs_path(self, group: str) -> str:
+        """Return the key in etcd under which a group's Patroni keeps everything."""
+        return f"/service/{group}"
+
+    def _patroni_config(self, machine: Machine) -> dict[str, Any]:
+        server, path = machine.server, self.config_path(machine)
         rest, listen = f"{machine.address}:{self.rest_port}", f"{machine.address}:{server.port}"
-        config = {
+        return {
             "scope": self.group_of(machine),
             "name": machine.name,
             "etcd3": {"host": self.etcd.endpoint},
@@ -247,10 +258,6 @@ class Patroni(Cluster):
             },
             "tags": {},
         }
-        shutil.rmtree(path.parent, ignore_errors=True)
-        path.parent.mkdir()
-        os.chown(path.parent, server.binaries.credentials["user"], server.binaries.credentials["group"])
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
 
     def group_of(self, machine: Machine) -> str:
         """Return the name of the group that a machine is in."""
@@ -307,7 +314,3 @@ class _Supervised(Postgres):
     def reload(self) -> None:
         """Make the server read its configuration files again."""
         self.run_sql("SELECT pg_reload_conf()")
-
-
-def _leader_key(group: str) -> str:
-    return f"/service/{group}/leader"
