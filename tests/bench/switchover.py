@@ -153,7 +153,7 @@ class Bench:
 
     def _ask_for_windows(self, now: Round, coordinator: Machine) -> None:
         """Take in what the agent of the primary coordinator says of the last window of the group."""
-        past = self._cluster.ask_agent(coordinator, "status")["queue"]["past"]
+        past = self._cluster.ask_agent(coordinator, "status").get("queue", {}).get("past", [])
         last: dict[str, Any] = next((one for one in reversed(past) if one["name"] == now.group), {})
         for word in ("drain_ms", "gate_ms"):
             if last.get(word):

@@ -28,10 +28,10 @@ PRIMARY, STANDBY, WORKER = SIDES = ("primary", "standby", "worker")
 """Whom a client asks: the primary coordinator, its standby, or a worker's primary as query node."""
 
 _PAUSE_S = 0.1
-_DEAR_S = 1.0  # for statements that open many sessions, of the client or of Citus
+_DEAR_S = 2.0  # for statements that open many sessions, of the client or of Citus
 _RARE_S = 0.4
 _THINK_S = 0.1
-_AFTER_ERROR_S = 0.02
+_AFTER_ERROR_S = 0.1
 _CONNECT_S = 30
 _PATIENCE_S = 10
 _ITEMS = 1000
@@ -446,7 +446,7 @@ class Client(threading.Thread):
             error = self._step()
             sample = Sample(self.kind.side, self.kind.name, begun_at, time.monotonic() - begun, error)
             self.samples.append(sample)
-            self.ended.wait(self.kind.pause_s if error is None else _AFTER_ERROR_S)
+            self.ended.wait(max(self.kind.pause_s, 0 if error is None else _AFTER_ERROR_S))
         self._close()
 
     def end(self) -> None:
