@@ -102,14 +102,15 @@ class Bench:
         with running(asked, self._cluster.site.port, self._data) as clients:
             time.sleep(_QUIET_S)
             now = Round(mode=self._mode, strike=self._strike, group=group, begun_at=time.time())
-            serving = self._hit(old, new)
+            serving = self._hit(now, old, new)
             now.unserved = _unserved_since(time.time(), clients)
             time.sleep(_SETTLED_S)
         self._read_logs(now, old, serving, marks)
         samples = [sample for client in clients for sample in client.samples]
         now.before = [one for one in samples if one.ended_at <= now.begun_at]
         now.since = [one for one in samples if one.ended_at > now.begun_at]
-        now.under_way = sum(one.begun_at <= now.begun_at for one in now.since)
+        moments = (now.begun_at, now.struck_at)
+        now.under_way = sum(any(one.begun_at <= at <= one.ended_at for at in moments) for one in now.since)
         for name, agent in self._cluster.agents.items():
             said = agent.lines[heard.get(name, 0) :]
             now.agents_said += [f"{name}: {one}" for one in said if _SAID.search(one)]
@@ -121,10 +122,13 @@ class Bench:
             self._cluster.start_patroni(old)
         return now
 
-    def _hit(self, old: Machine, new: Machine) -> Machine:
+    def _hit(self, now: Round, old: Machine, new: Machine) -> Machine:
         """Stop the server, and return the machine that serves then, once it does."""
         if self._strike == KILL:
-            self._cluster.fail_over(new)
+            old.kill()
+            now.struck_at = time.time()
+            self._cluster.expire_lock(now.group)
+            self._cluster.wait_for_primary(new)
             return new
         wanted, serving = {
             SWITCHOVER: ({"leader": old.name, "candidate": new.name}, new),

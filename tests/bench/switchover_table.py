@@ -30,13 +30,14 @@ class Round:
         mode: what should keep statements from failing.
         strike: what was done.
         group: whose primary it was done to.
-        begun_at: when Patroni was told, or the power was cut.
+        begun_at: when Patroni was told, or the power was about to be cut.
+        struck_at: when the last process was dead, after a kill.
         stopping_at: when the old server was told to stop, so after the hook; None where it was not.
         serving_at: when the new server was promoted, or the same was ready again.
         hook_s: from the last checkpoint of the old server until it was told to stop.
         before: samples that ended before ``begun_at``.
         since: the others.
-        under_way: how many of those had begun before.
+        under_way: how many of those ran at ``begun_at``, or at ``struck_at``.
         queued: what the agent of the primary coordinator reports of its window: milliseconds, by word.
         unserved: clients that were not served again in time, in words.
         agents_said: what the agents logged that concerns stops.
@@ -46,6 +47,7 @@ class Round:
     strike: str
     group: str
     begun_at: float
+    struck_at: float = 0.0
     stopping_at: float | None = None
     serving_at: float = 0.0
     hook_s: float | None = None
