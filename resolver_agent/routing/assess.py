@@ -71,7 +71,7 @@ def assess(
     if memory.system_id is None and trusted.system_id is None and primary.seen is None:
         system_id = None  # presumed, until a primary confirms it
     lsns, of_primary = extend_history(memory, group, primary.seen, members.values(), max_age_s=max_age_s)
-    leaving = leaves_now(observations.windows.get(group.name))
+    leaving = leaves_now(observations.windows.get(group.name), observations.nodes)
     fitness = assess_fitness(
         group,
         states,
@@ -133,7 +133,7 @@ def _would_repeat(
         group is view.group
         and before == view.before
         and now < view.pending_until
-        and leaves_now(observations.windows.get(group.name)) == view.leaving
+        and leaves_now(observations.windows.get(group.name), observations.nodes) == view.leaving
         and observations.patroni.get(group.name, _NO_STATUS) is view.status
         and _find_own(view.states, observations) is view.own_seen
         and all(

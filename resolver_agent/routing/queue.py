@@ -25,8 +25,10 @@ from resolver_agent.routing.observation import ProbeFailure, Role, Stage, Window
 from resolver_agent.routing.state import FENCE, Alert, AlertCode, Code, Reason, TargetKind
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from resolver_agent.config.model import Node
-    from resolver_agent.routing.observation import Observation
+    from resolver_agent.routing.observation import NodeState, Observation
     from resolver_agent.routing.view import Choice, GroupView
 
 _ROOMS = 77
@@ -45,16 +47,20 @@ def room_address(index: int, attempt: int = 0) -> str:
     return f"127.{_ROOMS + attempt}.{number >> 8}.{number & 255}"
 
 
-def leaves_now(window: Window | None) -> Node | None:
-    """Return the standby that must not be chosen for reads any more, because it stops."""
+def leaves_now(window: Window | None, states: Mapping[Node, NodeState]) -> Node | None:
+    """Return the standby that must not be chosen for reads, because it stops and is not back yet."""
     if window is None or window.stage is not Stage.ROOM or window.role is not Role.STANDBY:
         return None
-    return window.node
+    state = states.get(window.node)
+    return window.node if state is None or _ends(window, state.role_seen) is None else None
 
 
 def ended(window: Window, view: GroupView) -> str | None:
     """Return in words what ended a window before its time, or None."""
-    seen = view.primary.seen if window.role is Role.PRIMARY else view.fresh.get(window.node)
+    return _ends(window, view.primary.seen if window.role is Role.PRIMARY else view.fresh.get(window.node))
+
+
+def _ends(window: Window, seen: Observation | None) -> str | None:
     if seen is None:
         return None
     if seen.identity != window.run:
