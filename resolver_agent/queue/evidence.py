@@ -40,6 +40,9 @@ _T = TypeVar("_T")
 _CHECKPOINT_MAX_S = 3.0
 """The age of a checkpoint that was "just now": 2 s from its end to our question, and 1 s for its time's resolution."""
 
+_PATRONI_S = 0.5
+"""How long Patroni may take to answer: one whose DCS is gone takes long, and its primary must stop at once."""
+
 _CLOCK_STEP_S = 1.0
 """A checkpoint may seem to end this much later than now, and no more: else somebody has set the clock."""
 
@@ -106,6 +109,7 @@ async def why_not_wait(
         fault = against_server(server)
         if fault is not None or isinstance(server, str):
             return fault
+        deadline = Deadline(min(deadline.left_s(), _PATRONI_S))
         return await _ask_patroni(config, observer, deadline, fetch, in_recovery=server.in_recovery)
     except TimeoutError:
         return f"nothing tells within {within_s:g} s whether the stop is planned"
