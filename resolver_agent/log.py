@@ -7,6 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from resolver_agent.routing.state import AlertCode
 from resolver_agent.system.foreign import printable, to_json
 
 if TYPE_CHECKING:
@@ -111,5 +112,6 @@ class ChangeLog:
             if key not in self.alerts:
                 _log.info("over: %s", alert.text, extra={"alert": key})
         for alert in begun:
-            _log.error("alert: %s", alert.text, extra={"alert": alert.key})
+            level = logging.WARNING if alert.code is AlertCode.QUEUED else logging.ERROR  # planned work is no fault
+            _log.log(level, "alert: %s", alert.text, extra={"alert": alert.key})
         return {alert.text for alert in begun}

@@ -78,6 +78,14 @@ class Held:
     left_count: int = 0
     fault: str | None = None
 
+    def __str__(self) -> str:
+        words = (
+            f"statements were held at the gate for {self.closed_ms:.0f} ms, after {self.uncache_ms:.0f} ms to close "
+            f"cached connections and {self.grow_out_ms:.0f} ms to grow out; {self.drain_ms:.0f} ms to drain"
+        )
+        left = f"; not ended: {'; '.join(self.left)}" if self.left else ""
+        return f"{words}{left}{f'; {self.fault}' if self.fault else ''}"
+
     def add_fault(self, words: str) -> None:
         """Add a fault to those before."""
         self.fault = words if self.fault is None else f"{self.fault}; {words}"
