@@ -21,6 +21,9 @@ from resolver_agent.control import client, server
 from resolver_agent.hosts.managed_block import HostsBlock
 from resolver_agent.log import ChangeLog
 from resolver_agent.observe.observer import Observer
+from resolver_agent.queue.message import parse
+from resolver_agent.queue.own_stop import OwnStop
+from resolver_agent.queue.windows import Windows
 from resolver_agent.requests import AgentState, Requests
 from resolver_agent.routing.decide import confirm, decide, resume
 from resolver_agent.routing.decision import Decision
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable, Sequence
 
-    from resolver_agent.config.model import Config
+    from resolver_agent.config.model import Config, Node
     from resolver_agent.system.systemd import Notifier
 
 _log = logging.getLogger(__name__)
@@ -78,9 +81,11 @@ class Agent:
         self._config = config
         self._notifier = notifier
         self._passed = passed
-        self._observer = Observer(on_local=self._look_at_file)
+        self._observer = Observer(on_local=self._look_at_file, on_message=self._hear)
         self._maintenance = CitusMaintenance(changed=self._observer.changed, ask_again=self._ask_again)
         self._block = HostsBlock(config.hosts_file)
+        self._windows = Windows(self._observer)
+        self._own_stop = OwnStop(self._observer, self._windows, decision=lambda: self._decision)
         self._change_log = ChangeLog()
         self._requests = Requests(
             self._state,
@@ -88,6 +93,8 @@ class Agent:
             observer=self._observer,
             block=self._block,
             maintenance=self._maintenance,
+            windows=self._windows,
+            stops=self._own_stop,
         )
         self._decision = Decision(groups={})
         self._reader = BackgroundCall(self._observer.changed)
@@ -127,6 +134,7 @@ class Agent:
                         raise
                 finally:
                     self._notifier.stopping()
+                    await self._windows.stop()
                     await self._observer.close()
             _log.info("stopped; %s stays as it is", self._config.hosts_file)
 
@@ -176,6 +184,7 @@ class Agent:
             self._change_log.decision(self._decision, self._alerts(), boottime(), written=False)
             if remembered is not None:
                 self._decision = resume(self._config, remembered)
+                self._windows.resume(remembered, self._config)
                 return
             self._notifier.watchdog()
             await asyncio.sleep(self._patience_s(_BREATH_S))
@@ -202,6 +211,7 @@ class Agent:
     def _tick(self) -> None:
         try:
             self._observer.tick()
+            self._windows.tick()
         except Exception as error:  # noqa: BLE001 -- a defect that concerns one server; the others are observed
             self._note(error, "a server or its Patroni is not observed")
 
@@ -213,12 +223,16 @@ class Agent:
         begun = boottime()
         seen = self._observer.observations()
         decision = decide(self._observer.decidable(self._decision, seen), seen, self._decision, begun)
+        if not self._windows.prepare(decision):  # a name needs a waiting room that there cannot be
+            seen = self._observer.observations()
+            decision = decide(self._observer.decidable(self._decision, seen), seen, self._decision, begun)
         took_s = boottime() - begun
         written = await self._block.put(decision.targets, begun, within_s=_WRITE_S)
         # No await before the maintenance's tick: decision, file and what Citus is told must be of the same round.
         self._decision = decision
         self._observer.track(decision)
         self._maintenance.tick(self._observer, decision, written=written, puts=self._block.trampled, now=boottime())
+        self._windows.track(decision, written=written, flushed=self._maintenance.flushed)
         _log.debug("%s; decided in %.1f ms: %s", seen.nodes, took_s * 1000, decision.groups)
         self._change_log.nodes(seen.nodes)
         self._change_log.decision(decision, self._alerts(), begun, written=written)
@@ -237,6 +251,15 @@ class Agent:
         """Wait for an event, for the time at which the decision may change by itself, or for the file to change."""
         due = min(self._decision.recheck_at, boottime() + self._patience_s(self._config.interval_s))
         await self._observer.news_within(max(0.0, due - boottime()))
+
+    def _hear(self, over: Node, pid: int, payload: str) -> None:
+        """Take what another agent said over its session to ``over``, whose process is ``pid`` there."""
+        message = parse(payload)
+        if message is None:
+            _log.debug("a message over %s is not understood: %s", over, plain(payload))
+            return
+        self._windows.hear(over, message)
+        self._own_stop.hear(pid, message)
 
     def _look_at_file(self) -> None:
         if self._block.disturbed():

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from resolver_agent.config.load import fingerprint
 from resolver_agent.control import report
-from resolver_agent.queue.evidence import why_not_wait
 from resolver_agent.routing.decide import decide
 from resolver_agent.routing.observation import Role
 from resolver_agent.system.clock import boottime
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from resolver_agent.control import server
     from resolver_agent.hosts.managed_block import HostsBlock
     from resolver_agent.observe.observer import Observer
+    from resolver_agent.queue.windows import Windows
     from resolver_agent.routing.decision import Decision
     from resolver_agent.routing.state import Alert
 
@@ -38,14 +38,10 @@ _STOP_LIMIT_S = 6.0
 """The longest that a stop may wait, whatever its hook says: the hook is ended after this time."""
 
 
-_EVIDENCE_S = 0.5
-"""How long a stop may take to find out whether it may wait: it may be one that must not take any time."""
-
-
 class Stops(Protocol):
     """Answers the hook before a stop."""
 
-    async def leave(self, *, peer: str, within_s: float) -> report.StopAnswer:
+    async def leave(self, *, within_s: float) -> report.StopAnswer:
         """Have the other nodes' statements end before the local server stops; wait ``within_s`` seconds at most."""
 
     def check_leave(self) -> report.StopCheck:
@@ -69,29 +65,6 @@ class AgentState:
     lasting: tuple[tuple[Alert, float], ...]
 
 
-class NoQueue:
-    """Lets every stop go on at once, and says whether it could have waited."""
-
-    def __init__(self, state: Callable[[], AgentState], observer: Observer) -> None:
-        self._state = state
-        self._observer = observer
-
-    async def leave(self, *, peer: str, within_s: float) -> report.StopAnswer:  # noqa: ARG002 -- as for all
-        """Return at once."""
-        why = await why_not_wait(self._state().config, self._observer, within_s=min(within_s, _EVIDENCE_S))
-        return report.StopAnswer(
-            waited_ms=0, waited_for=(), left=0, why=why or "the stop is planned: nothing queues here"
-        )
-
-    def check_leave(self) -> report.StopCheck:
-        """Return that no stop would wait."""
-        return report.StopCheck(would_wait=False, why="nothing queues here", names=())
-
-    def cancel_leave(self) -> report.StopCancelled:
-        """Return that there is nothing to take back."""
-        return report.StopCancelled(announced=False)
-
-
 class Requests:
     """Answers requests from what the agent's rounds leave behind, as ``state()`` and ``decision()`` return it."""
 
@@ -103,14 +76,16 @@ class Requests:
         observer: Observer,
         block: HostsBlock,
         maintenance: CitusMaintenance,
-        queue: Stops | None = None,
+        windows: Windows,
+        stops: Stops,
     ) -> None:
         self._state = state
         self._decision = decision
         self._observer = observer
         self._block = block
         self._maintenance = maintenance
-        self._stops = queue or NoQueue(state, observer)
+        self._windows = windows
+        self._stops = stops
         self._round_over = asyncio.Condition()
 
     @property
@@ -147,6 +122,7 @@ class Requests:
             trampled=self._block.trampled,
             flush=self._maintenance.flush_status,
             recovery=self._maintenance.recovery_status(now),
+            queue=self._windows.status(now),
             now=now,
         )
         answer: dict[str, Any] = report.as_json(found)
@@ -212,7 +188,7 @@ class Requests:
         within_s = within_ms / 1000 if isinstance(within_ms, int) and 0 <= within_ms <= _STOP_LIMIT_S * 1000 else 0.0
         begun = boottime()
         _log.info("a stop is announced by %s, who waits %.1f s at most", request["peer"], within_s)
-        answer: dict[str, Any] = report.as_json(await self._stops.leave(peer=str(request["peer"]), within_s=within_s))
+        answer: dict[str, Any] = report.as_json(await self._stops.leave(within_s=within_s))
         _log.info("before-stop answered after %d ms: %s", round((boottime() - begun) * 1000), answer)
         return answer
 

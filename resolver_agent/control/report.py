@@ -140,6 +140,56 @@ class RecoveryStatus:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WindowStatus:
+    """A stop of ``node`` that was announced at ``since``, as it concerns one name. It ends in ``left_s`` at the latest.
+
+    ``stage`` is "draining" or "room"; ``waiting`` is how many connections wait in the room now.
+    """
+
+    name: str
+    node: str
+    stage: str
+    since: str | None
+    left_s: float
+    waiting: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PastWindow:
+    """A window that is over: what ended it, how many connections its room forwarded, and how long the first waited.
+
+    ``gate_ms`` is how long statements for all servers waited, ``left`` says what had not ended when the server stopped.
+    """
+
+    name: str
+    node: str
+    why: str
+    took_s: float
+    forwarded: int
+    failed: int
+    longest_wait_s: float
+    gate_ms: int
+    drain_ms: int
+    left: tuple[str, ...]
+
+    def __str__(self) -> str:
+        words = (
+            f"{self.name}: the stop of {self.node} is over after {self.took_s:.2f} s ({self.why}): "
+            f"{self.forwarded} connections waited, up to {self.longest_wait_s:.2f} s, {self.failed} failed"
+        )
+        gate = f"; the gate was closed for {self.gate_ms} ms, {self.drain_ms} ms to drain" if self.gate_ms else ""
+        return f"{words}{gate}{'; not ended: ' + '; '.join(self.left) if self.left else ''}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStatus:
+    """The windows that are open, and the last ones, oldest first."""
+
+    open: tuple[WindowStatus, ...]
+    past: tuple[PastWindow, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """The answer to ``status``. ``written``: the hosts file has all the names as shown."""
 
@@ -156,6 +206,7 @@ class Status:
     alerts: tuple[AlertStatus, ...]
     flush: FlushStatus
     recovery: RecoveryStatus
+    queue: QueueStatus | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -407,20 +458,17 @@ def status(
     trampled: int,
     flush: FlushStatus,
     recovery: RecoveryStatus,
+    queue: QueueStatus,
     now: float,
 ) -> Status:
     """Return the status of this process, its names, nodes and alerts; ``now`` is in seconds of CLOCK_BOOTTIME."""
-
-    def wall(at: float) -> str | None:
-        """Return a moment of CLOCK_BOOTTIME as wall-clock time; None if it was before this run."""
-        return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - (now - at))) if at else None
 
     def name(group: Group) -> NameStatus:
         state = decision.groups.get(group.name, _NOTHING)
         target = state.target
         if target is None:
             return NameStatus(name=group.name, address=None, code=state.reason.code.value, reason=state.reason.text)
-        return NameStatus(**_target_fields(target), since=wall(target.since))
+        return NameStatus(**_target_fields(target), since=wall_time(target.since, now=now))
 
     def node(group: Group, node: Node) -> NodeStatus:
         fitness = decision.groups.get(group.name, _NOTHING).memory.fitness.get(node)
@@ -444,10 +492,18 @@ def status(
         local=ServerStatus(**_server(local, now=now)),
         names=tuple(name(group) for group in config.groups),
         nodes=tuple(node(group, one) for group in config.groups for one in group.nodes),
-        alerts=tuple(AlertStatus(key=alert.key, text=alert.text, since=wall(since)) for alert, since in alerts),
+        alerts=tuple(
+            AlertStatus(key=alert.key, text=alert.text, since=wall_time(since, now=now)) for alert, since in alerts
+        ),
         flush=flush,
         recovery=recovery,
+        queue=queue,
     )
+
+
+def wall_time(at: float, *, now: float) -> str | None:
+    """Return a moment of CLOCK_BOOTTIME as wall-clock time; None if it was before this run."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - (now - at))) if at else None
 
 
 def _server(state: NodeState, *, now: float) -> dict[str, Any]:
@@ -494,6 +550,7 @@ def as_text(status: Status) -> str:
         "",
         *_table(["name", "address", "since", "reason"], names),
         *([] if status.written else ["", "THE HOSTS FILE DOES NOT SAY THIS YET."]),
+        *_queue_lines(status.queue),
         "",
         *_table(["name", "node", "state", "timeline", "lag", "asked", ""], nodes),
     ]
@@ -516,6 +573,20 @@ def _citus_lines(status: Status) -> list[str]:
     else:
         recovered = f"no recovery: {recovery.blocked_by or 'not due yet'}"
     return [f"Citus: cached connections are {told}; {recovered}"]
+
+
+def _queue_lines(queue: QueueStatus | None) -> list[str]:
+    """Return a line for each name whose statements wait, and one for the last window of each name."""
+    if queue is None:
+        return []
+    lines = [
+        f"{one.name}: {one.node} stops; "
+        + ("statements under way end" if one.stage == "draining" else f"{one.waiting} connections wait")
+        + f", for {one.left_s:.1f} s at most"
+        for one in queue.open
+    ]
+    lines += [f"last planned stop: {one}" for one in {one.name: one for one in queue.past}.values()]
+    return ["", *lines] if lines else []
 
 
 def _why(name: NameStatus, alerted: Collection[tuple[str, str]]) -> str:

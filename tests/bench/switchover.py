@@ -51,7 +51,7 @@ _REST_TIMEOUT_S = 90.0
 _PRIORITY = -10  # that of the systemd unit
 _UNPLANNED = "30s"
 _TAIL = 40
-_SAID = re.compile(r"queue|waiting room|gate|hook|stops|forward|drain", re.IGNORECASE)
+_SAID = re.compile(r"queue|waiting room|gate|hook|stop|forward|drain", re.IGNORECASE)
 
 
 class Loaded(CitusPatroniCluster):

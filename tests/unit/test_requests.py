@@ -21,9 +21,8 @@ class Stops:
     def __init__(self) -> None:
         self.announced: list[float] = []
 
-    async def leave(self, *, peer: str, within_s: float) -> report.StopAnswer:
+    async def leave(self, *, within_s: float) -> report.StopAnswer:
         """Note it, and answer as after a wait."""
-        assert peer == "process 42"
         self.announced.append(within_s)
         return report.StopAnswer(waited_ms=42, waited_for=("1 coordinator",), left=0, why="")
 
@@ -37,7 +36,7 @@ class Stops:
         return report.StopCancelled(announced=announced)
 
 
-def ask(stops: Stops | None, command: str, **arguments: object) -> dict[str, Any]:
+def ask(stops: Stops, command: str, **arguments: object) -> dict[str, Any]:
     """Return the answer to a request, without what an agent has besides."""
     nothing = cast("Any", None)
     requests = Requests(
@@ -46,7 +45,8 @@ def ask(stops: Stops | None, command: str, **arguments: object) -> dict[str, Any
         observer=nothing,
         block=nothing,
         maintenance=nothing,
-        **({"queue": stops} if stops else {}),
+        windows=nothing,
+        stops=stops,
     )
     handler: Callable[[dict[str, Any]], Any] = requests.handlers[command]
 
@@ -77,9 +77,3 @@ def test_checking_and_cancelling_a_stop() -> None:
     assert ask(stops, "before-stop-cancel") == {"announced": False}
     ask(stops, "before-stop", within_ms=1000)
     assert ask(stops, "before-stop-cancel") == {"announced": True}
-
-
-def test_without_a_queue() -> None:
-    """An agent that does not queue says so."""
-    assert ask(None, "before-stop-check")["would_wait"] is False
-    assert ask(None, "before-stop-cancel") == {"announced": False}

@@ -19,6 +19,7 @@ from resolver_agent.control.client import ControlError
 from resolver_agent.control.report import (
     FlushStatus,
     Plan,
+    QueueStatus,
     RecoveryStatus,
     Status,
     as_json,
@@ -105,6 +106,7 @@ def status(agent: Agent) -> Status:
         alerts=[(alert, agent.now - 60) for alert in agent.decision.alerts],
         written=True,
         trampled=0,
+        queue=QueueStatus(open=(), past=()),
         now=agent.now,
         **citus_status(),
     )
