@@ -57,7 +57,7 @@ class Stop:
     def start_agent(self, machine: Machine) -> Agent:
         """Start an agent that knows which node the local server is, and has heard its Patroni."""
         started = self.patroni.start_agent(machine)
-        started.wait_for_line("the local role is ")
+        started.wait_for_line("the local role is ", timeout_s=60)
         return started
 
     def ran(self, machine: Machine) -> tuple[str, float]:
