@@ -150,15 +150,15 @@ class OwnStop:
         if why is not None or via is None:
             return StopAnswer(waited_ms=0, waited_for=(), left=0, why=why or "")
         drain_s = max(group.queue.drain_s for group in own)
-        last = begun + within_s
-        until = min(last, begun + drain_s + _BEYOND_DRAIN_S)
+        node = str(next(iter(self._observer.own.values())))
         peers = await self._observer.peers(via, within_s=_PEERS_S)
         if peers is None:
             return StopAnswer(waited_ms=0, waited_for=(), left=0, why="the other agents cannot be told")
         announced = self._announced = _Announced(id=secrets.token_hex(8), via=via, peers=peers)
-        node = str(next(iter(self._observer.own.values())))
-        self._tell(announced, Kind.LEAVES, node=node, wait_s=max(0.0, last - boottime()))
-        await self._until(announced, lambda: peers <= announced.answered, begun + _ANSWER_S)
+        told_at, last = boottime(), begun + within_s  # the evidence may have taken long: the others do not pay for it
+        until = min(last, told_at + drain_s + _BEYOND_DRAIN_S)
+        self._tell(announced, Kind.LEAVES, node=node, wait_s=max(0.0, last - told_at))
+        await self._until(announced, lambda: peers <= announced.answered, min(last, told_at + _ANSWER_S))
         if any(one.later for one in announced.held.values()):
             until = last
         await self._until(announced, lambda: not announced.waits_for(coordinators=True), until)
@@ -166,7 +166,7 @@ class OwnStop:
         await self._until(announced, lambda: not announced.waits_for(coordinators=False), until)
         left = sum(one.left for one in announced.clear.values())
         if not left:  # what the coordinators have left to its fate would keep it from an end
-            left = await self._drain(min(until, begun + drain_s))
+            left = await self._drain(min(until, told_at + drain_s))
         unclear = len(announced.waits_for(coordinators=False))
         return StopAnswer(
             waited_ms=0,

@@ -1,0 +1,139 @@
+"""The announcement of the local server's stop: who is told what, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from resolver_agent.queue import evidence, own_stop
+from resolver_agent.queue.message import Kind, Message, parse
+from resolver_agent.queue.own_stop import OwnStop
+from tests.unit.builders import Agent, config, group, node, primary, standby
+from tests.unit.patroni.builders import in_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resolver_agent.config.model import Node
+    from resolver_agent.observe.observer import Observer
+    from resolver_agent.queue.windows import Windows
+    from resolver_agent.routing.observation import Identity
+
+HERE, OTHER = "10.0.1.1", "10.0.1.2"
+PID = 4711
+"""The process of the session of the only other agent, on the primary."""
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+class Told:
+    """An observer whose sessions reach one other agent, whose ``answer()`` to a message comes in the next turn."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.config = dataclasses.replace(agent.config, citus=False)
+        self.own = {"wk1": node(HERE)}
+        self.local = agent.local
+        self.decision = agent.decision
+        self.said: list[Kind] = []
+        self.answer: Callable[[Message], None] = lambda _: None
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def say(self, _over: Node, payload: str) -> None:
+        """Take a message."""
+        message = parse(payload)
+        assert message is not None
+        self.said.append(message.kind)
+        asyncio.get_running_loop().call_soon(self.answer, message)
+
+    async def peers(self, _over: Node, *, within_s: float) -> frozenset[int]:
+        """Return the other agent's process."""
+        assert within_s > 0
+        self.meanwhile()
+        return frozenset({PID})
+
+
+class NoWindows:
+    """The windows of an agent that has none."""
+
+    def give_up(self, run: Identity | None) -> None:
+        """Take that the local server stops."""
+
+    def take_back(self) -> None:
+        """Take that it does not."""
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Return the clock of the announcements."""
+    made = Clock()
+    monkeypatch.setattr(own_stop, "boottime", made)
+    return made
+
+
+@pytest.fixture
+def told() -> Told:
+    """Return the observer of an agent beside the primary of wk1."""
+    agent = Agent(config(group("wk1", HERE, OTHER))).see({HERE: primary(), OTHER: standby()})
+    return Told(agent.see_local(primary(), address=HERE).decide())
+
+
+def announcer(told: Told) -> OwnStop:
+    """Return what announces the stop of the primary of wk1."""
+    return OwnStop(cast("Observer", told), cast("Windows", NoWindows()), decision=lambda: told.decision)
+
+
+def takes(monkeypatch: pytest.MonkeyPatch, clock: Clock, seconds: float) -> None:
+    """Have it take so long to find out that a stop may wait."""
+
+    async def why_not_wait(*_: object, within_s: float) -> None:
+        assert within_s >= seconds
+        clock.now += seconds
+
+    monkeypatch.setattr(evidence, "why_not_wait", why_not_wait)
+
+
+@in_loop
+async def test_slow_evidence_takes_no_time_from_the_answers(
+    told: Told, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy server may take long to tell that its stop is planned: the coordinators are waited for all the same."""
+    takes(monkeypatch, clock, 0.9)
+    stop = announcer(told)
+    heard: list[Kind] = []
+
+    def answer(message: Message) -> None:
+        if message.kind is Kind.LEAVES:
+            stop.hear(PID, Message(kind=Kind.HELD, id=message.id, coordinator=True))
+            asyncio.get_running_loop().call_soon(clear, message.id)
+
+    def clear(name: str) -> None:
+        heard.extend(told.said)
+        stop.hear(PID, Message(kind=Kind.CLEAR, id=name))
+
+    told.answer = answer
+    answered = await asyncio.wait_for(stop.leave(within_s=5.0), 5)
+    assert (heard, told.said) == ([Kind.LEAVES], [Kind.LEAVES, Kind.OTHERS])
+    assert answered.waited_for == ("1 of 1 agents",)
+
+
+@in_loop
+async def test_a_reload_while_the_agents_are_counted(told: Told, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is no node of any name any more is announced as the one that it was when its stop began."""
+    takes(monkeypatch, clock, 0.0)
+    stop = announcer(told)
+    told.meanwhile = told.own.clear
+    told.answer = lambda message: stop.hear(PID, Message(kind=Kind.CLEAR, id=message.id))
+    answered = await asyncio.wait_for(stop.leave(within_s=5.0), 5)
+    assert (told.said, answered.why) == ([Kind.LEAVES, Kind.OTHERS], "")
