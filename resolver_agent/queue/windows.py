@@ -209,6 +209,9 @@ class Windows:
         for stop in [*self._stops.values()]:
             self._review_stop(stop, written=written, flushed=flushed)
         self._look_for_databases(now)
+        # Not before: only the new decision tells that a primary is lost, and why it can have no room must be kept.
+        wanting = {*self._windows, *self._opened}
+        self._faults = {name: fault for name, fault in self._faults.items() if name in wanting or self._lost(name)}
         self._show()
 
     # --- what others announce
@@ -533,8 +536,6 @@ class Windows:
         """Give the next decision the windows, and the names that can have no room."""
         reason = self._no_rooms
         config = self._observer.config
-        wanting = {*self._windows, *self._opened}
-        self._faults = {name: fault for name, fault in self._faults.items() if name in wanting or self._lost(name)}
         everywhere = {group.name: reason for group in config.groups} if reason is not None else {}
         self._observer.windows = dict(self._windows)
         self._observer.rooms = {name: room.address for name, room in self._opened.items()}

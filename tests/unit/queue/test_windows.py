@@ -1,0 +1,79 @@
+"""The windows of one agent: what comes of announced stops, and of names that cannot wait."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from resolver_agent.queue.windows import Windows
+from resolver_agent.system.clock import boottime
+from tests.unit.builders import Agent, config, dead, group, primary, standby
+from tests.unit.patroni.builders import in_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from resolver_agent.config.model import Node
+    from resolver_agent.observe.observer import Observer
+    from resolver_agent.queue.room import Rooms
+    from resolver_agent.routing.observation import Window
+
+OLD, NEW = "10.0.1.1", "10.0.1.2"
+
+
+class NoRooms:
+    """Rooms that can never be opened: PostgreSQL listens on all addresses."""
+
+    def open(self, _name: str, address: str, port: int) -> str | None:
+        """Return why there is no room."""
+        return f"{address}:{port} is in use"
+
+    def close_all(self) -> None:
+        """Close nothing."""
+
+
+class Seen:
+    """An observer that has seen what an agent has."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.config = agent.config
+        self.local = agent.local
+        self.changed = asyncio.Event()
+        self.windows: Mapping[str, Window] = {}
+        self.rooms: Mapping[str, str] = {}
+        self.no_room: Mapping[str, str] = {}
+        self.said: list[str] = []
+
+    def say(self, _over: Node, payload: str) -> None:
+        """Take a message."""
+        self.said.append(payload)
+
+
+def on_coordinator(*, unplanned_s: float = 0.0) -> Agent:
+    """Return an agent beside the primary coordinator; the primary of wk1 is OLD."""
+    made = Agent(config(group("cn", "10.0.0.1"), group("wk1", OLD, NEW, unplanned_s=unplanned_s)))
+    made.see({"10.0.0.1": primary(), OLD: primary(), NEW: standby()})
+    return made.see_local(primary(), address="10.0.0.1").decide()
+
+
+def beside(agent: Agent) -> tuple[Windows, Seen]:
+    """Return the windows of an agent after a round, and what it observes."""
+    seen = Seen(agent)
+    made = Windows(cast("Observer", seen), rooms=cast("Rooms", NoRooms()))
+    made._looked_in = agent.local.role_seen.identity if agent.local.role_seen is not None else None
+    made._looked_at = boottime()  # it is known already where this server coordinates
+    made._databases = ("postgres",)
+    made.track(agent.decision, written=True, flushed=True)
+    return made, seen
+
+
+@in_loop
+async def test_the_first_round_without_a_primary_knows_that_there_is_no_room() -> None:
+    """A name must not lead to a room that could not be opened: not for one round either."""
+    agent = on_coordinator(unplanned_s=30.0)
+    made, seen = beside(agent)
+    agent.wait(0.1).see({OLD: dead()}).decide()
+    assert agent.address() == "127.77.0.2"
+    assert not made.prepare(agent.decision)
+    agent.no_room = dict(seen.no_room)
+    assert agent.decide().address() == OLD
