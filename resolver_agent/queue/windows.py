@@ -353,7 +353,11 @@ class Windows:
         """Begin the work on the local server when a stop needs it, and take its results."""
         holding = self._holding
         if holding is None:
-            waiting = [stop for stop in self._stops.values() if stop.part is _Part.HOLD and stop.held is None]
+            waiting = [
+                stop
+                for stop in self._stops.values()
+                if stop.part is _Part.HOLD and stop.held is None and self._of(stop)  # its names may be gone
+            ]
             if waiting and not self._busy(waiting[0]):
                 self._hold(waiting)
             return

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
+from resolver_agent.queue.message import Kind, Message
 from resolver_agent.queue.windows import Windows
 from resolver_agent.system.clock import boottime
-from tests.unit.builders import Agent, config, dead, group, primary, standby
+from tests.unit.builders import Agent, config, dead, group, node, primary, standby
 from tests.unit.patroni.builders import in_loop
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from resolver_agent.routing.observation import Window
 
 OLD, NEW = "10.0.1.1", "10.0.1.2"
+STOP = "0123456789abcdef"
 
 
 class NoRooms:
@@ -77,3 +79,16 @@ async def test_the_first_round_without_a_primary_knows_that_there_is_no_room() -
     assert not made.prepare(agent.decision)
     agent.no_room = dict(seen.no_room)
     assert agent.decide().address() == OLD
+
+
+@in_loop
+async def test_a_reload_that_removes_the_name_of_a_stop() -> None:
+    """Nothing is held back for a name that is gone, and the rounds go on."""
+    agent = on_coordinator()
+    made, seen = beside(agent)
+    made.hear(node(OLD), Message(kind=Kind.LEAVES, id=STOP, node=str(node(OLD)), wait_s=5.0))
+    assert set(seen.windows) == {"wk1"}
+    agent.config = seen.config = config(group("cn", "10.0.0.1"))
+    made.track(agent.decide().decision, written=True, flushed=True)
+    assert made._holding is None
+    assert not seen.windows
