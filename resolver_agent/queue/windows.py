@@ -431,6 +431,8 @@ class Windows:
             stop.held = held
             if not holding.abort.is_set():
                 self._set_stage(stop, Stage.ROOM)
+            elif not stop.cleared:  # the other server must not wait for one that stops itself
+                self._clear(stop)
 
     def _review_stop(self, stop: _Stop, *, written: bool, flushed: bool) -> None:
         """Say that nothing of ours is under way on the server that stops, as soon as that is so."""

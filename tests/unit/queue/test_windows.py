@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
-from resolver_agent.queue.message import Kind, Message
+from resolver_agent.queue import hold
+from resolver_agent.queue.message import Kind, Message, parse
 from resolver_agent.queue.windows import Windows
 from resolver_agent.system.clock import boottime
 from tests.unit.builders import Agent, config, dead, group, node, primary, standby
 from tests.unit.patroni.builders import in_loop
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Mapping
+
+    import pytest
 
     from resolver_agent.config.model import Node
     from resolver_agent.observe.observer import Observer
@@ -44,11 +48,13 @@ class Seen:
         self.windows: Mapping[str, Window] = {}
         self.rooms: Mapping[str, str] = {}
         self.no_room: Mapping[str, str] = {}
-        self.said: list[str] = []
+        self.said: list[Kind] = []
 
     def say(self, _over: Node, payload: str) -> None:
         """Take a message."""
-        self.said.append(payload)
+        message = parse(payload)
+        assert message is not None
+        self.said.append(message.kind)
 
 
 def on_coordinator(*, unplanned_s: float = 0.0) -> Agent:
@@ -92,3 +98,24 @@ async def test_a_reload_that_removes_the_name_of_a_stop() -> None:
     made.track(agent.decide().decision, written=True, flushed=True)
     assert made._holding is None
     assert not seen.windows
+
+
+@in_loop
+async def test_a_stop_of_the_local_server_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held back for another server is given up when the local one stops, and the other is told at once."""
+
+    def until_aborted(*_: object, abort: threading.Event, **_more: object) -> hold.Held:
+        assert abort.wait(10)
+        return hold.Held()
+
+    monkeypatch.setattr(hold, "hold", until_aborted)
+    agent = on_coordinator()
+    made, seen = beside(agent)
+    made.hear(node(OLD), Message(kind=Kind.LEAVES, id=STOP, node=str(node(OLD)), wait_s=5.0))
+    made.track(agent.decision, written=True, flushed=True)
+    assert made._holding is not None
+    assert made._holding.result is not None
+    made.give_up(None)
+    await made._holding.result
+    made.track(agent.decision, written=True, flushed=True)
+    assert seen.said == [Kind.HELD, Kind.CLEAR]
