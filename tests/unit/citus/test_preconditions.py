@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CN, WK1, RO = group("cn", "10.0.0.1", "10.0.0.2"), group("wk1", "10.0.0.3", "10.0.0.4"), "10.0.0.4"
+ROOM = "127.77.0.2"
 
 
 def fit(*, patroni: bool = False) -> Agent:
@@ -202,3 +203,14 @@ def test_a_name_that_is_left_out_forbids_it() -> None:
     agent = Agent(config(CN, WK1))
     agent.see({"10.0.0.1": primary(), "10.0.0.2": standby()}).see_local(primary(), address="10.0.0.1").decide()
     assert asked(agent) == "wk1 is left out of the hosts file"
+
+
+def test_a_name_that_queues_forbids_it() -> None:
+    """A waiting room is no server, and what it forwards to is not confirmed; it may go on with the next primary."""
+    agent = fit()
+    agent.rooms = {"wk1": ROOM}
+    agent.stops("10.0.0.3").decide()
+    assert agent.address("wk1") == ROOM
+    assert str(asked(agent)).startswith(f"no confirmed primary: wk1 → {ROOM}")
+    agent.see({"10.0.0.3": standby(started=1), "10.0.0.4": primary(timeline=8)}).decide()
+    assert asked(agent) is None
