@@ -497,10 +497,12 @@ def shown(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def running(machines: dict[str, Machine], port: int, data: Data) -> Iterator[list[Client]]:
-    """Run all clients; ``machines`` has whom they ask, by side. Sides without a machine have no clients."""
-    kinds = [kind for kind in KINDS if kind.side in machines for _ in range(kind.clients)]
-    clients = [Client(kind, machines[kind.side], port, data) for kind in kinds]
+def running(
+    machines: dict[str, Machine], port: int, data: Data, *, kinds: Sequence[Kind] = KINDS
+) -> Iterator[list[Client]]:
+    """Run clients of these kinds; ``machines`` has whom they ask, by side. Sides without a machine have no clients."""
+    run = [kind for kind in kinds if kind.side in machines for _ in range(kind.clients)]
+    clients = [Client(kind, machines[kind.side], port, data) for kind in run]
     for client in clients:
         client.start()
     try:
