@@ -1,0 +1,217 @@
+"""Planned work on servers of real Citus under a real Patroni, while clients run all kinds of statements."""
+
+from __future__ import annotations
+
+import collections
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from tests.bench.traffic import KINDS, PRIMARY, STANDBY, WORKER, Data, running
+from tests.integration.support.agent_state import wait_until
+from tests.integration.support.cluster import at_once
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from tests.bench.traffic import Client
+    from tests.integration.support.machine import Machine
+    from tests.integration.support.patroni_cluster import CitusPatroniCluster
+
+SAID = re.compile("queue|room|gate|stop|wait")
+PARAMETER = "citus.max_cached_conns_per_worker"
+SETTINGS = {
+    "synchronous_standby_names": "",
+    "synchronous_commit": "on",
+    "citus.prevent_incomplete_connection_establishment": "off",
+    PARAMETER: "4",
+}
+GONE = "SELECT count(*) = 0 FROM pg_stat_activity WHERE query ~ 'resolver_agent.(close|keep)_gate' AND state = 'active'"
+ALTERED = f"SELECT setting FROM pg_file_settings WHERE name = '{PARAMETER}' AND sourcefile ~ 'auto.conf'"  # noqa: S608 -- ours
+CHANGE = "UPDATE accounts SET balance = balance + 1"
+IDLES = "SELECT state_change < clock_timestamp() - interval '1.5 s' FROM pg_stat_activity WHERE pid = %s"
+KEEPS_S = 25.0
+"""When the session that keeps a gate from being granted has ended at the latest: after 20 s."""
+
+CHOSEN = {
+    PRIMARY: (
+        "SELECT one shard",
+        "SELECT all shards",
+        "SELECT, new session",
+        "SELECT all, new session",
+        "INSERT",
+        "INSERT, new session",
+        "UPDATE all shards",
+        "two workers",
+        "two workers, thinking",
+        "hot rows",
+        "COPY in",
+        "INSERT SELECT repartitioned",
+    ),
+    STANDBY: ("SELECT one shard", "SELECT all shards", "SELECT all, new session"),
+    WORKER: ("SELECT all shards", "INSERT"),
+}
+MIXED = [kind for kind in KINDS if kind.name in CHOSEN[kind.side]]
+FEW = [kind for kind in MIXED if kind.name in ("SELECT all shards", "INSERT", "two workers", "hot rows")]
+
+
+@pytest.fixture(scope="module")
+def made(citus_patroni_servers: CitusPatroniCluster) -> Iterator[CitusPatroniCluster]:
+    """A Citus cluster under Patroni with both hooks, in the state that the last test left; tests use ``cluster``."""
+
+    def prepare(machine: Machine) -> None:
+        for name, value in SETTINGS.items():
+            machine.server.run_sql(f"ALTER SYSTEM SET {name} = '{value}'")
+        hooks = {name: citus_patroni_servers.hook(machine, name) for name in ("pre_promote", "before_stop")}
+        citus_patroni_servers.reconfigure(machine, postgresql=hooks)
+        machine.server.reload()
+        citus_patroni_servers.start_agent(machine, fallback="primary")
+
+    with citus_patroni_servers.as_made():
+        at_once(prepare, citus_patroni_servers.machines.values())
+        for agent in citus_patroni_servers.agents.values():
+            agent.wait_for_line("flushed the connections", timeout_s=60)
+        yield citus_patroni_servers
+
+
+@pytest.fixture(scope="module")
+def data(made: CitusPatroniCluster) -> Data:
+    """The tables of the clients."""
+    return Data(made, made.machines["cn-1"])
+
+
+@pytest.fixture
+def cluster(made: CitusPatroniCluster) -> CitusPatroniCluster:
+    """The cluster, when each group is whole and all names are right; which server is primary, ``pair()`` tells."""
+    pairs = {group: pair(made, group) for group in made.groups}
+    for primary, standby in pairs.values():
+        made.wait_for_standby(standby)
+        group = made.group_of(primary)
+        wait_until(lambda: made.members(group)[standby.name]["state"] == "streaming", timeout_s=60)  # noqa: B023
+    for own in made.groups:
+        for number, machine in enumerate(pairs[own]):
+            names = {name: one[number].address for name, one in pairs.items() if name != own}
+            machine.wait_for_names(names, timeout_s=60)
+    return made
+
+
+def pair(cluster: CitusPatroniCluster, group: str) -> tuple[Machine, Machine]:
+    """Return a group's primary and standby."""
+    primary = cluster.lock_holder(group)
+    assert primary is not None
+    [standby] = [one for one in cluster.groups[group] if one is not primary]
+    return primary, standby
+
+
+def switch_over(cluster: CitusPatroniCluster, group: str) -> Machine:
+    """Make a group's standby its primary, and return it."""
+    leader, standby = pair(cluster, group)
+    wanted = {"leader": leader.name, "candidate": standby.name}
+    status, answer = cluster.rest(leader, "POST", "/switchover", wanted, timeout_s=60)
+    assert status == 200, answer
+    cluster.wait_for_primary(standby)
+    return standby
+
+
+def restart(cluster: CitusPatroniCluster, group: str) -> Machine:
+    """Restart a group's primary, and return it."""
+    leader, _ = pair(cluster, group)
+    status, answer = cluster.rest(leader, "POST", "/restart", {}, timeout_s=60)
+    assert status == 200, answer
+    cluster.wait_for_primary(leader)
+    return leader
+
+
+def wait_for_all(clients: Sequence[Client]) -> None:
+    """Wait until each client has been answered well in something that it began after this call."""
+    since = time.time()
+
+    def unserved() -> list[str]:
+        return [
+            f"{one.kind.side}, {one.kind.name}: {[sample.error for sample in one.samples[-2:]]}"
+            for one in clients
+            if not any(sample.error is None and sample.begun_at > since for sample in one.samples[-20:])
+        ]
+
+    deadline = time.monotonic() + 60
+    while words := unserved():
+        assert time.monotonic() < deadline, words
+        time.sleep(0.05)
+
+
+def assert_nothing_failed(cluster: CitusPatroniCluster, clients: Sequence[Client]) -> None:
+    """Assert that every statement was answered well; if not, say what the agents said of the stops."""
+    counted = collections.Counter(
+        f"{one.side}, {one.kind}: {one.error}" for client in clients for one in client.samples if one.error
+    )
+    told = [f"{name}: {one}" for name, agent in cluster.agents.items() for one in agent.lines if SAID.search(one)]
+    assert not counted, "\n".join([*(f"{count} x {error}" for error, count in counted.items()), *told])
+
+
+def windows(cluster: CitusPatroniCluster, machine: Machine, name: str) -> list[dict[str, Any]]:
+    """Return what an agent says of the windows of a name that are over."""
+    found = cluster.ask_agent(machine, "status", timeout_s=30)["queue"]["past"]
+    return [one for one in found if one["name"] == name]
+
+
+def wait_for_window(cluster: CitusPatroniCluster, machine: Machine, name: str, *, after: int) -> dict[str, Any]:
+    """Wait until a window of a name is over, after so many others, and return what the agent says of it."""
+    [one] = wait_until(lambda: windows(cluster, machine, name)[after:], timeout_s=30)
+    found: dict[str, Any] = one
+    return found
+
+
+def assert_nothing_is_left(machine: Machine) -> None:
+    """Assert that the parameter is as the administrator had it, and that no session of a gate is left."""
+    wait_until(lambda: machine.server.run_sql(ALTERED) == [("4",)], timeout_s=20)
+    machine.server.wait_until(GONE, timeout_s=KEEPS_S)
+
+
+@pytest.mark.parametrize(("work", "group"), [(switch_over, "wk1"), (restart, "wk2")])
+def test_no_statement_fails(
+    cluster: CitusPatroniCluster, data: Data, work: Callable[[CitusPatroniCluster, str], Machine], group: str
+) -> None:
+    """A worker is switched over or restarted: nothing fails, nothing is lost, and the parameter is given back."""
+    coordinator, standby = pair(cluster, "cn")
+    other = "wk2" if group == "wk1" else "wk1"
+    asked = {PRIMARY: coordinator, STANDBY: standby, WORKER: pair(cluster, other)[0]}
+    before = len(windows(cluster, coordinator, group))
+    with running(asked, cluster.site.port, data, kinds=MIXED) as clients:
+        wait_for_all(clients)
+        serving = work(cluster, group)
+        wait_for_all(clients)
+        coordinator.wait_for_names({group: serving.address}, timeout_s=30)
+    assert_nothing_failed(cluster, clients)
+    window = wait_for_window(cluster, coordinator, group, after=before)
+    assert (window["failed"], window["left"]) == (0, [])
+    assert window["gate_ms"] > 0
+    assert not data.account(cluster, coordinator)
+    assert_nothing_is_left(coordinator)
+
+
+def test_a_session_that_idles_in_a_transaction(cluster: CitusPatroniCluster, data: Data) -> None:
+    """It is not waited for: it alone fails, and ``status`` names it."""
+    coordinator, _ = pair(cluster, "cn")
+    leader, _ = pair(cluster, "wk1")
+    before = len(windows(cluster, coordinator, "wk1"))
+    since = len(cluster.agents[leader.name].lines)
+    idle = cluster.connect(coordinator)
+    idle.execute("BEGIN")
+    idle.execute(CHANGE)
+    with running({PRIMARY: coordinator}, cluster.site.port, data, kinds=FEW) as clients:
+        wait_for_all(clients)
+        coordinator.server.wait_until(IDLES, [idle.info.backend_pid])
+        switch_over(cluster, "wk1")
+        wait_for_all(clients)
+    assert_nothing_failed(cluster, clients)
+    with pytest.raises(psycopg.Error):
+        idle.execute(CHANGE)
+    window = wait_for_window(cluster, coordinator, "wk1", after=before)
+    assert [f"process {idle.info.backend_pid} idles" in one for one in window["left"]] == [True]
+    answered = cluster.agents[leader.name].wait_for_line("before-stop answered after", since=since)
+    found = re.search(r"after (\d+) ms", answered)
+    assert found is not None
+    assert int(found[1]) < 5000
