@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from resolver_agent.observe.observer import Observer
     from resolver_agent.queue.windows import Windows
     from resolver_agent.routing.decision import Decision
+    from resolver_agent.routing.observation import Identity
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class _Announced:
     id: str
     via: Node
     peers: frozenset[int]
+    run: Identity | None
     held: dict[int, Message] = dataclasses.field(default_factory=dict)
     clear: dict[int, Message] = dataclasses.field(default_factory=dict)
     news: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
@@ -81,6 +83,7 @@ class OwnStop:
         self._windows = windows
         self._decision = decision
         self._announced: _Announced | None = None
+        self._under_way: asyncio.Task[StopAnswer] | None = None
 
     def hear(self, pid: int, message: Message) -> None:
         """Take an answer that came over the session with the process ``pid``."""
@@ -94,11 +97,16 @@ class OwnStop:
     async def leave(self, *, within_s: float) -> StopAnswer:
         """Close everything that is in the way of a stop, and wait until no other agent's statements are under way.
 
-        It waits only where that is safe: a primary that has lost its lock must die at once.
+        It waits only where that is safe: a primary that has lost its lock must die at once. A second caller meanwhile
+        gets the answer of the first.
         """
+        if self._under_way is None or self._under_way.done():
+            self._under_way = asyncio.get_running_loop().create_task(self._leave(within_s))
+        return await asyncio.shield(self._under_way)
+
+    async def _leave(self, within_s: float) -> StopAnswer:
         begun = boottime()
-        local = self._observer.local.role_seen
-        self._windows.give_up(local.identity if local is not None else None)
+        self._windows.give_up(self._run)
         why = self._why_nobody() or await evidence.why_not_wait(
             self._observer.config, self._observer, within_s=min(within_s, _EVIDENCE_S)
         )
@@ -115,6 +123,8 @@ class OwnStop:
     def cancel_leave(self) -> StopCancelled:
         """Take an announced stop back: the names of the other agents return."""
         announced, self._announced = self._announced, None
+        if announced is not None and announced.run != self._run:
+            announced = None  # that stop has happened
         if announced is not None:
             self._tell(announced, Kind.STAYS)
             announced.news.set()
@@ -129,6 +139,12 @@ class OwnStop:
         if not any(group.queue.planned_s for group in own):
             return "queue.planned is 0"
         return None if self._via() is not None else "no primary of its group is seen, over whose session agents talk"
+
+    @property
+    def _run(self) -> Identity | None:
+        """The run of the local server that was seen last."""
+        local = self._observer.local.role_seen
+        return local.identity if local is not None else None
 
     def _own_groups(self) -> list[Group]:
         return [group for group in self._observer.config.groups if group.name in self._observer.own]
@@ -154,7 +170,7 @@ class OwnStop:
         peers = await self._observer.peers(via, within_s=_PEERS_S)
         if peers is None:
             return StopAnswer(waited_ms=0, waited_for=(), left=0, why="the other agents cannot be told")
-        announced = self._announced = _Announced(id=secrets.token_hex(8), via=via, peers=peers)
+        announced = self._announced = _Announced(id=secrets.token_hex(8), via=via, peers=peers, run=self._run)
         told_at, last = boottime(), begun + within_s  # the evidence may have taken long: the others do not pay for it
         until = min(last, told_at + drain_s + _BEYOND_DRAIN_S)
         self._tell(announced, Kind.LEAVES, node=node, wait_s=max(0.0, last - told_at))

@@ -191,8 +191,7 @@ class Windows:
                 room = self._open(name, before=target.address)
                 ready = ready and room is not None and room.address == target.address
             elif name in self._opened and _takes(decision, target) and self._forwarding.get(name) != target.address:
-                self._rooms.forward(name, target.address, self._port(name))
-                self._forwarding[name] = target.address
+                self._forward(name, target.address)
         if not ready:
             self._show()
         return ready
@@ -270,12 +269,12 @@ class Windows:
         another_claims = (seen.role is Role.PRIMARY) is not (seen.identity == primary.identity)
         if another_claims or (own is not None and group.route is Route.FOLLOW):
             return None
-        before, until = self._windows.get(group.name), now + group.queue.planned_s
+        before, until, stage = self._windows.get(group.name), now + group.queue.planned_s, Stage.DRAINING
         if before is not None and before.until > now:
             if before.role is Role.PRIMARY and seen.role is Role.STANDBY:
                 return None
             if before.run == seen.identity:  # nobody waits longer because it is announced again
-                until = before.until
+                until, stage = before.until, before.stage
         return Window(
             id=message.id,
             node=node,
@@ -285,7 +284,7 @@ class Windows:
             since=now,
             until=until,
             called_off_at=now + message.wait_s + _CALLED_OFF_S,
-            stage=Stage.DRAINING,
+            stage=stage,
         )
 
     def _take_part(self, stop: _Stop) -> None:
@@ -358,10 +357,18 @@ class Windows:
                 for stop in self._stops.values()
                 if stop.part is _Part.HOLD and stop.held is None and self._of(stop)  # its names may be gone
             ]
-            if waiting and not self._busy(waiting[0]):
+            if waiting and self._no_rooms is not None:  # this server stops itself
+                for stop in waiting:
+                    stop.held = hold.Held(fault=self._no_rooms)
+                    self._clear(stop)
+            elif waiting and not self._busy(waiting[0]):
                 self._hold(waiting)
             return
-        if not holding.room_asked:  # a stop that comes before the names queue joins
+        if not any(self._of(stop) for stop in holding.stops):
+            holding.forwarded.set()
+            if not holding.room_asked:  # the stop was called off: nobody has to wait at the gate any longer
+                holding.abort.set()
+        if not holding.room_asked and not holding.abort.is_set():  # a stop that comes before the names queue joins
             holding.stops += [
                 stop
                 for stop in self._stops.values()
@@ -369,8 +376,6 @@ class Windows:
             ]
         elif holding.in_room is None:
             self._go_to_room(holding, written=written)
-        if not any(self._of(stop) for stop in holding.stops):
-            holding.forwarded.set()
         if holding.result is not None and holding.result.done():
             self._holding = None
             self._take_held(holding, holding.result)
@@ -389,6 +394,10 @@ class Windows:
                 self._clear(stop)
         elif written and not any(self._leads(name, window) for name, window in windows):
             holding.settle(in_room=True)
+            holding.forwarded.set()  # a thread that has stopped waiting for the file keeps the gate closed until now
+        elif all(boottime() >= window.until for _, window in windows):
+            holding.settle(in_room=False)
+            holding.forwarded.set()
 
     def _hold(self, stops: list[_Stop]) -> None:
         holding = self._holding = _Holding(self._changed)
@@ -511,6 +520,16 @@ class Windows:
             _log.warning("%s: there is no waiting room: %s", name, fault)
         self._faults[name] = fault or "there is none"
         return None
+
+    def _forward(self, name: str, address: str) -> None:
+        try:
+            self._rooms.forward(name, address, self._port(name))
+        except ValueError as error:  # no server's address, as when a node is given by a name that leads to a room
+            _log.error("%s: what waits cannot be forwarded: %s", name, error)
+            self._rooms.close(name)
+            self._forget_room(name, "nobody can take them")
+        else:
+            self._forwarding[name] = address
 
     def _forget_room(self, name: str, why: str) -> None:
         self._forwarding.pop(name, None)

@@ -137,3 +137,15 @@ async def test_a_reload_while_the_agents_are_counted(told: Told, clock: Clock, m
     told.answer = lambda message: stop.hear(PID, Message(kind=Kind.CLEAR, id=message.id))
     answered = await asyncio.wait_for(stop.leave(within_s=5.0), 5)
     assert (told.said, answered.why) == ([Kind.LEAVES, Kind.OTHERS], "")
+
+
+@in_loop
+async def test_a_second_caller_joins_the_first(told: Told, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop that two hooks ask for at the same time is announced once, and neither lets it go on early."""
+    takes(monkeypatch, clock, 0.0)
+    stop = announcer(told)
+    told.answer = lambda message: stop.hear(PID, Message(kind=Kind.CLEAR, id=message.id))
+    one, other = await asyncio.wait_for(asyncio.gather(stop.leave(within_s=5.0), stop.leave(within_s=5.0)), 5)
+    assert (told.said, one) == ([Kind.LEAVES, Kind.OTHERS], other)
+    assert stop.cancel_leave().announced
+    assert not stop.cancel_leave().announced

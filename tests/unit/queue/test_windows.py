@@ -119,3 +119,29 @@ async def test_a_stop_of_the_local_server_delays_no_other(monkeypatch: pytest.Mo
     await made._holding.result
     made.track(agent.decision, written=True, flushed=True)
     assert seen.said == [Kind.HELD, Kind.CLEAR]
+
+
+@in_loop
+async def test_nothing_is_held_back_on_a_server_that_stops_itself() -> None:
+    """A stop that is announced after that of the local server closes no gate there, and is not delayed by it."""
+    agent = on_coordinator()
+    made, seen = beside(agent)
+    made.give_up(agent.local.role_seen.identity if agent.local.role_seen is not None else None)
+    made.hear(node(OLD), Message(kind=Kind.LEAVES, id=STOP, node=str(node(OLD)), wait_s=5.0))
+    made.track(agent.decision, written=True, flushed=True)
+    assert made._holding is None
+    assert seen.said == [Kind.HELD, Kind.CLEAR]
+
+
+@in_loop
+async def test_a_name_that_queues_goes_on_when_its_stop_is_announced_again() -> None:
+    """The second announcement of a stop neither takes the name out of its room nor lets it wait longer."""
+    agent = on_coordinator()
+    made, seen = beside(agent)
+    made._databases = ()
+    made.hear(node(OLD), Message(kind=Kind.LEAVES, id=STOP, node=str(node(OLD)), wait_s=5.0))
+    made.hear(node(OLD), Message(kind=Kind.OTHERS, id=STOP))
+    first = seen.windows["wk1"]
+    made.hear(node(OLD), Message(kind=Kind.LEAVES, id=STOP[::-1], node=str(node(OLD)), wait_s=5.0))
+    again = seen.windows["wk1"]
+    assert (again.id, again.stage, again.until) == (STOP[::-1], first.stage, first.until)
