@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 
 from resolver_agent.control.client import ControlError
 from resolver_agent.observe.talk import CHANNEL
 from resolver_agent.queue.message import Kind, Message, parse, render
 from resolver_agent.routing.queue import room_address
-from tests.integration.queue.test_switchover import prepare, switch_over
+from tests.integration.queue.test_switchover import ROOMS, prepare, switch_over
 from tests.integration.support.agent_state import count, wait_until
 from tests.integration.support.waiting import Clients
 
@@ -32,6 +36,16 @@ def announce(patroni: PatroniCluster, *, within_ms: int = 5500) -> dict[str, Any
     primary = patroni.machines["wk1-1"]
     primary.server.run_sql("CHECKPOINT")
     return patroni.ask_agent(primary, "before-stop", timeout_s=10, within_ms=within_ms)
+
+
+def stop_for_long(patroni: PatroniCluster) -> None:
+    """Stop the primary of wk1 as announced, and let nobody take its place."""
+    primary, standby = patroni.groups["wk1"]
+    assert announce(patroni)["why"] == ""
+    for machine in primary, standby:
+        patroni.pause_patroni(machine)
+    os.kill(int((primary.server.data / "postmaster.pid").read_text().split("\n", 1)[0]), signal.SIGINT)
+    wait_until(lambda: not primary.server.is_running, timeout_s=30)
 
 
 def room_of(machine: Machine) -> str:
@@ -80,6 +94,15 @@ def background() -> Iterator[ThreadPoolExecutor]:
     threads.shutdown(wait=False)
 
 
+def through_wk1(
+    patroni: PatroniCluster, machine: Machine, background: ThreadPoolExecutor, query: str
+) -> Future[psycopg.Cursor[Any]]:
+    """Begin a statement on a machine's server that runs a query on the server behind wk1."""
+    session = patroni.connect(machine)
+    conninfo = f"host=wk1 port={patroni.site.port} dbname=app user=postgres connect_timeout=40"
+    return background.submit(session.execute, "SELECT * FROM dblink(%s, %s) AS found(id bigint)", [conninfo, query])
+
+
 def test_called_off(patroni: PatroniCluster) -> None:
     """A server that does not stop after all takes its clients again: by itself, and at once where that is said."""
     prepare(patroni)
@@ -110,6 +133,27 @@ def test_called_off(patroni: PatroniCluster) -> None:
     assert max(clients.waits_s[before:]) < 5.5
 
 
+def test_nobody_is_promoted(patroni: PatroniCluster) -> None:
+    """Clients wait no longer than ``queue.planned`` and then get errors; when the primary is back, all is right."""
+    prepare(patroni, queue={"planned": "3s"})
+    agent, machine, primary = patroni.agents["cn-1"], patroni.machines["cn-1"], patroni.machines["wk1-1"]
+    clients = Clients(patroni, machine, "wk1")
+    with clients.at_work():
+        clients.wait_for_progress()
+        stop_for_long(patroni)
+        agent.wait_for_line("alert: wk1.* stopped as announced, and nobody took its place in time")
+        agent.wait_for_target("wk1", primary.address)
+        wait_until(lambda: len(clients.failed) >= 4)
+        begun = [began for began, _ in clients.failed]
+        assert time.monotonic() - min(begun) < 15
+        primary.server.start(wait=False)
+        agent.wait_for_line("over: wk1.* nobody took its place in time", timeout_s=30)
+        clients.wait_for_progress()
+    assert agent.target("wk1") == primary.address
+    alerts = patroni.ask_agent(machine, "status", timeout_s=10)["alerts"]
+    assert not [one for one in alerts if one["key"].startswith(("waited", "queued"))]
+
+
 def test_no_room(patroni: PatroniCluster) -> None:
     """Where all addresses of a room are taken the hook returns in time, and names move as without a queue."""
     prepare(patroni)
@@ -135,6 +179,37 @@ def test_no_room(patroni: PatroniCluster) -> None:
     assert max(clients.waits_s) < 10
 
 
+def test_forged(patroni: PatroniCluster) -> None:
+    """Only agents are heard, and only about the groups whose primary they speak over."""
+    prepare(patroni)
+    port, primary = patroni.site.port, patroni.machines["wk1-1"]
+    primary.server.run_sql("CREATE ROLE mallory LOGIN")
+    others = [agent for name, agent in patroni.agents.items() if name != "wk1-1"]
+    since = {agent: len(agent.lines) for agent in patroni.agents.values()}
+    speaker, mallory = Speaker(patroni, "resolver_agent"), Speaker(patroni, "mallory")
+    wk1, cn = f"{primary.address}:{port}", f"{patroni.machines['cn-1'].address}:{port}"
+    mallory.say(Kind.LEAVES, "a" * 8, node=wk1, wait_s=5)
+    mallory.say(Kind.OTHERS, "a" * 8)
+    speaker.say(Kind.LEAVES, "b" * 8, node=cn, wait_s=5)
+    speaker.hear(Kind.CLEAR, of="b" * 8, count=4)
+    speaker.say(Kind.OTHERS, "b" * 8)
+    for agent in patroni.agents.values():
+        said = agent.lines[since[agent] :]
+        assert not [line for line in said if "stops as announced" in line or "127.77." in line]
+
+    # What an agent says itself about this server counts, whoever knows its id may not say more.
+    speaker.say(Kind.LEAVES, "c" * 8, node=wk1, wait_s=2)
+    speaker.hear(Kind.HELD, of="c" * 8, count=2)
+    mallory.say(Kind.OTHERS, "c" * 8)
+    speaker.say(Kind.LEAVES, "d" * 8, node=cn, wait_s=5)
+    speaker.hear(Kind.CLEAR, of="d" * 8, count=4)
+    for agent in others:
+        assert agent.target("wk1") in {primary.address, patroni.machines["wk1-2"].address}
+    speaker.say(Kind.STAYS, "c" * 8)
+    for agent in patroni.agents.values():
+        assert not [line for line in agent.lines[since[agent] :] if " WARNING " in line or " ERROR " in line]
+
+
 def test_the_agent_that_announced_is_killed(patroni: PatroniCluster, background: ThreadPoolExecutor) -> None:
     """When the agent beside a server is killed while it waits its hook ends, and the others' names stay."""
     prepare(patroni)
@@ -156,3 +231,64 @@ def test_the_agent_that_announced_is_killed(patroni: PatroniCluster, background:
         clients.wait_for_progress()
     assert clients.failed == []
     assert agent.target("wk1") == primary.address
+
+
+def test_the_agent_with_the_room_is_killed(patroni: PatroniCluster, background: ThreadPoolExecutor) -> None:
+    """An agent that was killed goes on with the room where it was, and none leads to the old primary as a standby."""
+    prepare(patroni, queue={"planned": "60s"})
+    machine, (primary, standby) = patroni.machines["cn-1"], patroni.groups["wk1"]
+    stop_for_long(patroni)
+    room = room_of(machine)
+    patroni.kill_agent(machine)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((room, patroni.site.port))
+    assert machine.names["wk1"] == room
+
+    agent = patroni.start_agent(machine, queue={"planned": "60s"})
+    agent.wait_for_line(rf"wk1 → {room}")
+    insert = through_wk1(patroni, machine, background, "INSERT INTO marks VALUES (7) RETURNING id")
+    wait_until(lambda: any(one["name"] == "wk1" and one["waiting"] for one in windows(patroni, machine)))
+    assert machine.names["wk1"] == room
+
+    primary.server.write("standby.signal", "")
+    primary.server.start(wait=False)
+    agent.wait_for_line(rf"{primary.address}:{patroni.site.port} is standby", timeout_s=30)
+    sleep = through_wk1(patroni, machine, background, "SELECT 8 FROM pg_sleep(1.5)")
+    standby.server.promote()
+    assert insert.result(timeout=20).fetchall() == [(7,)]
+    assert patroni.run_sql(standby, "SELECT id FROM marks") == [(7,)]
+    agent.wait_for_target("wk1", standby.address)
+    assert not [line for line in agent.lines if f"wk1 → {primary.address}" in line]
+
+    # An agent that is stopped lets what it forwards end.
+    standby.server.wait_until("SELECT count(*) = 1 FROM pg_stat_activity WHERE query LIKE 'SELECT 8 FROM%'")
+    assert patroni.stop_agent(machine) == 0
+    assert sleep.result(timeout=20).fetchall() == [(8,)]
+
+
+def test_the_server_beside_a_room_restarts(patroni: PatroniCluster, background: ThreadPoolExecutor) -> None:
+    """A room never delays the stop or the start of its own node's server, and is there again afterwards."""
+    prepare(patroni, queue={"planned": "2min"})
+    machine, (_, standby) = patroni.machines["cn-1"], patroni.groups["wk1"]
+    agent = patroni.agents["cn-1"]
+    stop_for_long(patroni)
+    for hook in (None, "true"):
+        room_of(machine)
+        if hook is not None:  # without ours
+            patroni.reconfigure(machine, postgresql={"before_stop": hook})
+        waiting = through_wk1(patroni, machine, background, "SELECT 1")
+        machine.server.wait_until(
+            "SELECT count(*) = 1 FROM pg_stat_activity WHERE query LIKE '%dblink%found%' AND pid <> pg_backend_pid()"
+        )
+        since, begun = len(agent.lines), time.monotonic()
+        status, answer = patroni.rest(machine, "POST", "/restart", {}, timeout_s=60)
+        assert status == 200, answer
+        assert time.monotonic() - begun < 12, "its sessions waited in the room"
+        with pytest.raises(psycopg.OperationalError):
+            waiting.result(timeout=5)
+        agent.wait_for_line("wk1: its waiting room was open for .* the local PostgreSQL stops", since=since)
+        agent.wait_for_line(rf"wk1 → {ROOMS}", since=since)
+    last = through_wk1(patroni, machine, background, "SELECT 2")
+    standby.server.promote()
+    assert last.result(timeout=20).fetchall() == [(2,)]
+    agent.wait_for_target("wk1", standby.address)
