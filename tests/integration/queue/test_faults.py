@@ -273,7 +273,7 @@ def test_the_server_beside_a_room_restarts(patroni: PatroniCluster, background: 
     agent = patroni.agents["cn-1"]
     stop_for_long(patroni)
     for hook in (None, "true"):
-        room_of(machine)
+        outside = socket.create_connection((room_of(machine), patroni.site.port), timeout=5)
         if hook is not None:  # without ours
             patroni.reconfigure(machine, postgresql={"before_stop": hook})
         waiting = through_wk1(patroni, machine, background, "SELECT 1")
@@ -284,10 +284,12 @@ def test_the_server_beside_a_room_restarts(patroni: PatroniCluster, background: 
         status, answer = patroni.rest(machine, "POST", "/restart", {}, timeout_s=60)
         assert status == 200, answer
         assert time.monotonic() - begun < 12, "its sessions waited in the room"
+        with outside, pytest.raises(ConnectionResetError):
+            outside.recv(1)
         with pytest.raises(psycopg.OperationalError):
             waiting.result(timeout=5)
         agent.wait_for_line("wk1: its waiting room was open for .* the local PostgreSQL stops", since=since)
-        agent.wait_for_line(rf"wk1 → {ROOMS}", since=since)
+        agent.wait_for_line(rf"alert: wk1 → {ROOMS}", since=since)
     last = through_wk1(patroni, machine, background, "SELECT 2")
     standby.server.promote()
     assert last.result(timeout=20).fetchall() == [(2,)]
