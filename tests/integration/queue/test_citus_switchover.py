@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import re
+import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
-from tests.bench.traffic import KINDS, PRIMARY, STANDBY, WORKER, Data, running
+from tests.bench.traffic import KINDS, PRIMARY, STANDBY, WORKER, Data, Kind, running
 from tests.integration.support.agent_state import wait_until
 from tests.integration.support.cluster import at_once
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from tests.integration.support.machine import Machine
     from tests.integration.support.patroni_cluster import CitusPatroniCluster
 
+ROOMS = "127.77."
 SAID = re.compile("queue|room|gate|stop|wait")
 PARAMETER = "citus.max_cached_conns_per_worker"
 SETTINGS = {
@@ -29,12 +34,20 @@ SETTINGS = {
     "citus.prevent_incomplete_connection_establishment": "off",
     PARAMETER: "4",
 }
+CLOSED = (
+    "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock' AND NOT granted"
+)
+OPEN = "SELECT count(*) = 0 FROM pg_locks WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock' AND NOT granted"
 GONE = "SELECT count(*) = 0 FROM pg_stat_activity WHERE query ~ 'resolver_agent.(close|keep)_gate' AND state = 'active'"
 ALTERED = f"SELECT setting FROM pg_file_settings WHERE name = '{PARAMETER}' AND sourcefile ~ 'auto.conf'"  # noqa: S608 -- ours
 CHANGE = "UPDATE accounts SET balance = balance + 1"
+CHANGE_ONE = "UPDATE accounts SET balance = balance + 1 WHERE id = %s"
 IDLES = "SELECT state_change < clock_timestamp() - interval '1.5 s' FROM pg_stat_activity WHERE pid = %s"
+OPENS_S = 12.0
+"""When a gate has opened at the latest whose agent cannot open it: after drain + 6 s."""
+
 KEEPS_S = 25.0
-"""When the session that keeps a gate from being granted has ended at the latest: after 20 s."""
+"""When the session that kept it from being granted has ended, too: after 20 s. It is in nobody's way."""
 
 CHOSEN = {
     PRIMARY: (
@@ -86,6 +99,12 @@ def data(made: CitusPatroniCluster) -> Data:
 @pytest.fixture
 def cluster(made: CitusPatroniCluster) -> CitusPatroniCluster:
     """The cluster, when each group is whole and all names are right; which server is primary, ``pair()`` tells."""
+    for machine in made.machines.values():
+        agent = made.agents.get(machine.name)
+        if agent is not None:
+            agent.process.send_signal(signal.SIGCONT)
+        if agent is None or agent.process.poll() is not None:
+            made.start_agent(machine, fallback="primary")
     pairs = {group: pair(made, group) for group in made.groups}
     for primary, standby in pairs.values():
         made.wait_for_standby(standby)
@@ -123,6 +142,35 @@ def restart(cluster: CitusPatroniCluster, group: str) -> Machine:
     assert status == 200, answer
     cluster.wait_for_primary(leader)
     return leader
+
+
+@contextlib.contextmanager
+def meanwhile(work: Callable[[], object]) -> Iterator[None]:
+    """Do something in a thread, and raise what it raises."""
+    with ThreadPoolExecutor(1) as threads:
+        under_way = threads.submit(work)
+        yield
+        under_way.result()
+
+
+@contextlib.contextmanager
+def gate_closed(cluster: CitusPatroniCluster, group: str) -> Iterator[None]:
+    """Begin the switchover of a worker with a transaction under way there that holds it up, and wait for the gate."""
+    coordinator, _ = pair(cluster, "cn")
+    session, over = cluster.connect(coordinator), threading.Event()
+
+    def go_on() -> None:
+        with contextlib.suppress(psycopg.Error), session.transaction():
+            session.execute(CHANGE)
+            while not over.wait(0.05):
+                session.execute(CHANGE_ONE, [1])
+
+    with meanwhile(lambda: switch_over(cluster, group)), meanwhile(go_on):
+        try:
+            coordinator.server.wait_until(CLOSED, timeout_s=30)
+            yield
+        finally:
+            over.set()
 
 
 def wait_for_all(clients: Sequence[Client]) -> None:
@@ -215,3 +263,73 @@ def test_a_session_that_idles_in_a_transaction(cluster: CitusPatroniCluster, dat
     found = re.search(r"after (\d+) ms", answered)
     assert found is not None
     assert int(found[1]) < 5000
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_agent_ends_while_the_gate_is_closed(
+    cluster: CitusPatroniCluster, data: Data, number: signal.Signals
+) -> None:
+    """The gate opens by itself; nothing hangs or is lost, and the agent gives the parameter back when it is there."""
+    coordinator, _ = pair(cluster, "cn")
+    process = cluster.agents[coordinator.name].process
+    with running({PRIMARY: coordinator}, cluster.site.port, data, kinds=FEW) as clients:
+        wait_for_all(clients)
+        with gate_closed(cluster, "wk1"):
+            process.send_signal(number)
+            coordinator.server.wait_until(OPEN, timeout_s=OPENS_S)
+        assert coordinator.server.run_sql(ALTERED) != [("4",)]
+        if number is signal.SIGSTOP:
+            process.send_signal(signal.SIGCONT)
+        else:
+            cluster.start_agent(coordinator, fallback="primary")
+        wait_for_all(clients)
+    assert not data.account(cluster, coordinator)
+    assert_nothing_is_left(coordinator)
+
+
+def test_the_agent_is_killed_while_the_name_queues(cluster: CitusPatroniCluster, data: Data) -> None:
+    """Its successor leads the name to the new primary; nothing hangs or is lost."""
+    coordinator, _ = pair(cluster, "cn")
+    with running({PRIMARY: coordinator}, cluster.site.port, data, kinds=FEW) as clients:
+        wait_for_all(clients)
+        with meanwhile(lambda: switch_over(cluster, "wk1")):
+            wait_until(lambda: coordinator.names["wk1"].startswith(ROOMS), timeout_s=30)
+            cluster.start_agent(coordinator, fallback="primary")
+        coordinator.wait_for_names({"wk1": pair(cluster, "wk1")[0].address}, timeout_s=30)
+        wait_for_all(clients)
+    assert not data.account(cluster, coordinator)
+    assert_nothing_is_left(coordinator)
+
+
+def test_two_workers(cluster: CitusPatroniCluster, data: Data) -> None:
+    """Both workers are switched over at the same time: still nothing fails."""
+    coordinator, standby = pair(cluster, "cn")
+    with running({PRIMARY: coordinator, STANDBY: standby}, cluster.site.port, data, kinds=MIXED) as clients:
+        wait_for_all(clients)
+        at_once(lambda group: switch_over(cluster, group), ["wk1", "wk2"])
+        wait_for_all(clients)
+    assert_nothing_failed(cluster, clients)
+    assert not data.account(cluster, coordinator)
+    assert_nothing_is_left(coordinator)
+
+
+def write_region(session: psycopg.Connection[Any], _data: Data) -> None:
+    """Write a reference table, of which the coordinator has a copy, too."""
+    session.execute("UPDATE regions SET name = name || '' WHERE id = 1")
+
+
+def test_the_coordinator_is_switched_over(cluster: CitusPatroniCluster, data: Data) -> None:
+    """Statements of workers that need the coordinator wait; what it acknowledged before its stop is there."""
+    coordinator, _ = pair(cluster, "cn")
+    worker, _ = pair(cluster, "wk1")
+    kinds = [*FEW, Kind("regions", WORKER, write_region)]
+    before = len(windows(cluster, worker, "cn"))
+    with running({PRIMARY: coordinator, WORKER: worker}, cluster.site.port, data, kinds=kinds) as clients:
+        there = [one for one in clients if one.kind.side == WORKER]
+        wait_for_all(clients)
+        serving = switch_over(cluster, "cn")
+        wait_for_all(there)
+        worker.wait_for_names({"cn": serving.address}, timeout_s=30)
+    assert_nothing_failed(cluster, there)
+    assert wait_for_window(cluster, worker, "cn", after=before)["failed"] == 0
+    assert not data.account(cluster, serving)
