@@ -144,6 +144,15 @@ def restart(cluster: CitusPatroniCluster, group: str) -> Machine:
     return leader
 
 
+def lose_power(cluster: CitusPatroniCluster, group: str) -> Machine:
+    """Make a group's standby its primary after a power loss, and return it; the old one comes back."""
+    leader, standby = pair(cluster, group)
+    cluster.fail_over(standby)
+    cluster.start_agent(leader, fallback="primary")
+    cluster.start_patroni(leader)
+    return standby
+
+
 @contextlib.contextmanager
 def meanwhile(work: Callable[[], object]) -> Iterator[None]:
     """Do something in a thread, and raise what it raises."""
@@ -333,3 +342,22 @@ def test_the_coordinator_is_switched_over(cluster: CitusPatroniCluster, data: Da
     assert_nothing_failed(cluster, there)
     assert wait_for_window(cluster, worker, "cn", after=before)["failed"] == 0
     assert not data.account(cluster, serving)
+
+
+@pytest.mark.parametrize("work", [switch_over, lose_power])
+def test_the_coordinator_ends_while_its_gate_is_closed(
+    cluster: CitusPatroniCluster, data: Data, work: Callable[[CitusPatroniCluster, str], Machine]
+) -> None:
+    """The gate ends with it; the next coordinator's names lead to the worker's next primary, and nothing is lost."""
+    coordinator, _ = pair(cluster, "cn")
+    with running({PRIMARY: coordinator}, cluster.site.port, data, kinds=FEW) as clients:
+        wait_for_all(clients)
+        with gate_closed(cluster, "wk1"):
+            serving = work(cluster, "cn")
+    serving.wait_for_names({"wk1": pair(cluster, "wk1")[0].address}, timeout_s=30)
+    with running({PRIMARY: serving}, cluster.site.port, data, kinds=FEW) as clients:
+        wait_for_all(clients)
+    assert not data.account(cluster, serving)
+    cluster.wait_for_standby(coordinator)
+    for machine in (coordinator, serving):
+        assert_nothing_is_left(machine)
