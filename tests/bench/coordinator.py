@@ -11,21 +11,20 @@ is lost, a transaction is half there, a statement of the promoted coordinator re
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import os
 import sys
 import time
 from typing import TYPE_CHECKING
 
-from tests.bench.evidence import LOGGING, NamesWatch, ServerLog, statements_of
+from tests.bench.evidence import LOGGING, NamesWatch, ServerLog, explained, statements_of, wait
 from tests.bench.failover_table import PATRONI_KILLED, POWER_LOSS, SWITCHOVER, Failover, line, report
 from tests.bench.load import Ledger, Resident, quiet, writing
 from tests.integration.support.citus_cluster import why_no_citus
 from tests.integration.support.patroni_cluster import CitusPatroniCluster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tests.integration.support.machine import Machine
 
@@ -96,7 +95,7 @@ class Bench:
         self._wait_for_recovery(new, now.promoted_at)
         now.settled_at = time.time()
         idler, *others = residents
-        _wait(lambda: all(one.writes or one.lost for one in others), "sessions that stayed do not write")
+        wait(lambda: all(one.writes or one.lost for one in others), "sessions that stayed do not write")
         with quiet([*self._writers, *others]):
             idler.step()
             now.gap_s = self._ledger.longest_gap_s(now.begun_at, time.time())
@@ -125,7 +124,7 @@ class Bench:
         self._cluster.wait_for_standby(standby)
         reading = {name: self._cluster.groups[name][1].address for name in self._ledger.workers}
         standby.wait_for_names(reading, timeout_s=60)
-        _wait(
+        wait(
             lambda: self._cluster.members("cn")[standby.name]["role"] == "sync_standby",
             f"{standby!r} is not synchronous",
         )
@@ -160,14 +159,14 @@ class Bench:
             return self._ledger.prepared_before(promoted_at) == 0
 
         try:
-            _wait(recovered, "transactions are still in doubt", timeout_s=_RECOVERY_S)
+            wait(recovered, "transactions are still in doubt", timeout_s=_RECOVERY_S)
         except TimeoutError:
             if self._hook:
                 raise
             self._cluster.run_sql(new, "SELECT recover_prepared_transactions()")  # as an operator would in the end
 
     def _take_stock(self, now: Failover) -> None:
-        _wait(
+        wait(
             lambda: self._ledger.prepared_before(time.time()) == 0, "transactions stay prepared", timeout_s=_RECOVERY_S
         )
         account = self._ledger.account()
@@ -209,25 +208,6 @@ class Bench:
         assert status == 200, answer
 
 
-def _wait(condition: Callable[[], bool], fault: str, *, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(fault)
-        time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def _explained(cluster: Loaded) -> Iterator[None]:
-    """Print the agents' last lines when something fails."""
-    try:
-        yield
-    except BaseException:
-        for name, agent in cluster.agents.items():
-            print(f"{name}:", *agent.lines[-_TAIL:], sep="\n   ", file=sys.stderr)
-        raise
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run it, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(prog="tests.bench.coordinator")
@@ -238,7 +218,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.exit(reason)
     kinds = list(itertools.islice(itertools.cycle(_ORDER), options.failovers))
     failovers = []
-    with Loaded() as cluster, _explained(cluster):
+    with Loaded() as cluster, explained(cluster, lines=_TAIL):
         cluster.restore()
         for number, one in enumerate(Bench(cluster, hook=not options.without_hook).run(kinds), start=1):
             failovers.append(one)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import os
 import re
 import select
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from typing_extensions import Self
 
+    from tests.integration.support.cluster import Cluster
     from tests.integration.support.machine import Machine
 
 LOGGING = """
@@ -33,6 +36,30 @@ _PIDS = 10**10  # a gpid is the node's id times this, and the process id
 _IN_CLOSE_WRITE, _IN_MOVED_TO = 0x8, 0x80
 _PATIENCE_MS = 200
 _TICK_S = time.clock_getres(5)  # CLOCK_REALTIME_COARSE, which files are stamped with
+
+
+def wait(condition: Callable[[], bool], fault: str, *, timeout_s: float = 60.0) -> None:
+    """Wait until a condition holds.
+
+    Raises:
+        TimeoutError: it did not in time; with ``fault`` as its text.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(fault)
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def explained(cluster: Cluster, *, lines: int) -> Iterator[None]:
+    """Print so many of each agent's last lines when something fails."""
+    try:
+        yield
+    except BaseException:
+        for name, agent in cluster.agents.items():
+            print(f"{name}:", *agent.lines[-lines:], sep="\n   ", file=sys.stderr)
+        raise
 
 
 class NamesWatch:

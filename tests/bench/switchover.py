@@ -15,7 +15,6 @@ is not there, or a transaction is half there. After a kill, as many statements m
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import logging
 import os
@@ -24,7 +23,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from tests.bench.evidence import LOGGING, ServerLog
+from tests.bench.evidence import LOGGING, ServerLog, explained, wait
 from tests.bench.switchover_table import KILL, RESTART, STRIKES, SWITCHOVER, Result, Round, line, report, told
 from tests.bench.traffic import PRIMARY, STANDBY, WORKER, Data, running
 from tests.integration.support.citus_cluster import why_no_citus
@@ -32,7 +31,7 @@ from tests.integration.support.mpp_cluster import CitusMppCluster
 from tests.integration.support.patroni_cluster import CitusPatroniCluster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from tests.bench.traffic import Client
     from tests.integration.support.machine import Machine
@@ -175,7 +174,7 @@ class Bench:
         pairs = {group: self._pair(group) for group in self._cluster.groups}
         for primary, standby in pairs.values():
             self._cluster.wait_for_standby(standby)
-            _wait(
+            wait(
                 lambda primary=primary, standby=standby: (  # type: ignore[misc]
                     self._cluster.members(self._cluster.group_of(primary))[standby.name]["state"] == "streaming"
                 ),
@@ -215,29 +214,10 @@ def _unserved_since(at: float, clients: Sequence[Client]) -> list[str]:
     return [f"{client.kind.side}, {client.kind.name}: not served for {_SETTLE_S:g} s" for client in waiting]
 
 
-def _wait(condition: Callable[[], bool], fault: str, *, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(fault)
-        time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def _explained(cluster: CitusPatroniCluster) -> Iterator[None]:
-    """Print the agents' last lines when something fails."""
-    try:
-        yield
-    except BaseException:
-        for name, agent in cluster.agents.items():
-            print(f"{name}:", *agent.lines[-_TAIL:], sep="\n   ", file=sys.stderr)
-        raise
-
-
 def measure(mode: str, strike: str, rounds: int, *, verbose: bool) -> Result:
     """Make a cluster, run so many rounds, print each, and return all."""
     done: list[Round] = []
-    with LoadedMpp() if mode == PATRONI else Loaded() as cluster, _explained(cluster):
+    with LoadedMpp() if mode == PATRONI else Loaded() as cluster, explained(cluster, lines=_TAIL):
         cluster.restore()
         bench = Bench(cluster, mode, strike)
         for number, one in enumerate(bench.run(rounds), start=1):
