@@ -41,6 +41,9 @@ _ANSWER_S = 0.5
 _BEYOND_DRAIN_S = 3.0
 """What else than the drain takes time on a coordinator: closing cached connections, and growing out (1 s)."""
 
+_SILENCE_S = 0.5
+"""How long nobody may say anything before those who are waited for are looked for."""
+
 _EVIDENCE_S = 1.0
 """How long it may take to find out whether a stop may wait: it may be one that must not take any time."""
 
@@ -67,6 +70,10 @@ class _Announced:
     def answered(self) -> set[int]:
         """The agents that have said anything."""
         return {*self.held, *self.clear}
+
+    def keep(self, peers: frozenset[int]) -> None:
+        """Wait for nobody whose session has ended: that agent has died, or has lost its way here."""
+        self.held = {pid: message for pid, message in self.held.items() if pid in peers}
 
     def waits_for(self, *, coordinators: bool) -> list[int]:
         """Return the agents that are not clear yet; the coordinators' alone, or all."""
@@ -217,7 +224,11 @@ class OwnStop:
         while self._announced is announced and not done() and (left_s := until - boottime()) > 0:
             announced.news.clear()
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(announced.news.wait(), left_s)
+                await asyncio.wait_for(announced.news.wait(), min(left_s, _SILENCE_S))
+            if not announced.news.is_set():
+                peers = await self._observer.peers(announced.via, within_s=_PEERS_S)
+                if peers is not None:
+                    announced.keep(peers)
 
 
 def _drain_local(config: Config, within_s: float) -> int:

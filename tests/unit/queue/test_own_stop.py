@@ -49,6 +49,7 @@ class Told:
         self.said: list[Kind] = []
         self.answer: Callable[[Message], None] = lambda _: None
         self.meanwhile: Callable[[], object] = lambda: None
+        self.others = frozenset({PID})
 
     def say(self, _over: Node, payload: str) -> None:
         """Take a message."""
@@ -61,7 +62,7 @@ class Told:
         """Return the other agent's process."""
         assert within_s > 0
         self.meanwhile()
-        return frozenset({PID})
+        return self.others
 
 
 class NoWindows:
@@ -149,3 +150,20 @@ async def test_a_second_caller_joins_the_first(told: Told, clock: Clock, monkeyp
     assert (told.said, one) == ([Kind.LEAVES, Kind.OTHERS], other)
     assert stop.cancel_leave().announced
     assert not stop.cancel_leave().announced
+
+
+@in_loop
+async def test_an_agent_that_has_died_is_not_waited_for(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that said that it has to be waited for, and whose session has ended since, delays the stop no longer."""
+    takes(monkeypatch, Clock(), 0.0)
+    stop = announcer(told)
+
+    def answer(message: Message) -> None:
+        if message.kind is Kind.LEAVES:
+            stop.hear(PID, Message(kind=Kind.HELD, id=message.id, coordinator=True))
+            told.others = frozenset()
+
+    told.answer = answer
+    answered = await asyncio.wait_for(stop.leave(within_s=5.0), 4)
+    assert answered.why == ""
+    assert told.said == [Kind.LEAVES, Kind.OTHERS]
