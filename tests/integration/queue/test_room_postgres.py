@@ -24,11 +24,10 @@ COPY_OUT = "COPY (SELECT i, md5(i::text), repeat('x', 50) FROM generate_series(1
 
 
 @pytest.fixture(scope="module")
-def server(site: Site) -> Iterator[Postgres]:
-    """A server that tests of this file share."""
-    server = site.primary("room", "127.0.77.1")
-    yield server
-    server.kill()
+def server() -> Iterator[Postgres]:
+    """A server that tests of this file share. No other one has its port: it listens on all addresses for a while."""
+    with Site() as site:
+        yield site.primary("room", "127.0.77.1")
 
 
 @pytest.fixture
