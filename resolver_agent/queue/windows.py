@@ -47,6 +47,9 @@ _CALLED_OFF_S = 1.5
 _NOT_AGAIN_S = 10.0
 """How long after an announced stop of the local server no room is opened beside it, unless it has stopped before."""
 
+_ANSWERED_S = 0.1
+"""How soon after asking every node again a round looks at the answers."""
+
 _WRITTEN_S = 1.0
 _LINGER_S = 1.0
 """How long a room goes on taking connections after its name has moved: a client may have looked it up just before."""
@@ -228,7 +231,7 @@ class Windows:
                 for name, window in self._of(stop):
                     self._windows[name] = dataclasses.replace(window, called_off_at=boottime())
                 self._observer.refresh()
-                self._changed()
+                asyncio.get_running_loop().call_later(_ANSWERED_S, self._changed)
             case _:
                 pass
 

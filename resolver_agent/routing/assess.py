@@ -127,13 +127,17 @@ def _would_repeat(
     now: float,
     max_age_s: float,
 ) -> bool:
-    """Report whether a new view would differ only in times and LSNs, and nothing depends on those."""
+    """Report whether a new view would differ only in times and LSNs, and nothing depends on those.
+
+    Whether an announced stop is called off depends on when its server was last asked.
+    """
     times_matter = view.own is not None or group.max_lag_bytes is not None or group.max_lag_s is not None
     return (
         group is view.group
         and before == view.before
         and now < view.pending_until
-        and leaves_now(observations.windows.get(group.name), observations.nodes) == view.leaving
+        and group.name not in observations.windows
+        and view.leaving is None
         and observations.patroni.get(group.name, _NO_STATUS) is view.status
         and _find_own(view.states, observations) is view.own_seen
         and all(

@@ -104,6 +104,16 @@ def test_planned(one: Agent, events: list[Callable[[Agent], object]], expected: 
     assert one.address() == (ROOM if expected == "queued" else expected), one.leads()
 
 
+def test_a_stop_that_is_called_off_is_noticed_although_nothing_else_changes() -> None:
+    """Q5: the next probe after the hook's time ends it, also where all servers answer as ever."""
+    one = agent().stops(OLD).decide()
+    addresses = []
+    for _ in range(6):
+        one.wait(1).see({"10.0.0.1": primary(), OLD: primary(), NEW: standby()})
+        addresses.append(one.see_local(primary(), address="10.0.0.1").decide().address())
+    assert addresses == [ROOM] * 4 + [OLD] * 2
+
+
 def test_draining_moves_nothing() -> None:
     """While statements under way end, the name stays."""
     assert agent().stops(OLD, stage=Stage.DRAINING).decide().address() == OLD
