@@ -37,6 +37,11 @@ if [[ -e $lab && $(grep ^etcd= "$lab") != $(grep ^etcd= "$rendered/lab.sh") ]]; 
 fi
 put "$rendered/lab.sh" "$lab" 600
 systemctl daemon-reload
+# How many connections may wait in a room of the agent; CentOS 7 has 128.
+if (($(</proc/sys/net/core/somaxconn) < 4096)); then
+    echo 'net.core.somaxconn = 4096' >/etc/sysctl.d/90-resolver-agent.conf
+    sysctl -q -p /etc/sysctl.d/90-resolver-agent.conf
+fi
 
 step 'etcd'
 before=$changes

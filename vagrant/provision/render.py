@@ -123,6 +123,8 @@ class Machine:
             "shared_preload_libraries": "citus",
             "citus.recover_2pc_interval": -1,
             "citus.defer_shard_delete_interval": -1,
+            # Otherwise a finished statement waits for connections that it needs no more, in a waiting room too.
+            "citus.prevent_incomplete_connection_establishment": "off",
             "citus.local_hostname": self.group,
             "citus.node_conninfo": _NODE_CONNINFO,
         }
