@@ -17,6 +17,7 @@ from resolver_agent.citus import flush, recovery, session
 from resolver_agent.citus.metadata import Row, identifier
 from resolver_agent.doctor import files
 from resolver_agent.doctor.facts import Database, OwnSetting, Server, Setting, Unknown
+from resolver_agent.queue import gate
 from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 _LIMITED = "Its connection limit lets only superusers in. Run as a superuser: ALTER DATABASE {} CONNECTION LIMIT -1;"
 _FUNCTIONS = [flush.FUNCTION, *recovery.FUNCTIONS]
 _UNCACHE = ["resolver_agent.max_cached_conns_per_worker"]
-_GATE = ["resolver_agent.close_gate", "resolver_agent.keep_gate", "resolver_agent.under_way"]
 _SERVER_SETTINGS = [
     "allow_alter_system",
     "listen_addresses",
@@ -159,7 +159,7 @@ def _database(config: Config, name: str) -> Database | Unknown:
                 settings=_citus_settings(connection),
                 faults=tuple(session.faults_of(connection, _FUNCTIONS, privileges=True)),
                 poolers=poolers,
-                queue_faults=tuple(session.faults_of(connection, _GATE, privileges=True)),
+                queue_faults=tuple(session.faults_of(connection, gate.FUNCTIONS, privileges=True)),
                 own_settings=_own_settings(connection, config.postgresql.get("user", "")),
             )
     except psycopg.Error as error:

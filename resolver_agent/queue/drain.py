@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 IDLE_S = 1.0
 """Whoever has been idle in a transaction for so long is not waited for."""
 
+POLL_S = 0.015
+"""How often it is asked what is under way."""
+
+QUIET = 3
+"""So many answers in a row must be empty: between two statements of one transaction there is an instant of it."""
+
 _MOST_ROWS = 1000
 # Every role may read this much of other roles' sessions. Citus names the sessions that it opens.
 _OPEN = f"""

@@ -30,10 +30,7 @@ _GROW_OUT_S = 1.0
 _CLOSE_S = 1.0
 _WITHOUT_ROOM_S = 5.0
 _MARGIN_S = 3.0
-_POLL_S = 0.015
 _JOINING_S = 0.5
-_QUIET = 3
-"""So many answers in a row must be empty: between two statements of one transaction there is an instant of it."""
 
 _COORDINATES = """
 SELECT EXISTS (SELECT FROM pg_dist_local_group WHERE groupid = 0)
@@ -240,7 +237,7 @@ class _Hold:
             asked_at = time.monotonic()
             if not any(one.active and one.age_s > asked_at - self._flushed_at for one in self._under_way()):
                 break
-            time.sleep(_POLL_S)
+            time.sleep(drain.POLL_S)
         self._held.grow_out_ms = _since(begun)
 
     def close(self) -> None:
@@ -261,7 +258,7 @@ class _Hold:
             asked_at = time.monotonic()
             rest = drain.rest(self._under_way(), self._open(), flushed_s=asked_at - self._flushed_at, node_ids=node_ids)
             quiet = 0 if rest.awaited else quiet + 1
-            over = quiet >= _QUIET or time.monotonic() - begun > self._drain_s
+            over = quiet >= drain.QUIET or time.monotonic() - begun > self._drain_s
             fault = next((gate.fault or "it has opened by itself" for gate in self._gates if not gate.closed), None)
             if over or fault:
                 lost = tuple(server for server in self._servers.values() if isinstance(server, str))
@@ -269,14 +266,14 @@ class _Hold:
                 if fault:
                     self._held.add_fault(f"the gate did not stay closed: {fault}")
                 break
-            time.sleep(_POLL_S)
+            time.sleep(drain.POLL_S)
         self._held.drain_ms = _since(begun)
 
     def wait_for(self, forwarded: threading.Event) -> None:
         """Keep the gate closed, because there is no room where statements could wait."""
         deadline = time.monotonic() + _WITHOUT_ROOM_S
         while time.monotonic() < deadline and all(gate.closed for gate in self._gates) and not self._abort.is_set():
-            if forwarded.wait(_POLL_S):
+            if forwarded.wait(drain.POLL_S):
                 return
 
     def undo(self) -> None:

@@ -47,9 +47,6 @@ _SILENCE_S = 0.5
 _EVIDENCE_S = 1.0
 """How long it may take to find out whether a stop may wait: it may be one that must not take any time."""
 
-_POLL_S = 0.015
-_QUIET = 3
-"""So many answers in a row must be empty: between two statements of one transaction there is an instant of it."""
 
 _PEERS_S = 0.3
 
@@ -207,7 +204,7 @@ class OwnStop:
         if not self._observer.config.citus or within_s <= 0:
             return 0
         call = threads.start(_drain_local, self._observer.config, within_s)
-        await asyncio.wait({call}, timeout=within_s + _POLL_S)
+        await asyncio.wait({call}, timeout=within_s + drain.POLL_S)
         if not call.done():
             return 0
         try:
@@ -239,8 +236,8 @@ def _drain_local(config: Config, within_s: float) -> int:
     """
     until, quiet, left = time.monotonic() + within_s, 0, 0
     with session.connect(config, limit_s=within_s + config.timeout_s) as server:
-        while quiet < _QUIET and time.monotonic() < until:
+        while quiet < drain.QUIET and time.monotonic() < until:
             left = len(drain.left(server))
             quiet = 0 if left else quiet + 1
-            time.sleep(_POLL_S)
+            time.sleep(drain.POLL_S)
     return left
