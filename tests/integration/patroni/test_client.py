@@ -8,6 +8,7 @@ import http.server
 import json
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -122,6 +123,12 @@ def hang_up(client: socket.socket, _: threading.Event) -> None:
     client.recv(1024)
 
 
+def reset(client: socket.socket, _: threading.Event) -> None:
+    """Close the connection so that the client's system drops what it has not read."""
+    client.recv(1)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 def say(text: bytes) -> Callable[[socket.socket, threading.Event], None]:
     """Return a handler that sends a text and hangs up."""
 
@@ -196,6 +203,7 @@ def typed(content_type: bytes) -> bytes:
         pytest.param(flood(HEAD + b"X: y\r\n", b" z\r\n" * 9999), NO_HTTP, id="a header on very many lines"),
         pytest.param(flood(b"", b"HTTP/1.1 100 \r\n\r\n" * 9999), LONG_HEAD, id="a flood of 100 Continue"),
         pytest.param(hang_up, "it closed the connection without an answer", id="hangs up"),
+        pytest.param(reset, "Connection reset by peer", id="resets"),
         pytest.param(say(b"SSH-2.0-OpenSSH_9.2\r\n"), NO_HTTP, id="something else"),
         pytest.param(say(b"\x15\x03\x03\x00\x02\x02\x50"), NO_HTTP, id="TLS"),
         pytest.param(say(b'{"patroni": {"scope": "wk1"}}\r\n'), NO_HTTP, id="HTTP/0.9"),
@@ -360,6 +368,17 @@ def test_tls_that_fails(tls: Tls, server: str, files: dict[str, str | None], fau
             fetch(HOST, api_of(tls, api.port, **files), "/leader", 5.0)
         assert fault in str(raised.value)
         assert api.asked == []
+
+
+@pytest.mark.parametrize("end", [hang_up, reset])
+def test_tls_that_ends_before_the_answer(tls: Tls, end: Callable[[socket.socket, threading.Event], object]) -> None:
+    """A server that refuses a client may take its own last words with it, so the fault says what to look for."""
+    with listening(end) as api, pytest.raises(ApiError) as raised:
+        fetch(HOST, api_of(tls, api.port), "/leader", 5.0)
+    assert str(raised.value) in (
+        "TLS: it closed the connection without an answer (it has no TLS, or it requires a client certificate)",
+        "TLS: unexpected eof while reading",
+    )
 
 
 @pytest.mark.parametrize(
