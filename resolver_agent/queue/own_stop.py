@@ -206,6 +206,7 @@ class OwnStop:
         call = threads.start(_drain_local, self._observer.config, within_s)
         await asyncio.wait({call}, timeout=within_s + drain.POLL_S)
         if not call.done():
+            call.add_done_callback(lambda late: late.cancelled() or late.exception())  # asyncio would log it otherwise
             return 0
         try:
             return call.result()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
+import threading
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -167,3 +169,28 @@ async def test_an_agent_that_has_died_is_not_waited_for(told: Told, monkeypatch:
     answered = await asyncio.wait_for(stop.leave(within_s=5.0), 4)
     assert answered.why == ""
     assert told.said == [Kind.LEAVES, Kind.OTHERS]
+
+
+@in_loop
+async def test_a_drain_that_fails_too_late_is_no_defect(
+    told: Told, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that ends the session after the answer was given concerns nobody: nothing is logged."""
+    told.config = dataclasses.replace(told.config, citus=True)
+    go_on, before = threading.Event(), set(threading.enumerate())
+    reported: list[dict[str, object]] = []
+
+    def fail(*_: object) -> int:
+        assert go_on.wait(10)
+        raise OSError
+
+    monkeypatch.setattr(own_stop, "_drain_local", fail)
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    assert await announcer(told)._drain(clock.now + 0.01) == 0
+    [drains] = set(threading.enumerate()) - before
+    go_on.set()
+    drains.join()
+    await asyncio.sleep(0)  # its result is taken
+    await asyncio.sleep(0)
+    gc.collect()
+    assert not reported
