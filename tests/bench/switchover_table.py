@@ -149,6 +149,17 @@ def _median_worst(seconds: Callable[[Round], float | None]) -> Callable[[Result]
     return cell
 
 
+def _in_quiet(result: Result) -> str:
+    """Return the throughput and the median latency before the stops."""
+    rates, took_s = [], []
+    for one in result.rounds:
+        if one.before:
+            seconds = one.begun_at - min(sample.begun_at for sample in one.before)
+            rates.append(len(one.before) / seconds)
+            took_s += [sample.took_s for sample in one.before]
+    return f"{statistics.median(rates):.0f}, {1000 * statistics.median(took_s):.1f}" if rates else "-"
+
+
 def _queued(word: str) -> Callable[[Result], str]:
     def cell(result: Result) -> str:
         values = [ms for one in result.rounds for ms in one.queued.get(word, [])]
@@ -172,6 +183,7 @@ _TOTALS: dict[str, Callable[[Result], str]] = {
     "longest wait beyond Patroni's, s": _median_worst(lambda one: one.longest_s - one.patroni_s),
     "drained after, ms: median, worst": _queued("drain_ms"),
     "gate closed, ms: median, worst": _queued("gate_ms"),
+    "in quiet: statements a second, median ms": _in_quiet,
     "acknowledged and lost": lambda result: _counts(result.account.lost),
     "half there": lambda result: _counts(result.account.half),
 }
