@@ -184,7 +184,7 @@ class Agent:
             self._change_log.decision(self._decision, self._alerts(), boottime(), written=False)
             if remembered is not None:
                 self._decision = resume(self._config, remembered)
-                self._windows.resume(remembered, self._config)
+                self._windows.resume(remembered, self._config, age_s=self._block.found_age_s)
                 return
             self._notifier.watchdog()
             await asyncio.sleep(self._patience_s(_BREATH_S))

@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import errno
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from resolver_agent.hosts import block
@@ -47,11 +48,13 @@ class _Write:
 class HostsBlock:
     """The managed block on disk.
 
-    ``trampled`` counts how often another program changed it.
+    ``trampled`` counts how often another program changed it. ``found_age_s`` is how old the file was when its block was
+    recalled, by the wall clock.
     """
 
     def __init__(self, path: str) -> None:
         self.trampled = 0
+        self.found_age_s = 0.0
         self._path = path
         self._writer = HostsFileWriter(path)
         self._on_disk: Snapshot | None = None
@@ -87,7 +90,7 @@ class HostsBlock:
         """
         try:
             swept = await threads.call(self._writer.sweep)
-            remembered = await threads.call(lambda: block.recall(self._writer.read().content, names))
+            remembered, self.found_age_s = await threads.call(self._recall, names)
         except (HostsFileError, block.BlockError) as error:
             self._fault = self._refused(error, "the agent does nothing until that is fixed")
             return None
@@ -98,6 +101,11 @@ class HostsBlock:
             if target.reason == block.COMMENT_LOST:
                 _log.warning("%s: %s", self._path, target)
         return remembered
+
+    def _recall(self, names: Collection[str]) -> tuple[tuple[Target, ...], float]:
+        found = self._writer.read()
+        written_s = found.signature[3] / 1e9 if found.signature is not None else time.time()
+        return block.recall(found.content, names), max(0.0, time.time() - written_s)
 
     def disturbed(self) -> bool:
         """Report whether the file is not as this agent left it, at the cost of one system call."""

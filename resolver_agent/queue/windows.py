@@ -150,8 +150,11 @@ class Windows:
 
     # --- the rounds
 
-    def resume(self, targets: Iterable[Target], config: Config) -> None:
-        """Go on with the names that a killed agent left in their rooms."""
+    def resume(self, targets: Iterable[Target], config: Config, *, age_s: float) -> None:
+        """Go on with the names that a killed agent left in their rooms, ``age_s`` ago or earlier.
+
+        An agent that is killed again and again must not let them wait for ever.
+        """
         now, groups = boottime(), {group.name: group for group in config.groups}
         self._remembered = {target.name: target.address for target in targets}
         for target in targets:
@@ -165,7 +168,7 @@ class Windows:
                     run=None,
                     role=Role.PRIMARY,
                     since=now,
-                    until=now + limit_s,
+                    until=now + max(0.0, limit_s - age_s),
                     called_off_at=now,
                     stage=Stage.ROOM,
                 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -109,6 +111,17 @@ def test_recall_returns_what_was_put_and_clears_up(block: Block) -> None:
     other.touch()
     assert asyncio.run(HostsBlock(str(block.path)).recall(["wk1"])) == TO_A
     assert (left.exists(), other.exists()) == (False, True)
+
+
+@pytest.mark.parametrize(("ago_s", "expected_s"), [(600.0, 600.0), (-600.0, 0.0)])
+def test_recall_knows_how_old_the_file_is(block: Block, ago_s: float, expected_s: float) -> None:
+    """By the wall clock; a file from the future has no age."""
+    block.put(TO_A)
+    at = time.time() - ago_s
+    os.utime(block.path, (at, at))
+    recalled = HostsBlock(str(block.path))
+    asyncio.run(recalled.recall(["wk1"]))
+    assert recalled.found_age_s == pytest.approx(expected_s, abs=30)
 
 
 def test_recall_leaves_alone_what_merely_looks_like_a_temporary_file(block: Block) -> None:

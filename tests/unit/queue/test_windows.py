@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
+import pytest
+
 from resolver_agent.queue import hold
 from resolver_agent.queue.message import Kind, Message, parse
 from resolver_agent.queue.windows import Windows
+from resolver_agent.routing.observation import Role
+from resolver_agent.routing.state import Target, TargetKind
 from resolver_agent.system.clock import boottime
 from tests.unit.builders import Agent, config, dead, group, node, primary, standby
 from tests.unit.patroni.builders import in_loop
@@ -15,8 +19,6 @@ from tests.unit.patroni.builders import in_loop
 if TYPE_CHECKING:
     import threading
     from collections.abc import Mapping
-
-    import pytest
 
     from resolver_agent.config.model import Node
     from resolver_agent.observe.observer import Observer
@@ -145,3 +147,16 @@ async def test_a_name_that_queues_goes_on_when_its_stop_is_announced_again() -> 
     made.hear(node(OLD), Message(kind=Kind.LEAVES, id=STOP[::-1], node=str(node(OLD)), wait_s=5.0))
     again = seen.windows["wk1"]
     assert (again.id, again.stage, again.until) == (STOP[::-1], first.stage, first.until)
+
+
+@in_loop
+async def test_an_agent_that_is_killed_lets_nobody_wait_longer() -> None:
+    """A name that a killed agent left in its room waits for the rest of its time, and then no more."""
+    agent = on_coordinator()
+    left = Target(name="wk1", address="127.77.0.2", kind=TargetKind.QUEUED, wanted_role=Role.PRIMARY, primary=OLD)
+    for age_s, expected_s in ((0.0, 15.0), (6.0, 9.0), (60.0, 0.0)):
+        seen = Seen(agent)
+        made = Windows(cast("Observer", seen), rooms=cast("Rooms", NoRooms()))
+        made.resume([left], agent.config, age_s=age_s)
+        window = seen.windows["wk1"]
+        assert window.until - window.since == pytest.approx(expected_s)
