@@ -32,6 +32,8 @@ ALTERED = """
     SELECT setting FROM pg_file_settings
     WHERE name = 'citus.max_cached_conns_per_worker' AND sourcefile LIKE '%/postgresql.auto.conf'
 """
+OTHER = "other"
+GATES = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"
 GRANTED = "the gate was granted"
 
 # Runs hold(), in which it is killed when it comes to the function that is named.
@@ -75,7 +77,14 @@ KILLED_AT = {
 class Holding(threading.Thread):
     """``hold()`` in a thread, for the group wk1; the names move when the test says so."""
 
-    def __init__(self, citus: CitusCluster, *, drain_s: float = 5.0, room: bool = True) -> None:
+    def __init__(
+        self,
+        citus: CitusCluster,
+        *,
+        databases: tuple[str, ...] = (DATABASE,),
+        drain_s: float = 5.0,
+        room: bool = True,
+    ) -> None:
         super().__init__(daemon=True)
         self.citus = citus
         self.config = load(str(citus.configure(citus.machines["cn-1"])))
@@ -84,6 +93,7 @@ class Holding(threading.Thread):
         self.may_move.set()
         self.held: Held | None = None
         self.error: Exception | None = None
+        self._databases = databases
         self._drain_s = drain_s
         self._room = room
 
@@ -114,7 +124,7 @@ class Holding(threading.Thread):
         try:
             self.held = hold(
                 self.config,
-                (DATABASE,),
+                self._databases,
                 leaving=lambda: tuple(self.leaving),
                 to_room=self.to_room,
                 abort=self.abort,
@@ -195,6 +205,49 @@ def test_the_whole_of_it(citus: CitusCluster) -> None:
     assert held.drain_ms <= held.closed_ms
     assert citus.serving(new) == {"wk1-2", "wk2-1"}
     cn1.lead({"cn": cn1.address, "wk1": citus.machines["wk1-1"].address, "wk2": citus.machines["wk2-1"].address})
+    assert_undone(citus)
+
+
+def test_every_database_with_citus(citus: CitusCluster) -> None:
+    """Transactions under way in two databases are waited for, and new statements in both wait."""
+    cn1, names = citus.machines["cn-1"], ("cn-1", "wk1-1", "wk2-1")
+    for name in names:
+        citus.machines[name].server.run_sql(f"CREATE DATABASE {OTHER}")
+        citus.machines[name].server.run_sql("CREATE EXTENSION citus", dbname=OTHER)
+        citus._run_role_sql(citus.machines[name].server, OTHER)
+    cn1.server.run_sql("SELECT citus_set_coordinator_host('cn', %s)", [citus.site.port], dbname=OTHER)
+    for name in ("wk1", "wk2"):
+        cn1.server.run_sql("SELECT citus_add_node(%s, %s)", [name, citus.site.port], dbname=OTHER)
+    cn1.server.run_sql("CREATE TABLE accounts (id bigint PRIMARY KEY, balance bigint)", dbname=OTHER)
+    cn1.server.run_sql("SELECT create_distributed_table('accounts', 'id')", dbname=OTHER)
+    databases = coordinated_databases(load(str(citus.configure(cn1))))
+    assert databases == (DATABASE, OTHER)
+    begun = [citus.connect(cn1, dbname=database) for database in databases]
+    new = [citus.connect(cn1, dbname=database) for database in databases]
+    for session in new:
+        session.execute(COUNT)
+    for session in begun:
+        session.execute("BEGIN")
+        session.execute(BOTH)
+    with Holding(citus, databases=databases) as holding:
+        holding.may_move.clear()
+        while cn1.server.run_sql(GATES) != [(2,)]:
+            for session in begun:  # whoever idles is not waited for
+                session.execute(COUNT)
+        ended = [count(session) for session in new]
+        begun[0].execute("COMMIT")
+        for _ in range(20):
+            begun[1].execute(COUNT)
+        assert not holding.drained.is_set()  # the transaction in the other database is not over
+        begun[1].execute("COMMIT")
+        assert holding.drained.wait(10)
+        assert not any(event.is_set() for event, _ in ended)
+        holding.may_move.set()
+        held = holding.end()
+        for _, statement in ended:
+            statement.join(10)
+    assert (held.uncached, held.fault, held.left, held.left_count) == (True, None, (), 0)
+    assert all(event.is_set() for event, _ in ended)
     assert_undone(citus)
 
 
