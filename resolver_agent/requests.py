@@ -41,8 +41,11 @@ _STOP_LIMIT_S = 6.0
 class Stops(Protocol):
     """Answers the hook before a stop."""
 
-    async def leave(self, *, within_s: float) -> report.StopAnswer:
-        """Have the other nodes' statements end before the local server stops; wait ``within_s`` seconds at most."""
+    async def leave(self, *, within_s: float, since_s: float) -> report.StopAnswer:
+        """Have the other nodes' statements end before the local server stops; wait ``within_s`` seconds at most.
+
+        ``since_s`` is how long ago the hook began.
+        """
 
     def check_leave(self) -> report.StopCheck:
         """Return what ``leave`` would do in a planned stop, and change nothing."""
@@ -184,11 +187,10 @@ class Requests:
 
     async def _before_stop(self, request: dict[str, Any]) -> dict[str, Any]:
         """Let the local server stop, once the other nodes' statements are over, or at once where it must not wait."""
-        within_ms = request.get("within_ms")
-        within_s = within_ms / 1000 if isinstance(within_ms, int) and 0 <= within_ms <= _STOP_LIMIT_S * 1000 else 0.0
+        within_s, since_s = _hook_s(request.get("within_ms")), _hook_s(request.get("since_ms"))
         begun = boottime()
         _log.info("a stop is announced by %s, who waits %.1f s at most", request["peer"], within_s)
-        answer: dict[str, Any] = report.as_json(await self._stops.leave(within_s=within_s))
+        answer: dict[str, Any] = report.as_json(await self._stops.leave(within_s=within_s, since_s=since_s))
         _log.info("before-stop answered after %d ms: %s", round((boottime() - begun) * 1000), answer)
         return answer
 
@@ -211,3 +213,8 @@ class Requests:
         called_off = self._observer.announced is None and decision.followed_role is Role.STANDBY
         written = self._block.says(decision.targets)
         return called_off or (decision.followed_role is Role.PRIMARY and written and self._maintenance.flushed)
+
+
+def _hook_s(milliseconds: object) -> float:
+    """Return a time that the hook before a stop gave in milliseconds, in seconds; 0 if it is none of its times."""
+    return milliseconds / 1000 if isinstance(milliseconds, int) and 0 <= milliseconds <= _STOP_LIMIT_S * 1000 else 0.0

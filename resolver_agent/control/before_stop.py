@@ -44,7 +44,8 @@ def _ask(socket: str, until: float) -> Outcome:
     folder = socket.rpartition("/")[0] or "."
     client.ask_running(folder, f"{NAME}-check", socket=socket, timeout_s=min(_ALIVE_S, until - time.monotonic()))
     left_s = until - time.monotonic()
-    return judge(client.ask(socket, NAME, timeout_s=left_s, within_ms=int(left_s * 1000)))
+    since_ms = int((_HOOK.ask_s - left_s) * 1000)
+    return judge(client.ask(socket, NAME, timeout_s=left_s, within_ms=int(left_s * 1000), since_ms=since_ms))
 
 
 def judge(answer: dict[str, Any]) -> Outcome:

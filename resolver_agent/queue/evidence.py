@@ -26,7 +26,7 @@ from resolver_agent.citus import session
 from resolver_agent.patroni import client
 from resolver_agent.patroni.client import ApiError, Leadership
 from resolver_agent.system import threads
-from resolver_agent.system.clock import Deadline
+from resolver_agent.system.clock import Deadline, boottime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _CHECKPOINT_MAX_S = 3.0
-"""The age of a checkpoint that was "just now": 2 s from its end to our question, and 1 s for its time's resolution."""
+"""The age of a checkpoint that was "just now" when the hook began: 2 s, and 1 s for the resolution of its time."""
 
 _PATRONI_S = 0.5
 """How long Patroni may take to answer: one whose DCS is gone takes long, and its primary must stop at once."""
@@ -74,13 +74,16 @@ class PatroniState:
     server_id: int | None
 
 
-def against_server(state: ServerState | str) -> str | None:
-    """Return why, by what the local server says, or why it says nothing, a stop must not wait; None if it may."""
+def against_server(state: ServerState | str, *, since_s: float) -> str | None:
+    """Return why, by what the local server says, or why it says nothing, a stop must not wait; None if it may.
+
+    ``since_s``: how long ago the hook began.
+    """
     if isinstance(state, str):
         return f"the local PostgreSQL does not say whether the stop is planned: {state}"
     if state.in_recovery:
         return None
-    if not -_CLOCK_STEP_S <= state.control_age_s < _CHECKPOINT_MAX_S:
+    if not (state.control_age_s >= -_CLOCK_STEP_S and state.control_age_s - since_s < _CHECKPOINT_MAX_S):
         return f"the stop is not planned: the last checkpoint was {state.control_age_s:.0f} s ago"
     return None
 
@@ -100,13 +103,16 @@ def against_patroni(state: PatroniState, *, in_recovery: bool) -> str | None:
 
 
 async def why_not_wait(
-    config: Config, observer: Observer, *, within_s: float, fetch: Fetch = client.fetch
+    config: Config, observer: Observer, *, within_s: float, hook_began_at: float, fetch: Fetch = client.fetch
 ) -> str | None:
-    """Return why the local server's stop must not wait, found out within so many seconds; None if it may wait."""
+    """Return why the local server's stop must not wait, found out within so many seconds; None if it may wait.
+
+    ``hook_began_at`` is in seconds of CLOCK_BOOTTIME.
+    """
     deadline = Deadline(within_s)
     try:
         server = await _ask_server(config, deadline)
-        fault = against_server(server)
+        fault = against_server(server, since_s=boottime() - hook_began_at)
         if fault is not None or isinstance(server, str):
             return fault
         deadline = Deadline(min(deadline.left_s(), _PATRONI_S))

@@ -98,21 +98,24 @@ class OwnStop:
         answers[pid] = message
         announced.news.set()
 
-    async def leave(self, *, within_s: float) -> StopAnswer:
+    async def leave(self, *, within_s: float, since_s: float = 0.0) -> StopAnswer:
         """Close everything that is in the way of a stop, and wait until no other agent's statements are under way.
 
-        It waits only where that is safe: a primary that has lost its lock must die at once. A second caller meanwhile
-        gets the answer of the first.
+        ``since_s`` is how long ago the hook began: on a busy machine it is slow to start. It waits only where that is
+        safe: a primary that has lost its lock must die at once. A second caller meanwhile gets the answer of the first.
         """
         if self._under_way is None or self._under_way.done():
-            self._under_way = asyncio.get_running_loop().create_task(self._leave(within_s))
+            self._under_way = asyncio.get_running_loop().create_task(self._leave(within_s, since_s))
         return await asyncio.shield(self._under_way)
 
-    async def _leave(self, within_s: float) -> StopAnswer:
+    async def _leave(self, within_s: float, since_s: float) -> StopAnswer:
         begun = boottime()
         self._windows.give_up(self._run)
         why = self._why_nobody() or await evidence.why_not_wait(
-            self._observer.config, self._observer, within_s=min(within_s, _EVIDENCE_S)
+            self._observer.config,
+            self._observer,
+            within_s=min(within_s, _EVIDENCE_S),
+            hook_began_at=begun - since_s,
         )
         answer = StopAnswer(waited_ms=0, waited_for=(), left=0, why=why or "")
         if why is None:

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Stops:
-    """Notes how long each stop may wait."""
+    """Notes how long each stop may wait, and how long ago its hook began."""
 
     def __init__(self) -> None:
-        self.announced: list[float] = []
+        self.announced: list[tuple[float, float]] = []
 
-    async def leave(self, *, within_s: float) -> report.StopAnswer:
+    async def leave(self, *, within_s: float, since_s: float) -> report.StopAnswer:
         """Note it, and answer as after a wait."""
-        self.announced.append(within_s)
+        self.announced.append((within_s, since_s))
         return report.StopAnswer(waited_ms=42, waited_for=("1 coordinator",), left=0, why="")
 
     def check_leave(self) -> report.StopCheck:
@@ -59,14 +59,15 @@ def ask(stops: Stops, command: str, **arguments: object) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("within_ms", "within_s"),
+    ("milliseconds", "seconds"),
     [(5321, 5.321), (0, 0.0), (6000, 6.0), (6001, 0.0), (-1, 0.0), (10**400, 0.0), ("5", 0.0), (None, 0.0), (1e9, 0.0)],
 )
-def test_a_stop_waits_no_longer_than_its_hook(within_ms: object, within_s: float) -> None:
-    """The queue is told how long the hook still waits; without a sound number it does not wait."""
+def test_a_stop_waits_no_longer_than_its_hook(milliseconds: object, seconds: float) -> None:
+    """The queue is told how long the hook still waits, and since when; without a sound number it does not wait."""
     stops = Stops()
-    told = ask(stops, "before-stop", within_ms=within_ms)
-    assert stops.announced == [within_s]
+    told = ask(stops, "before-stop", within_ms=milliseconds)
+    ask(stops, "before-stop", within_ms=1000, since_ms=milliseconds)
+    assert stops.announced == [(seconds, 0.0), (1.0, seconds)]
     assert told == {"waited_ms": 42, "waited_for": ["1 coordinator"], "left": 0, "why": ""}
 
 

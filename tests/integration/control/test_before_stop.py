@@ -6,6 +6,7 @@ What it shares with the promotion hook is tested there.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -158,7 +159,9 @@ def test_an_agent_that_dies_in_the_middle(path: Path) -> None:
         begun = time.monotonic()
         said = waiting.communicate(timeout=5)[1]
         took_s = time.monotonic() - begun
-    assert '"command": "before-stop", "within_ms": ' in asked
+    request = json.loads(asked)
+    assert request["command"] == "before-stop"
+    assert request["within_ms"] + request["since_ms"] == pytest.approx(5500, abs=1)
     assert waiting.returncode == 0
     assert "the agent ended before it answered" in said
     assert took_s < 1

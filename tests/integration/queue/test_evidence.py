@@ -16,6 +16,7 @@ from resolver_agent.config.model import Node
 from resolver_agent.patroni.client import Reply
 from resolver_agent.queue import evidence
 from resolver_agent.routing.observation import NodeState
+from resolver_agent.system.clock import boottime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,8 +70,12 @@ def ask(cluster: dict[str, Group], write_config: WriteConfig) -> Callable[..., t
         names = {"wk1": nodes | ({"patroni": {"port": 8008}} if configured else {})}
         config: Config = load(str(write_config(server, cluster, names=names)))
         observed = Observed({"wk1": Node(server.address, server.port)} if known else {})
-        begun = time.monotonic()
-        why = asyncio.run(evidence.why_not_wait(config, cast("Any", observed), within_s=within_s, fetch=patroni.fetch))
+        begun, hook_began_at = time.monotonic(), boottime()
+        why = asyncio.run(
+            evidence.why_not_wait(
+                config, cast("Any", observed), within_s=within_s, hook_began_at=hook_began_at, fetch=patroni.fetch
+            )
+        )
         return why, time.monotonic() - begun
 
     return ask

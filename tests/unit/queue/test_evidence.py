@@ -38,12 +38,26 @@ ANOTHER = "the Patroni that answers here is not that of the local PostgreSQL"
 )
 def test_by_the_local_server(in_recovery: bool, age_s: float, why: str | None) -> None:  # noqa: FBT001 -- a table
     """A primary waits only right after a checkpoint; a standby always may."""
-    assert against_server(ServerState(in_recovery=in_recovery, control_age_s=age_s)) == why
+    assert against_server(ServerState(in_recovery=in_recovery, control_age_s=age_s), since_s=0.0) == why
+
+
+@pytest.mark.parametrize(
+    ("age_s", "since_s", "why"),
+    [
+        (5.1, 2.2, None),
+        (5.3, 2.2, "the stop is not planned: the last checkpoint was 5 s ago"),
+        (1.0, 4.0, None),
+        (-3600.0, 4.0, "the stop is not planned: the last checkpoint was -3600 s ago"),
+    ],
+)
+def test_a_hook_that_is_slow_to_start(age_s: float, since_s: float, why: str | None) -> None:
+    """What counts is the age of the checkpoint when the hook began."""
+    assert against_server(ServerState(in_recovery=False, control_age_s=age_s), since_s=since_s) == why
 
 
 def test_a_server_that_says_nothing() -> None:
     """Without an answer of the server a stop does not wait."""
-    assert against_server("no answer within 0.3 s") == (
+    assert against_server("no answer within 0.3 s", since_s=0.0) == (
         "the local PostgreSQL does not say whether the stop is planned: no answer within 0.3 s"
     )
 

@@ -100,7 +100,7 @@ def announcer(told: Told) -> OwnStop:
 def takes(monkeypatch: pytest.MonkeyPatch, clock: Clock, seconds: float) -> None:
     """Have it take so long to find out that a stop may wait."""
 
-    async def why_not_wait(*_: object, within_s: float) -> None:
+    async def why_not_wait(*_: object, within_s: float, **_more: object) -> None:
         assert within_s >= seconds
         clock.now += seconds
 
