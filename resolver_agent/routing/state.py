@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from typing_extensions import Self
+
     from resolver_agent.config.model import Node
     from resolver_agent.routing.observation import Role
 
@@ -95,21 +97,41 @@ class Target:
         return f"{self.name} → {shown} ({self.reason.text})"
 
 
+class Severity(enum.Enum):
+    """Who has to look at an alert, and when."""
+
+    INFO = "info"  # nobody: it is as it should be, or planned
+    WARNING = "warning"  # somebody, soon: less is left to fall back on, or something waits
+    CRITICAL = "critical"  # somebody, now: clients fail, or read and write where they must not
+
+
 class AlertCode(enum.Enum):
-    """What is wrong; the machine's half of an alert, and the last word of its key. These words stay as they are."""
+    """What is wrong; the machine's half of an alert, and the last word of its key. These words stay as they are.
+
+    Each code has one severity: a warning, where nothing else is given.
+    """
+
+    severity: Severity
+
+    def __new__(cls, word: str, severity: Severity = Severity.WARNING) -> Self:
+        """Return the code with this word as its value."""
+        code = object.__new__(cls)
+        code._value_ = word
+        code.severity = severity
+        return code
 
     HELD = "held"  # a name: as ``Code`` says, which these five share
-    FENCED = "fenced"
+    FENCED = "fenced", Severity.CRITICAL
     FALLBACK = "fallback"
-    QUEUED = "queued"
-    UNKNOWN = "unknown"
+    QUEUED = "queued", Severity.INFO
+    UNKNOWN = "unknown", Severity.CRITICAL
     WAITED = "waited"  # a name: connections waited in vain
     REJECTING = "rejecting"  # a node: it answers, but cannot be asked
     ADDRESS = "address"  # a node: it was reached at an address that no name can have
     NOT_SERVING = "not_serving"  # a node: it starts up or shuts down
     FOREIGN = "foreign"  # a name and a node: the node is of another database cluster
-    PRIMARIES = "primaries"  # a name: its group has several primaries
-    REPLACED = "replaced"  # a name: another database cluster took its group's place
+    PRIMARIES = "primaries", Severity.CRITICAL  # a name: its group has several primaries
+    REPLACED = "replaced", Severity.CRITICAL  # a name: another database cluster took its group's place
     LOCAL = "local"  # the local PostgreSQL cannot be asked
     ANNOUNCED = "announced"  # a promotion was announced and has not happened yet
     PATRONI = "patroni"  # a node: its Patroni cannot be asked; a name: Patroni is of another database cluster
@@ -117,13 +139,13 @@ class AlertCode(enum.Enum):
     SCOPE = "scope"  # a name and a node: the node's Patroni is of another cluster
     MEMBER = "member"  # a name and a node: Patroni's member is ignored
     MEMBERS = "members"  # a name: Patroni does not say who the members are
-    FILE = "file"  # the hosts file cannot be read or written
-    NOTE = "note"  # "file": how it was written
+    FILE = "file", Severity.CRITICAL  # the hosts file cannot be read or written
+    NOTE = "note", Severity.INFO  # "file": how it was written
     TRAMPLED = "trampled"  # "file": another program keeps changing the block
-    CONFLICT = "conflict"  # a name and a line of the hosts file that also has it
-    DEFECT = "defect"  # a round of the agent fails
+    CONFLICT = "conflict", Severity.CRITICAL  # a name and a line of the hosts file that also has it
+    DEFECT = "defect", Severity.CRITICAL  # a round of the agent fails
     CONFIG = "config"  # the errors: the configuration was not read again
-    FLUSH = "flush"  # cached connections are not flushed
+    FLUSH = "flush", Severity.CRITICAL  # cached connections are not flushed
     CONNINFO = "conninfo"  # something is wrong with citus.node_conninfo
     RECOVERY = "recovery"  # a database: 2PC recovery failed; without one: it is overdue
     PREPARED = "prepared"  # a database: it has old prepared transactions
@@ -131,7 +153,7 @@ class AlertCode(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Alert:
-    """Something held, fenced, fallen back, refused or overdue (R8): its code, and the same in words.
+    """Something held, fenced, fallen back, refused or overdue (R8): its code with a severity, and the same in words.
 
     ``of`` is what it concerns: the name, node or database. Two alerts with the same code and ``of`` are one fault.
     """
@@ -144,6 +166,11 @@ class Alert:
     def key(self) -> str:
         """The identifier of the fault for programs: ``wk1:held``, ``10.0.0.1:5432:rejecting``."""
         return ":".join((*self.of, self.code.value))
+
+    @property
+    def severity(self) -> Severity:
+        """Who has to look at it, and when."""
+        return self.code.severity
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
