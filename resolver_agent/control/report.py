@@ -19,7 +19,7 @@ from resolver_agent import __version__
 from resolver_agent.config.model import Route
 from resolver_agent.control.client import ControlError
 from resolver_agent.routing.observation import ProbeFailure, Role
-from resolver_agent.routing.state import FENCE, AlertCode, Code, GroupState, Reason, Target, TargetKind
+from resolver_agent.routing.state import FENCE, AlertCode, Code, GroupState, Reason, Severity, Target, TargetKind
 from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
@@ -84,11 +84,22 @@ class NameStatus:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AlertStatus:
-    """An alert, and when it began by wall-clock time."""
+    """An alert, and when it began by wall-clock time.
+
+    ``key`` identifies the fault; ``code`` and ``of`` are its parts, and missing in the answer of an old agent.
+    """
 
     key: str
+    code: str | None = None
+    of: tuple[str, ...] = ()
+    severity: str = Severity.WARNING.value
     text: str
     since: str | None
+
+    @property
+    def wants_attention(self) -> bool:
+        """Whether somebody has to look at it."""
+        return self.severity != Severity.INFO.value
 
     @property
     def subject_and_code(self) -> tuple[str, str]:
@@ -316,7 +327,8 @@ def _in_old_words(data: Mapping[str, Any]) -> dict[str, Any]:
 def from_json(kind: type[_T], data: object) -> _T:
     """Return the value of this kind from the data that ``as_json`` returned.
 
-    The agent may be of another version: unknown keys are ignored, and a field that may be None may be missing.
+    The agent may be of another version: unknown keys are ignored, and a field that may be None, or has a default, may
+    be missing.
 
     Raises:
         ControlError: the data has another shape; the message says where.
@@ -335,8 +347,12 @@ def _read(kind: Any, data: Any, where: str) -> Any:
     if isinstance(data, dict) and kind is Target:
         return _read_target(data, where)
     if isinstance(data, dict) and isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        fields = _fields(kind).items()
-        return kind(**{name: _read(of, data.get(name), f"{where}.{name}".lstrip(".")) for name, of in fields})
+        found = {
+            name: _read(of, data.get(name), f"{where}.{name}".lstrip("."))
+            for name, (of, required) in _fields(kind).items()
+            if required or name in data
+        }
+        return kind(**found)
     if type(data) is kind:
         return plain(data, limit=_TEXT_LIMIT) if isinstance(data, str) else data
     if kind is float and type(data) is int and abs(data) < _NUMBER_LIMIT:
@@ -366,8 +382,10 @@ def _unexpected(where: str, what: str) -> ControlError:
 
 
 @functools.cache
-def _fields(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
+    """Return the type of each field of a dataclass, and whether it has no default."""
+    types_of = typing.get_type_hints(kind)
+    return {one.name: (types_of[one.name], one.default is dataclasses.MISSING) for one in dataclasses.fields(kind)}
 
 
 def target_to_json(target: Target) -> dict[str, Any]:
@@ -492,18 +510,30 @@ def status(
         local=ServerStatus(**_server(local, now=now)),
         names=tuple(name(group) for group in config.groups),
         nodes=tuple(node(group, one) for group in config.groups for one in group.nodes),
-        alerts=tuple(
-            AlertStatus(key=alert.key, text=alert.text, since=wall_time(since, now=now)) for alert, since in alerts
-        ),
+        alerts=tuple(_alert_status(alert, wall_time(since, now=now)) for alert, since in alerts),
         flush=flush,
         recovery=recovery,
         queue=queue,
     )
 
 
+def _alert_status(alert: Alert, since: str | None) -> AlertStatus:
+    return AlertStatus(
+        key=alert.key,
+        code=alert.code.value,
+        of=alert.of,
+        severity=alert.severity.value,
+        text=alert.text,
+        since=since,
+    )
+
+
 def wall_time(at: float, *, now: float) -> str | None:
-    """Return a moment of CLOCK_BOOTTIME as wall-clock time; None if it was before this run."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - (now - at))) if at else None
+    """Return a moment of CLOCK_BOOTTIME as wall-clock time, as in RFC 3339; None if it was before this run."""
+    if not at:
+        return None
+    text = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - (now - at)))
+    return f"{text[:-2]}:{text[-2:]}"  # the zone has a colon
 
 
 def _server(state: NodeState, *, now: float) -> dict[str, Any]:

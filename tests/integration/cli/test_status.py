@@ -47,7 +47,7 @@ def test_status_of_a_healthy_agent(settled: Agent, config: Path, cluster: dict[s
         f"resolver-agent {__version__}, process {settled.process.pid}, {config}; {settled.hosts_file}\n" in ran.stdout
     )
     assert "local PostgreSQL: primary\n" in ran.stdout
-    worker, moment = cluster["wk1"], r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}"
+    worker, moment = cluster["wk1"], r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d"
     assert re.search(rf"^cn +{cluster['cn'].primary.address} +{moment} +this server$", ran.stdout, re.MULTILINE)
     assert re.search(rf"^wk1 +{worker.primary.address} +{moment} +primary, timeline \d+$", ran.stdout, re.MULTILINE)
     address = f"{worker.standby.address}:{worker.standby.port}"
@@ -87,6 +87,18 @@ def test_status_with_alerts(running: Agent, config: Path, cluster: dict[str, Gro
     assert re.search(rf"^wk1 +{address} +\S+ +held, see below$", ran.stdout, re.MULTILINE)
     assert re.search(rf"^alert since \S+:\n  wk1 → {address} \(held;\n    no primary;\n    ", ran.stdout, re.MULTILINE)
     assert run("status", "--json", "-c", config).returncode == 1
+
+
+def test_status_of_a_bind_mounted_file(config: Path, hosts_file: Path, start_agent: StartAgent) -> None:
+    """In a container the file is written in place, which is told, and is no reason to exit with 1."""
+    subprocess.run(["mount", "--bind", hosts_file, hosts_file], check=True)
+    try:
+        start_agent(config).wait_for_line("it cannot be replaced")
+        ran = run("status", "--json", "-c", config)
+        [alert] = json.loads(ran.stdout)["alerts"]
+        assert (alert["key"], alert["severity"], ran.returncode) == ("file:note", "info", 0)
+    finally:
+        subprocess.run(["umount", hosts_file], check=True)
 
 
 @pytest.mark.parametrize(

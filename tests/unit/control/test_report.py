@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from resolver_agent.routing.observation import Observation
 
 A, B = "10.0.0.1", "10.0.0.2"
-
+MOMENT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d"  # RFC 3339
 
 TARGET = {
     "name": "wk1",
@@ -140,7 +140,9 @@ def test_a_report_has_names_nodes_and_alerts() -> None:
     found = report(seen().wait(0.5))
     assert (found["role"], found["alerts"]) == ("standby", [])
     [name] = found["names"]
-    since = dt.datetime.strptime(name.pop("since"), "%Y-%m-%dT%H:%M:%S%z")
+    said = name.pop("since")
+    assert re.fullmatch(MOMENT, said)
+    since = dt.datetime.strptime(said, "%Y-%m-%dT%H:%M:%S%z")
     assert abs((dt.datetime.now(dt.timezone.utc) - since).total_seconds()) < 5
     assert name == {
         "name": "wk1",
@@ -161,6 +163,14 @@ def test_a_report_has_names_nodes_and_alerts() -> None:
         {"name": "wk1", "node": f"{B}:5432", "kind": "standby", "detail": "", "address": B, "role": "standby",
          "timeline": 7, "lsn": "1/1000", "age_s": 0.5, "fit": True, "lag_bytes": 4096, "lag_s": 0.0},
     ]  # fmt: skip
+
+
+def test_an_alert_in_a_report() -> None:
+    """An alert has its code, what it concerns and its severity apart, so that no program takes its key to pieces."""
+    [alert] = report(seen().see({B: dead()}).decide())["alerts"]
+    assert re.fullmatch(MOMENT, alert.pop("since"))
+    assert alert.pop("text").startswith("wk1 → fenced (no fit standby: ")
+    assert alert == {"key": "wk1:fenced", "code": "fenced", "of": ["wk1"], "severity": "critical"}
 
 
 def test_a_report_before_anything_is_known() -> None:
@@ -216,8 +226,10 @@ def test_a_status_of_another_version() -> None:
     sent = report(seen())
     del sent["role"], sent["names"][0]["since"], sent["flush"]["fault"]
     sent["pace"] = sent["names"][0]["weight"] = 7
+    sent["alerts"] = [{"key": "wk1:held", "text": "wk1 is held", "since": None}]
     found = from_json(Status, sent)
     assert (found.role, found.names[0].since, found.flush.fault) == (None, None, None)
+    assert [(one.key, one.code, one.wants_attention) for one in found.alerts] == [("wk1:held", None, True)]
     assert as_text(found)
 
 
@@ -287,13 +299,12 @@ def test_a_plan_that_is_none(data: object, where: str) -> None:
 def test_text_of_what_is_well() -> None:
     """The text is two tables without alerts."""
     text = as_text(status(seen()))
-    moment = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}"
     assert re.fullmatch(
         rf"""resolver-agent {__version__}, process {os.getpid()}, c.yml; hosts
 local PostgreSQL: standby
 
-name  address   since                     reason
-wk1   {B}  {moment}  standby
+name  address   since                      reason
+wk1   {B}  {MOMENT}  standby
 
 name  node           state    timeline  lag            asked
 wk1   {A}:5432  primary  7         -              0\.0 s ago
