@@ -273,7 +273,7 @@ def _status(options: argparse.Namespace) -> int:
     except client.ControlError as error:
         return _status_of_file(str(error), hosts_file, options)
     print(to_json(answer, indent=2) if options.json else report.as_text(found))
-    return DIFFERENT if found.alerts or fault else OK
+    return DIFFERENT if fault or any(alert.wants_attention for alert in found.alerts) else OK
 
 
 def _places(options: argparse.Namespace) -> tuple[str, str, str]:

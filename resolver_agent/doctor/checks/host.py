@@ -1,6 +1,7 @@
 """Checks name lookups, the hosts file, the agent and its units: facts in, findings out.
 
-The agent's own alerts (a file that cannot be written, ...) are counted, not repeated.
+The agent's own alerts (a file that cannot be written, ...) are counted, not repeated. What is only information counts
+for nothing.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ def _agent(host: Host) -> Iterator[Finding]:
             "no agent runs here: the names follow no failover",
             "systemctl enable --now resolver-agent.socket resolver-agent.service",
         )
-    elif not isinstance(host.agent, Unknown) and (alerts := len(host.agent.alerts)):
+    elif not isinstance(host.agent, Unknown) and (alerts := sum(one.wants_attention for one in host.agent.alerts)):
         plural = "s" if alerts > 1 else ""
         yield Finding(Severity.WARNING, "alerts", f"the agent has {alerts} alert{plural}", "resolver-agent status")
 

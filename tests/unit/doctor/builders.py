@@ -121,7 +121,7 @@ def fit() -> Facts:
     return Facts(config=settings, nodes=nodes, local=nodes[node(CN1)], server=server, host=host)
 
 
-def agent(*, alerts: int = 0, **addresses: str | None) -> Status:
+def agent(*, alerts: int = 0, severity: str = "warning", **addresses: str | None) -> Status:
     """Return the status of an agent with these targets."""
     return Status(
         version="1",
@@ -134,7 +134,9 @@ def agent(*, alerts: int = 0, **addresses: str | None) -> Status:
         local=ServerStatus(kind="standby", detail="", address=None, role=None, timeline=None, lsn=None, age_s=None),
         names=tuple(NameStatus(name=name, address=one, code="", reason="") for name, one in addresses.items()),
         nodes=(),
-        alerts=tuple(AlertStatus(key=f"wk{number}:held", text="", since=None) for number in range(alerts)),
+        alerts=tuple(
+            AlertStatus(key=f"wk{number}:held", severity=severity, text="", since=None) for number in range(alerts)
+        ),
         flush=FlushStatus(citus=True, flushed=True, fault=None),
         recovery=RecoveryStatus(under_way=False, blocked_by=None, age_s=None, databases=()),
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from resolver_agent.doctor import report as doctor_report
 from resolver_agent.doctor.facts import TextFile, Unit, Unknown
 from tests.unit.doctor.builders import (
     BLOCK,
@@ -15,6 +16,7 @@ from tests.unit.doctor.builders import (
     WK2,
     agent,
     assert_alone,
+    fit,
     host,
     hosts,
     nsswitch,
@@ -38,6 +40,7 @@ def cloud(name: str, text: str) -> TextFile:
 CASES = [
     ("no agent", host(agent=None), ERROR, "agent", "no agent runs", "systemctl enable --now"),
     ("alerts", host(agent=agent(alerts=2)), WARNING, "alerts", "2 alerts", "resolver-agent status"),
+    ("an alert besides", host(agent=agent(alerts=1, severity="critical")), WARNING, "alerts", "1 alert", "status"),
     ("an agent that hangs", host(agent=Unknown("no answer")), WARNING, "unchecked", "the agent: no answer", ""),
     ("an unread file", host(nsswitch=TextFile("/x", Unknown("denied"))), WARNING, "unchecked", "/x: denied", ""),
     ("systemd is silent", host(units=Unknown("no bus")), WARNING, "unchecked", "systemd: no bus", ""),
@@ -152,3 +155,9 @@ CASES = [
 def test_a_fault(change: Change, severity: Severity, key: str, text: str, fix: str) -> None:
     """One fault gives one finding, with its fix."""
     assert_alone(change, severity, key, text, fix)
+
+
+def test_an_alert_that_is_only_information() -> None:
+    """What the agent only tells, such as a name that queues, is no finding."""
+    facts = host(agent=agent(alerts=1, severity="info"))(fit())
+    assert doctor_report.report(facts).findings == ()

@@ -1,0 +1,65 @@
+"""The exit codes of commands that ask the agent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resolver_agent import cli
+from resolver_agent.control import report
+from resolver_agent.control.client import socket_path
+from resolver_agent.routing.state import Severity
+from resolver_agent.system import lock
+from tests.unit.doctor.builders import agent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextlib.contextmanager
+def answering(runtime_dir: Path, answer: object) -> Iterator[None]:
+    """Stand in for an agent that gives one answer, whatever it is asked."""
+
+    def give() -> None:
+        client, _ = listener.accept()
+        with client:
+            client.recv(4096)
+            client.sendall(json.dumps(answer).encode() + b"\n")
+
+    with lock.exclusive(str(runtime_dir), str(runtime_dir / "hosts")), socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(socket_path(str(runtime_dir)))
+        listener.listen()
+        giver = threading.Thread(target=give, daemon=True)
+        giver.start()
+        yield
+        giver.join()
+
+
+@pytest.mark.parametrize(
+    ("alerts", "severity", "code"),
+    [
+        pytest.param(0, Severity.INFO, 0, id="no alert"),
+        pytest.param(2, Severity.INFO, 0, id="only information"),
+        pytest.param(1, Severity.WARNING, 1, id="a warning"),
+        pytest.param(1, Severity.CRITICAL, 1, id="a critical alert"),
+    ],
+)
+def test_status_exits_with_1_for_what_wants_attention(
+    alerts: int, severity: Severity, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Information is shown, and is no reason to wake anybody."""
+    config = tmp_path / "agent.yml"
+    config.write_text(
+        f"{{fallback: none, names: {{wk1: {{nodes: [10.0.0.1]}}}}, "
+        f"runtime_dir: {tmp_path / 'run'}, hosts_file: {tmp_path / 'hosts'}}}"
+    )
+    answer = report.as_json(agent(alerts=alerts, severity=severity.value))
+    with answering(tmp_path / "run", answer):
+        assert cli.main(["status", "-c", str(config)]) == code
+    assert capsys.readouterr().out.count("\nalert since ") == alerts
