@@ -36,6 +36,7 @@ class ConfigError(ValueError):
 
 DEFAULT_HOSTS_FILE = "/etc/hosts"
 DEFAULT_RUNTIME_DIR = "/run/resolver-agent"
+DEFAULT_STATE_DIR = "/var/lib/resolver-agent"
 _AGENTS_PASSFILE = "/etc/resolver-agent.pgpass"
 """The password file of the sample: it holds the agent's own password and no other."""
 
@@ -65,6 +66,7 @@ _TOP: Table = {
     "citus": (values.word("auto", "off"), "auto"),
     "hosts_file": (values.path, DEFAULT_HOSTS_FILE),
     "runtime_dir": (values.path, DEFAULT_RUNTIME_DIR),
+    "state_dir": (values.path, DEFAULT_STATE_DIR),
     "queue": (as_is, {}),
     "log": (as_is, {}),
 }
@@ -269,6 +271,7 @@ def _parse(
         citus=top["citus"] == "auto",
         hosts_file=top["hosts_file"],
         runtime_dir=top["runtime_dir"],
+        state_dir=top["state_dir"],
         log_format=log["format"],
         log_level=log["level"],
         in_patronis_file=is_patronis,
@@ -323,6 +326,7 @@ def _refuse_intruder(config: Config, intruder: source.Intruder) -> None:
         for key, value, default in (
             ("hosts_file", config.hosts_file, DEFAULT_HOSTS_FILE),
             ("runtime_dir", config.runtime_dir, DEFAULT_RUNTIME_DIR),
+            ("state_dir", config.state_dir, DEFAULT_STATE_DIR),
         )
         if value != default
     ]
@@ -378,7 +382,7 @@ def load_again(current: Config) -> Config:
         ConfigError: as for ``load``, or a key has changed that needs a restart.
     """
     new = load(current.path)
-    fixed = [key for key in ("hosts_file", "runtime_dir") if getattr(new, key) != getattr(current, key)]
+    fixed = [key for key in ("hosts_file", "runtime_dir", "state_dir") if getattr(new, key) != getattr(current, key)]
     if fixed:
         raise ConfigError(f"{new.path}: {key}: changes at a restart only" for key in fixed)
     return new

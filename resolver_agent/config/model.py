@@ -101,6 +101,7 @@ class Config:
     citus: bool
     hosts_file: str
     runtime_dir: str
+    state_dir: str
     log_format: str
     log_level: str
     warnings: tuple[str, ...] = ()

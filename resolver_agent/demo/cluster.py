@@ -71,6 +71,7 @@ class Coordinator:
             "local": {"host": str(self.server.socket_dir)},
             "hosts_file": str(self._hosts_file),
             "runtime_dir": str(self._folder),
+            "state_dir": str(self._folder / "state"),
         }
         (self._folder / "agent.yml").write_text(yaml.safe_dump(settings, sort_keys=False))
 

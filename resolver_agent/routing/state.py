@@ -144,6 +144,7 @@ class AlertCode(enum.Enum):
     TRAMPLED = "trampled"  # "file": another program keeps changing the block
     CONFLICT = "conflict", Severity.CRITICAL  # a name and a line of the hosts file that also has it
     DEFECT = "defect", Severity.CRITICAL  # a round of the agent fails
+    STATE = "state"  # what should outlive a restart is kept in memory alone
     CONFIG = "config"  # the errors: the configuration was not read again
     FLUSH = "flush", Severity.CRITICAL  # cached connections are not flushed
     CONNINFO = "conninfo"  # something is wrong with citus.node_conninfo

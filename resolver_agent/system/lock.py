@@ -24,8 +24,6 @@ from resolver_agent.system import ownership
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
-
 
 class LockedError(Exception):
     """Another agent holds the lock; the message names it."""
@@ -50,7 +48,7 @@ def exclusive(runtime_dir: str, hosts_file: str) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         try:
             _refuse_foreign(path, "runtime_dir", path.parent)
-            _make_folder(path.parent)
+            ownership.make_folder(path.parent)
             _refuse_foreign(path, "runtime_dir", path.parent)
             held.enter_context(_locked(path))
         except OSError as error:
@@ -108,40 +106,14 @@ def _refuse_file(path: Path, found: os.stat_result) -> None:
         )
 
 
-def _make_folder(folder: Path) -> None:
-    """Create the folder and its parents with mode 0755, whatever the umask."""
-    for missing in [one for one in (*reversed(folder.parents), folder) if not one.exists()]:
-        missing.mkdir(mode=0o755, exist_ok=True)
-
-
 def _refuse_foreign(path: Path, key: str, shown: Path) -> None:
     """As root, raise if another user may put something else in the place of ``path``, or of a folder on the way to it.
 
-    In a folder with the sticky bit others cannot replace what is root's; but the last folder must not have it either,
-    since others could put a link where there is no file yet.
+    Others could put a link where there is no file yet.
     """
-    if os.geteuid() != 0:
-        return
-    for found, is_last in ownership.way(path):
-        status = found.lstat()
-        is_link = stat.S_ISLNK(status.st_mode)
-        if status.st_uid != 0:
-            who = f"belongs to {ownership.user(status.st_uid)}"
-        elif is_link or not _others_may_write(status, sticky_counts=not is_last):
-            continue
-        else:
-            who = f"is writable by others (mode {stat.S_IMODE(status.st_mode):04o})"
-        fix = "chown root" if status.st_uid != 0 else "chmod go-w"
-        raise LockUnavailableError(
-            f"{key} {shown}: {found} {who}, who could lead root to any other file; `{fix}` it, or name another {key}"
-        )
-
-
-def _others_may_write(status: os.stat_result, *, sticky_counts: bool) -> bool:
-    if sticky_counts and status.st_mode & stat.S_ISVTX:
-        return False
-    roots_group = stat.S_IWGRP if status.st_gid == 0 else 0
-    return bool(status.st_mode & _WRITABLE_BY_OTHERS & ~roots_group)
+    fault = ownership.unsafe(path)
+    if fault is not None:
+        raise LockUnavailableError(f"{key} {shown}: {fault}, or name another {key}")
 
 
 def is_held(runtime_dir: str) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import stat
 from pathlib import Path
 
 _LINKS_MAX = 40
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def way(path: Path) -> list[tuple[Path, bool]]:
@@ -40,6 +42,49 @@ def way(path: Path) -> list[tuple[Path, bool]]:
         else:
             break  # what is missing cannot be another user's
     return found
+
+
+def unsafe(path: Path) -> str | None:
+    """As root, return why another user may put something else in the place of ``path``, with a fix; else None.
+
+    In a folder with the sticky bit others cannot replace what is root's; but the last folder must not have it either,
+    since others could put a link where there is no file yet.
+
+    Raises:
+        OSError: a part of the path cannot be looked at.
+    """
+    if os.geteuid() != 0:
+        return None
+    for found, is_last in way(path):
+        status = found.lstat()
+        is_link = stat.S_ISLNK(status.st_mode)
+        if status.st_uid != 0:
+            who = f"belongs to {user(status.st_uid)}"
+        elif is_link or not _others_may_write(status, sticky_counts=not is_last):
+            continue
+        else:
+            who = f"is writable by others (mode {stat.S_IMODE(status.st_mode):04o})"
+        fix = "chown root" if status.st_uid != 0 else "chmod go-w"
+        return f"{found} {who}, who could lead root to any other file; `{fix}` it"
+    return None
+
+
+def _others_may_write(status: os.stat_result, *, sticky_counts: bool) -> bool:
+    if sticky_counts and status.st_mode & stat.S_ISVTX:
+        return False
+    roots_group = stat.S_IWGRP if status.st_gid == 0 else 0
+    return bool(status.st_mode & _WRITABLE_BY_OTHERS & ~roots_group)
+
+
+def make_folder(folder: Path) -> None:
+    """Create the folder and its parents where they are missing, with mode 0755, whatever the umask.
+
+    Raises:
+        OSError: one cannot be made.
+    """
+    for missing in [one for one in (*reversed(folder.parents), folder) if not one.exists()]:
+        missing.mkdir(exist_ok=True)
+        missing.chmod(0o755)
 
 
 def user(uid: int) -> str:

@@ -106,6 +106,7 @@ class Agent:
             "postgresql": {"user": "postgres", "dbname": "postgres"},
             "hosts_file": str(hosts_file),
             "runtime_dir": str(folder / "run"),
+            "state_dir": str(folder / "state"),
         }
         self.config.write_text(yaml.safe_dump(defaults | settings, sort_keys=False))
 

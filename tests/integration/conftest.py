@@ -117,6 +117,7 @@ def write_config(tmp_path: Path, hosts_file: Path) -> Callable[..., Path]:
             "port": local.port,
             "hosts_file": str(hosts_file),
             "runtime_dir": str(tmp_path / "run"),
+            "state_dir": str(tmp_path / "state"),
         }
         path = tmp_path / "resolver-agent.yml"
         path.write_text(yaml.safe_dump(defaults | settings, sort_keys=False))

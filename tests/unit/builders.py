@@ -73,6 +73,7 @@ def config(*groups: Group, fallback: Fallback = Fallback.NONE) -> Config:
         citus=True,
         hosts_file="/etc/hosts",
         runtime_dir="/run/resolver-agent",
+        state_dir="/var/lib/resolver-agent",
         log_format="text",
         log_level="info",
     )

@@ -170,7 +170,7 @@ def test_another_fault_in_the_configuration_is_said_too(settled: tuple[Agent, Pa
         agent.wait_for_line("alert: the configuration stays as it was", since=since)
 
 
-@pytest.mark.parametrize("key", ["hosts_file", "runtime_dir"])
+@pytest.mark.parametrize("key", ["hosts_file", "runtime_dir", "state_dir"])
 def test_a_reload_cannot_move_the_file(key: str, settled: tuple[Agent, Path], tmp_path: Path) -> None:
     """A running agent keeps its file and lock; the alert says when the change takes effect."""
     agent, config = settled

@@ -43,13 +43,17 @@ def primaries(cluster: dict[str, Group]) -> dict[str, str]:
 
 @pytest.fixture
 def public(config: Path) -> Iterator[Path]:
-    """Move the configuration, the hosts file and the runtime folder to a place that every user can read."""
+    """Move the configuration, the hosts file and the agent's folders to a place that every user can read."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
         shutil.copy(config.with_name("hosts"), folder)
         settings = yaml.safe_load(config.read_text())
-        moved = {"hosts_file": str(folder / "hosts"), "runtime_dir": str(folder / "run")}
+        moved = {
+            "hosts_file": str(folder / "hosts"),
+            "runtime_dir": str(folder / "run"),
+            "state_dir": str(folder / "state"),
+        }
         path = folder / config.name
         path.write_text(yaml.safe_dump(settings | moved, sort_keys=False))
         yield path

@@ -169,7 +169,10 @@ def test_for_somebody_else(config: Path, start_agent: StartAgent) -> None:
         folder.chmod(0o755)
         passfile = folder / "pgpass"
         passfile.touch(mode=0o600)
-        settings = yaml.safe_load(config.read_text()) | {"runtime_dir": str(folder / "run")}
+        settings = yaml.safe_load(config.read_text()) | {
+            "runtime_dir": str(folder / "run"),
+            "state_dir": str(folder / "state"),
+        }
         settings["postgresql"]["passfile"] = str(passfile)
         public = folder / "resolver-agent.yml"
         public.write_text(yaml.safe_dump(settings))

@@ -75,6 +75,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         "citus": "off",
         "hosts_file": str(hosts),
         "runtime_dir": str(folder / "run"),
+        "state_dir": str(folder / "state"),
     }
     config.write_text(yaml.safe_dump(settings, sort_keys=False))
     with contextlib.ExitStack() as stack:

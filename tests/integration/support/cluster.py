@@ -148,6 +148,7 @@ class Cluster:
             "local": {"host": str(machine.server.socket_dir), "user": "resolver_agent_local"},
             "port": self.site.port,
             "runtime_dir": str(self.control_path(machine).parent),
+            "state_dir": str(machine.folder / "state"),
         }
         path = machine.folder / "resolver-agent.yml"
         path.write_text(yaml.safe_dump(defaults | settings, sort_keys=False))

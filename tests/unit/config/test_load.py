@@ -45,7 +45,8 @@ SHAPE = {
         [
             (
                 "a list found, expected a map of fallback, names, postgresql, local, route, port, max_lag_bytes, "
-                "max_lag_seconds, failback_delay, interval, timeout, citus, hosts_file, runtime_dir, queue, log"
+                "max_lag_seconds, failback_delay, interval, timeout, citus, hosts_file, runtime_dir, state_dir, queue, "
+                "log"
             )
         ],
     ),
@@ -160,6 +161,7 @@ def test_what_is_not_said_has_a_default() -> None:
         citus=True,
         hosts_file="/etc/hosts",
         runtime_dir="/run/resolver-agent",
+        state_dir="/var/lib/resolver-agent",
         log_format="text",
         log_level="info",
         warnings=(),
@@ -444,6 +446,7 @@ def test_the_sample_is_valid_and_shows_the_defaults() -> None:
         "citus",
         "hosts_file",
         "runtime_dir",
+        "state_dir",
         "log",
     }
     assert [group.name for group in sample.groups] == ["cn", "wk1", "wk2"]

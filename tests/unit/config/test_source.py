@@ -85,6 +85,7 @@ def test_a_part_of_the_path_that_belongs_to_another_user_is_refused(config: Path
         ("  hosts_file: /etc/hosts\n  runtime_dir: /run/resolver-agent\n", []),
         ("  hosts_file: /etc/sudoers\n", ["hosts_file"]),
         ("  runtime_dir: /var/run/postgresql\n", ["runtime_dir"]),
+        ("  state_dir: /var/lib/postgresql\n", ["state_dir"]),
         ("  postgresql: {sslrootcert: /etc/passwd, password: x}\n", []),
         ("  postgresql: {passfile: /etc/shadow}\n", ["postgresql.passfile"]),
         ("  local: {sslkey: /etc/shadow}\n", ["local.sslkey"]),

@@ -236,6 +236,7 @@ def test_a_host_keeps_its_own_name(hostname: str, name: str, refused: bool) -> N
         ("citus: auto", "citus", True),
         ("hosts_file: /a/hosts", "hosts_file", "/a/hosts"),
         ("runtime_dir: /a", "runtime_dir", "/a"),
+        ("state_dir: /a", "state_dir", "/a"),
         ("log: {format: json}", "log_format", "json"),
         ("log: {level: debug}", "log_level", "debug"),
         ("log:", "log_level", "info"),
