@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from resolver_agent import __version__
 from resolver_agent.control import before_stop, hook, pre_promote
 from resolver_agent.system.foreign import to_json
+from resolver_agent.usage.parser import Parser
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from resolver_agent.config.model import Config
     from resolver_agent.routing.state import Target
@@ -28,6 +29,7 @@ _DEFAULT_RUNTIME_DIR = "/run/resolver-agent"
 _DEFAULT_HOSTS_FILE = "/etc/hosts"
 
 OK, DIFFERENT, TROUBLE = 0, 1, 2
+_EXITS = {OK: "done", TROUBLE: "trouble"}
 
 _SHOWN = {
     "role.sql": "role.sql",
@@ -49,7 +51,7 @@ class _TroubleError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if (_HELP | hook.BY_HAND).isdisjoint(given):
+    if (_HELP | hook.BY_HAND).isdisjoint(given) and _words(given)[:1] != ["help"]:
         for one in (pre_promote, before_stop):
             if one.NAME in given:  # before anything else can fail or take time
                 one.run(given, leave=os._exit)
@@ -76,6 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def _words(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments that are no options: first the command, unless an option with a value is before it."""
+    return [word for word in arguments if not word.startswith("-")]
+
+
 def _forget_environment() -> None:
     """Drop what libpq would take from the caller's environment: every command has to see what the service sees."""
     for name in [name for name in os.environ if name.startswith("PG")]:
@@ -84,49 +91,109 @@ def _forget_environment() -> None:
         os.environ["HOME"] = pwd.getpwuid(os.geteuid()).pw_dir
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "-c", "--config", default=argparse.SUPPRESS, help=f"configuration file (default: {_DEFAULT_CONFIG})"
+def _parser() -> Parser:
+    configured = Parser(add_help=False)
+    configured.add_argument(
+        *("-c", "--config"),
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help=f"configuration file (default: {_DEFAULT_CONFIG})",
     )
-    common.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="log every decision")
-    parser = argparse.ArgumentParser(prog="resolver-agent", description=_DESCRIPTION, parents=[common])
+    logged = Parser(add_help=False)
+    logged.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="log every decision")
+    parser = Parser(
+        prog="resolver-agent",
+        description=_DESCRIPTION,
+        epilog="`resolver-agent help COMMAND` says more about a command.",
+        parents=[configured, logged],
+    )
     parser.add_argument("--version", action="version", version=f"resolver-agent {__version__}")
     alone = parser.add_mutually_exclusive_group()
-    alone.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="show what `once` would change, and write nothing; exit 0: no difference, 1: a difference, 2: trouble",
-    )
+    alone.add_argument("--dry-run", action="store_true", help="the same as the command dry-run")
     alone.add_argument(
         "--validate-config", action="store_true", help="report all errors in the configuration; exit 0: none, 2: some"
     )
     parser.set_defaults(command=_without_command, role="auto")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text, parents=[common])
+    def command(
+        name: str, run: Any, text: str, *, exits: Mapping[int, str] = _EXITS, parents: Sequence[Parser] = (configured,)
+    ) -> Parser:
+        """Add a command. ``parents`` have the options that it shares with others."""
+        added: Parser = commands.add_parser(name, help=text, description=text, exits=exits, parents=[*parents])
         added.set_defaults(command=run)
         return added
 
-    command("run", _run, "run the agent: keep every name on the right server until stopped")
-    once = command("once", _once, "ask every node once, write the hosts file, and exit")
-    once.add_argument(
-        "--role",
-        choices=["auto", "primary", "standby"],
-        default="auto",
-        help="decide as if the local server had this role; auto asks it (default: auto)",
+    _add_work(command, (configured, logged))
+    _add_reports(command)
+    _add_hooks(command)
+    removal = command(
+        *("remove", _remove, "remove the block from the hosts file, unless pg_dist_node uses its names"),
+        parents=(configured, logged),
     )
+    removal.add_argument("--force", action="store_true", help="do not check whether pg_dist_node uses the names")
+    printed = command(
+        *("show", _show, "print a file that a node is installed with: the SQL for the role, a unit, …"),
+        exits={OK: "done"},
+        parents=(),
+    )
+    printed.add_argument("file", choices=_SHOWN, metavar="FILE", help=f"one of {', '.join(_SHOWN)}")
+    command(
+        *("demo", _demo, "show the agent at work on throw-away PostgreSQL servers"),
+        exits={OK: "every step worked", DIFFERENT: "a step failed", TROUBLE: "it could not begin"},
+        parents=(),
+    )
+    helped = command("help", _help, "show the help of a command", exits={OK: "done"}, parents=())
+    helped.add_argument("topic", nargs="?", choices=commands.choices, metavar="COMMAND", help="the command")
+    return parser
+
+
+def _add_work(command: Callable[..., Parser], parents: Sequence[Parser]) -> None:
+    """Add the commands that keep the hosts file."""
+    command(
+        *("run", _run, "run the agent: keep every name on the right server until stopped"),
+        exits={OK: "stopped", TROUBLE: "could not start"},
+        parents=parents,
+    )
+    trouble = "trouble, a node could not be asked, or a name has no address"
+    once = command(
+        *("once", _once, "ask every node once, write the hosts file, and exit"),
+        exits={OK: "done", DIFFERENT: "with --dry-run: a difference", TROUBLE: trouble},
+        parents=parents,
+    )
+    dry_run = command(
+        *("dry-run", _once, "show what `once` would change, and write nothing"),
+        exits={OK: "no difference", DIFFERENT: "a difference", TROUBLE: trouble},
+        parents=parents,
+    )
+    for one in (once, dry_run):
+        one.add_argument(
+            "--role",
+            choices=["auto", "primary", "standby"],
+            default="auto",
+            help="decide as if the local server had this role; auto asks it (default: auto)",
+        )
+    dry_run.set_defaults(dry_run=True)
     # A default would undo a --dry-run given before the command.
     once.add_argument(
         "--dry-run", action="store_true", default=argparse.SUPPRESS, help="show the difference, and write nothing"
     )
+
+
+def _add_reports(command: Callable[..., Parser]) -> None:
+    """Add the commands that report on this node."""
     shown = command(
-        "status", _status, "show where each name resolves, and why; exit 0: no alerts, 1: alerts, 2: no agent"
+        *("status", _status, "show where each name resolves, and why"),
+        exits={
+            OK: "no alerts",
+            DIFFERENT: "alerts, or an error in the configuration",
+            TROUBLE: "no agent, or one that you may not ask",
+        },
     )
     shown.add_argument("--json", action="store_true", help="print JSON, for programs")
     checked = command(
-        "doctor", _doctor, "check this node, and show how to fix each finding; exit 0: fit, 1: findings, 2: trouble"
+        *("doctor", _doctor, "check this node, and show how to fix each finding"),
+        exits={OK: "fit", DIFFERENT: "findings", TROUBLE: "trouble"},
     )
     checked.add_argument("--json", action="store_true", help="print JSON, for programs")
     checked.add_argument(
@@ -135,18 +202,30 @@ def _parser() -> argparse.ArgumentParser:
         help="print only the script for psql that puts addresses back into pg_dist_node",
     )
     checked.add_argument("--way-back", dest="to_addresses", action="store_true", help=argparse.SUPPRESS)  # old spelling
-    promoting = "move the names before this node is promoted, as Patroni's pre_promote hook; needs no configuration"
-    pre_promote.add_options(command(pre_promote.NAME, _pre_promote_by_hand, promoting))
-    stopping = (
-        "let other nodes' statements end before a planned stop, as Patroni's before_stop hook; needs no configuration"
+
+
+def _add_hooks(command: Callable[..., Parser]) -> None:
+    """Add the commands that Patroni runs."""
+    by_hand = {TROUBLE: "with --check or --cancel: no agent answers"}
+    pre_promote.add_options(
+        command(
+            pre_promote.NAME,
+            _pre_promote_by_hand,
+            "move the names before this node is promoted, as Patroni's pre_promote hook; needs no configuration",
+            exits={OK: "always", DIFFERENT: "with --strict: a name may resolve to a standby", **by_hand},
+            parents=(),
+        )
     )
-    before_stop.add_options(command(before_stop.NAME, _before_stop_by_hand, stopping))
-    removal = command("remove", _remove, "remove the block from the hosts file, unless pg_dist_node uses its names")
-    removal.add_argument("--force", action="store_true", help="do not check whether pg_dist_node uses the names")
-    printed = command("show", _show, "print a file that a node is installed with: the SQL for the role, a unit, …")
-    printed.add_argument("file", choices=_SHOWN, metavar="FILE", help=f"one of {', '.join(_SHOWN)}")
-    command("demo", _demo, "show the agent at work on throw-away PostgreSQL servers")
-    return parser
+    before_stop.add_options(
+        command(
+            before_stop.NAME,
+            _before_stop_by_hand,
+            "let other nodes' statements end before a planned stop, as Patroni's before_stop hook; needs no "
+            "configuration",
+            exits={OK: "always", **by_hand},
+            parents=(),
+        )
+    )
 
 
 _DESCRIPTION = (
@@ -411,6 +490,12 @@ def _show(options: argparse.Namespace) -> int:
     from importlib import resources
 
     print((resources.files("resolver_agent") / "systemd" / _SHOWN[options.file]).read_text("utf-8"), end="")
+    return OK
+
+
+def _help(options: argparse.Namespace) -> int:
+    parser = _parser()
+    print((parser.commands[options.topic] if options.topic else parser).format_help(), end="")
     return OK
 
 

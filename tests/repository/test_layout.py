@@ -51,7 +51,7 @@ LAYERS = (
     {"patroni", "hosts", "control"},
     {"routing"},
     {"config"},
-    {"system"},
+    {"system", "usage"},
     {"__init__.py"},
 )
 """Folders and modules from the top to the ground: an import leads downwards, or stays in its folder."""

@@ -172,6 +172,17 @@ def test_no_other_command(call: list[str]) -> None:
     assert options(" ".join(call)) <= options(usage(*command))
 
 
+def test_exit_codes() -> None:
+    """The table of commands has the exit codes of each, and those that its help gives."""
+    rows = table("Command line")
+    parser = cli._parser()
+    assert [name for name in parser.commands if not parser.commands[name].exits] == []
+    for name, command in parser.commands.items():
+        cells = [row[-1] for row in rows if re.search(rf"`resolver-agent {name}\b(?!-)", row[0])]
+        codes = {int(code) for cell in cells for code in re.findall(r"(?:^|[,;] )(?:always )?(\d+)\b", cell)}
+        assert codes == command.exits.keys(), name
+
+
 def test_symptoms() -> None:
     """Whoever looks up a message finds it in the words that the agent uses."""
     source = "".join(path.read_text(encoding="utf-8") for path in (TOP / "resolver_agent").rglob("*.py"))
