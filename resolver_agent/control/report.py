@@ -194,8 +194,12 @@ class PastWindow:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class QueueStatus:
-    """The windows that are open, and the last ones, oldest first."""
+    """The windows that are open, and the last ones, oldest first.
 
+    ``coordinates`` are the local databases that have workers: in these statements can be held at the gate.
+    """
+
+    coordinates: tuple[str, ...]
     open: tuple[WindowStatus, ...]
     past: tuple[PastWindow, ...]
 

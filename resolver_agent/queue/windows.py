@@ -59,7 +59,8 @@ _ROOM_ATTEMPTS = 8
 """How many agents on one host may have a room for the same name."""
 
 _PAST_MAX = 20
-_DATABASES_S = 300.0
+_DATABASES_S = 60.0
+"""How often it is looked where the local server coordinates: until then a worker that is new is not waited for."""
 
 
 class _Part(enum.Enum):
@@ -144,7 +145,7 @@ class Windows:
         self._databases: tuple[str, ...] = ()
         self._lookup = threads.BackgroundCall(observer.changed)
         self._looked_at = -_DATABASES_S
-        self._looked_in: Identity | None = None
+        self._looked_in: tuple[Identity | None, Config | None] = (None, None)
         self._remembered: dict[str, str] = {}
         self._local_stop: tuple[float, Identity | None] | None = None
 
@@ -320,14 +321,15 @@ class Windows:
                 _log.warning("it is not known whether the local PostgreSQL is a coordinator: %r", error)
         local = self._observer.local
         run = local.role_seen.identity if local.role_seen is not None else None
-        due = now - self._looked_at >= _DATABASES_S or run != self._looked_in
+        before, config = self._looked_in, self._observer.config
+        due = now - self._looked_at >= _DATABASES_S or run != before[0] or config is not before[1]  # a reload
         if self._stops or self._lookup.under_way or not due or run is None or local.serves_no_reads:
             return
-        self._looked_at, self._looked_in = now, run
-        if not self._observer.config.citus:
+        self._looked_at, self._looked_in = now, (run, config)
+        if not config.citus:
             self._databases = ()
         else:
-            self._lookup.begin(hold.coordinated_databases, self._observer.config)
+            self._lookup.begin(hold.coordinated_databases, config)
 
     def _busy(self, stop: _Stop) -> bool:
         """Report whether another stop has to end first: statements that wait in its rooms may hold this server's."""
@@ -594,6 +596,7 @@ class Windows:
     def status(self, now: float) -> QueueStatus:
         """Return the windows that are open, and the last ones."""
         return QueueStatus(
+            coordinates=self._databases,
             open=tuple(
                 WindowStatus(
                     name=name,

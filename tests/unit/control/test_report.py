@@ -106,7 +106,7 @@ def status(agent: Agent) -> Status:
         alerts=[(alert, agent.now - 60) for alert in agent.decision.alerts],
         written=True,
         trampled=0,
-        queue=QueueStatus(open=(), past=()),
+        queue=QueueStatus(coordinates=(), open=(), past=()),
         now=agent.now,
         **citus_status(),
     )

@@ -70,7 +70,7 @@ def beside(agent: Agent) -> tuple[Windows, Seen]:
     """Return the windows of an agent after a round, and what it observes."""
     seen = Seen(agent)
     made = Windows(cast("Observer", seen), rooms=cast("Rooms", NoRooms()))
-    made._looked_in = agent.local.role_seen.identity if agent.local.role_seen is not None else None
+    made._looked_in = (agent.local.role_seen.identity if agent.local.role_seen is not None else None, seen.config)
     made._looked_at = boottime()  # it is known already where this server coordinates
     made._databases = ("postgres",)
     made.track(agent.decision, written=True, flushed=True)
