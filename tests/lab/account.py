@@ -14,7 +14,7 @@ LATE_S = {False: 1.0, True: 3.0}
 A standby has been down before, and is asked again after as much as the agent's ``interval`` and ``timeout``.
 """
 
-_HEAD = ("writes", "without, s", "reads", "without, s", "late, ms", "misrouted", "lost", "half")
+_HEAD = ("writes", "without, s", "reads", "without, s", "failed", "late, ms", "misrouted", "lost", "half")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +27,7 @@ class Account:
         reads: how many reads were answered.
         write_gap_s: the longest time without an acknowledgement.
         read_gap_s: the longest time without an answer.
+        failed: the errors that statements and connections met.
         lost: acknowledged transactions of which a row is missing.
         half: transactions that were not acknowledged, and of which there are some rows.
         late_ms: how long after a server's change of role a statement for its old role reached it; at most.
@@ -38,6 +39,7 @@ class Account:
     reads: int
     write_gap_s: float
     read_gap_s: float
+    failed: Sequence[str]
     lost: int
     half: int
     late_ms: float
@@ -55,4 +57,4 @@ def table(accounts: Sequence[Account]) -> Iterator[str]:
     for one in accounts:
         counts = f"{len(one.misrouted):11}{one.lost:11}{one.half:11}"
         gaps = f"{one.writes:11}{one.write_gap_s:11.1f}{one.reads:11}{one.read_gap_s:11.1f}"
-        yield f"{one.event:32}{gaps}{one.late_ms:11.0f}{counts}"
+        yield f"{one.event:32}{gaps}{len(one.failed):11}{one.late_ms:11.0f}{counts}"

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.lab.health import settle
+from tests.lab.lab import Lab
 from tests.lab.waiting import wait_while
 
 if TYPE_CHECKING:
-    from tests.lab.lab import Lab
     from tests.lab.node import Node
 
 FENCE = "255.255.255.255"
@@ -23,6 +23,23 @@ def worker_switchover(lab: Lab) -> None:
     """Patroni swaps the roles of a worker's nodes."""
     _, new = lab.switch_over("wk1")
     settle(lab, {"wk1": new})
+
+
+def planned_work(lab: Lab) -> None:
+    """Patroni swaps the roles of a worker's nodes, and restarts the primary of another: connections wait meanwhile."""
+    coordinator = lab.primary("cn")
+    coordinator.host.run("systemctl", "reload", "resolver-agent")  # it looks for databases with workers at once
+    if lab.citus:
+        wait_while(lambda: not coordinator.status["queue"]["coordinates"], timeout_s=_REFUSAL_S)
+    for work, group in ((_switch_over, "wk1"), (Lab.restart, "wk2")):
+        mark = coordinator.host.mark()
+        primary = work(lab, group)
+        coordinator.host.wait_for(f"{group}: the stop of", after=mark)
+        settle(lab, {group: primary})
+
+
+def _switch_over(lab: Lab, group: str) -> Node:
+    return lab.switch_over(group)[1]
 
 
 def worker_power_loss(lab: Lab) -> None:

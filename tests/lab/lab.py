@@ -144,6 +144,13 @@ class Lab:
         assert status == 200, f"Patroni on {old!r} answered the switchover with {status}"
         return old, new
 
+    def restart(self, group: str) -> Node:
+        """Have Patroni restart the primary of a group, and return it."""
+        node = self.primary(group)
+        status = self.rest(node, "POST", "/restart", {})
+        assert status == 200, f"Patroni on {node!r} answered the restart with {status}"
+        return node
+
     def connect(self, node: Node, **keywords: Any) -> psycopg.Connection:
         """Open a session on a node as the lab's user, from outside; in autocommit mode."""
         where: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.lab import cluster_scenarios, host_scenarios
 from tests.lab.health import settle
@@ -41,10 +41,10 @@ SCENARIOS = (
 )
 
 
-def undergo(lab: Lab, scenario: Callable[[Lab], None]) -> Account:
-    """Run a scenario on a healthy lab while clients write and read, and return their results."""
+def undergo(lab: Lab, scenario: Callable[[Lab], None], **settings: Any) -> Account:
+    """Run a scenario on a healthy lab while clients write and read, and return their results; for ``Traffic``."""
     settle(lab)
     event = scenario.__name__ if lab.citus else f"{scenario.__name__}, without Citus"
-    with Traffic(lab, event) as traffic:
+    with Traffic(lab, event, **settings) as traffic:
         scenario(lab)
     return traffic.account

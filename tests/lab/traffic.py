@@ -59,9 +59,10 @@ class _Client(threading.Thread, abc.ABC):
     role: str
     """What libpq asks for: Patroni calls a server primary that is yet to be promoted."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, *, patience_s: float) -> None:
         super().__init__(daemon=True)
         self._lab = lab
+        self._patience_s = patience_s
         self.ended = threading.Event()
         self.successes: list[float] = []
         self.faults: list[_Fault] = []
@@ -78,7 +79,7 @@ class _Client(threading.Thread, abc.ABC):
                     stays = True
                     while stays and not self.ended.wait(_THINK_S):
                         begun = time.time()
-                        with citus_session.ended_after(_PATIENCE_S, session):
+                        with citus_session.ended_after(self._patience_s, session):
                             stays = self.do(session)
                         self.successes.append(time.time())
             except psycopg.Error as error:
@@ -134,8 +135,8 @@ class Writer(_Client):
 
     role = "read-write"
 
-    def __init__(self, lab: Lab) -> None:
-        super().__init__(lab)
+    def __init__(self, lab: Lab, *, patience_s: float) -> None:
+        super().__init__(lab, patience_s=patience_s)
         self.first = time.time_ns() // 1000 * _ROWS
         self._next = itertools.count(self.first, _ROWS)
         self.acknowledged: set[int] = set()
@@ -171,8 +172,8 @@ class Reader(_Client):
 
     role = "standby"
 
-    def __init__(self, lab: Lab) -> None:
-        super().__init__(lab)
+    def __init__(self, lab: Lab, *, patience_s: float) -> None:
+        super().__init__(lab, patience_s=patience_s)
         self.reads: list[_Read] = []
 
     def suits(self, node: Node) -> bool:
@@ -191,7 +192,7 @@ class Reader(_Client):
 
 
 class Traffic:
-    """A writer and a reader at work; a context manager.
+    """A writer and a reader at work, who give up a session after ``patience_s``; a context manager.
 
     Attributes:
         account: the results; after the context.
@@ -199,10 +200,11 @@ class Traffic:
 
     account: Account
 
-    def __init__(self, lab: Lab, event: str) -> None:
+    def __init__(self, lab: Lab, event: str, *, patience_s: float = _PATIENCE_S) -> None:
         self._lab = lab
         self._event = event
-        self._writer, self._reader = self._clients = Writer(lab), Reader(lab)
+        clients = Writer(lab, patience_s=patience_s), Reader(lab, patience_s=patience_s)
+        self._writer, self._reader = self._clients = clients
 
     def __enter__(self) -> Self:
         for client in self._clients:
@@ -242,6 +244,7 @@ class Traffic:
             reads=len(self._reader.successes),
             write_gap_s=self._writer.longest_gap_s(),
             read_gap_s=self._reader.longest_gap_s(),
+            failed=[f"{client!r}: {fault.error}" for client in self._clients for fault in client.faults],
             lost=lost,
             half=half,
             late_ms=1000 * max((late_s for late_s, *_ in misrouted if late_s > 0), default=0.0),
