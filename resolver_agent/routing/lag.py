@@ -35,6 +35,10 @@ _MOST = 256
 _STEPS = 64
 """Before those it gives the lag in steps of 1/64 of its limit: about 1.5 % is close enough."""
 
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+_NEXT_UNIT, _TWO_DIGITS = 999.5, 9.95
+"""From these values on a size has the next unit, and no decimals."""
+
 
 def extend_history(
     memory: Memory, group: Group, primary: Observation | None, members: Iterable[Observation], *, max_age_s: float
@@ -121,3 +125,14 @@ def _reached(lsns: History, at: float, *, exact: bool) -> int | None:
         return reached
     until, further = following[0]
     return reached + int((further - reached) * (at - since) / (until - since))
+
+
+def size(size_bytes: int) -> str:
+    """Return a number of bytes in words: ``0 B``, ``8.5 kB``, ``11 MB``. Units are powers of 1024, as in settings."""
+    value, units = float(size_bytes), iter(_UNITS)
+    unit = next(units)
+    for larger in units:
+        if value < _NEXT_UNIT:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.2g} {unit}" if value < _TWO_DIGITS else f"{value:.0f} {unit}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from resolver_agent.routing.lag import size
 from resolver_agent.routing.state import FENCE
 from tests.unit.builders import MAX_AGE_S, dead, node, primary, rejecting, standby, unreachable
 from tests.unit.routing.builders import A, B, C, on_standby
@@ -249,3 +250,23 @@ def test_lag_where_no_primary_was_ever_seen() -> None:
 def lag(agent: Agent) -> int | None:
     """Return the lag of A in bytes."""
     return agent.decision.groups["wk1"].memory.fitness[node(A)].lag_bytes
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "words"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "0.98 kB"),
+        (1023, "1 kB"),
+        (4096, "4 kB"),
+        (8_700, "8.5 kB"),
+        (12_000_000, "11 MB"),
+        (64 << 20, "64 MB"),
+        (1 << 30, "1 GB"),
+        (5000 << 40, "5000 TB"),
+    ],
+)
+def test_size(size_bytes: int, words: str) -> None:
+    """A size has two or three digits, in the units that the configuration has."""
+    assert size(size_bytes) == words
