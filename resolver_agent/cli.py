@@ -11,7 +11,8 @@ import io
 import os
 import pwd
 import sys
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from resolver_agent import __version__
 from resolver_agent.control import before_stop, hook, pre_promote
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from resolver_agent.config.model import Config
+    from resolver_agent.control.status_text import Style
     from resolver_agent.routing.state import Target
 
 _DEFAULT_CONFIG = "/etc/resolver-agent.yml"
@@ -42,6 +44,9 @@ _SHOWN = {
 
 _HELP = {"-h", "--help"}
 _COLOURS = {"+": "32", "-": "31", "@": "36"}
+
+_WATCH_S = 1.0
+_CLEAR_SCREEN = "\033[2J"
 
 
 class _TroubleError(Exception):
@@ -190,6 +195,9 @@ def _add_reports(command: Callable[..., Parser]) -> None:
             TROUBLE: "no agent, or one that you may not ask",
         },
     )
+    shown.add_argument("names", nargs="*", metavar="NAME", help="show only these names, with all that is known of them")
+    shown.add_argument("--problems", action="store_true", help="show only the names with which something is wrong")
+    shown.add_argument("--watch", action="store_true", help="show it again each second, until Ctrl-C")
     shown.add_argument("--json", action="store_true", help="print JSON, for programs")
     checked = command(
         *("doctor", _doctor, "check this node, and show how to fix each finding"),
@@ -330,29 +338,65 @@ def _once(options: argparse.Namespace) -> int:
             print(f"{fault}: {one}", file=sys.stderr)
     diff = block.unified_diff(found.old, found.new, path=config.hosts_file)
     if diff:
-        print(_coloured(diff) if sys.stdout.isatty() else diff, end="")
+        print(_coloured(diff) if _has_colour() else diff, end="")
     if found.unasked or found.left_out:
         return TROUBLE
     return DIFFERENT if options.dry_run and diff else OK
 
 
+class _Shown(NamedTuple):
+    """What a status shows, what it says on standard error, and its exit code."""
+
+    text: str
+    faults: tuple[str, ...] = ()
+    code: int = OK
+
+
 def _status(options: argparse.Namespace) -> int:
-    from resolver_agent.control import client, report
+    if options.watch:
+        _watch(options)
+    shown = _look(options)
+    if shown.text:
+        print(shown.text)
+    for fault in shown.faults:
+        print(f"resolver-agent: {fault}", file=sys.stderr)
+    return shown.code
+
+
+def _look(options: argparse.Namespace) -> _Shown:
+    """Return the status of the agent, or what the hosts file says if no agent can be asked."""
+    from resolver_agent.control import client, report, selection
+    from resolver_agent.control.status_text import as_text
+
+    runtime_dir, hosts_file, fault = _agent_places(options)
+    faults = (fault,) if fault else ()
+    try:
+        found = report.from_json(report.Status, client.ask_running(runtime_dir, "status"))
+    except client.ControlError as error:
+        shown = _look_into_file(str(error), hosts_file, options)
+        return shown._replace(faults=(*faults, *shown.faults))
+    if options.names:
+        _refuse_unknown(options.names, [one.name for one in found.names])
+        found = selection.of_names(found, options.names)
+    code = DIFFERENT if fault or any(alert.wants_attention for alert in found.alerts) else OK
+    if options.json:
+        chosen = selection.problems(found) if options.problems else found
+        text = _json(report.as_json(chosen), options)
+    else:
+        text = as_text(found, style=_style(), details=bool(options.names), only_problems=options.problems)
+    return _Shown(text=text, faults=faults, code=code)
+
+
+def _agent_places(options: argparse.Namespace) -> tuple[str, str, str]:
+    """Return the runtime folder and hosts file of the agent, and what is wrong with the configuration if it is read.
+
+    An agent with the default runtime folder is asked without the configuration: loading PyYAML takes time.
+    """
     from resolver_agent.system import lock
 
-    runtime_dir, hosts_file, fault = _DEFAULT_RUNTIME_DIR, _DEFAULT_HOSTS_FILE, ""
-    # An agent with the default runtime folder is asked without the configuration: loading PyYAML takes time.
     if hasattr(options, "config") or (not lock.is_held(_DEFAULT_RUNTIME_DIR) and os.access(_DEFAULT_CONFIG, os.R_OK)):
-        runtime_dir, hosts_file, fault = _places(options)
-    if fault:
-        print(f"resolver-agent: {fault}", file=sys.stderr)
-    try:
-        answer = client.ask_running(runtime_dir, "status")
-        found = report.from_json(report.Status, answer)
-    except client.ControlError as error:
-        return _status_of_file(str(error), hosts_file, options)
-    print(to_json(answer, indent=2) if options.json else report.as_text(found))
-    return DIFFERENT if fault or any(alert.wants_attention for alert in found.alerts) else OK
+        return _places(options)
+    return _DEFAULT_RUNTIME_DIR, _DEFAULT_HOSTS_FILE, ""
 
 
 def _places(options: argparse.Namespace) -> tuple[str, str, str]:
@@ -368,24 +412,75 @@ def _places(options: argparse.Namespace) -> tuple[str, str, str]:
     return config.runtime_dir, config.hosts_file, ""
 
 
-def _status_of_file(why: str, hosts_file: str, options: argparse.Namespace) -> int:
-    """Show what the hosts file says, as no agent can be asked."""
+def _look_into_file(why: str, hosts_file: str, options: argparse.Namespace) -> _Shown:
+    """Return what the hosts file says, as no agent can be asked."""
     from resolver_agent.control import report
     from resolver_agent.hosts import atomic_file, block
 
     try:
         targets = block.recall(atomic_file.HostsFileWriter(hosts_file).read().content)
     except atomic_file.HostsFileError as error:
-        raise _TroubleError(f"{why}\n{error}") from error
+        return _Shown(text="", faults=(f"{why}\n{error}",), code=TROUBLE)
     except block.BlockError as error:
-        raise _TroubleError(f"{why}\n{hosts_file}: {error}") from error
+        return _Shown(text="", faults=(f"{why}\n{hosts_file}: {error}",), code=TROUBLE)
+    if options.names:
+        targets = tuple(target for target in targets if target.name in options.names)
+    found = report.FileStatus(error=why, hosts_file=hosts_file, names=tuple(targets))
+    text = _json(report.as_json(found), options) if options.json else "\n".join(map(str, targets))
+    return _Shown(text=text, faults=(f"{why}; the names are those in {hosts_file}",), code=TROUBLE)
+
+
+def _refuse_unknown(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise if the agent does not manage one of the names."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise _TroubleError(f"the agent has no name {', '.join(unknown)}; it has {', '.join(known)}")
+
+
+def _json(data: Any, options: argparse.Namespace) -> str:
+    return to_json(data, indent=None if options.watch else 2)
+
+
+def _style() -> Style:
+    """Return how text is laid out on standard output."""
+    import shutil
+
+    from resolver_agent.control.status_text import Style
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return Style(width=width, colour=_has_colour())
+
+
+def _has_colour() -> bool:
+    """Report whether standard output is a terminal, and its user has nothing against colours: https://no-color.org."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _watch(options: argparse.Namespace) -> NoReturn:
+    """Show the status once a second, until Ctrl-C: on a terminal each in the place of the last one."""
+    print(end=_CLEAR_SCREEN if sys.stdout.isatty() else "")
+    while True:
+        due = time.monotonic() + _WATCH_S
+        try:
+            shown = _look(options)
+        except _TroubleError as error:
+            shown = _Shown(text="", faults=(str(error),))
+        print(end=_frame(shown, options), flush=True)
+        time.sleep(max(0.0, due - time.monotonic()))
+
+
+def _frame(shown: _Shown, options: argparse.Namespace) -> str:
+    import shutil
+
+    from resolver_agent.control import report, status_text
+    from resolver_agent.system.clock import boottime
+
     if options.json:
-        names = [report.target_to_json(target) for target in targets]
-        print(to_json({"error": why, "hosts_file": hosts_file, "names": names}, indent=2))
-    else:
-        for target in targets:
-            print(target)
-    raise _TroubleError(f"{why}; the names are those in {hosts_file}")
+        return f"{shown.text or to_json({'error': shown.faults[0]})}\n"
+    now = boottime()
+    faults = [f"resolver-agent: {fault}" for fault in shown.faults]
+    text = "\n".join([str(report.wall_time(now, now=now)), *faults, shown.text])
+    return status_text.on_screen(text, rows=shutil.get_terminal_size().lines) if sys.stdout.isatty() else f"{text}\n\n"
 
 
 def _pre_promote_by_hand(options: argparse.Namespace) -> int:

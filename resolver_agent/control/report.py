@@ -1,4 +1,4 @@
-"""The agent's answers: as values, as plain data for the socket and ``--json``, and as text.
+"""The agent's answers: as values, and as plain data for the socket and ``--json``.
 
 Standard library only, so that ``resolver-agent status`` starts quickly.
 """
@@ -19,11 +19,11 @@ from resolver_agent import __version__
 from resolver_agent.config.model import Route
 from resolver_agent.control.client import ControlError
 from resolver_agent.routing.observation import ProbeFailure, Role
-from resolver_agent.routing.state import FENCE, AlertCode, Code, GroupState, Reason, Severity, Target, TargetKind
+from resolver_agent.routing.state import AlertCode, Code, GroupState, Reason, Severity, Target, TargetKind
 from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from resolver_agent.config.model import Config, Group, Node
     from resolver_agent.routing.decision import Decision
@@ -199,7 +199,7 @@ class QueueStatus:
     ``coordinates`` are the local databases that have workers: in these statements can be held at the gate.
     """
 
-    coordinates: tuple[str, ...]
+    coordinates: tuple[str, ...] = ()
     open: tuple[WindowStatus, ...]
     past: tuple[PastWindow, ...]
 
@@ -222,6 +222,15 @@ class Status:
     flush: FlushStatus
     recovery: RecoveryStatus
     queue: QueueStatus | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FileStatus:
+    """The names as the hosts file has them, because no agent can be asked; ``error`` says why."""
+
+    error: str
+    hosts_file: str
+    names: tuple[Target, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -552,93 +561,3 @@ def _server(state: NodeState, *, now: float) -> dict[str, Any]:
         "lsn": f"{seen.lsn >> 32:X}/{seen.lsn & 0xFFFFFFFF:X}" if seen and seen.lsn is not None else None,
         "age_s": round(now - latest.at, 3) if latest else None,
     }
-
-
-# --- text
-
-
-def as_text(status: Status) -> str:
-    """Return a status as text. The tables give a reason in one word where an alert below gives it in full."""
-    alerted = {alert.subject_and_code for alert in status.alerts}
-    names = [
-        [
-            one.name,
-            "fenced" if one.address == FENCE else one.address or "-",
-            one.since or "-",
-            _why(one, alerted),
-        ]
-        for one in status.names
-    ]
-    nodes = [
-        [one.name, one.node, one.kind, str(one.timeline or "-"), _lag(one), _age(one), one.detail]
-        for one in status.nodes
-    ]
-    local, role, trampled = status.local, status.role, status.trampled
-    lines = [
-        f"resolver-agent {status.version}, process {status.pid}, {status.config}; {status.hosts_file}"
-        + (f", put back {trampled} times" if trampled else ""),
-        f"local PostgreSQL: {local.kind}"
-        + (f" ({local.detail})" if local.detail else "")
-        + (f", last seen as a {role}" if role and role != local.kind else ""),
-        *_citus_lines(status),
-        "",
-        *_table(["name", "address", "since", "reason"], names),
-        *([] if status.written else ["", "THE HOSTS FILE DOES NOT SAY THIS YET."]),
-        *_queue_lines(status.queue),
-        "",
-        *_table(["name", "node", "state", "timeline", "lag", "asked", ""], nodes),
-    ]
-    for alert in status.alerts:
-        clauses = alert.text.replace("; ", ";\n    ")
-        lines += ["", f"alert since {alert.since}:", f"  {clauses}"]
-    return "\n".join(lines)
-
-
-def _citus_lines(status: Status) -> list[str]:
-    """Return the line on flush and recovery, where there is Citus."""
-    flush, recovery = status.flush, status.recovery
-    if not flush.citus:
-        return []
-    told = "flushed" if flush.flushed else "not flushed yet"
-    if recovery.age_s is not None:
-        withdrawn = next((one.withdrawn for one in recovery.databases if one.withdrawn), None)
-        recovered = f"last recovery {recovery.age_s:.0f} s ago"
-        recovered += f", cut short: {withdrawn}" if withdrawn else ""
-    else:
-        recovered = f"no recovery: {recovery.blocked_by or 'not due yet'}"
-    return [f"Citus: cached connections are {told}; {recovered}"]
-
-
-def _queue_lines(queue: QueueStatus | None) -> list[str]:
-    """Return a line for each name whose statements wait, and one for the last window of each name."""
-    if queue is None:
-        return []
-    lines = [
-        f"{one.name}: {one.node} stops; "
-        + ("statements under way end" if one.stage == "draining" else f"{one.waiting} connections wait")
-        + f", for {one.left_s:.1f} s at most"
-        for one in queue.open
-    ]
-    lines += [f"last planned stop: {one}" for one in {one.name: one for one in queue.past}.values()]
-    return ["", *lines] if lines else []
-
-
-def _why(name: NameStatus, alerted: Collection[tuple[str, str]]) -> str:
-    return f"{name.code}, see below" if (name.name, name.code) in alerted else name.reason
-
-
-def _age(node: NodeStatus) -> str:
-    return "never" if node.age_s is None else f"{node.age_s:.1f} s ago"
-
-
-def _lag(node: NodeStatus) -> str:
-    if node.lag_bytes is None:
-        return "-"
-    return f"{node.lag_bytes} B" + (f", {node.lag_s:.1f} s" if node.lag_s is not None else "")
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
-    ]

@@ -62,4 +62,4 @@ def test_status_exits_with_1_for_what_wants_attention(
     answer = report.as_json(agent(alerts=alerts, severity=severity.value))
     with answering(tmp_path / "run", answer):
         assert cli.main(["status", "-c", str(config)]) == code
-    assert capsys.readouterr().out.count("\nalert since ") == alerts
+    assert capsys.readouterr().out.splitlines().count(f"{severity.value}: held") == alerts

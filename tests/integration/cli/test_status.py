@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import select
 import signal
@@ -16,7 +17,7 @@ import pytest
 
 from resolver_agent import __version__
 from tests.integration.support.agent_state import SETTLED, wait_until
-from tests.integration.support.command_line import AS_NOBODY, PROGRAM, run, targets
+from tests.integration.support.command_line import AS_NOBODY, PROGRAM, on_a_terminal, run, targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,19 +41,43 @@ def settled(running: Agent, config: Path) -> Agent:
 
 
 def test_status_of_a_healthy_agent(settled: Agent, config: Path, cluster: dict[str, Group]) -> None:
-    """Names with target, time and reason, nodes with state, timeline, lag and age; exit code 0."""
+    """Counts, and a line for each name with its target, time, reason and nodes; exit code 0."""
     ran = run("status", "-c", config)
     assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("3 names: 1 self, 2 primary; 6 nodes: 3 primary, 3 standby; no alerts\n")
     assert (
         f"resolver-agent {__version__}, process {settled.process.pid}, {config}; {settled.hosts_file}\n" in ran.stdout
     )
     assert "local PostgreSQL: primary\n" in ran.stdout
     worker, moment = cluster["wk1"], r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d"
-    assert re.search(rf"^cn +{cluster['cn'].primary.address} +{moment} +this server$", ran.stdout, re.MULTILINE)
-    assert re.search(rf"^wk1 +{worker.primary.address} +{moment} +primary, timeline \d+$", ran.stdout, re.MULTILINE)
-    address = f"{worker.standby.address}:{worker.standby.port}"
-    assert re.search(rf"^wk1 +{address} +standby +\d+ +\d+ B +\d\.\d s ago$", ran.stdout, re.MULTILINE)
-    assert "alert" not in ran.stdout
+    assert re.search(rf"^cn +{cluster['cn'].primary.address} +{moment} +this server +", ran.stdout, re.MULTILINE)
+    line = rf"^wk1 +{worker.primary.address} +{moment} +primary, timeline \d+ +(.*)$"
+    nodes = re.search(line, ran.stdout, re.MULTILINE)
+    assert nodes is not None
+    states = {node: f"{node.address}:{node.port}" for node in worker.nodes}
+    assert f"{states[worker.primary]} primary" in nodes[1]
+    assert re.search(rf"{states[worker.standby]} standby \d+ ", nodes[1])
+
+
+def test_status_of_a_name(settled: Agent, config: Path, cluster: dict[str, Group]) -> None:
+    """All that is known of its nodes, and nothing of other names, also as JSON."""
+    ran = run("status", "wk1", "-c", config)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("1 name: 1 primary; 2 nodes: 1 primary, 1 standby; no alerts\n")
+    standby = cluster["wk1"].standby
+    line = rf"^  {standby.address}:{standby.port} +standby +\d+ +\w+/\w+ +\d+ \w?B +\d\.\d s ago$"
+    assert re.search(line, ran.stdout, re.MULTILINE)
+    assert "wk2" not in ran.stdout
+    found = json.loads(run("status", "wk1", "--json", "-c", config).stdout)
+    assert (found["pid"], {one["name"] for one in found["nodes"]}) == (settled.process.pid, {"wk1"})
+
+
+@pytest.mark.usefixtures("running")
+def test_status_of_a_name_that_is_not_there(config: Path) -> None:
+    """The agent's names are listed, with exit code 2."""
+    ran = run("status", "wk1", "wk7", "-c", config)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "resolver-agent: the agent has no name wk7; it has cn, wk1, wk2\n"
 
 
 def test_status_as_json(settled: Agent, config: Path, cluster: dict[str, Group]) -> None:
@@ -78,15 +103,83 @@ def test_status_as_json(settled: Agent, config: Path, cluster: dict[str, Group])
 
 
 def test_status_with_alerts(running: Agent, config: Path, cluster: dict[str, Group]) -> None:
-    """The exit code is 1; the table has a keyword and the whole text is below, clause by clause."""
+    """The exit code is 1, unless other names are asked for; the whole text is above the table, clause by clause."""
     cluster["wk1"].primary.kill()
     running.wait_for_line("alert: wk1 → ")
     ran = run("status", "-c", config)
     assert ran.returncode == 1
     address = cluster["wk1"].primary.address
-    assert re.search(rf"^wk1 +{address} +\S+ +held, see below$", ran.stdout, re.MULTILINE)
-    assert re.search(rf"^alert since \S+:\n  wk1 → {address} \(held;\n    no primary;\n    ", ran.stdout, re.MULTILINE)
+    assert re.search(rf"^warning: held, since \S+\n  wk1 → {address} \(held; no primary; ", ran.stdout, re.MULTILINE)
+    assert re.search(rf"^wk1 +{address} +\S+ +held, see above  ", ran.stdout, re.MULTILINE)
     assert run("status", "--json", "-c", config).returncode == 1
+    assert run("status", "wk2", "-c", config).returncode == 0
+
+
+def test_status_of_problems(running: Agent, config: Path, cluster: dict[str, Group]) -> None:
+    """Only the names with which something is wrong are shown; a standby that is down is no alert, and is shown."""
+    cluster["wk1"].standby.kill()
+    wait_until(lambda: " dead" in run("status", "-c", config).stdout)
+    ran = run("status", "--problems", "-c", config)
+    assert (ran.returncode, running.process.poll()) == (0, None)
+    assert ran.stdout.startswith("3 names: ")
+    assert re.findall(r"^(?:cn|wk\d)\b", ran.stdout, re.MULTILINE) == ["wk1"]
+
+
+def test_watch_over_a_restart(running: Agent, config: Path, start_agent: StartAgent) -> None:
+    """``--watch`` goes on without an agent, shows the next one, and ends at Ctrl-C."""
+    command = [*PROGRAM, "status", "--watch", "--json", "-c", str(config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None
+        assert json.loads(watch.stdout.readline())["pid"] == running.process.pid
+        assert running.stop() == 0
+        assert any("no agent runs" in json.loads(line).get("error", "") for line in watch.stdout)
+        following = start_agent(config)
+        assert any(json.loads(line).get("pid") == following.process.pid for line in watch.stdout)
+        watch.send_signal(signal.SIGINT)
+        _, said = watch.communicate(timeout=10)
+    assert (watch.returncode, said) == (130, "")
+
+
+def test_watch_on_a_terminal(running: Agent, config: Path) -> None:
+    """Each look takes the place of the last one; Ctrl-C at the terminal ends it."""
+    terminal, end = pty.openpty()
+    command = ["setsid", "-c", *PROGRAM, "status", "--watch", "-c", str(config)]
+    environment = os.environ | {"TERM": "xterm", "NO_COLOR": ""}
+    with subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment) as process:
+        os.close(end)
+        shown = b""
+        while shown.count(b"\x1b[H") < 2 or not shown.endswith(b"\x1b[?7h"):
+            shown += os.read(terminal, 65536)
+        os.write(terminal, b"\x03")
+        process.wait(timeout=10)
+    os.close(terminal)
+    assert process.returncode == 130
+    assert f"process {running.process.pid}".encode() in shown
+    assert b"\x1b[32mprimary, timeline 1" in shown
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [
+        pytest.param({"TERM": "xterm", "NO_COLOR": ""}, True, id="a terminal"),
+        pytest.param({"TERM": "xterm", "NO_COLOR": "1"}, False, id="NO_COLOR"),
+        pytest.param({"TERM": "dumb", "NO_COLOR": ""}, False, id="a dumb terminal"),
+    ],
+)
+def test_colours(environment: dict[str, str], coloured: bool, config: Path) -> None:  # noqa: FBT001 -- a table's column
+    """Text has colours on a terminal, unless its user wants none."""
+    command = [
+        "env",
+        *(f"{name}={value}" for name, value in environment.items()),
+        *PROGRAM,
+        "status",
+        "-c",
+        str(config),
+    ]
+    shown = on_a_terminal(command, code=0)
+    assert b"local PostgreSQL: primary" in shown
+    assert (b"\x1b[" in shown) == coloured
 
 
 def test_status_of_a_bind_mounted_file(config: Path, hosts_file: Path, start_agent: StartAgent) -> None:

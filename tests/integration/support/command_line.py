@@ -63,8 +63,8 @@ def no_new_logins(group: Group) -> Iterator[None]:
         group.standby.wait_for_replay(of=group.primary)
 
 
-def on_a_terminal(command: list[str]) -> bytes:
-    """Return a command's output on a terminal."""
+def on_a_terminal(command: list[str], *, code: int = 1) -> bytes:
+    """Return a command's output on a terminal; it ends with this exit code."""
     terminal, end = pty.openpty()
     with subprocess.Popen(command, stdin=end, stdout=end, stderr=end) as process:
         os.close(end)
@@ -72,7 +72,7 @@ def on_a_terminal(command: list[str]) -> bytes:
         with contextlib.suppress(OSError), os.fdopen(terminal, "rb", buffering=0) as screen:
             while chunk := screen.read(65536):
                 shown += chunk
-    assert process.returncode == 1
+    assert process.returncode == code
     return shown
 
 

@@ -1,32 +1,20 @@
-"""The agent's report: as JSON, as text, and as the answer to ``once``."""
+"""The agent's report: as JSON, and as the answer to ``once``."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime as dt
 import json
-import os
 import re
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from resolver_agent import __version__
 from resolver_agent.citus.recovery import Prepared, Recovered
 from resolver_agent.config.model import Fallback, Route
 from resolver_agent.control import report as control_report
 from resolver_agent.control.client import ControlError
-from resolver_agent.control.report import (
-    FlushStatus,
-    Plan,
-    QueueStatus,
-    RecoveryStatus,
-    Status,
-    as_json,
-    as_text,
-    from_json,
-    promotion,
-)
+from resolver_agent.control.report import FlushStatus, Plan, Status, as_json, from_json, promotion
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.local_server import Announced
 from resolver_agent.routing.observation import NodeState, Role
@@ -43,14 +31,12 @@ from tests.unit.builders import (
     standby,
     unreachable,
 )
+from tests.unit.control.builders import A, B, CitusStatus, citus_status, seen, status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from resolver_agent.config.model import Node
     from resolver_agent.routing.observation import Observation
 
-A, B = "10.0.0.1", "10.0.0.2"
 MOMENT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d"  # RFC 3339
 
 TARGET = {
@@ -63,53 +49,6 @@ TARGET = {
     "code": "primary",
     "reason": "why",
 }
-
-
-class CitusStatus(TypedDict):
-    """The report's arguments about Citus."""
-
-    flush: FlushStatus
-    recovery: RecoveryStatus
-
-
-def seen() -> Agent:
-    """Return an agent on a standby that observes its group."""
-    one = Agent(config(group("wk1", A, B, max_lag_s=30)))
-    one.see({A: primary(lsn=0x1_0000_2000), B: standby(lsn=0x1_0000_1000)})
-    return one.see_local(standby()).decide()
-
-
-def citus_status(
-    *,
-    citus: bool | None = False,
-    flushed: bool = True,
-    blocked_by: str | None = None,
-    age_s: float | None = None,
-    databases: Sequence[Recovered] = (),
-) -> CitusStatus:
-    """Return the report's arguments about Citus."""
-    return {
-        "flush": FlushStatus(citus=citus, flushed=flushed, fault=None),
-        "recovery": RecoveryStatus(
-            under_way=False, blocked_by=blocked_by, age_s=age_s, databases=tuple(one.status for one in databases)
-        ),
-    }
-
-
-def status(agent: Agent) -> Status:
-    """Return an agent's status."""
-    return control_report.status(
-        dataclasses.replace(agent.config, path="c.yml", hosts_file="hosts"),
-        agent.decision,
-        {one: agent.states.get(one, NodeState()) for one in agent.config.groups[0].nodes},
-        local=agent.local,
-        alerts=[(alert, agent.now - 60) for alert in agent.decision.alerts],
-        written=True,
-        trampled=0,
-        queue=QueueStatus(coordinates=(), open=(), past=()),
-        now=agent.now,
-        **citus_status(),
-    )
 
 
 def report(agent: Agent) -> dict[str, Any]:
@@ -181,9 +120,6 @@ def test_a_report_before_anything_is_known() -> None:
     assert found["names"] == [{"name": "wk1", "address": None, "code": "unknown", "reason": "never seen"}]
     [one] = found["nodes"]
     assert (one["kind"], one["role"], one["age_s"], one["fit"]) == ("unknown", None, None, None)
-    text = as_text(status(agent))
-    assert re.search(r"^wk1 +- +- +never seen$", text, re.MULTILINE)
-    assert re.search(rf"^wk1 +{A}:5432 +unknown +- +- +never +not asked yet$", text, re.MULTILINE)
 
 
 def test_a_target_of_an_earlier_run_has_no_time() -> None:
@@ -230,7 +166,6 @@ def test_a_status_of_another_version() -> None:
     found = from_json(Status, sent)
     assert (found.role, found.names[0].since, found.flush.fault) == (None, None, None)
     assert [(one.key, one.code, one.wants_attention) for one in found.alerts] == [("wk1:held", None, True)]
-    assert as_text(found)
 
 
 RECOVERY: dict[str, Any] = {"under_way": False, "blocked_by": None, "databases": []}
@@ -242,19 +177,6 @@ def nested(depth: int) -> list[Any]:
     for _ in range(depth):
         data = [data]
     return data
-
-
-def test_text_of_a_hostile_agent() -> None:
-    """Nothing of an answer moves a terminal's cursor, breaks a line or changes the writing direction."""
-    hostile = "\x1b[2J\x9b31m\nname\u2028\u202e\x07"
-    sent = report(seen())
-    sent["version"] = sent["config"] = sent["hosts_file"] = hostile
-    sent["names"][0] |= {"name": hostile, "reason": hostile, "since": hostile}
-    sent["nodes"][0] |= {"name": hostile, "node": hostile, "detail": hostile}
-    sent["alerts"] = [{"key": hostile, "text": hostile, "since": hostile}]
-    lines = as_text(from_json(Status, sent)).split("\n")
-    assert all(line.isprintable() for line in lines)
-    assert not any(line.startswith("name\\u2028") for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -296,54 +218,6 @@ def test_a_plan_that_is_none(data: object, where: str) -> None:
         from_json(Plan, data)
 
 
-def test_text_of_what_is_well() -> None:
-    """The text is two tables without alerts."""
-    text = as_text(status(seen()))
-    assert re.fullmatch(
-        rf"""resolver-agent {__version__}, process {os.getpid()}, c.yml; hosts
-local PostgreSQL: standby
-
-name  address   since                      reason
-wk1   {B}  {MOMENT}  standby
-
-name  node           state    timeline  lag            asked
-wk1   {A}:5432  primary  7         -              0\.0 s ago
-wk1   {B}:5432  standby  7         4096 B, 0\.0 s  0\.0 s ago""",
-        text,
-    )
-
-
-def test_text_of_what_is_not() -> None:
-    """A long reason appears once, below the tables, one clause a line."""
-    text = as_text(status(seen().see({B: dead()}).decide()))
-    assert re.search(r"^wk1 +fenced +\S+ +fenced, see below$", text, re.MULTILINE)
-    assert re.search(
-        r"\n\nalert since \S+:\n  wk1 → fenced \(no fit standby: 10\.0\.0\.1 is primary;\n"
-        r"    10\.0\.0\.2 is dead: Connection refused, last seen in recovery\)$",
-        text,
-    )
-    assert text.count("no fit standby") == 1
-    assert max(map(len, text.splitlines())) < 100
-
-
-def test_text_of_a_local_server_that_is_gone() -> None:
-    """The text has the fault and the role that still counts."""
-    text = as_text(status(seen().see_local(dead()).decide()))
-    assert "local PostgreSQL: dead (Connection refused), last seen as a standby\n" in text
-
-
-def test_text_of_what_is_not_in_the_file() -> None:
-    """Targets that are not written yet are told apart from those in the file."""
-    found = status(seen())
-    assert "DOES NOT SAY THIS" not in as_text(found)
-    assert "\nTHE HOSTS FILE DOES NOT SAY THIS YET.\n" in as_text(dataclasses.replace(found, written=False))
-
-
-def test_text_of_a_trampled_file() -> None:
-    """The text says how often the block was restored, if it was."""
-    assert "; hosts, put back 3 times\n" in as_text(dataclasses.replace(status(seen()), trampled=3))
-
-
 def test_a_plan_names_who_could_not_be_asked() -> None:
     """The plan lists rejected, silent and pending servers, the local one too, but not dead ones: these are known."""
     hosts: dict[str | Node, Observation] = {
@@ -381,36 +255,6 @@ def test_reasons_of_every_code_can_be_sent() -> None:
     for code in Code:
         target = Target(name="wk1", address=A, kind=TargetKind.SELF, wanted_role=None, reason=Reason(code, "why"))
         assert control_report.target_from_json(control_report.target_to_json(target)).reason == Reason(code, "why")
-
-
-@pytest.mark.parametrize(
-    ("told", "line"),
-    [
-        pytest.param(citus_status(), None, id="no Citus"),
-        pytest.param(
-            citus_status(citus=True, age_s=12.3),
-            "Citus: cached connections are flushed; last recovery 12 s ago",
-            id="all is well",
-        ),
-        pytest.param(
-            citus_status(citus=True, age_s=3.0, databases=[Recovered(database="app", withdrawn="wk1 is held")]),
-            "Citus: cached connections are flushed; last recovery 3 s ago, cut short: wk1 is held",
-            id="withdrawn",
-        ),
-        pytest.param(
-            citus_status(citus=True, flushed=False, blocked_by="wk1 is held"),
-            "Citus: cached connections are not flushed yet; no recovery: wk1 is held",
-            id="nothing is",
-        ),
-        pytest.param(
-            citus_status(citus=True), "Citus: cached connections are flushed; no recovery: not due yet", id="just begun"
-        ),
-    ],
-)
-def test_text_of_citus(told: CitusStatus, line: str | None) -> None:
-    """With Citus, one line shows the state of flush and recovery."""
-    lines = as_text(dataclasses.replace(status(seen()), **told)).splitlines()
-    assert [found for found in lines if found.startswith("Citus:")] == ([line] if line else [])
 
 
 PRIMARY_NAMES = [remembered(A, TargetKind.PRIMARY)]
