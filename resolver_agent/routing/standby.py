@@ -25,7 +25,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Fallback, Node, Route
-from resolver_agent.routing.lag import History, measure_lag
+from resolver_agent.routing.lag import History, measure_lag, size
 from resolver_agent.routing.observation import NodeState, Observation, Role, describe
 from resolver_agent.routing.primary import primary_address
 from resolver_agent.routing.state import FENCE, Code, Fitness, Reason, TargetKind
@@ -71,10 +71,10 @@ def assess_fitness(
 
 def _lagging(group: Group, *, lag_bytes: int | None, lag_s: float | None, before: Fitness) -> tuple[bool, str]:
     """Report whether a node lags too much, and why: once beyond a limit, it does until it is below half of it."""
-    for lag, limit, unit in ((lag_bytes, group.max_lag_bytes, "bytes"), (lag_s, group.max_lag_s, "s")):
+    for lag, limit, in_bytes in ((lag_bytes, group.max_lag_bytes, True), (lag_s, group.max_lag_s, False)):
         if limit is None:
             continue
-        words = f"{limit:.12g} {unit}"
+        words = size(int(limit)) if in_bytes else f"{limit:.12g} s"
         if lag is None and before.lagging:
             return True, f"lagged more than {words} behind its primary, and says no more"
         if lag is not None and lag > limit:

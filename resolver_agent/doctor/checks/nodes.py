@@ -8,6 +8,7 @@ from resolver_agent.config.model import Fallback, Route
 from resolver_agent.doctor.checks.metadata import coordinator
 from resolver_agent.doctor.facts import Server
 from resolver_agent.doctor.finding import Finding, Severity
+from resolver_agent.routing.lag import size
 from resolver_agent.routing.observation import ProbeFailure, Role
 
 if TYPE_CHECKING:
@@ -75,9 +76,8 @@ def _group(facts: Facts, group: Group) -> Iterator[Finding]:
     for node, one in seen.items():
         lag_bytes = head - (one.lsn or 0) if one.role is Role.STANDBY else 0
         if group.max_lag_bytes is not None and lag_bytes > group.max_lag_bytes:
-            text = (
-                f"{group.name}: {node} lags {lag_bytes} bytes behind its primary (max_lag_bytes: {group.max_lag_bytes})"
-            )
+            lag, limit = size(lag_bytes), size(group.max_lag_bytes)
+            text = f"{group.name}: {node} lags {lag} behind its primary (max_lag_bytes: {limit})"
             yield Finding(Severity.WARNING, "lag", text, f"Look at pg_stat_wal_receiver on {node.host}.")
 
 

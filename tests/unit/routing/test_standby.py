@@ -173,7 +173,7 @@ B_LEADS = f"{B} is primary"
             {}, {node(A): f"{A} is tagged noloadbalance"}, f"{A} is tagged noloadbalance; {B_LEADS}", B, id="excluded"
         ),
         pytest.param(
-            {A: standby(lsn=899)}, {}, f"{A} lags more than 100 bytes behind its primary; {B_LEADS}", B, id="lagging"
+            {A: standby(lsn=899)}, {}, f"{A} lags more than 100 B behind its primary; {B_LEADS}", B, id="lagging"
         ),
     ],
 )

@@ -76,7 +76,7 @@ CASES = [
         f"{WK2}:5432 has 9",
         "names.wk1.nodes",
     ),
-    ("lag", probed(wk2=standby(started=4, system_id=2, lsn=400)), WARNING, "lag", "lags 600 bytes", "wal_receiver"),
+    ("lag", probed(wk2=standby(started=4, system_id=2, lsn=400)), WARNING, "lag", "lags 600 B", "wal_receiver"),
     (
         "not recognised",
         lambda fit: dataclasses.replace(fit, local=state(CN1, primary(started=99))),
