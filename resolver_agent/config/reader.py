@@ -6,13 +6,13 @@ The caller gives the tables; this module knows no keys.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from resolver_agent.config import values
 from resolver_agent.config.yaml12 import dotted
+from resolver_agent.system.suggestion import nearest
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Reader:
         present = self.map(key, found, fix=f"expected a map of {', '.join(table)}")
         for name in present:
             if name not in table:
-                self.error(dotted(key, name), f"unknown key, {misplaced.get(name) or _nearest(name, table)}")
+                self.error(dotted(key, name), f"unknown key, {misplaced.get(name) or nearest(name, sorted(table))}")
         result = {}
         for name, (parse, default) in table.items():
             at = dotted(key, name)
@@ -95,12 +95,7 @@ class Reader:
             if name in refused:
                 self.error(at, f"not to be set here, {refused[name]}")
             elif name not in (known := values.libpq_keywords()):
-                self.error(at, f"libpq has no such keyword, {_nearest(name, known - refused.keys())}")
+                self.error(at, f"libpq has no such keyword, {nearest(name, sorted(known - refused.keys()))}")
             else:
                 result[name] = self.value(at, partial(values.libpq_value, keyword=name), given)
         return result
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(sorted(known))}"

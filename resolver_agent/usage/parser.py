@@ -10,8 +10,10 @@ import itertools
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from resolver_agent.system.suggestion import nearest
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,12 +84,3 @@ class Parser(argparse.ArgumentParser):
 def exit_codes(exits: Mapping[int, str]) -> str:
     """Return in words what exit codes mean."""
     return "; ".join(f"{code} {meaning}" for code, meaning in exits.items())
-
-
-def nearest(word: str, known: Iterable[str], *, otherwise: str = "") -> str:
-    """Return which known word is meant, or else all of them, or ``otherwise``."""
-    import difflib  # noqa: PLC0415 -- takes a while, and only errors need it
-
-    words: Sequence[str] = [*known]
-    near = difflib.get_close_matches(word, words, n=1)
-    return f"did you mean `{near[0]}`?" if near else otherwise or f"expected one of {', '.join(words)}"

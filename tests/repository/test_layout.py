@@ -50,8 +50,8 @@ LAYERS = (
     {"observe"},
     {"patroni", "hosts", "control"},
     {"routing"},
-    {"config"},
-    {"system", "usage"},
+    {"config", "usage"},
+    {"system"},
     {"__init__.py"},
 )
 """Folders and modules from the top to the ground: an import leads downwards, or stays in its folder."""
