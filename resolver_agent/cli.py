@@ -43,6 +43,9 @@ _SHOWN = {
 """The files that ``show`` prints, in the package's folder ``systemd``."""
 
 _HELP = {"-h", "--help"}
+_TAKE_WORDS = {"explain"}
+"""The commands that may be followed by any words, also by the name of a hook."""
+
 _COLOURS = {"+": "32", "-": "31", "@": "36"}
 
 _WATCH_S = 1.0
@@ -58,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if (_HELP | hook.BY_HAND).isdisjoint(given) and _words(given)[:1] != ["help"]:
         for one in (pre_promote, before_stop):
-            if one.NAME in given:  # before anything else can fail or take time
+            # Before anything else can fail or take time.
+            if one.NAME in given and _TAKE_WORDS.isdisjoint(given[: given.index(one.NAME)]):
                 one.run(given, leave=os._exit)
     _forget_environment()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -199,6 +203,13 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     shown.add_argument("--problems", action="store_true", help="show only the names with which something is wrong")
     shown.add_argument("--watch", action="store_true", help="show it again each second, until Ctrl-C")
     shown.add_argument("--json", action="store_true", help="print JSON, for programs")
+    explained = command("explain", _explain, "say what an alert or a message means, where to look, and what to do")
+    explained.add_argument(
+        "about",
+        nargs="*",
+        metavar="CODE",
+        help="the code or key of an alert, a line of the log, or words of it (default: list everything)",
+    )
     checked = command(
         *("doctor", _doctor, "check this node, and show how to fix each finding"),
         exits={OK: "fit", DIFFERENT: "findings", TROUBLE: "trouble"},
@@ -579,6 +590,16 @@ def _doctor(options: argparse.Namespace) -> int:
         return OK
     print(to_json(report.as_json(), indent=2) if options.json else report.as_text())
     return OK if report.fit else DIFFERENT
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from resolver_agent.control import explain
+
+    try:
+        print(explain.explain(" ".join(options.about)))
+    except explain.UnknownSymptomError as error:
+        raise _TroubleError(str(error)) from error
+    return OK
 
 
 def _show(options: argparse.Namespace) -> int:

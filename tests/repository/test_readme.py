@@ -25,7 +25,7 @@ READMES = [
     *sorted(path for folder in FOLDERS for path in (TOP / folder).rglob("README.md")),
 ]
 TEXTS = {path.relative_to(TOP).as_posix(): path.read_text(encoding="utf-8") for path in READMES}
-MAIN, NODE = "README.md", "systemd/README.md"
+MAIN = "README.md"
 
 
 def prose(name: str) -> str:
@@ -46,16 +46,16 @@ MINIMAL = "{fallback: none, names: {wk1: {nodes: [10.0.0.1], patroni: {port: 800
 REQUIRED = "required"
 
 
-def section(title: str, *, of: str = MAIN) -> str:
+def section(title: str) -> str:
     """Return what stands under a heading."""
-    found = re.search(rf"^## {title}$(.*?)(?=^## |\Z)", TEXTS[of], re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^## {title}$(.*?)(?=^## |\Z)", TEXTS[MAIN], re.MULTILINE | re.DOTALL)
     assert found is not None
     return found[1]
 
 
-def table(title: str, *, of: str = MAIN) -> list[list[str]]:
+def table(title: str) -> list[list[str]]:
     """Return the rows of a section's tables, without their heads."""
-    lines = section(title, of=of).splitlines()
+    lines = section(title).splitlines()
     return [
         [cell.strip() for cell in line.strip("|").split("|")]
         for before, line in itertools.pairwise(lines)
@@ -181,14 +181,6 @@ def test_exit_codes() -> None:
         cells = [row[-1] for row in rows if re.search(rf"`resolver-agent {name}\b(?!-)", row[0])]
         codes = {int(code) for cell in cells for code in re.findall(r"(?:^|[,;] )(?:always )?(\d+)\b", cell)}
         assert codes == command.exits.keys(), name
-
-
-def test_symptoms() -> None:
-    """Whoever looks up a message finds it in the words that the agent uses."""
-    source = "".join(path.read_text(encoding="utf-8") for path in (TOP / "resolver_agent").rglob("*.py"))
-    symptoms = [words for row in table("Symptom, look, fix", of=NODE) for words in re.findall(r"`([^`]+)`", row[0])]
-    assert len(symptoms) > 10
-    assert [words for words in symptoms if words not in source] == []
 
 
 def test_rows() -> None:
