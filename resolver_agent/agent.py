@@ -15,6 +15,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from resolver_agent import __version__, log
+from resolver_agent.changes.changes import Changes
 from resolver_agent.citus.maintenance import CitusMaintenance
 from resolver_agent.config.load import ConfigError, load_again
 from resolver_agent.control import client, server
@@ -87,6 +88,7 @@ class Agent:
         self._windows = Windows(self._observer)
         self._own_stop = OwnStop(self._observer, self._windows, decision=lambda: self._decision)
         self._change_log = ChangeLog()
+        self._changes = Changes(config)
         self._requests = Requests(
             self._state,
             decision=lambda: self._decision,
@@ -95,6 +97,7 @@ class Agent:
             maintenance=self._maintenance,
             windows=self._windows,
             stops=self._own_stop,
+            since=self._changes.since,
         )
         self._decision = Decision(groups={})
         self._reader = BackgroundCall(self._observer.changed)
@@ -125,6 +128,7 @@ class Agent:
                     self._config.hosts_file,
                     self._config.path,
                 )
+                self._changes.start()
                 self._notifier.ready()
                 self._work = asyncio.get_running_loop().create_task(self._keep())
                 try:
@@ -136,6 +140,7 @@ class Agent:
                     self._notifier.stopping()
                     await self._windows.stop()
                     await self._observer.close()
+                    await self._changes.close()
             _log.info("stopped; %s stays as it is", self._config.hosts_file)
 
     async def _keep(self) -> None:
@@ -185,6 +190,7 @@ class Agent:
             if remembered is not None:
                 self._decision = resume(self._config, remembered)
                 self._windows.resume(remembered, self._config, age_s=self._block.found_age_s)
+                self._changes.resume(remembered)
                 return
             self._notifier.watchdog()
             await asyncio.sleep(self._patience_s(_BREATH_S))
@@ -217,6 +223,8 @@ class Agent:
 
     async def _round(self) -> None:
         """One pass: from observations to a verified file, then to Citus and the log."""
+        # What it is woken by came before now, unless time alone brings the change.
+        seen_at = self._observer.changed.since if self._observer.changed.is_set() else boottime()
         self._observer.changed.clear()
         self._tick()
         self._reload()
@@ -233,6 +241,14 @@ class Agent:
         self._observer.track(decision)
         self._maintenance.tick(self._observer, decision, written=written, puts=self._block.trampled, now=boottime())
         self._windows.track(decision, written=written, flushed=self._maintenance.flushed)
+        self._changes.track(
+            decision.targets,
+            seen_at=seen_at,
+            now=boottime(),
+            written=written,
+            flushed=self._maintenance.flushed,
+            citus=self._maintenance.flush_status.citus,
+        )
         _log.debug("%s; decided in %.1f ms: %s", seen.nodes, took_s * 1000, decision.groups)
         self._change_log.nodes(seen.nodes)
         self._change_log.decision(decision, self._alerts(), begun, written=written)
@@ -283,6 +299,7 @@ class Agent:
             *self._block.alerts,
             *self._observer.alerts,
             *self._maintenance.alerts,
+            *self._changes.alerts,
             *([self._defect] if self._defect is not None else []),
             *([self._reload_fault] if self._reload_fault is not None else []),
         ]

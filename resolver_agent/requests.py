@@ -69,7 +69,10 @@ class AgentState:
 
 
 class Requests:
-    """Answers requests from what the agent's rounds leave behind, as ``state()`` and ``decision()`` return it."""
+    """Answers requests from what the agent's rounds leave behind, as ``state()`` and ``decision()`` return it.
+
+    ``since(name, address)`` tells when a name was given its address, before this run.
+    """
 
     def __init__(
         self,
@@ -81,6 +84,7 @@ class Requests:
         maintenance: CitusMaintenance,
         windows: Windows,
         stops: Stops,
+        since: Callable[[str, str], str | None],
     ) -> None:
         self._state = state
         self._decision = decision
@@ -89,6 +93,7 @@ class Requests:
         self._maintenance = maintenance
         self._windows = windows
         self._stops = stops
+        self._since = since
         self._round_over = asyncio.Condition()
 
     @property
@@ -127,6 +132,7 @@ class Requests:
             recovery=self._maintenance.recovery_status(now),
             queue=self._windows.status(now),
             now=now,
+            since=self._since,
         )
         answer: dict[str, Any] = report.as_json(found)
         return answer

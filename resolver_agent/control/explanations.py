@@ -405,9 +405,9 @@ ALERTS: tuple[Explanation, ...] = (
         "What should outlive a restart of the agent cannot be kept in its folder, and is kept in memory alone.",
         (
             Remedy(
-                "`name another state_dir`",
-                "the reason in the alert; `ls -ld` of the folder, `df` of its disk",
-                "as the alert says: a folder that only root may change, with space on its disk",
+                "`kept in memory alone`",
+                "the reason in the alert: a full disk, or a `state_dir` that others may write",
+                "as the alert says. Names are kept right all the same; what is in memory is lost at a restart",
             ),
         ),
     ),

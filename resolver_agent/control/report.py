@@ -23,7 +23,7 @@ from resolver_agent.routing.state import AlertCode, Code, GroupState, Reason, Se
 from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from resolver_agent.config.model import Config, Group, Node
     from resolver_agent.routing.decision import Decision
@@ -491,15 +491,20 @@ def status(
     recovery: RecoveryStatus,
     queue: QueueStatus,
     now: float,
+    since: Callable[[str, str], str | None] = lambda _name, _address: None,
 ) -> Status:
-    """Return the status of this process, its names, nodes and alerts; ``now`` is in seconds of CLOCK_BOOTTIME."""
+    """Return the status of this process, its names, nodes and alerts; ``now`` is in seconds of CLOCK_BOOTTIME.
+
+    ``since(name, address)`` tells when a name was given its address, where that was before this run.
+    """
 
     def name(group: Group) -> NameStatus:
         state = decision.groups.get(group.name, _NOTHING)
         target = state.target
         if target is None:
             return NameStatus(name=group.name, address=None, code=state.reason.code.value, reason=state.reason.text)
-        return NameStatus(**_target_fields(target), since=wall_time(target.since, now=now))
+        known_since = wall_time(target.since, now=now) or since(target.name, target.address)
+        return NameStatus(**_target_fields(target), since=known_since)
 
     def node(group: Group, node: Node) -> NodeStatus:
         fitness = decision.groups.get(group.name, _NOTHING).memory.fitness.get(node)

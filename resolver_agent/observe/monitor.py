@@ -20,7 +20,7 @@ from resolver_agent.observe.probe import Prober
 from resolver_agent.observe.talk import Talk
 from resolver_agent.routing.observation import NodeState, Observation, ProbeFailure, Role
 from resolver_agent.system.clock import boottime
-from resolver_agent.system.pacing import UNSETTLED_S, ConnectSlots, TokenBucket, Wakeup, unsettled_delay_s
+from resolver_agent.system.pacing import UNSETTLED_S, ConnectSlots, News, TokenBucket, Wakeup, unsettled_delay_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ class Monitor:
         on_message: Callable[[Node, int, str], None] = lambda _node, _pid, _payload: None,
         getaddrinfo: Resolver = socket.getaddrinfo,
     ) -> None:
-        self.changed = asyncio.Event()
+        self.changed = News()
         self._on_local = on_local
         self._on_message = on_message
         self._getaddrinfo = getaddrinfo

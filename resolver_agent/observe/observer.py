@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from resolver_agent.routing.decision import Decision
     from resolver_agent.routing.observation import LockClaim, Window
     from resolver_agent.routing.state import Alert
+    from resolver_agent.system.pacing import News
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Observer:
         self._patroni = PatroniWatch(changed=self.changed)
 
     @property
-    def changed(self) -> asyncio.Event:
+    def changed(self) -> News:
         """Set whenever something other than an LSN or a time has changed."""
         return self._monitor.changed
 

@@ -8,6 +8,8 @@ import contextlib
 import math
 from typing import TYPE_CHECKING
 
+from resolver_agent.system.clock import boottime
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -26,6 +28,18 @@ def backoff_s(failures: float, *, first_s: float, max_s: float) -> float:
 def unsettled_delay_s(age_s: float, *, interval_s: float) -> float:
     """Return the seconds until the next probe of a group that has been unsettled for ``age_s`` seconds."""
     return backoff_s(1 + max(0.0, age_s - _HASTE_S) / 10, first_s=UNSETTLED_S, max_s=interval_s)
+
+
+class News(asyncio.Event):
+    """An event that knows when it was first set since it was last cleared: ``since``, seconds of CLOCK_BOOTTIME."""
+
+    since = 0.0
+
+    def set(self) -> None:
+        """Wake those who wait."""
+        if not self.is_set():
+            self.since = boottime()
+        super().set()
 
 
 class Wakeup:

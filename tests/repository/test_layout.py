@@ -48,7 +48,7 @@ LAYERS = (
     {"queue"},
     {"citus"},
     {"observe"},
-    {"patroni", "hosts", "control"},
+    {"patroni", "hosts", "control", "changes"},
     {"routing"},
     {"config", "usage"},
     {"system"},

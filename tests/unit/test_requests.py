@@ -47,6 +47,7 @@ def ask(stops: Stops, command: str, **arguments: object) -> dict[str, Any]:
         maintenance=nothing,
         windows=nothing,
         stops=stops,
+        since=nothing,
     )
     handler: Callable[[dict[str, Any]], Any] = requests.handlers[command]
 

@@ -11,7 +11,7 @@ from resolver_agent.routing.observation import NodeState
 from tests.unit.builders import Agent, config, group, primary, standby
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from resolver_agent.citus.recovery import Recovered
 
@@ -49,8 +49,8 @@ def citus_status(
     }
 
 
-def status(agent: Agent) -> Status:
-    """Return an agent's status."""
+def status(agent: Agent, since: Callable[[str, str], str | None] = lambda _name, _address: None) -> Status:
+    """Return an agent's status; ``since`` is its history."""
     return report.status(
         dataclasses.replace(agent.config, path="c.yml", hosts_file="hosts"),
         agent.decision,
@@ -61,6 +61,7 @@ def status(agent: Agent) -> Status:
         trampled=0,
         queue=QueueStatus(open=(), past=()),
         now=agent.now,
+        since=since,
         **citus_status(),
     )
 

@@ -74,6 +74,19 @@ def test_a_target_survives_the_socket(target: Target) -> None:
     assert (back, back.reason) == (target, target.reason)
 
 
+def test_since_is_known_from_before_this_run() -> None:
+    """A name that has not moved since the start has been where it is for as long as the history says."""
+    restarted = seen().restart().see({A: primary(), B: standby()}).see_local(standby()).decide()
+    known = {("wk1", B): "2026-11-28T10:00:00+00:00"}
+    [name] = status(restarted, since=lambda name, address: known.get((name, address))).names
+    assert (name.address, name.since) == (B, "2026-11-28T10:00:00+00:00")
+    assert [one.since for one in status(restarted).names] == [None]
+    moved = restarted.wait(1).see({B: dead()}).decide()
+    [name] = status(moved, since=lambda _name, _address: "2026-11-28T10:00:00+00:00").names
+    assert name.address != B
+    assert name.since not in (None, "2026-11-28T10:00:00+00:00")
+
+
 def test_a_report_has_names_nodes_and_alerts() -> None:
     """The report has every field a program may need, with wall-clock times."""
     found = report(seen().wait(0.5))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from resolver_agent.system.pacing import ConnectSlots, TokenBucket, backoff_s, unsettled_delay_s
+from resolver_agent.system.clock import boottime
+from resolver_agent.system.pacing import ConnectSlots, News, TokenBucket, backoff_s, unsettled_delay_s
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -219,3 +220,17 @@ def test_slots_come_back_from_who_fails_or_gives_up() -> None:
             assert elapsed_s() < 0.001
 
     run(scenario())
+
+
+def test_news_are_as_old_as_the_first() -> None:
+    """What is set again meanwhile stays as old as it is, until it is cleared."""
+    news = News()
+    before = boottime()
+    news.set()
+    first = news.since
+    news.set()
+    assert before <= news.since == first <= boottime()
+    news.clear()
+    news.set()
+    assert news.is_set()
+    assert news.since > first

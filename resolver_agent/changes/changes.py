@@ -1,0 +1,113 @@
+"""Notices every change of a name once it is in the hosts file, and tells the history and the operator's command.
+
+Called in every round, and never blocks. What fails here is an alert, and changes no decision.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import datetime as dt
+import logging
+from typing import TYPE_CHECKING
+
+from resolver_agent.changes.change import Change, gone, made
+from resolver_agent.changes.history import History
+from resolver_agent.changes.history_file import path_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from resolver_agent.config.model import Config
+    from resolver_agent.routing.state import Alert, Target
+
+_log = logging.getLogger(__name__)
+
+_WAITING_MAX = 1000
+_CLOSE_S = 0.5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A change that is not flushed yet. Times are seconds of CLOCK_BOOTTIME."""
+
+    change: Change
+    seen_at: float
+
+
+class Changes:
+    """The changes of names, from ``start()`` to ``close()``."""
+
+    def __init__(self, config: Config) -> None:
+        self._history = History(path_of(config.state_dir))
+        self._before: dict[str, Target] = {}
+        self._seen: dict[tuple[str, str | None], float] = {}
+        self._waiting: collections.deque[_Waiting] = collections.deque(maxlen=_WAITING_MAX)
+        self._failed = False
+
+    @property
+    def alerts(self) -> tuple[Alert, ...]:
+        """What cannot be kept or told."""
+        return tuple(one for one in (self._history.alert,) if one is not None)
+
+    def start(self) -> None:
+        """Begin to tell."""
+        self._history.start()
+
+    def resume(self, targets: Iterable[Target]) -> None:
+        """Begin with what the hosts file says."""
+        self._before = {target.name: target for target in targets}
+
+    def since(self, name: str, address: str) -> str | None:
+        """Return when a name was given its address, also before this run (RFC 3339); None where that is not known."""
+        return self._history.since(name, address)
+
+    def track(
+        self, targets: Iterable[Target], *, seen_at: float, now: float, written: bool, flushed: bool, citus: bool | None
+    ) -> None:
+        """Take in a round. ``seen_at`` is when the evidence came; ``written`` and ``flushed`` are about ``targets``.
+
+        ``citus`` is False or None where there is none, or none is known: nothing is flushed then.
+        """
+        try:
+            self._track({target.name: target for target in targets}, seen_at, now, written=written)
+            if written and flushed:
+                self._flushed(now, citus=citus is True)
+        except Exception as error:  # noqa: BLE001 -- a defect here must not keep names from being kept
+            if not self._failed:
+                _log.error("a change of a name is not told", exc_info=error)
+            self._failed = True
+
+    async def close(self) -> None:
+        """Save what is not saved yet, within 0.5 s, and stop."""
+        await self._history.close(within_s=_CLOSE_S)
+
+    def _track(self, targets: dict[str, Target], seen_at: float, now: float, *, written: bool) -> None:
+        before = self._before
+        moved = [one for one in targets.values() if one.name not in before or before[one.name].address != one.address]
+        left = [one for one in before.values() if one.name not in targets]
+        # What could not be written at once was seen when it was first decided.
+        wanted = [*((one.name, one.address) for one in moved), *((one.name, None) for one in left)]
+        self._seen = {one: self._seen.get(one, seen_at) for one in wanted}
+        if not written:
+            return
+        time = dt.datetime.now(dt.timezone.utc).astimezone().isoformat(timespec="milliseconds")
+        for target in moved:
+            seen_at = self._seen[target.name, target.address]
+            took_ms = round((now - seen_at) * 1000)
+            self._tell(made(before.get(target.name), target, time=time, written_ms=took_ms), seen_at)
+        for target in left:
+            seen_at = self._seen[target.name, None]
+            self._tell(gone(target, time=time, written_ms=round((now - seen_at) * 1000)), seen_at)
+        self._before, self._seen = targets, {}
+
+    def _tell(self, change: Change, seen_at: float) -> None:
+        self._history.put(change)
+        self._waiting.append(_Waiting(change, seen_at))
+
+    def _flushed(self, now: float, *, citus: bool) -> None:
+        """Take in that everything is flushed that the hosts file says; there was a flush only where there is Citus."""
+        while self._waiting:
+            one = self._waiting.popleft()
+            if citus:
+                self._history.put(dataclasses.replace(one.change, flushed_ms=round((now - one.seen_at) * 1000)))

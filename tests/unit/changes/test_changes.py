@@ -1,0 +1,146 @@
+"""Which changes of names are told: those in the hosts file, once each, with how long they took."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import TYPE_CHECKING
+
+from resolver_agent.changes import history_file
+from resolver_agent.changes.changes import Changes
+from resolver_agent.routing.observation import Role
+from resolver_agent.routing.state import FENCE, Code, Reason, Target, TargetKind
+from tests.unit.builders import config, group
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+    from resolver_agent.changes.change import Change
+
+A, B = "10.0.0.1", "10.0.0.2"
+
+
+def target(address: str, name: str = "wk1", *, code: Code = Code.PRIMARY) -> Target:
+    """Return a target of a name that wants its primary."""
+    return Target(
+        name=name, address=address, kind=TargetKind.PRIMARY, wanted_role=Role.PRIMARY, reason=Reason(code, "why")
+    )
+
+
+class Setup:
+    """What an agent tells in its rounds, and what of it is in its history."""
+
+    def __init__(self, folder: Path, *block: Target) -> None:
+        self.changes = Changes(dataclasses.replace(config(group("wk1", A, B)), state_dir=str(folder)))
+        self.changes.resume(block)
+        self._path = history_file.path_of(str(folder))
+
+    def round(
+        self,
+        *targets: Target,
+        seen_at: float = 1.0,
+        now: float = 1.0,
+        written: bool = True,
+        flushed: bool = True,
+        citus: bool | None = True,
+    ) -> Setup:
+        """Run one round."""
+        self.changes.track(targets, seen_at=seen_at, now=now, written=written, flushed=flushed, citus=citus)
+        return self
+
+    @property
+    def told(self) -> list[Change]:
+        """The history, once it is saved."""
+
+        async def save() -> None:
+            self.changes.start()
+            await self.changes.close()
+
+        asyncio.run(save())
+        return history_file.read(self._path)[0]
+
+    @property
+    def moves(self) -> list[tuple[str, str | None, str | None]]:
+        """The names of the history, with their old and new addresses."""
+        return [(one.name, one.old, one.new) for one in self.told]
+
+
+def test_a_name_that_moves(tmp_path: Path) -> None:
+    """A change is told once, and says where the name came from, since when, and why."""
+    setup = Setup(tmp_path, target(A)).round(target(A)).round(target(B)).round(target(B))
+    [change] = setup.told
+    assert (change.old, change.new, change.code, change.reason, change.wanted_role) == (
+        A,
+        B,
+        "primary",
+        "why",
+        "primary",
+    )
+    assert setup.changes.since("wk1", B) is not None
+    assert setup.changes.since("wk1", A) is None
+
+
+def test_the_block_found_at_the_start_is_no_change(tmp_path: Path) -> None:
+    """A restart moves no name. A name that has moved meanwhile is a change."""
+    assert Setup(tmp_path, target(A), target(A, "wk2")).round(target(A), target(B, "wk2")).moves == [("wk2", A, B)]
+
+
+def test_names_that_come_and_go(tmp_path: Path) -> None:
+    """They have no old address, or no new one."""
+    setup = Setup(tmp_path).round(target(A), target(A, "wk2")).round(target(A, "wk2"))
+    assert setup.moves == [("wk1", None, A), ("wk2", None, A), ("wk1", A, None)]
+
+
+def test_another_reason_is_no_change(tmp_path: Path) -> None:
+    """A name that is held stays where it is; a fence is an address."""
+    setup = Setup(tmp_path, target(A)).round(target(A, code=Code.HELD)).round(target(FENCE, code=Code.FENCED))
+    assert setup.moves == [("wk1", A, FENCE)]
+
+
+def test_a_change_is_told_when_it_is_in_the_file(tmp_path: Path) -> None:
+    """The delay counts from the evidence on, however long the file could not be written."""
+    setup = Setup(tmp_path, target(A)).round(target(B), seen_at=5.0, now=5.1, written=False)
+    setup.round(target(B), seen_at=7.0, now=7.1, written=False).round(target(B), seen_at=9.0, now=9.25)
+    [change] = setup.told
+    assert change.written_ms == 4250
+
+
+def test_what_was_never_written_is_not_told(tmp_path: Path) -> None:
+    """A name that comes back before the file could be written has not moved; its next move has its own delay."""
+    setup = Setup(tmp_path, target(A)).round(target(B), seen_at=5.0, written=False)
+    setup.round(target(A), seen_at=6.0).round(target(B), seen_at=7.0, now=7.125)
+    [change] = setup.told
+    assert change.written_ms == 125
+
+
+def test_the_flush(tmp_path: Path) -> None:
+    """Its delay counts from the evidence on, and is told once it has succeeded."""
+    setup = Setup(tmp_path, target(A)).round(target(B), seen_at=5.0, now=5.1, flushed=False)
+    setup.round(target(B), seen_at=6.0, now=6.0, flushed=False)
+    setup.round(target(B), seen_at=7.0, now=7.5).round(target(B), seen_at=8.0, now=8.0)
+    [change] = setup.told
+    assert (change.written_ms, change.flushed_ms) == (100, 2500)
+
+
+def test_without_citus_nothing_is_flushed(tmp_path: Path) -> None:
+    """There is no delay then, and none is made up."""
+    [change] = Setup(tmp_path, target(A)).round(target(B), citus=False).told
+    assert change.flushed_ms is None
+
+
+def test_a_round_whose_file_is_not_written_flushes_nothing(tmp_path: Path) -> None:
+    """What was flushed is what the file said before."""
+    setup = Setup(tmp_path, target(A)).round(target(B), now=1.1, flushed=False).round(target(A), now=2.0, written=False)
+    [change] = setup.told
+    assert change.flushed_ms is None
+
+
+def test_a_defect_does_not_end_the_round(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged once."""
+    setup = Setup(tmp_path, target(A))
+    bad = dataclasses.replace(target(B), reason=None)  # type: ignore[arg-type]
+    setup.round(bad).round(bad).round(target(B))
+    assert [record.getMessage() for record in caplog.records] == ["a change of a name is not told"]
+    assert setup.moves == [("wk1", A, B)]
