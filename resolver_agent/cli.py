@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _DEFAULT_CONFIG = "/etc/resolver-agent.yml"
 _DEFAULT_RUNTIME_DIR = "/run/resolver-agent"
 _DEFAULT_HOSTS_FILE = "/etc/hosts"
+_DEFAULT_STATE_DIR = "/var/lib/resolver-agent"
 
 OK, DIFFERENT, TROUBLE = 0, 1, 2
 _EXITS = {OK: "done", TROUBLE: "trouble"}
@@ -203,6 +204,10 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     shown.add_argument("--problems", action="store_true", help="show only the names with which something is wrong")
     shown.add_argument("--watch", action="store_true", help="show it again each second, until Ctrl-C")
     shown.add_argument("--json", action="store_true", help="print JSON, for programs")
+    past = command("history", _history, "show the last changes of names, and how long each took")
+    past.add_argument("names", nargs="*", metavar="NAME", help="show only the changes of these names")
+    past.add_argument("-n", dest="last", type=_count, metavar="N", help="show only the last N changes")
+    past.add_argument("--json", action="store_true", help="print JSON, for programs")
     explained = command("explain", _explain, "say what an alert or a message means, where to look, and what to do")
     explained.add_argument(
         "about",
@@ -419,7 +424,7 @@ def _places(options: argparse.Namespace) -> tuple[str, str, str]:
         config = load(path)
     except ConfigError as error:
         # The agent may still run with what the file said before.
-        return *locations(path), "the configuration is not usable\n" + "\n".join(error.errors)
+        return *locations(path)[:2], "the configuration is not usable\n" + "\n".join(error.errors)
     return config.runtime_dir, config.hosts_file, ""
 
 
@@ -492,6 +497,50 @@ def _frame(shown: _Shown, options: argparse.Namespace) -> str:
     faults = [f"resolver-agent: {fault}" for fault in shown.faults]
     text = "\n".join([str(report.wall_time(now, now=now)), *faults, shown.text])
     return status_text.on_screen(text, rows=shutil.get_terminal_size().lines) if sys.stdout.isatty() else f"{text}\n\n"
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text[:9]):
+        raise argparse.ArgumentTypeError(f"{text!r} found, expected a whole number from 1 on")
+    return int(text[:9])
+
+
+def _history(options: argparse.Namespace) -> int:
+    from resolver_agent.changes import change, history_file
+    from resolver_agent.system.state_file import StateError
+
+    path = history_file.path_of(_state_dir(options))
+    wanted = {name.lower() for name in options.names}
+    try:
+        found = [one for one in history_file.read(path)[0] if not wanted or one.name in wanted]
+    except StateError as error:
+        raise _TroubleError(str(error)) from error
+    found = found[-options.last :] if options.last is not None else found
+    if options.json:
+        print(to_json([one.as_json() for one in found], indent=2))
+    elif found:
+        print(change.as_text(found))
+    else:
+        print(f"no change is recorded in {path}", file=sys.stderr)
+    return OK
+
+
+def _state_dir(options: argparse.Namespace) -> str:
+    """Return the folder of what outlives a restart. PyYAML is loaded only where the configuration may name another."""
+    from resolver_agent.config import source
+
+    path = getattr(options, "config", _DEFAULT_CONFIG)
+    try:
+        names_it = b"state_dir" in source.read(path).content
+    except (OSError, ValueError) as error:
+        if hasattr(options, "config"):
+            raise _TroubleError(f"{path}: {error}, expected a configuration file that can be read") from error
+        names_it = False
+    if not names_it:
+        return _DEFAULT_STATE_DIR
+    from resolver_agent.config.load import locations
+
+    return locations(path)[2]
 
 
 def _pre_promote_by_hand(options: argparse.Namespace) -> int:

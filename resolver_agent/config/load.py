@@ -356,23 +356,27 @@ def _files(config: Config) -> Iterator[tuple[str, str]]:
                 yield f"names.{group.name}.patroni.{key}", value
 
 
-def locations(path: str) -> tuple[str, str]:
-    """Return the runtime folder and the hosts file of a faulty configuration; what it does not give is the default."""
-    places = (DEFAULT_RUNTIME_DIR, DEFAULT_HOSTS_FILE)
+def locations(path: str) -> tuple[str, str, str]:
+    """Return the runtime folder, the hosts file and the state folder of a configuration that may be faulty.
+
+    What it does not give is the default.
+    """
+    places = {"runtime_dir": DEFAULT_RUNTIME_DIR, "hosts_file": DEFAULT_HOSTS_FILE, "state_dir": DEFAULT_STATE_DIR}
     try:
         found = source.read(path)
         document, _ = yaml12.read(found.content)
     except (OSError, ValueError):
-        return places
-    if found.intruder is not None and os.geteuid() == 0:
-        return places
+        document = None
+    else:
+        if found.intruder is not None and os.geteuid() == 0:
+            document = None
     section = document.get("resolver_agent") if _is_patronis(document) else document
     given = section if isinstance(section, dict) else {}
     reader = Reader()
-    return (
-        reader.value("", values.path, given.get("runtime_dir", places[0]), places[0]),
-        reader.value("", values.path, given.get("hosts_file", places[1]), places[1]),
+    runtime_dir, hosts_file, state_dir = (
+        reader.value("", values.path, given.get(key, default), default) for key, default in places.items()
     )
+    return runtime_dir, hosts_file, state_dir
 
 
 def load_again(current: Config) -> Config:

@@ -25,6 +25,7 @@ AS_NOBODY = [
     """import os, pwd, sys
 import encodings.idna, encodings.utf_8_sig, python_hosts, tenacity
 from resolver_agent import cli, once
+from resolver_agent.changes import history_file
 from resolver_agent.control import report
 from resolver_agent.hosts import block
 from resolver_agent.system import lock

@@ -501,14 +501,15 @@ def test_a_file_that_does_not_exist(line: str, key: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("intervall: 1s", ("/r", "/h")),
-        ("runtime_dir: 7", ("/run/resolver-agent", "/h")),
-        ("<", ("/run/resolver-agent", "/etc/hosts")),
+        ("intervall: 1s", ("/r", "/h", "/s")),
+        ("runtime_dir: 7", ("/run/resolver-agent", "/h", "/s")),
+        ("<", ("/run/resolver-agent", "/etc/hosts", "/var/lib/resolver-agent")),
     ],
 )
-def test_where_the_agent_of_a_faulty_file_is(line: str, expected: tuple[str, str], tmp_path: Path) -> None:
-    """The runtime folder and the hosts file are found as far as they can be read."""
-    path = write(tmp_path / "agent.yml", f"fallback: maybe\nruntime_dir: /r\nhosts_file: /h\n{line}\n")
+def test_where_the_agent_of_a_faulty_file_is(line: str, expected: tuple[str, str, str], tmp_path: Path) -> None:
+    """The folders and the hosts file are found as far as they can be read."""
+    text = f"fallback: maybe\nruntime_dir: /r\nhosts_file: /h\nstate_dir: /s\n{line}\n"
+    path = write(tmp_path / "agent.yml", text)
     assert locations(path) == expected
 
 
