@@ -40,6 +40,7 @@ _SHOWN = {
     "socket": "resolver-agent.socket",
     "config": "resolver-agent.yml",
     "hook": "patroni-hooks.yml",
+    "schema": "status.schema.json",
 }
 """The files that ``show`` prints, in the package's folder ``systemd``."""
 
@@ -203,7 +204,7 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     shown.add_argument("names", nargs="*", metavar="NAME", help="show only these names, with all that is known of them")
     shown.add_argument("--problems", action="store_true", help="show only the names with which something is wrong")
     shown.add_argument("--watch", action="store_true", help="show it again each second, until Ctrl-C")
-    shown.add_argument("--json", action="store_true", help="print JSON, for programs")
+    shown.add_argument("--json", action="store_true", help="print JSON, for programs; `show schema` describes it")
     past = command("history", _history, "show the last changes of names, and how long each took")
     past.add_argument("names", nargs="*", metavar="NAME", help="show only the changes of these names")
     past.add_argument("-n", dest="last", type=_count, metavar="N", help="show only the last N changes")
@@ -441,7 +442,7 @@ def _look_into_file(why: str, hosts_file: str, options: argparse.Namespace) -> _
         return _Shown(text="", faults=(f"{why}\n{hosts_file}: {error}",), code=TROUBLE)
     if options.names:
         targets = tuple(target for target in targets if target.name in options.names)
-    found = report.FileStatus(error=why, hosts_file=hosts_file, names=tuple(targets))
+    found = report.FileStatus(error=why, hosts_file=hosts_file, names=tuple(map(report.name_in_file, targets)))
     text = _json(report.as_json(found), options) if options.json else "\n".join(map(str, targets))
     return _Shown(text=text, faults=(f"{why}; the names are those in {hosts_file}",), code=TROUBLE)
 
@@ -492,7 +493,7 @@ def _frame(shown: _Shown, options: argparse.Namespace) -> str:
     from resolver_agent.system.clock import boottime
 
     if options.json:
-        return f"{shown.text or to_json({'error': shown.faults[0]})}\n"
+        return f"{shown.text or _json(report.as_json(report.FileStatus(error=shown.faults[0])), options)}\n"
     now = boottime()
     faults = [f"resolver-agent: {fault}" for fault in shown.faults]
     text = "\n".join([str(report.wall_time(now, now=now)), *faults, shown.text])

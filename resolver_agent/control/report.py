@@ -13,16 +13,17 @@ import reprlib
 import time
 import types
 import typing
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 from resolver_agent import __version__
 from resolver_agent.config.model import Route
 from resolver_agent.control.client import ControlError
-from resolver_agent.routing.observation import ProbeFailure, Role
+from resolver_agent.routing.observation import ProbeFailure, Role, Stage
 from resolver_agent.routing.state import AlertCode, Code, GroupState, Reason, Severity, Target, TargetKind
 from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
+    import enum
     from collections.abc import Callable, Iterable, Mapping
 
     from resolver_agent.config.model import Config, Group, Node
@@ -40,6 +41,31 @@ _TEXT_LIMIT = 16384
 _NUMBER_LIMIT = 1 << 63
 """Of a number in an answer: what is larger is none of ours, and may be too large for a float."""
 
+SCHEMA_VERSION = 1
+"""Of what ``status --json`` prints. It rises when a key goes away or changes its meaning, not when one is added."""
+
+
+class Keyword(NamedTuple):
+    """What the schema says of a field besides its type."""
+
+    name: str
+    value: str | tuple[str, ...]
+
+
+def _words(*kinds: type[enum.Enum]) -> Keyword:
+    """Return that a field has the value of one of these, or of one that is yet to come."""
+    return Keyword("examples", tuple(one.value for kind in kinds for one in kind))
+
+
+_Time = Annotated[str, Keyword("format", "date-time")]
+_Role = Annotated[str, _words(Role)]
+_Result = Annotated[str, _words(Role, ProbeFailure)]
+_TargetKind = Annotated[str, _words(TargetKind)]
+_Code = Annotated[str, _words(Code)]
+_AlertCode = Annotated[str, _words(AlertCode)]
+_Severity = Annotated[str, _words(Severity)]
+_Stage = Annotated[str, _words(Stage)]
+
 # --- values; their fields are the keys that programs read
 
 
@@ -47,10 +73,10 @@ _NUMBER_LIMIT = 1 << 63
 class ServerStatus:
     """What is known about a server. ``kind`` and ``detail`` are of the last probe, ``age_s`` seconds ago."""
 
-    kind: str
+    kind: _Result
     detail: str
     address: str | None
-    role: str | None
+    role: _Role | None
     timeline: int | None
     lsn: str | None
     age_s: float | None
@@ -73,13 +99,13 @@ class NameStatus:
 
     name: str
     address: str | None
-    kind: str | None = None
-    wanted_role: str | None = None
+    kind: _TargetKind | None = None
+    wanted_role: _Role | None = None
     primary: str | None = None
     primary_demoted: bool | None = None
-    code: str
+    code: _Code
     reason: str
-    since: str | None = None
+    since: _Time | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +116,11 @@ class AlertStatus:
     """
 
     key: str
-    code: str | None = None
+    code: _AlertCode | None = None
     of: tuple[str, ...] = ()
-    severity: str = Severity.WARNING.value
+    severity: _Severity = Severity.WARNING.value
     text: str
-    since: str | None
+    since: _Time | None
 
     @property
     def wants_attention(self) -> bool:
@@ -159,8 +185,8 @@ class WindowStatus:
 
     name: str
     node: str
-    stage: str
-    since: str | None
+    stage: _Stage
+    since: _Time | None
     left_s: float
     waiting: int
 
@@ -214,7 +240,7 @@ class Status:
     hosts_file: str
     written: bool
     trampled: int
-    role: str | None
+    role: _Role | None
     local: ServerStatus
     names: tuple[NameStatus, ...]
     nodes: tuple[NodeStatus, ...]
@@ -225,12 +251,28 @@ class Status:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NameInFile:
+    """A line of the block in the hosts file. ``system_id`` and ``replaced_id`` are those of the name's group."""
+
+    name: str
+    address: str
+    kind: _TargetKind
+    wanted_role: _Role | None
+    primary: str | None
+    primary_demoted: bool
+    code: _Code
+    reason: str
+    system_id: int | None
+    replaced_id: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FileStatus:
-    """The names as the hosts file has them, because no agent can be asked; ``error`` says why."""
+    """The names as the hosts file has them, because no agent can be asked: ``error`` says why."""
 
     error: str
-    hosts_file: str
-    names: tuple[Target, ...]
+    hosts_file: str | None = None
+    names: tuple[NameInFile, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,14 +358,16 @@ def as_json(value: object) -> Any:
         return [as_json(one) for one in value]
     if not dataclasses.is_dataclass(value):
         return value
-    shown = [field.name for field in dataclasses.fields(value)]
-    if isinstance(value, NameStatus) and value.address is None:
-        shown = ["name", "address", "code", "reason"]
-    data = {name: as_json(getattr(value, name)) for name in shown}
-    return data | _in_old_words(data) if isinstance(value, (NameStatus, PromotionAnswer, RecoveryStatus)) else data
+    data = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (Status, FileStatus)):
+        data = {"schema_version": SCHEMA_VERSION, **data}
+    return data | _in_old_words(data) if isinstance(value, WITH_OLD_WORDS) else data
 
 
-_OLD_WORDS = {
+WITH_OLD_WORDS = (NameStatus, NameInFile, PromotionAnswer, RecoveryStatus)
+"""The values whose renamed keys have their old names, too."""
+
+OLD_WORDS = {
     "blocked_by": "hindered",
     "kind": "standing",
     "misrouted": "astray",
@@ -334,7 +378,7 @@ _OLD_WORDS = {
 
 
 def _in_old_words(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {old: data[new] for new, old in _OLD_WORDS.items() if new in data}
+    return {old: data[new] for new, old in OLD_WORDS.items() if new in data}
 
 
 def from_json(kind: type[_T], data: object) -> _T:
@@ -352,7 +396,7 @@ def from_json(kind: type[_T], data: object) -> _T:
 
 def _read(kind: Any, data: Any, where: str) -> Any:
     """Return plain data as a value of the type of one of this module's fields."""
-    if isinstance(kind, types.UnionType):  # always of one type and None
+    if typing.get_origin(kind) in {types.UnionType, typing.Union}:  # always of one type and None
         return None if data is None else _read(typing.get_args(kind)[0], data, where)
     if typing.get_origin(kind) is tuple and isinstance(data, list):
         one = typing.get_args(kind)[0]
@@ -366,9 +410,11 @@ def _read(kind: Any, data: Any, where: str) -> Any:
             if required or name in data
         }
         return kind(**found)
+    if type(data) is int and abs(data) > _NUMBER_LIMIT:
+        raise _unexpected(where, "it is too large")
     if type(data) is kind:
         return plain(data, limit=_TEXT_LIMIT) if isinstance(data, str) else data
-    if kind is float and type(data) is int and abs(data) < _NUMBER_LIMIT:
+    if kind is float and type(data) is int:
         return float(data)
     raise _unexpected(where, f"{reprlib.repr(data)} found")
 
@@ -379,8 +425,6 @@ def _read_target(data: dict[str, Any], where: str) -> Target:
     told["primary"] = _read(str | None, data.get("primary"), f"{where}.primary")
     for name in ("system_id", "replaced_id"):
         told[name] = _read(int | None, data.get(name), f"{where}.{name}")
-        if told[name] is not None and abs(told[name]) > _NUMBER_LIMIT:
-            raise _unexpected(f"{where}.{name}", "it is too large")
     try:
         for address in told["address"], told["primary"]:
             if address is not None:
@@ -405,6 +449,11 @@ def target_to_json(target: Target) -> dict[str, Any]:
     """Return a target as plain data."""
     data = _target_fields(target)
     return data | _in_old_words(data) | {"system_id": target.system_id, "replaced_id": target.replaced_id}
+
+
+def name_in_file(target: Target) -> NameInFile:
+    """Return a target that the hosts file has."""
+    return NameInFile(**_target_fields(target), system_id=target.system_id, replaced_id=target.replaced_id)
 
 
 def target_from_json(data: Mapping[str, Any]) -> Target:

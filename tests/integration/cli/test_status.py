@@ -14,8 +14,10 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from resolver_agent import __version__
+from resolver_agent.control.schema import schema
 from tests.integration.support.agent_state import SETTLED, wait_until
 from tests.integration.support.command_line import AS_NOBODY, PROGRAM, on_a_terminal, run, targets
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from tests.integration.conftest import Agent, Group
 
     StartAgent = Callable[..., Agent]
+
+ANSWER = Draft202012Validator(schema())
+"""Accepts what ``status --json`` prints."""
 
 
 @pytest.fixture
@@ -81,10 +86,11 @@ def test_status_of_a_name_that_is_not_there(config: Path) -> None:
 
 
 def test_status_as_json(settled: Agent, config: Path, cluster: dict[str, Group]) -> None:
-    """The JSON has the same facts."""
+    """The JSON has the same facts, and is as the schema says."""
     ran = run("status", "--json", "-c", config)
     assert ran.returncode == 0
     found = json.loads(ran.stdout)
+    assert list(ANSWER.iter_errors(found)) == []
     assert (found["pid"], found["role"], found["alerts"], found["trampled"]) == (settled.process.pid, "primary", [], 0)
     assert [(name["name"], name["address"], name["code"]) for name in found["names"]] == [
         ("cn", cluster["cn"].primary.address, "self"),
@@ -218,6 +224,7 @@ def test_status_without_an_agent(state: str, config: Path, start_agent: StartAge
         f"{config.with_name('hosts')}\n"
     )
     found = json.loads(run("status", "--json", "-c", config).stdout)
+    assert list(ANSWER.iter_errors(found)) == []
     assert {name["name"]: name["address"] for name in found["names"]} == primaries
     assert "no agent runs" in found["error"]
 

@@ -1,0 +1,80 @@
+"""The JSON Schema of what ``status --json`` prints, made from the dataclasses of ``report``."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from typing import Any
+
+from resolver_agent.control import report
+from resolver_agent.system.foreign import to_json
+
+_DESCRIPTION = (
+    "What the agent answers; or what the hosts file says, where no agent can be asked. A later version may have more "
+    "keys, and more words for a kind, a code or a severity, under the same schema_version. Times are as in RFC 3339."
+)
+_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number"}
+
+
+def as_text() -> str:
+    """Return the schema as the text of ``systemd/status.schema.json``."""
+    return f"{to_json(schema(), indent=2)}\n"
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a ``Status``, or of a ``FileStatus`` where no agent can be asked.
+
+    Objects may have more keys than it names.
+    """
+    definitions: dict[str, Any] = {}
+    answers = [_of(kind, definitions) for kind in (report.Status, report.FileStatus)]
+    for kind in (report.Status, report.FileStatus):
+        answer = definitions[kind.__name__]
+        answer["properties"] = {"schema_version": {"const": report.SCHEMA_VERSION}, **answer["properties"]}
+        answer["required"] = ["schema_version", *answer["required"]]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:resolver-agent:status:{report.SCHEMA_VERSION}",
+        "title": "resolver-agent status --json",
+        "description": _DESCRIPTION,
+        "oneOf": answers,
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def _of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a field's type, and add those of the dataclasses in it to ``definitions``."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) in {types.UnionType, typing.Union}:  # always of one type and None
+        known = _of(arguments[0], definitions)
+        return {**known, "type": [known["type"], "null"]} if "type" in known else {"anyOf": [known, {"type": "null"}]}
+    if typing.get_origin(kind) is typing.Annotated:
+        name, value = arguments[1]
+        return {**_of(arguments[0], definitions), name: list(value) if isinstance(value, tuple) else value}
+    if typing.get_origin(kind) is tuple:
+        return {"type": "array", "items": _of(arguments[0], definitions)}
+    if kind in _TYPES:
+        return {"type": _TYPES[kind]}
+    if kind.__name__ not in definitions:
+        definitions[kind.__name__] = {}  # one that is under way is not begun again
+        definitions[kind.__name__] |= _of_class(kind, definitions)
+    return {"$ref": f"#/$defs/{kind.__name__}"}
+
+
+def _of_class(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    properties = {one.name: _of(hints[one.name], definitions) for one in dataclasses.fields(kind)}
+    if kind in report.WITH_OLD_WORDS:
+        properties |= {
+            old: {**properties[new], "description": f"the old name of `{new}`", "deprecated": True}
+            for new, old in report.OLD_WORDS.items()
+            if new in properties
+        }
+    return {
+        "type": "object",
+        "description": " ".join(str(inspect.getdoc(kind)).replace("``", "`").replace("None", "null").split()),
+        "properties": properties,
+        "required": list(properties),
+    }
