@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from resolver_agent.config.model import Config
+    from resolver_agent.control.report import Status
     from resolver_agent.control.status_text import Style
     from resolver_agent.routing.state import Target
 
@@ -32,6 +33,8 @@ _DEFAULT_HOSTS_FILE = "/etc/hosts"
 _DEFAULT_STATE_DIR = "/var/lib/resolver-agent"
 
 OK, DIFFERENT, TROUBLE = 0, 1, 2
+_CRITICAL, _UNKNOWN = 2, 3
+"""The exit codes of ``check`` for what monitoring calls so; 0 and 1 are OK and WARNING there."""
 _EXITS = {OK: "done", TROUBLE: "trouble"}
 
 _SHOWN = {
@@ -205,6 +208,17 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     shown.add_argument("--problems", action="store_true", help="show only the names with which something is wrong")
     shown.add_argument("--watch", action="store_true", help="show it again each second, until Ctrl-C")
     shown.add_argument("--json", action="store_true", help="print JSON, for programs; `show schema` describes it")
+    judged = command(
+        *("check", _check, "judge the agent and its names in one line with performance data, for Nagios and Icinga"),
+        exits={
+            OK: "OK",
+            DIFFERENT: "WARNING",
+            _CRITICAL: "CRITICAL",
+            _UNKNOWN: "UNKNOWN: no agent answers, or a wrong command line",
+        },
+    )
+    judged.misused = _UNKNOWN
+    judged.add_argument("names", nargs="*", metavar="NAME", help="judge only these names")
     past = command("history", _history, "show the last changes of names, and how long each took")
     past.add_argument("names", nargs="*", metavar="NAME", help="show only the changes of these names")
     past.add_argument("-n", dest="last", type=_count, metavar="N", help="show only the last N changes")
@@ -392,9 +406,7 @@ def _look(options: argparse.Namespace) -> _Shown:
     except client.ControlError as error:
         shown = _look_into_file(str(error), hosts_file, options)
         return shown._replace(faults=(*faults, *shown.faults))
-    if options.names:
-        _refuse_unknown(options.names, [one.name for one in found.names])
-        found = selection.of_names(found, options.names)
+    found = _of_names(found, options.names)
     code = DIFFERENT if fault or any(alert.wants_attention for alert in found.alerts) else OK
     if options.json:
         chosen = selection.problems(found) if options.problems else found
@@ -447,11 +459,28 @@ def _look_into_file(why: str, hosts_file: str, options: argparse.Namespace) -> _
     return _Shown(text=text, faults=(f"{why}; the names are those in {hosts_file}",), code=TROUBLE)
 
 
-def _refuse_unknown(names: Sequence[str], known: Sequence[str]) -> None:
-    """Raise if the agent does not manage one of the names."""
+def _of_names(found: Status, names: Sequence[str]) -> Status:
+    """Return the status of these names; of all, if there are none. Raise if the agent does not manage one of them."""
+    from resolver_agent.control import selection
+
+    known = [one.name for one in found.names]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise _TroubleError(f"the agent has no name {', '.join(unknown)}; it has {', '.join(known)}")
+    return selection.of_names(found, names) if names else found
+
+
+def _check(options: argparse.Namespace) -> int:
+    from resolver_agent.control import check, client, report
+
+    runtime_dir, _, fault = _agent_places(options)
+    try:
+        found = report.from_json(report.Status, client.ask_running(runtime_dir, "status"))
+        state, line = check.judge(_of_names(found, options.names), fault=fault)
+    except (client.ControlError, _TroubleError) as error:
+        state, line = check.unknown(f"{error}; {fault}" if fault else str(error))
+    print(line)
+    return state.value
 
 
 def _json(data: Any, options: argparse.Namespace) -> str:

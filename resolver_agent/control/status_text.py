@@ -77,7 +77,7 @@ def as_text(status: Status, *, style: Style = PLAIN, details: bool = False, only
     names = _details(shown, style) if details else _table(shown, style)
     parts = [
         _head(status, style),
-        [line for alert in _sorted(status.alerts) for line in _alert(alert, style)],
+        [line for alert in by_severity(status.alerts) for line in _alert(alert, style)],
         [] if status.written else [style.paint("THE HOSTS FILE DOES NOT SAY THIS YET.", _RED)],
         _open_windows(status.queue),
         names if shown.names else [],
@@ -99,19 +99,30 @@ def on_screen(text: str, *, rows: int) -> str:
     return _HOME + "".join(f"{line}{_END_OF_LINE}\n" for line in lines) + _END_OF_SCREEN
 
 
+def by_severity(alerts: Iterable[AlertStatus]) -> list[AlertStatus]:
+    """Return the alerts, the worst first; a newer agent may have a severity that is not known here."""
+    order = list(_OF_SEVERITY)
+    return sorted(alerts, key=lambda alert: order.index(alert.severity) if alert.severity in order else -1)
+
+
+def counts(status: Status) -> str:
+    """Return how many names, nodes and alerts there are, and how many of each kind."""
+    nodes = {node.node: node for node in status.nodes}
+    kinds = {
+        "name": [one.code for one in status.names],
+        "node": [node.kind for node in nodes.values()],
+        "alert": [alert.severity for alert in by_severity(status.alerts)],
+    }
+    return "; ".join(_of_kinds(what, of_each) for what, of_each in kinds.items())
+
+
 # --- counts
 
 
 def _head(status: Status, style: Style) -> list[str]:
     local, role, trampled = status.local, status.role, status.trampled
-    nodes = {node.node: node for node in status.nodes}
-    counts = {
-        "name": [one.code for one in status.names],
-        "node": [node.kind for node in nodes.values()],
-        "alert": [alert.severity for alert in _sorted(status.alerts)],
-    }
     lines = [
-        "; ".join(_of_kinds(what, kinds) for what, kinds in counts.items()),
+        counts(status),
         f"local PostgreSQL: {local.kind}"
         + (f" ({local.detail})" if local.detail else "")
         + (f", last seen as a {role}" if role and role != local.kind else ""),
@@ -147,12 +158,6 @@ def _citus(status: Status) -> list[str]:
 
 
 # --- what is wrong
-
-
-def _sorted(alerts: Iterable[AlertStatus]) -> list[AlertStatus]:
-    """Return the alerts, the worst first; a newer agent may have a severity that is not known here."""
-    order = list(_OF_SEVERITY)
-    return sorted(alerts, key=lambda alert: order.index(alert.severity) if alert.severity in order else -1)
 
 
 def _alert(alert: AlertStatus, style: Style) -> list[str]:

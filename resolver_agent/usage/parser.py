@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 class Parser(argparse.ArgumentParser):
     """A parser for the program or for one of its commands.
 
-    ``exits`` says what each exit code of the command means.
+    ``exits`` says what each exit code of the command means; ``misused`` is that of a wrong command line.
     """
 
     def __init__(self, *args: Any, exits: Mapping[int, str] | None = None, **settings: Any) -> None:
         self.exits = dict(exits or {})
+        self.misused = 2
         self._words: list[str] = []
         if self.exits:
             settings["epilog"] = f"exit code: {exit_codes(self.exits)}"
@@ -48,6 +49,11 @@ class Parser(argparse.ArgumentParser):
     def text_of(self, action: argparse.Action) -> str:
         """Return the help of an option or argument."""
         return (action.help or "") % {**vars(action), "prog": self.prog}
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with an error in the command line."""
+        self.print_usage(sys.stderr)
+        self.exit(self.misused, f"{self.prog}: error: {message}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse, and refuse what is not known: here, as the error should name the options of the command."""

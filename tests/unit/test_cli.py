@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 from typing import TYPE_CHECKING
@@ -63,3 +64,17 @@ def test_status_exits_with_1_for_what_wants_attention(
     with answering(tmp_path / "run", answer):
         assert cli.main(["status", "-c", str(config)]) == code
     assert capsys.readouterr().out.splitlines().count(f"{severity.value}: held") == alerts
+
+
+def test_check_with_a_wrong_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Monitoring must not take a misspelt option for a critical service."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", "--warn", "5"])
+    assert ended.value.code == 3
+    assert "unknown option: '--warn'" in capsys.readouterr().err
+
+
+def test_check_without_an_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody answers, nor can the configuration be read: the state is not known, and the line says why."""
+    assert cli.main(["check", "-c", str(tmp_path / "agent.yml")]) == 3
+    assert re.fullmatch(r"RESOLVER-AGENT UNKNOWN - no agent runs in .*agent\.yml: .*\n", capsys.readouterr().out)
