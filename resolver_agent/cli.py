@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _forget_environment()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the output has arrows, which not every locale has
-    parser = _parser()
+    parser = command_line()
     options = parser.parse_args(given)
     if options.command is not _without_command and (
         options.validate_config or (options.dry_run and options.command is not _once)
@@ -105,7 +105,8 @@ def _forget_environment() -> None:
         os.environ["HOME"] = pwd.getpwuid(os.geteuid()).pw_dir
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Return the parser of the command line."""
     configured = Parser(add_help=False)
     configured.add_argument(
         *("-c", "--config"),
@@ -689,7 +690,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _help(options: argparse.Namespace) -> int:
-    parser = _parser()
+    parser = command_line()
     print((parser.commands[options.topic] if options.topic else parser).format_help(), end="")
     return OK
 

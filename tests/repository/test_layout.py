@@ -40,6 +40,7 @@ PURE = {
 """Functions of values: what decides, and what renders the block."""
 
 LAYERS = (
+    {"build.py"},
     {"cli.py"},
     {"demo"},
     {"agent.py"},

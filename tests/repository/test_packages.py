@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from resolver_agent import __version__
+from resolver_agent import __version__, build
 from resolver_agent.cli import _SHOWN as SHOWN
 
 if sys.version_info >= (3, 11):
@@ -37,6 +37,15 @@ NODE = {f"resolver_agent/systemd/{path.name}" for path in (TOP / "systemd").iter
 """What a node is installed with besides the program."""
 
 PACKAGE = {*MODULES, *NODE, "resolver_agent/py.typed"}
+SHARED = {
+    "share/bash-completion/completions/resolver-agent",
+    "share/doc/resolver-agent/CHANGELOG.md",
+    "share/fish/vendor_completions.d/resolver-agent.fish",
+    "share/man/man5/resolver-agent.yml.5",
+    "share/man/man8/resolver-agent.8",
+    "share/zsh/site-functions/_resolver-agent",
+}
+"""What is installed outside the package."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +85,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 def test_wheel(built: Built) -> None:
-    """The wheel has every module of the package, what a node is installed with, and no other file."""
+    """The wheel has every module of the package, what a node is installed with, what is made, and no other file."""
     about = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
     assert built.wheel == {
         *PACKAGE,
-        f"{NAME}.data/data/share/doc/resolver-agent/CHANGELOG.md",
+        *(f"{NAME}.data/data/{path}" for path in SHARED),
         *(f"{NAME}.dist-info/{name}" for name in about),
     }
 
@@ -102,6 +111,22 @@ def test_show(built: Built, tmp_path: Path) -> None:
             [sys.executable, "-m", "resolver_agent.cli", "show", name], cwd=tmp_path, capture_output=True, check=True
         )
         assert ran.stdout == (TOP / "systemd" / file).read_bytes()
+
+
+def test_what_is_made(built: Built) -> None:
+    """The man pages and completions in the wheel are those of this checkout, with the day of the build."""
+    with zipfile.ZipFile(built.file) as archive:
+        shipped = {path: archive.read(f"{NAME}.data/data/{path}").decode() for path in SHARED if "doc" not in path}
+    [date] = set(re.findall(r"^\.TH .* (\d{4}-\d\d-\d\d) ", "\n".join(shipped.values()), re.MULTILINE))
+    readmes = [(TOP / path).read_text(encoding="utf-8") for path in ("README.md", "systemd/README.md")]
+    assert shipped == build.files(*readmes, date=date)
+
+
+def test_what_is_made_needs_no_dependency() -> None:
+    """A build has setuptools alone, so the parser of the command line can be made without any other package."""
+    names = [re.split(r"[\[<>=]", one)[0] for one in (*PROJECT["dependencies"], "yaml", "python_hosts")]
+    code = f"import sys; sys.modules.update(dict.fromkeys({names})); from resolver_agent import cli; cli.command_line()"
+    subprocess.run([sys.executable, "-c", code], cwd=TOP, check=True)
 
 
 def test_metadata(built: Built) -> None:

@@ -175,7 +175,7 @@ def test_no_other_command(call: list[str]) -> None:
 def test_exit_codes() -> None:
     """The table of commands has the exit codes of each, and those that its help gives."""
     rows = table("Command line")
-    parser = cli._parser()
+    parser = cli.command_line()
     assert [name for name in parser.commands if not parser.commands[name].exits] == []
     for name, command in parser.commands.items():
         cells = [row[-1] for row in rows if re.search(rf"`resolver-agent {name}\b(?!-)", row[0])]

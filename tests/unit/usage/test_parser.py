@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-
 import pytest
 
-from resolver_agent.usage.parser import Parser
-
-
-def program() -> Parser:
-    """Return the parser of a program with three commands."""
-    shared = Parser(add_help=False)
-    shared.add_argument("-c", "--config", metavar="FILE", default=argparse.SUPPRESS, help="a file (%(prog)s)")
-    parser = Parser(prog="agent", parents=[shared])
-    parser.add_argument("--version", action="version", version="1")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    status = commands.add_parser("status", exits={0: "fit", 1: "alerts, or worse"}, parents=[shared])
-    status.add_argument("--json", action="store_true", help="100%% JSON")
-    status.add_argument("--old", action="store_true", help=argparse.SUPPRESS)
-    pin = commands.add_parser("pin")
-    pin.add_argument("--way", choices=["follow", "primary"])
-    pin.add_argument("name")
-    commands.add_parser("unpin").add_argument("name", choices=["worker1", "cn"])
-    return parser
+from tests.unit.usage.builders import program
 
 
 @pytest.mark.parametrize(
@@ -41,12 +22,12 @@ def program() -> Parser:
             "status --odl",
             "agent status: error: unknown option: '--odl', expected one of -h, --help, -c, --config, --json",
         ),
-        ("status wk1", "agent status: error: unexpected argument: 'wk1'"),
+        ("pin a wk1", "agent pin: error: unexpected argument: 'wk1'"),
         ("pin --way folow x", "agent pin: error: argument --way: invalid choice: 'folow', did you mean `follow`?"),
         ("pin --way up x", "agent pin: error: argument --way: invalid choice: 'up', expected one of follow, primary"),
-        ("unpin worker", "agent unpin: error: argument name: invalid choice: 'worker', did you mean `worker1`?"),
+        ("un-pin worker", "agent un-pin: error: argument name: invalid choice: 'worker', did you mean `worker1`?"),
         ("\x1b[2J", r"agent: error: unknown command: '\x1b[2J', `agent --help` lists the commands"),
-        ("status \x1b[2J", r"agent status: error: unexpected argument: '\x1b[2J'"),
+        ("pin a \x1b[2J", r"agent pin: error: unexpected argument: '\x1b[2J'"),
         ("status --\x1b[2J", "agent status: error: unknown option: '--\\x1b[2J', expected one of"),
     ],
 )
@@ -68,11 +49,11 @@ def test_a_right_line(line: str) -> None:
 def test_what_it_says_of_itself() -> None:
     """The commands, the options that are no secret, the arguments, and their help with values filled in."""
     parser = program()
-    assert list(parser.commands) == ["status", "pin", "unpin"]
+    assert list(parser.commands) == ["status", "pin", "un-pin"]
     assert parser.arguments == []
     status, pin = parser.commands["status"], parser.commands["pin"]
     assert [one.option_strings[-1] for one in status.options] == ["--help", "--config", "--json"]
-    assert [status.text_of(one) for one in status.options[1:]] == ["a file (agent status)", "100% JSON"]
+    assert [status.text_of(one) for one in status.options[1:]] == ["a file (agent status)", "100% JSON [a:b] \\n…"]
     assert [one.dest for one in pin.arguments] == ["name"]
     assert status.commands == {}
 
