@@ -12,9 +12,9 @@ from resolver_agent.routing.lag import size
 from resolver_agent.routing.observation import ProbeFailure, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from resolver_agent.config.model import Group
+    from resolver_agent.config.model import Group, Node
     from resolver_agent.doctor.facts import Facts
 
 
@@ -30,30 +30,59 @@ def findings(facts: Facts) -> Iterator[Finding]:
     yield from _readers(facts)
 
 
+_NO_ROLE = {
+    None: (
+        Severity.WARNING,
+        ("could not be asked in time", "could not be asked in time"),
+        "Check that its name resolves.",
+    ),
+    ProbeFailure.REJECTING: (
+        Severity.ERROR,
+        ("cannot be asked", "cannot be asked"),
+        (
+            "Check pg_hba.conf and the role's password there, and the password file here: the comments of "
+            "`resolver-agent show role.sql` say how."
+        ),
+    ),
+    ProbeFailure.NOT_SERVING: (
+        Severity.WARNING,
+        ("is not serving", "are not serving"),
+        "Wait. If it stays so, read the log of PostgreSQL on {hosts}.",
+    ),
+    ProbeFailure.DEAD: (Severity.WARNING, ("is down", "are down"), "Start PostgreSQL there, or repair the network."),
+    ProbeFailure.UNREACHABLE: (
+        Severity.WARNING,
+        ("does not answer", "do not answer"),
+        "Start PostgreSQL there, or repair the network.",
+    ),
+}
+"""For each way in which a node's role was not seen: how bad it is, its words for one node and for several, the fix."""
+
+
 def _states(facts: Facts) -> Iterator[Finding]:
-    """Yield the nodes whose role was not seen."""
+    """Yield the nodes whose role was not seen, in one finding for all that share the way."""
+    failed: dict[ProbeFailure | None, dict[str, list[Node]]] = {}
     for node, state in facts.nodes.items():
         latest = state.latest
         if latest is None:
-            yield Finding(
-                Severity.WARNING, "node", f"{node} could not be asked in time", "Check that its name resolves."
-            )
-        elif latest.role is not None:
-            continue
-        elif latest.result is ProbeFailure.REJECTING:
-            fix = (
-                "Check pg_hba.conf and the role's password there, and the password file here: the comments of "
-                "`resolver-agent show role.sql` say how."
-            )
-            yield Finding(Severity.ERROR, "node", f"{node} cannot be asked: {latest.detail}", fix)
-        elif latest.result is ProbeFailure.NOT_SERVING:
-            fix = f"Wait. If it stays so, read the log of PostgreSQL on {node.host}."
-            yield Finding(Severity.WARNING, "node", f"{node} is not serving: {latest.detail}", fix)
+            failed.setdefault(None, {}).setdefault("", []).append(node)
+        elif isinstance(latest.result, ProbeFailure):
+            failed.setdefault(latest.result, {}).setdefault(latest.detail, []).append(node)
+    for result, details in failed.items():
+        severity, verbs, fix = _NO_ROLE[result]
+        nodes = [node for some in details.values() for node in some]
+        if len(details) == 1:
+            [(detail, _)] = details.items()
+            text = f"{_listed(nodes)} {verbs[len(nodes) > 1]}{f': {detail}' if detail else ''}"
         else:
-            word = "is down" if latest.result is ProbeFailure.DEAD else "does not answer"
-            yield Finding(
-                Severity.WARNING, "node", f"{node} {word}: {latest.detail}", "Start it, or repair the network."
-            )
+            each = "; ".join(f"{_listed(some)}: {detail}" for detail, some in details.items())
+            text = f"{len(nodes)} nodes {verbs[1]}: {each}"
+        hosts = ", ".join(dict.fromkeys(node.host for node in nodes))
+        yield Finding(severity, "node", text, fix.format(hosts=hosts))
+
+
+def _listed(nodes: Iterable[Node]) -> str:
+    return ", ".join(map(str, nodes))
 
 
 def _group(facts: Facts, group: Group) -> Iterator[Finding]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resolver_agent.config.model import Fallback
+from resolver_agent.doctor import report as doctor_report
 from resolver_agent.routing.observation import NodeState, Observation, ProbeFailure
-from tests.unit.builders import dead, group, node, primary, rejecting, standby, unreachable
+from tests.unit.builders import dead, group, node, not_serving, primary, rejecting, standby, unreachable
 from tests.unit.doctor.builders import (
     CN1,
     CN2,
@@ -20,6 +21,7 @@ from tests.unit.doctor.builders import (
     WARNING,
     WK2,
     assert_alone,
+    fit,
     probed,
     server,
     settings,
@@ -50,6 +52,30 @@ CASES = [
         "node",
         f"{WK2}:5432 could not be asked in time",
         "name resolves",
+    ),
+    (
+        "two are down",
+        probed(cn2=dead(), wk2=dead()),
+        WARNING,
+        "node",
+        f"{CN2}:5432, {WK2}:5432 are down: Connection refused",
+        "Start PostgreSQL there",
+    ),
+    (
+        "two are down in different ways",
+        probed(cn2=dead(), wk2=dataclasses.replace(dead(), detail="Connection reset by peer")),
+        WARNING,
+        "node",
+        f"2 nodes are down: {CN2}:5432: Connection refused; {WK2}:5432: Connection reset by peer",
+        "Start PostgreSQL there",
+    ),
+    (
+        "two are starting up",
+        probed(cn2=not_serving(), wk2=not_serving()),
+        WARNING,
+        "node",
+        f"{CN2}:5432, {WK2}:5432 are not serving: the database system is starting up",
+        f"read the log of PostgreSQL on {CN2}, {WK2}.",
     ),
     ("silent", probed(wk2=unreachable()), WARNING, "node", f"{WK2}:5432 does not answer: no", "network"),
     (
@@ -114,3 +140,12 @@ CASES = [
 def test_a_fault(change: Change, severity: Severity, key: str, text: str, fix: str) -> None:
     """One fault gives one finding, with its fix."""
     assert_alone(change, severity, key, text, fix)
+
+
+def test_nodes_that_fail_in_different_ways() -> None:
+    """Each way is a finding of its own."""
+    report = doctor_report.report(probed(cn2=dead(), wk2=unreachable())(fit()))
+    assert [one.text for one in report.findings] == [
+        f"{CN2}:5432 is down: Connection refused",
+        f"{WK2}:5432 does not answer: no answer within 2 s",
+    ]
