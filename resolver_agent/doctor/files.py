@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -27,10 +28,17 @@ def read(path: Path, *, limit_bytes: int = LIMIT_BYTES) -> TextFile:
     except (FileNotFoundError, NotADirectoryError):
         return TextFile(shown, None)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        return TextFile(shown, Unknown(getattr(error, "strerror", None) or plain(str(error))))
+        return TextFile(shown, Unknown(why(error)))
     if len(content) > limit_bytes:
         return TextFile(shown, Unknown(f"it is larger than {limit_bytes} bytes"))
     return TextFile(shown, content.decode("utf-8", "surrogateescape"), stat.S_IMODE(found.st_mode), found.st_uid)
+
+
+def why(error: OSError | ValueError) -> str:
+    """Return an error in words, those of the kernel with the name of its number: ``Permission denied (EACCES)``."""
+    number, words = (error.errno, error.strerror) if isinstance(error, OSError) else (None, None)
+    name, words = errno.errorcode.get(number or 0), words or str(error)
+    return plain(f"{words} ({name})" if name else words)
 
 
 def _opener(path: str, flags: int) -> int:

@@ -399,7 +399,7 @@ def _cannot_run(
     except subprocess.TimeoutExpired:
         return f"{plain(program)} does not end when {who} runs it"
     except (OSError, ValueError) as error:
-        return f"{who} cannot run {plain(program)}: {getattr(error, 'strerror', None) or plain(str(error))}"
+        return f"{who} cannot run {plain(program)}: {files.why(error)}"
     if ran.returncode == 0:
         return None
     reason = (

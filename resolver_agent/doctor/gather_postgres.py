@@ -142,7 +142,7 @@ def ask(config: Config) -> Server | Unknown:
                 queue_faults=tuple(session.faults_of(connection, _UNCACHE, privileges=True)),
             )
     except psycopg.Error as error:
-        return Unknown(session.words(error, with_place=False))
+        return Unknown(_words(error))
 
 
 def _database(config: Config, name: str) -> Database | Unknown:
@@ -163,9 +163,15 @@ def _database(config: Config, name: str) -> Database | Unknown:
                 own_settings=_own_settings(connection, config.postgresql.get("user", "")),
             )
     except psycopg.Error as error:
-        return Unknown(session.words(error, with_place=False))
+        return Unknown(_words(error))
     except ValueError as error:  # in a SQL_ASCII database a text can be anything
         return Unknown(plain(str(error)))
+
+
+def _words(error: psycopg.Error) -> str:
+    """Return an error's message in one line, with its SQLSTATE if it has one; a failed connection has none."""
+    text = session.words(error, with_place=False)
+    return f"{text} (SQLSTATE {error.sqlstate})" if error.sqlstate else text
 
 
 def _rows(connection: psycopg.Connection) -> tuple[Row, ...]:
@@ -233,7 +239,7 @@ def _own_settings(connection: psycopg.Connection, agents: str) -> tuple[OwnSetti
             for name, value, role, database in connection.execute(_OWN_SETTINGS, [_QUEUE_SETTINGS, agents])
         )
     except psycopg.Error as error:
-        return Unknown(session.words(error, with_place=False))
+        return Unknown(_words(error))
     except ValueError as error:
         return Unknown(plain(str(error)))
 
@@ -246,7 +252,7 @@ def _conninfo(connection: psycopg.Connection) -> flush.Setting | Unknown:
     try:
         return flush.read_setting(connection)
     except psycopg.Error as error:
-        return Unknown(session.words(error, with_place=False))
+        return Unknown(_words(error))
 
 
 def host_names(addresses: Iterable[str]) -> tuple[str, ...]:
@@ -273,7 +279,7 @@ def _hba_names(connection: psycopg.Connection) -> tuple[str, ...] | Unknown:
     try:
         return host_names(address for (address,) in connection.execute(_HBA) if isinstance(address, str))
     except psycopg.Error as error:
-        why = session.words(error)
+        why = _words(error)
     peer = _peer(connection)
     if peer is None:
         return Unknown(why)
@@ -285,7 +291,7 @@ def _hba_names(connection: psycopg.Connection) -> tuple[str, ...] | Unknown:
         path = (process / "cwd").readlink() / "pg_hba.conf"
         beside = Path(words[named.start(1) : named.end(1)]) if named and isinstance(words, str) else path
     except OSError as error:
-        return Unknown(f"{why}; the file cannot be found: {error.strerror}")
+        return Unknown(f"{why}; the file cannot be found: {files.why(error)}")
     file = files.read(beside if beside.name == "pg_hba.conf" else beside.with_name("pg_hba.conf"))
     if file.text is None:
         file = files.read(path)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resolver_agent.doctor import files
-from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,7 +31,7 @@ def faults(rooms: Mapping[str, tuple[str, int]]) -> dict[str, str]:
             with bound(*place):
                 pass
         except OSError as error:
-            found[name] = plain(os.strerror(error.errno) if error.errno else str(error))
+            found[name] = files.why(error)
     return found
 
 

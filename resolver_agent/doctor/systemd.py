@@ -7,6 +7,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from resolver_agent.doctor.facts import Unknown
+from resolver_agent.doctor.files import why
 from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def show(
     except subprocess.TimeoutExpired:
         return Unknown(f"systemctl show did not end within {timeout_s:g} s")
     except OSError as error:
-        return Unknown(f"systemctl cannot be run: {error.strerror}")
+        return Unknown(f"systemctl cannot be run: {why(error)}")
     if ran.returncode != 0:
         return Unknown(plain(ran.stderr.strip()) or f"systemctl show ended with {ran.returncode}")
     blocks = ran.stdout.strip().split("\n\n")[:_MOST_UNITS]

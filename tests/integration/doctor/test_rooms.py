@@ -47,7 +47,7 @@ def test_postgresql_listens_everywhere(pair: Group, write_config: WriteConfig, t
             assert "statements for wk2 fail" in texts["queue:listen"]
             assert f"listen_addresses = '127.0.0.1,{server.address}" in texts["queue:listen"]
             room = (room_address(1), server.port)
-            assert rooms.faults({"wk2": room}) == {"wk2": "Address already in use"}
+            assert rooms.faults({"wk2": room}) == {"wk2": "Address already in use (EADDRINUSE)"}
 
 
 def test_another_process_at_the_port(pair: Group, write_config: WriteConfig, tmp_path: Path) -> None:
