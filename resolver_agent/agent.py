@@ -21,6 +21,8 @@ from resolver_agent.config.load import ConfigError, load_again
 from resolver_agent.control import client, server
 from resolver_agent.hosts.managed_block import HostsBlock
 from resolver_agent.log import ChangeLog
+from resolver_agent.metrics.figures import Figures
+from resolver_agent.metrics.http import HttpServer
 from resolver_agent.observe.observer import Observer
 from resolver_agent.queue.message import parse
 from resolver_agent.queue.own_stop import OwnStop
@@ -89,6 +91,7 @@ class Agent:
         self._own_stop = OwnStop(self._observer, self._windows, decision=lambda: self._decision)
         self._change_log = ChangeLog()
         self._changes = Changes(config)
+        self._figures = Figures(boottime())
         self._requests = Requests(
             self._state,
             decision=lambda: self._decision,
@@ -98,7 +101,9 @@ class Agent:
             windows=self._windows,
             stops=self._own_stop,
             since=self._changes.since,
+            figures=self._figures,
         )
+        self._http = HttpServer(self._requests.over_http, changed=self._observer.changed.set)
         self._decision = Decision(groups={})
         self._reader = BackgroundCall(self._observer.changed)
         self._reload_begun = 0.0
@@ -130,6 +135,7 @@ class Agent:
                 )
                 self._changes.start()
                 self._notifier.ready()
+                self._http.listen(self._config.http)
                 self._work = asyncio.get_running_loop().create_task(self._keep())
                 try:
                     await self._work
@@ -138,6 +144,7 @@ class Agent:
                         raise
                 finally:
                     self._notifier.stopping()
+                    await self._http.close()
                     await self._windows.stop()
                     await self._observer.close()
                     await self._changes.close()
@@ -163,6 +170,7 @@ class Agent:
         except Exception as error:  # noqa: BLE001 -- a defect, or the system is short of something
             self._note(error, "the names are not kept up to date")
             self._failures += 1
+            self._figures.failed_rounds += 1
             with contextlib.suppress(Exception):  # it may be what failed
                 self._change_log.decision(self._decision, self._alerts(), boottime(), written=False)
             await asyncio.sleep(backoff_s(self._failures, first_s=_FIRST_RETRY_S, max_s=_RETRY_MAX_S))
@@ -192,7 +200,7 @@ class Agent:
                 self._windows.resume(remembered, self._config, age_s=self._block.found_age_s)
                 self._changes.resume(remembered)
                 return
-            self._notifier.watchdog()
+            self._live()
             await asyncio.sleep(self._patience_s(_BREATH_S))
 
     async def _first_look(self) -> None:
@@ -208,7 +216,7 @@ class Agent:
             if left != before:
                 due = boottime() + self._config.timeout_s
             if boottime() <= due:  # without progress the watchdog may end the process
-                self._notifier.watchdog()
+                self._live()
             await self._observer.news_within(self._patience_s(_SHORT_LOOK_S))
             self._tick()
         first = decide(self._observer.config, self._observer.observations(), self._decision, boottime())
@@ -237,7 +245,7 @@ class Agent:
         took_s = boottime() - begun
         written = await self._block.put(decision.targets, begun, within_s=_WRITE_S)
         # No await before the maintenance's tick: decision, file and what Citus is told must be of the same round.
-        self._decision = decision
+        before, self._decision = self._decision, decision
         self._observer.track(decision)
         self._maintenance.tick(self._observer, decision, written=written, puts=self._block.trampled, now=boottime())
         self._windows.track(decision, written=written, flushed=self._maintenance.flushed)
@@ -252,11 +260,31 @@ class Agent:
         _log.debug("%s; decided in %.1f ms: %s", seen.nodes, took_s * 1000, decision.groups)
         self._change_log.nodes(seen.nodes)
         self._change_log.decision(decision, self._alerts(), begun, written=written)
+        self._count(before, seen_at=seen_at, begun=begun, written=written)
         self._notifier.status(f"{len(self._config.groups)} names, {len(self._change_log.alerts)} alerts")
-        self._notifier.watchdog()
+        self._live()
         await self._requests.round_over()
         # With many names a decision takes time: the probes get as much.
         await asyncio.sleep(took_s)
+
+    def _count(self, before: Decision, *, seen_at: float, begun: float, written: bool) -> None:
+        try:
+            self._figures.take_round(
+                before,
+                self._decision,
+                seen_at=seen_at,
+                begun=begun,
+                now=boottime(),
+                written=written,
+                flush=self._maintenance.flush_status,
+            )
+        except Exception as error:  # noqa: BLE001 -- a defect that concerns the metrics alone
+            self._note(error, "the metrics are wrong")
+
+    def _live(self) -> None:
+        """Note that a round or a step of the start has succeeded."""
+        self._figures.alive_at = boottime()
+        self._notifier.watchdog()
 
     def _ask_again(self) -> None:
         """Ask every node again, and look at the answers soon."""
@@ -300,6 +328,7 @@ class Agent:
             *self._observer.alerts,
             *self._maintenance.alerts,
             *self._changes.alerts,
+            *([self._http.alert] if self._http.alert is not None else []),
             *([self._defect] if self._defect is not None else []),
             *([self._reload_fault] if self._reload_fault is not None else []),
         ]
@@ -354,16 +383,20 @@ class Agent:
         try:
             new = ended.result()
         except ConfigError as error:
+            self._figures.take_reload(done=False)
             self._keep_config(error.errors)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the names have to be kept
+            self._figures.take_reload(done=False)
             _log.error("the configuration cannot be read", exc_info=error)
             self._keep_config([f"{self._config.path}: {type(error).__name__}: {plain(str(error))}"])
         else:
             self._reload_fault = None
+            self._figures.take_reload(done=True)
             if (new.log_format, new.log_level) != (self._config.log_format, self._config.log_level):
                 log.configure(new.log_format, new.log_level)
             self._config = new
             self._observer.watch(new)
+            self._http.listen(new.http)
             self._decision = confirm(self._decision)
             _log.info("read %s again", new.path)
             for warning in new.warnings:

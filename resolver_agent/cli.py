@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from resolver_agent import __version__
 from resolver_agent.control import before_stop, hook, pre_promote
-from resolver_agent.system.foreign import to_json
+from resolver_agent.system.foreign import printable, to_json
 from resolver_agent.usage.parser import Parser
 
 if TYPE_CHECKING:
@@ -231,6 +231,10 @@ def _add_reports(command: Callable[..., Parser]) -> None:
         metavar="CODE",
         help="the code or key of an alert, a line of the log, or words of it (default: list everything)",
     )
+    command(
+        *("metrics", _metrics, "print the agent's metrics in Prometheus' text format"),
+        exits={OK: "done", TROUBLE: "no agent, or one that you may not ask"},
+    )
     checked = command(
         *("doctor", _doctor, "check this node, and show how to fix each finding"),
         exits={OK: "fit", DIFFERENT: "findings", TROUBLE: "trouble"},
@@ -427,6 +431,22 @@ def _agent_places(options: argparse.Namespace) -> tuple[str, str, str]:
     if hasattr(options, "config") or (not lock.is_held(_DEFAULT_RUNTIME_DIR) and os.access(_DEFAULT_CONFIG, os.R_OK)):
         return _places(options)
     return _DEFAULT_RUNTIME_DIR, _DEFAULT_HOSTS_FILE, ""
+
+
+def _metrics(options: argparse.Namespace) -> int:
+    from resolver_agent.control import client
+
+    runtime_dir, _, fault = _agent_places(options)
+    if fault:
+        print(f"resolver-agent: {fault}", file=sys.stderr)
+    try:
+        text = client.ask_running(runtime_dir, "metrics").get("text")
+    except client.ControlError as error:
+        raise _TroubleError(str(error)) from error
+    if not isinstance(text, str):
+        raise _TroubleError("the agent gave an unexpected answer")
+    print("\n".join(map(printable, text.splitlines())))
+    return OK
 
 
 def _places(options: argparse.Namespace) -> tuple[str, str, str]:

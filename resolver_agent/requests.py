@@ -1,4 +1,4 @@
-"""The answers on the control socket: the status, the plan, and whether the names are ready for a promotion.
+"""The answers on the control socket and over HTTP: the status, the plan, metrics, and readiness for a promotion.
 
 The agent's rounds decide and write. A request only reads what they leave behind, or announces a promotion to them.
 """
@@ -6,24 +6,35 @@ The agent's rounds decide and write. A request only reads what they leave behind
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
+import json
 import logging
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from resolver_agent.config.load import fingerprint
 from resolver_agent.control import report
+from resolver_agent.metrics import exposition, health
+from resolver_agent.metrics.families import families
+from resolver_agent.metrics.figures import Counted
+from resolver_agent.metrics.http import Answer
 from resolver_agent.routing.decide import decide
 from resolver_agent.routing.observation import Role
+from resolver_agent.routing.state import AlertCode
+from resolver_agent.system import threads
 from resolver_agent.system.clock import boottime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from resolver_agent.citus.maintenance import CitusMaintenance
     from resolver_agent.config.model import Config
     from resolver_agent.control import server
     from resolver_agent.hosts.managed_block import HostsBlock
+    from resolver_agent.metrics.figures import Figures
     from resolver_agent.observe.observer import Observer
     from resolver_agent.queue.windows import Windows
     from resolver_agent.routing.decision import Decision
@@ -33,6 +44,9 @@ _log = logging.getLogger(__name__)
 
 _ANNOUNCED_S = 1.5
 """How long an announced promotion waits for its answer: the hook may take 3 s, the agent's start included."""
+
+_METRICS_S = 1.0
+"""How long the text of the metrics is good for: however often it is asked for, it is made once in this time."""
 
 _STOP_LIMIT_S = 6.0
 """The longest that a stop may wait, whatever its hook says: the hook is ended after this time."""
@@ -85,6 +99,7 @@ class Requests:
         windows: Windows,
         stops: Stops,
         since: Callable[[str, str], str | None],
+        figures: Figures,
     ) -> None:
         self._state = state
         self._decision = decision
@@ -94,6 +109,9 @@ class Requests:
         self._windows = windows
         self._stops = stops
         self._since = since
+        self._figures = figures
+        self._metrics_at = float("-inf")
+        self._metrics_text: asyncio.Task[str] | None = None
         self._round_over = asyncio.Condition()
 
     @property
@@ -108,7 +126,14 @@ class Requests:
             "before-stop": self._before_stop,
             "before-stop-check": self._check_stop,
             "before-stop-cancel": self._cancel_stop,
+            "metrics": self._metrics,
         }
+
+    @property
+    def over_http(self) -> Mapping[str, Callable[[], Awaitable[Answer]]]:
+        """The handler of each path over HTTP."""
+        checks = {path: partial(self._check_health, check) for path, check in health.CHECKS.items()}
+        return {"/metrics": self._metrics_over_http, **checks}
 
     async def round_over(self) -> None:
         """Wake the requests that wait for a new decision."""
@@ -116,11 +141,15 @@ class Requests:
             self._round_over.notify_all()
 
     def _status(self, _request: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = report.as_json(self._found())
+        return answer
+
+    def _found(self) -> report.Status:
         now, state = boottime(), self._state()
         seen = self._observer.observations()
         decidable = self._observer.decidable(state.decision, seen)
         shown = decide(decidable, seen, state.decision.afresh(), now)
-        found = report.status(
+        return report.status(
             self._observer.config,
             shown,
             seen.nodes,
@@ -134,8 +163,82 @@ class Requests:
             now=now,
             since=self._since,
         )
-        answer: dict[str, Any] = report.as_json(found)
-        return answer
+
+    async def _metrics(self, _request: dict[str, Any]) -> dict[str, Any]:
+        return {"text": await self._metrics_now()}
+
+    async def _metrics_over_http(self) -> Answer:
+        return Answer(200, (await self._metrics_now()).encode(), exposition.CONTENT_TYPE)
+
+    async def _metrics_now(self) -> str:
+        """Return the text of the metrics; all who ask at about the same time get the same one."""
+        now = boottime()
+        if self._metrics_text is None or now - self._metrics_at > _METRICS_S:
+            self._metrics_at = now
+            self._metrics_text = asyncio.get_running_loop().create_task(self._render_metrics())
+        return await asyncio.shield(self._metrics_text)
+
+    async def _render_metrics(self) -> str:
+        begun = boottime()
+        found, counted = self._found(), self._counted(begun)
+        await asyncio.sleep(boottime() - begun)  # the rounds get as much time
+        return await threads.call(lambda: exposition.render(families(found, counted)))
+
+    def _counted(self, now: float) -> Counted:
+        """Return what the parts of the agent have counted until now."""
+        figures, maintenance, observer = self._figures, self._maintenance, self._observer
+        epoch = time.time() - now  # of CLOCK_BOOTTIME, by the clock on the wall
+        role_seen = {node: state.role_seen for node, state in observer.nodes.items()}
+        lasting = self._state().lasting
+        return Counted(
+            started_at=epoch + figures.started_at,
+            round_at=epoch + figures.round_at if figures.round_at is not None else None,
+            rounds=figures.rounds,
+            failed_rounds=figures.failed_rounds,
+            round_s=figures.round_s.snapshot(),
+            config_is_current=not any(alert.code is AlertCode.CONFIG for alert, _ in lasting),
+            reloads=figures.reloads,
+            failed_reloads=figures.failed_reloads,
+            promotions=figures.promotions,
+            announced=observer.announcements,
+            promotion_is_pending=observer.announced is not None,
+            holds_lock=observer.observations().holds_lock,
+            changes=dict(figures.changes),
+            written_s=figures.written_s.snapshot(),
+            flushed_s=figures.flushed_s.snapshot(),
+            probes=dict(observer.probes),
+            probe_s=observer.probe_s.snapshot(),
+            answered_at={str(node): epoch + seen.at for node, seen in role_seen.items() if seen is not None},
+            writes=self._block.writes,
+            failed_writes=self._block.failures,
+            flushes=maintenance.flusher.flushes,
+            failed_flushes=maintenance.flusher.failures,
+            recoveries=maintenance.recoverer.passes,
+            failed_recoveries=maintenance.recoverer.failures,
+            recovered_at=epoch + at if (at := maintenance.recoverer.succeeded_at) is not None else None,
+            recovered=maintenance.recoverer.recovered,
+            cleaned=maintenance.recoverer.cleaned,
+            windows=dict(self._windows.ended),
+            rooms=self._windows.room_totals,
+            patroni_up={str(node): up for node, up in observer.patroni_up.items()},
+            alerts=dict(collections.Counter(alert.code.value for alert, _ in lasting)),
+        )
+
+    async def _check_health(self, check: Callable[[health.Facts], str | None]) -> Answer:
+        now, state, observer = boottime(), self._state(), self._observer
+        claims = [one for one in observer.claims.values() if one is not None]
+        latest = max(claims, key=lambda one: one.at, default=None)
+        facts = health.Facts(
+            config=observer.config,
+            decision=state.decision,
+            local=observer.local,
+            silent_s=now - self._figures.alive_at,
+            written=self._block.says(state.decision.targets),
+            leads=latest.leads if latest is not None and now - latest.at < observer.config.max_age_s else None,
+        )
+        why = check(facts)
+        told = json.dumps({"ok": why is None, "why": why or ""}) + "\n"
+        return Answer(200 if why is None else 503, told.encode(), "application/json")
 
     def _plan(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer with what would be decided now, for an assumed role where one is given."""

@@ -39,6 +39,7 @@ class Flusher:
     """Flushes after every change of the hosts file; ``tick()`` is called once a round and never blocks.
 
     ``do_flush`` and ``do_keep`` stand for ``flush.flush`` and ``flush.keep``. ``changed`` is set when one has ended.
+    ``flushes`` and ``failures`` count those that were done and those that failed.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Flusher:
         do_keep: Callable[[Config], citus_flush.Flushed | None] = citus_flush.keep,
     ) -> None:
         self.citus: bool | None = None
+        self.flushes = self.failures = 0
         self._do_flush = do_flush
         self._do_keep = do_keep
         self._call = BackgroundCall(changed)
@@ -118,6 +120,7 @@ class Flusher:
         except Exception as error:  # noqa: BLE001 -- whatever it is, the names have to be kept
             if not isinstance(error, citus_flush.FlushError) and self._fault is None:
                 _log.error("a flush ended with an unexpected error", exc_info=error)
+            self.failures += 1
             self._failures += 1
             if self._under_way == self._wanted:  # a change since then is flushed without a delay
                 self._not_before = now + backoff_s(self._failures, first_s=_FIRST_RETRY_S, max_s=_RETRY_MAX_S)
@@ -128,6 +131,7 @@ class Flusher:
             self.citus = found is not None
         self._warning = found.warning if found is not None else None
         if found is not None and found.done:
+            self.flushes += 1
             _log.info("flushed the connections that Citus has cached, in %.0f ms", (now - self._begun) * 1000)
         if found is not None and found.given_back:
             _log.warning("citus.max_cached_conns_per_worker had been left at 0 for a planned stop, and is given back")
@@ -145,7 +149,9 @@ class Recoverer:
     """Runs 2PC recovery and clean-up; ``tick()`` is called once a round and never blocks.
 
     ``ask_again`` has all servers and Patroni asked again. ``do_recover`` stands for ``recovery.recover_all``.
-    ``changed`` is set when it has ended.
+    ``changed`` is set when it has ended. ``passes`` and ``failures`` count the passes that ended well and the others,
+    ``recovered`` and ``cleaned`` what they did. ``succeeded_at`` is when one last ended well, in seconds of
+    CLOCK_BOOTTIME; None if none has.
     """
 
     def __init__(
@@ -155,6 +161,8 @@ class Recoverer:
         ask_again: Callable[[], None],
         do_recover: Callable[[Config, recovery.Still], list[recovery.Recovered]] = recovery.recover_all,
     ) -> None:
+        self.passes = self.failures = self.recovered = self.cleaned = 0
+        self.succeeded_at: float | None = None
         self._ask_again = ask_again
         self._do_recover = do_recover
         self._call = BackgroundCall(changed)
@@ -249,8 +257,12 @@ class Recoverer:
         well = all(one.fault is None and one.withdrawn is None for one in self._results)
         self._next_at = now + (PERIOD_S if well else _RETRY_S)
         if well:
-            self._good_at = now
+            self._good_at = self.succeeded_at = now
+        self.passes += well
+        self.failures += not well
         for one in self._results:
+            self.recovered += one.recovered
+            self.cleaned += one.cleaned
             if one.withdrawn:
                 _log.info(
                     "2PC recovery in database %s was broken off and is tried again: %s", one.database, one.withdrawn
@@ -263,36 +275,37 @@ class CitusMaintenance:
     """Flushes and recovers when that is due; ``tick()`` is called once a round and never blocks.
 
     ``ask_again`` has all servers and Patroni asked again. ``changed`` is set when a flush or a recovery has ended.
+    ``flusher`` and ``recoverer`` do the two.
     """
 
     def __init__(self, *, changed: asyncio.Event, ask_again: Callable[[], None]) -> None:
-        self._flusher = Flusher(changed=changed)
-        self._recoverer = Recoverer(changed=changed, ask_again=ask_again)
+        self.flusher = Flusher(changed=changed)
+        self.recoverer = Recoverer(changed=changed, ask_again=ask_again)
 
     @property
     def flushed(self) -> bool:
         """Whether everything that the hosts file says has been flushed."""
-        return self._flusher.flushed
+        return self.flusher.flushed
 
     @property
     def alerts(self) -> list[Alert]:
         """The alerts of both."""
-        return [*self._flusher.alerts, *self._recoverer.alerts]
+        return [*self.flusher.alerts, *self.recoverer.alerts]
 
     @property
     def flush_status(self) -> FlushStatus:
         """The state of the flush."""
-        return self._flusher.status
+        return self.flusher.status
 
     def recovery_status(self, now: float) -> RecoveryStatus:
         """Return the state of recovery."""
-        return self._recoverer.status(now)
+        return self.recoverer.status(now)
 
     def tick(self, observer: Observer, decision: Decision, *, written: bool, puts: int, now: float) -> None:
         """Begin what is due after a round. ``puts`` counts how often the agent undid another program's change."""
         if written:
             said = (puts, *((target.name, target.address) for target in decision.targets))
-            self._flusher.tick(observer.config, said=said, local=observer.local, now=now)
+            self.flusher.tick(observer.config, said=said, local=observer.local, now=now)
 
         def blocker(since: float) -> str | None:
             evidence = preconditions.Evidence(
@@ -307,6 +320,6 @@ class CitusMaintenance:
             return preconditions.blocker(observer.config, decision, evidence)
 
         # Without Citus nothing is overdue. A server on which every flush fails may have Citus.
-        may_have_citus = self._flusher.citus or (self._flusher.citus is None and self._flusher.alerts)
+        may_have_citus = self.flusher.citus or (self.flusher.citus is None and self.flusher.alerts)
         role = decision.role if may_have_citus else None
-        self._recoverer.tick(observer.config, role=role, blocker=blocker, now=now)
+        self.recoverer.tick(observer.config, role=role, blocker=blocker, now=now)

@@ -69,6 +69,7 @@ _TOP: Table = {
     "state_dir": (values.path, DEFAULT_STATE_DIR),
     "queue": (as_is, {}),
     "log": (as_is, {}),
+    "http": (as_is, {}),
 }
 _QUEUE_MOST = {"planned": "5m", "drain": "4s", "unplanned": "5m"}
 """The longest times; the hook of a stop has 6 s in all."""
@@ -81,6 +82,8 @@ _LOG: Table = {
     "format": (values.word("text", "json"), "text"),
     "level": (values.word("debug", "info", "warning", "error"), "info"),
 }
+
+_HTTP: Table = {"listen": (values.optional(values.socket_address), None)}
 
 _UNDER_A_NAME = {key: f"it belongs under a name: names.NAME.{key}" for key in ("nodes", "patroni")}
 _AT_THE_TOP = dict.fromkeys(
@@ -244,8 +247,13 @@ def _parse(
 
     top = reader.fields(prefix, section, _TOP, misplaced=_UNDER_A_NAME)
     log = reader.fields(dotted(prefix, "log"), top["log"], _LOG, misplaced={})
+    http = reader.fields(dotted(prefix, "http"), top["http"], _HTTP, misplaced={})
     queue = _queue(reader, dotted(prefix, "queue"), top["queue"], Queue())
     groups = _groups(reader, dotted(prefix, "names"), top["names"] or {}, defaults=top, hostname=hostname, queue=queue)
+    if http["listen"] is not None and http["listen"][1] in {node.port for group in groups for node in group.nodes}:
+        reader.error(
+            dotted(prefix, "http.listen"), "a port of PostgreSQL found, expected one that is free on every node"
+        )
     given = reader.keywords(dotted(prefix, "postgresql"), top["postgresql"], refused=_EVERY_NODE)
     local = reader.keywords(dotted(prefix, "local"), top["local"], refused=_LOCAL)
     host = {**address, **local}.get("host") or "/"
@@ -275,6 +283,7 @@ def _parse(
         log_format=log["format"],
         log_level=log["level"],
         in_patronis_file=is_patronis,
+        http=Node(*http["listen"]) if http["listen"] is not None else None,
     )
 
 

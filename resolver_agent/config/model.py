@@ -88,7 +88,8 @@ class Config:
 
     ``groups`` are in the file's order. ``postgresql`` holds the libpq keywords for every node, without host and port;
     ``local`` those for the server on this node, complete. Both may hold passwords. ``citus`` is False for ``off``.
-    ``in_patronis_file`` tells a section of Patroni's file from a file of its own.
+    ``in_patronis_file`` tells a section of Patroni's file from a file of its own. ``http`` is where metrics and health
+    are served, None for nowhere.
     """
 
     path: str
@@ -106,6 +107,7 @@ class Config:
     log_level: str
     warnings: tuple[str, ...] = ()
     in_patronis_file: bool = False
+    http: Node | None = None
 
     @property
     def max_age_s(self) -> float:

@@ -207,6 +207,19 @@ def node_host(value: Any) -> str:
     return str(address)
 
 
+def socket_address(value: Any) -> tuple[str, int]:
+    """Return an IP address and a TCP port, given as ``ADDRESS:PORT`` or ``[ADDRESS]:PORT``."""
+    expected = "expected an address of this host and a port, such as 127.0.0.1:8009 or '[::1]:8009'"
+    match = re.fullmatch(r"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})", value) if type(value) is str else None
+    if match is None:
+        raise ValueError(f"{shown(value)} found, {expected}")
+    try:
+        address = ipaddress.IPv4Address(match[1]) if match[1] else ipaddress.IPv6Address(match[2])
+    except ValueError as error:
+        raise ValueError(f"{value!r} found ({error}), {expected}") from None
+    return str(address), port(int(match[3]))
+
+
 def networks(value: Any) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
     """Return the networks in a list, each given as ``ADDRESS/LENGTH``."""
     return tuple(_network(item) for item in filled(list, "expected a list of networks, e.g. [10.0.0.0/24]")(value))

@@ -400,6 +400,19 @@ ALERTS: tuple[Explanation, ...] = (
         ),
     ),
     Explanation(
+        AlertCode.HTTP,
+        "the agent",
+        "Metrics and health are not served over HTTP. The names do not depend on it.",
+        (
+            Remedy(
+                "`http.listen: nobody can ask at`",
+                "the reason in the alert; `ss -ltnp` shows who listens at that port",
+                "another port, or an address that this host has; a port below 1024 needs a drop-in with "
+                "`CapabilityBoundingSet=CAP_NET_BIND_SERVICE`. It is tried again at least every 30 s",
+            ),
+        ),
+    ),
+    Explanation(
         AlertCode.STATE,
         "the agent's state folder",
         "What should outlive a restart of the agent cannot be kept in its folder, and is kept in memory alone.",

@@ -48,12 +48,13 @@ class _Write:
 class HostsBlock:
     """The managed block on disk.
 
-    ``trampled`` counts how often another program changed it. ``found_age_s`` is how old the file was when its block was
-    recalled, by the wall clock.
+    ``trampled`` counts how often another program changed it, ``writes`` how often it was written, and ``failures`` how
+    often the file could not be read or written. ``found_age_s`` is how old the file was when its block was recalled, by
+    the wall clock.
     """
 
     def __init__(self, path: str) -> None:
-        self.trampled = 0
+        self.trampled = self.writes = self.failures = 0
         self.found_age_s = 0.0
         self._path = path
         self._writer = HostsFileWriter(path)
@@ -93,6 +94,7 @@ class HostsBlock:
             remembered, self.found_age_s = await threads.call(self._recall, names)
         except (HostsFileError, block.BlockError) as error:
             self._fault = self._refused(error, "the agent does nothing until that is fixed")
+            self.failures += 1
             return None
         self._fault = None
         if swept:
@@ -162,10 +164,12 @@ class HostsBlock:
             outcome, conflicts = write.result.result()
         except (HostsFileError, ValueError) as error:
             self._fault = self._refused(error, "it stays as it is")
+            self.failures += 1
             self._failures += 1
             max_s = _SHORT_RETRY_MAX_S if getattr(error, "errno", None) in _SHORT_OF else _RETRY_MAX_S
             self._not_before = now + backoff_s(self._failures, first_s=_FIRST_RETRY_S, max_s=max_s)  # A11
             return True
+        self.writes += outcome.state is not State.UNCHANGED
         if write.repeats and outcome.state is not State.UNCHANGED:
             self._trample(now)
         self._fault = None

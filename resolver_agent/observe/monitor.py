@@ -7,6 +7,7 @@ allows. A connection that dies is noticed at once.
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
 import functools
 import logging
@@ -20,6 +21,7 @@ from resolver_agent.observe.probe import Prober
 from resolver_agent.observe.talk import Talk
 from resolver_agent.routing.observation import NodeState, Observation, ProbeFailure, Role
 from resolver_agent.system.clock import boottime
+from resolver_agent.system.histogram import Histogram
 from resolver_agent.system.pacing import UNSETTLED_S, ConnectSlots, News, TokenBucket, Wakeup, unsettled_delay_s
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ _RECONNECT_COST = 10
 _AFTER_DEFECT_S = 1.0
 """How long the task of a server rests after a defect ended it."""
 
+_PROBE_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
 _SLOTS = 64
 _SLOT_S = 0.5
 """How many first connections are opened at a time, not counting those that have already taken ``_SLOT_S``."""
@@ -54,6 +58,7 @@ class Monitor:
     ``changed`` is set whenever something other than an LSN or a time has changed. ``on_local`` is called whenever the
     local server was asked. ``getaddrinfo`` resolves nodes given by DNS name. ``on_message`` is called with what another
     agent said: the node over whose connection it came, the process number of the sender's session there, and the text.
+    ``probes`` counts the probes by what they came to, ``probe_s`` measures how long they took.
     """
 
     def __init__(
@@ -64,6 +69,8 @@ class Monitor:
         getaddrinfo: Resolver = socket.getaddrinfo,
     ) -> None:
         self.changed = News()
+        self.probes: collections.Counter[str] = collections.Counter()
+        self.probe_s = Histogram(*_PROBE_S)
         self._on_local = on_local
         self._on_message = on_message
         self._getaddrinfo = getaddrinfo
@@ -172,6 +179,7 @@ class Monitor:
             bucket=bucket,
             connect_slots=self._connect_slots,
             changed=self.changed,
+            on_probe=self._count,
         )
         watcher.task = self._start(watcher)
         return watcher
@@ -181,6 +189,10 @@ class Monitor:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
+
+    def _count(self, seen: Observation) -> None:
+        self.probes[seen.result.value] += 1
+        self.probe_s.observe((seen.answered_at or boottime()) - seen.at)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -208,6 +220,7 @@ class _Watcher:
         bucket: TokenBucket,
         connect_slots: ConnectSlots,
         changed: asyncio.Event,
+        on_probe: Callable[[Observation], None],
     ) -> None:
         self.talk = talk
         self.options = options
@@ -219,6 +232,7 @@ class _Watcher:
         self._bucket = bucket
         self._connect_slots = connect_slots
         self._changed = changed
+        self._on_probe = on_probe
         self._lost: asyncio.TimerHandle | None = None
         self._wakeup = Wakeup()
         self._prober.on_loss = self._lose
@@ -248,6 +262,7 @@ class _Watcher:
                 try:
                     seen = await (self._ask_again() if self._prober.connected else coming_back(self._come_back))
                     if seen is not None:
+                        self._on_probe(seen)
                         self._take(seen)
                 except MemoryError:  # it may be there again at the next probe
                     self._prober.close()
@@ -288,6 +303,7 @@ class _Watcher:
 
     def _take_failure(self, attempt: tenacity.RetryCallState) -> None:
         if attempt.outcome is not None and attempt.outcome.result() is not None:
+            self._on_probe(attempt.outcome.result())
             self._take(attempt.outcome.result())
 
     def _take(self, seen: Observation) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from resolver_agent.routing.decision import Decision
     from resolver_agent.routing.observation import LockClaim, Window
     from resolver_agent.routing.state import Alert
+    from resolver_agent.system.histogram import Histogram
     from resolver_agent.system.pacing import News
 
 _log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Observer:
     ``on_local`` is called whenever the local server was asked. ``config`` is the configuration with the members that
     Patroni added. ``own`` is the node that the local server is, by name of its group. ``windows``, ``rooms`` and
     ``no_room`` are those of the observations, kept by ``queue.windows``. ``on_message``, ``say`` and ``peers``
-    are the monitor's.
+    are the monitor's. ``announcements`` counts the promotions that were announced.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Observer:
         on_message: Callable[[Node, int, str], None] = lambda _node, _pid, _payload: None,
     ) -> None:
         self.own: dict[str, Node] = {}
+        self.announcements = 0
         self.announced: local_server.Announced | None = None
         self.windows: Mapping[str, Window] = {}
         self.rooms: Mapping[str, str] = {}
@@ -89,6 +91,21 @@ class Observer:
         """The local Patroni's last answer about the leader lock, by name of the group."""
         claims = {name: self._patroni.claim(node) for name, node in self.own.items()}
         return {name: claim and local_server.believable(claim, local=self.local) for name, claim in claims.items()}
+
+    @property
+    def probes(self) -> Mapping[str, int]:
+        """How many probes there were, by what they came to."""
+        return self._monitor.probes
+
+    @property
+    def probe_s(self) -> Histogram:
+        """How long the probes took."""
+        return self._monitor.probe_s
+
+    @property
+    def patroni_up(self) -> dict[Node, bool]:
+        """Whether each node's own Patroni answers, for those that were asked."""
+        return self._patroni.up
 
     def watch(self, config: Config) -> None:
         """Watch the servers of ``config`` from now on. The states of nodes that stay are kept."""
@@ -170,6 +187,7 @@ class Observer:
     def announce(self) -> None:
         """Take the local server for a primary until its promotion has happened or was called off."""
         self.announced = local_server.Announced(since=boottime(), receiver_known=False).after(self.local)
+        self.announcements += 1
         self.changed.set()
 
     def call_off(self) -> bool:

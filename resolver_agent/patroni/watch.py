@@ -162,6 +162,11 @@ class PatroniWatch:
         )
         return tuple({alert.key: alert for alert in found}.values())
 
+    @property
+    def up(self) -> dict[Node, bool]:
+        """Whether the API of each node answered when it was last asked, for those that were asked."""
+        return {node: api.fault is None for node, api in self._apis.items() if api.asked}
+
     def check(self) -> None:
         """Raise the exception that ended a task, if one did: that is a defect."""
         for task in self._tasks.values():

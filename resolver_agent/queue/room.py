@@ -47,6 +47,7 @@ class Rooms:
 
     def __init__(self) -> None:
         self._rooms: dict[str, Room] = {}
+        self._gone: dict[str, RoomState] = {}
         self._forwarder: Forwarder | None = None
 
     def open(self, name: str, address: str, port: int) -> str | None:
@@ -66,6 +67,8 @@ class Rooms:
             listener = _listen(address, port)
         except OSError as error:
             return _why_not(error, address, port)
+        if room is not None:
+            self._add_up(room)
         self._rooms[name] = Room(name=name, address=address, port=port, listener=listener)
         return None
 
@@ -137,6 +140,11 @@ class Rooms:
             longest_wait_s=room.longest_wait_s,
         )
 
+    @property
+    def totals(self) -> dict[str, RoomState]:
+        """The same by name, with what became of those who came to earlier rooms of that name."""
+        return {name: _sum(self._gone.get(name, RoomState()), self.state(name)) for name in self._rooms}
+
     async def stop(self, *, within_s: float = 3.0) -> None:
         """Close every room, let what is forwarded end for so long, and then end it."""
         self.close_all()
@@ -146,6 +154,11 @@ class Rooms:
             with contextlib.suppress(threads.NoThreadError):  # it ends all the same
                 await threads.call(thread.join, within_s + 1)
 
+    def _add_up(self, room: Room) -> None:
+        """Keep the numbers of a room in whose place another one comes."""
+        ended = RoomState(forwarded=room.forwarded, failed=room.failed, longest_wait_s=room.longest_wait_s)
+        self._gone[room.name] = _sum(self._gone.get(room.name, RoomState()), ended)
+
     def _reopen(self, room: Room) -> bool:
         """Let newcomers wait again in a room that was forwarding; report whether that was in time."""
         if self._forwarder is None:
@@ -153,6 +166,7 @@ class Rooms:
         with self._forwarder.lock:
             if room.is_closed:
                 return False
+            self._add_up(room)
             room.target = room.until = None
             room.forwarded, room.failed, room.longest_wait_s, room.has_warned = 0, 0, 0.0, False
         self._forwarder.wake()
@@ -168,6 +182,15 @@ class Rooms:
                 room.listener.shutdown(socket.SHUT_RDWR)
         else:
             room.listener.close()
+
+
+def _sum(before: RoomState, now: RoomState) -> RoomState:
+    return dataclasses.replace(
+        now,
+        forwarded=before.forwarded + now.forwarded,
+        failed=before.failed + now.failed,
+        longest_wait_s=max(before.longest_wait_s, now.longest_wait_s),
+    )
 
 
 def _listen(address: str, port: int) -> socket.socket:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Config, Group, Node
     from resolver_agent.observe.observer import Observer
+    from resolver_agent.queue.room import RoomState
     from resolver_agent.routing.decision import Decision
     from resolver_agent.routing.observation import Identity, Observation
     from resolver_agent.routing.state import Target
@@ -128,10 +129,12 @@ class _OpenRoom(NamedTuple):
 class Windows:
     """The windows of one agent. All methods are for the event loop, and none blocks.
 
-    ``changed`` has the agent decide anew. ``rooms`` are the waiting rooms.
+    ``changed`` has the agent decide anew. ``rooms`` are the waiting rooms. ``ended`` counts, by name, the windows that
+    are over.
     """
 
     def __init__(self, observer: Observer, *, rooms: Rooms | None = None) -> None:
+        self.ended: collections.Counter[str] = collections.Counter()
         self._observer = observer
         self._rooms = rooms or Rooms()
         self._windows: dict[str, Window] = {}
@@ -611,6 +614,11 @@ class Windows:
             past=tuple(self._past),
         )
 
+    @property
+    def room_totals(self) -> dict[str, RoomState]:
+        """What became of those who came to the waiting rooms of each name, in this run."""
+        return self._rooms.totals
+
     async def stop(self) -> None:
         """Undo what is under way, close all rooms, and let forwarded connections end for a while."""
         if self._holding is not None:
@@ -634,6 +642,7 @@ class Windows:
             left=held.left if held is not None else (),
         )
         self._past.append(past)
+        self.ended[name] += 1
         _log.info("%s", past)
 
     def _say(self, stop: _Stop, kind: Kind, *, coordinator: bool = False, later: bool = False, left: int = 0) -> None:

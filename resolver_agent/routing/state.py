@@ -144,6 +144,7 @@ class AlertCode(enum.Enum):
     TRAMPLED = "trampled"  # "file": another program keeps changing the block
     CONFLICT = "conflict", Severity.CRITICAL  # a name and a line of the hosts file that also has it
     DEFECT = "defect", Severity.CRITICAL  # a round of the agent fails
+    HTTP = "http"  # nobody can ask over HTTP
     STATE = "state"  # what should outlive a restart is kept in memory alone
     CONFIG = "config"  # the errors: the configuration was not read again
     FLUSH = "flush", Severity.CRITICAL  # cached connections are not flushed

@@ -36,6 +36,8 @@ PURE = {
     "config/model.py",
     "system/foreign.py",
     "queue/message.py",
+    "system/histogram.py",
+    "metrics/exposition.py",
 }
 """Functions of values: what decides, and what renders the block."""
 
@@ -45,6 +47,7 @@ LAYERS = (
     {"demo"},
     {"agent.py"},
     {"requests.py", "once.py", "doctor"},
+    {"metrics"},
     {"log.py"},
     {"queue"},
     {"citus"},

@@ -114,7 +114,12 @@ def test_every_key() -> None:
     """The table of the configuration names every key that the agent knows, and no other."""
     own = {"names.NAME.nodes", "names.NAME.patroni"}
     per_name = {key.rpartition(".")[2] for key in known_keys("names.wk1.") - own}
-    assert set(KEYS) == known_keys() - {"log", "queue"} | known_keys("log.") | known_keys("queue.") | own
+    assert (
+        set(KEYS)
+        == known_keys() - {"log", "queue", "http"}
+        | {key for map_ in ("log.", "queue.", "http.") for key in known_keys(map_)}
+        | own
+    )
     assert {key.partition(".")[0] for key, row in KEYS.items() if row[0].endswith("*")} == per_name
 
 

@@ -48,6 +48,7 @@ def ask(stops: Stops, command: str, **arguments: object) -> dict[str, Any]:
         windows=nothing,
         stops=stops,
         since=nothing,
+        figures=nothing,
     )
     handler: Callable[[dict[str, Any]], Any] = requests.handlers[command]
 

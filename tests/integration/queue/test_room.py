@@ -314,6 +314,20 @@ def test_open_after_close(hall: Hall) -> None:
         assert client.recv(1) == b""
 
 
+def test_totals_outlive_a_room(hall: Hall) -> None:
+    """What became of those who came is added up over all rooms of a name, whichever way the next one came about."""
+    server, longest_s = hall.serve(), 0.0
+    for forwarded in (1, 2, 3):
+        hall.open()
+        hall.forward()
+        hall.pair(server)
+        longest_s = max(longest_s, hall.state().longest_wait_s)
+        total = hall.rooms.totals["wk1"]
+        assert (hall.state().forwarded, total.forwarded) == (1, forwarded)
+        assert (total.waiting, total.longest_wait_s) == (0, longest_s)
+        hall.rooms.close("wk1", after_s=60 if forwarded == 1 else 0)
+
+
 def test_another_address(hall: Hall) -> None:
     """The room of a name moves when its address does."""
     hall.open()

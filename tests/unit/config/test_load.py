@@ -46,7 +46,7 @@ SHAPE = {
             (
                 "a list found, expected a map of fallback, names, postgresql, local, route, port, max_lag_bytes, "
                 "max_lag_seconds, failback_delay, interval, timeout, citus, hosts_file, runtime_dir, state_dir, queue, "
-                "log"
+                "log, http"
             )
         ],
     ),
@@ -448,6 +448,7 @@ def test_the_sample_is_valid_and_shows_the_defaults() -> None:
         "runtime_dir",
         "state_dir",
         "log",
+        "http",
     }
     assert [group.name for group in sample.groups] == ["cn", "wk1", "wk2"]
     assert sample.warnings == ()

@@ -28,6 +28,7 @@ OWN_NAME = (
     "is this host's own name, by which others reach it: choose a name for the group, e.g. {}-group, and put it into "
     "pg_dist_node with citus_update_node"
 )
+SOCKET = "expected an address of this host and a port, such as 127.0.0.1:8009 or '[::1]:8009'"
 UNDERSCORE = (
     "has an underscore, which host names may not have: use a hyphen, and rename the node in pg_dist_node with "
     "citus_update_node"
@@ -38,6 +39,23 @@ NUMBER = "reads as a number or an address, expected a host name"
 
 KEYS = {
     "word wanted": ("log: {level: loud}", "log.level: 'loud' found, expected debug, info, warning or error"),
+    "HTTP on a port alone": ("http: {listen: ':8009'}", f"http.listen: ':8009' found, {SOCKET}"),
+    "HTTP on a number": ("http: {listen: 8009}", f"http.listen: 8009 found, {SOCKET}"),
+    "HTTP at a DNS name": ("http: {listen: 'localhost:8009'}", f"http.listen: 'localhost:8009' found, {SOCKET}"),
+    "HTTP without a port": ("http: {listen: 127.0.0.1}", f"http.listen: '127.0.0.1' found, {SOCKET}"),
+    "HTTP at half an address": (
+        "http: {listen: '127.0.1:8009'}",
+        f"http.listen: '127.0.1:8009' found (Expected 4 octets in '127.0.1'), {SOCKET}",
+    ),
+    "HTTP at a bare IPv6 address": ("http: {listen: '::1:8009'}", f"http.listen: '::1:8009' found, {SOCKET}"),
+    "HTTP on a port out of range": (
+        "http: {listen: '127.0.0.1:70000'}",
+        "http.listen: 70000 found, expected a port: a whole number from 1 to 65535",
+    ),
+    "HTTP on PostgreSQL's port": (
+        "http: {listen: '0.0.0.0:5432'}",
+        "http.listen: a port of PostgreSQL found, expected one that is free on every node",
+    ),
     "route": ("route: sideways", "route: 'sideways' found, expected follow, primary or standby"),
     "citus as a bool": ("citus: false", "citus: false found, expected auto or off"),
     "port as text": ("port: '5432'", "port: '5432' found, expected a port: a whole number from 1 to 65535"),
@@ -240,6 +258,10 @@ def test_a_host_keeps_its_own_name(hostname: str, name: str, refused: bool) -> N
         ("log: {format: json}", "log_format", "json"),
         ("log: {level: debug}", "log_level", "debug"),
         ("log:", "log_level", "info"),
+        ("http: {listen: 127.0.0.1:8009}", "http", Node("127.0.0.1", 8009)),
+        ("http: {listen: '[2001:DB8::1]:80'}", "http", Node("2001:db8::1", 80)),
+        ("http: {listen: null}", "http", None),
+        ("http:", "http", None),
     ],
 )
 def test_a_value_means_what_it_says(line: str, field: str, expected: object) -> None:

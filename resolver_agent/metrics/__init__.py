@@ -1,0 +1,1 @@
+"""What monitoring systems read: metrics in Prometheus' text format, and health over HTTP."""
