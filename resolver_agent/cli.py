@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = int(options.command(options))
         print(end="", flush=True)  # here, where BrokenPipeError is caught
     except _TroubleError as error:
-        print(f"resolver-agent: {error}", file=sys.stderr)
+        _say_trouble(str(error))
         return TROUBLE
     except KeyboardInterrupt:
         return 130
@@ -95,6 +95,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _words(arguments: Sequence[str]) -> list[str]:
     """Return the arguments that are no options: first the command, unless an option with a value is before it."""
     return [word for word in arguments if not word.startswith("-")]
+
+
+def _say_trouble(text: str) -> None:
+    """Write an error to standard error; the journal is told that it is one."""
+    import logging
+
+    from resolver_agent.system import systemd
+
+    prefix = systemd.priority(logging.ERROR) if systemd.is_journal(sys.stderr, os.environ) else ""
+    print("\n".join(f"{prefix}{line}" for line in f"resolver-agent: {text}".splitlines()), file=sys.stderr)
 
 
 def _forget_environment() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from typing import TYPE_CHECKING
 
-from resolver_agent.routing.state import AlertCode
+from resolver_agent.routing.state import Severity
+from resolver_agent.system import systemd
 from resolver_agent.system.foreign import printable, to_json
 
 if TYPE_CHECKING:
@@ -16,23 +18,48 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Node
     from resolver_agent.routing.decision import Decision
     from resolver_agent.routing.observation import NodeState, ProbeFailure, Role
-    from resolver_agent.routing.state import Alert
+    from resolver_agent.routing.state import Alert, Target
 
-_FIELDS = ("node", "name_", "address", "code", "alert")
-"""The fields that a record may have in addition to its message."""
+_FIELDS = (
+    *("name_", "node", "address", "kind", "wanted_role", "code", "severity", "reason", "detail"),
+    *("timeline", "key", "of", "alert"),
+)
+"""The fields that a record may have in addition to its message, each called as in the answer to ``status``.
+
+``alert`` is what ``key`` was called before.
+"""
+
+_LEVELS = {
+    Severity.INFO: logging.INFO,
+    Severity.WARNING: logging.WARNING,
+    Severity.CRITICAL: logging.CRITICAL,
+}
 
 
 class _Text(logging.Formatter):
-    """One line for each record, and indented ones for a traceback, whatever texts they hold."""
+    """One line for each record, and indented ones for a traceback, whatever texts they hold.
+
+    The ``journal`` gets the level of each line in its own way, and has the time of its own.
+    """
+
+    def __init__(self, *, journal: bool) -> None:
+        super().__init__()
+        self._journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
-        lines = [f"{self.formatTime(record)} {record.levelname} {printable(record.getMessage())}"]
+        head = "" if self._journal else f"{_rfc3339(record)} {record.levelname} "
+        lines = [f"{head}{printable(record.getMessage())}"]
         if record.exc_info:
             lines += [f"  {printable(line)}" for line in self.formatException(record.exc_info).splitlines()]
-        return "\n".join(lines)
+        prefix = systemd.priority(record.levelno) if self._journal else ""
+        return "\n".join(f"{prefix}{line}" for line in lines)
 
 
 class _Json(logging.Formatter):
+    def __init__(self, *, journal: bool) -> None:
+        super().__init__()
+        self._journal = journal
+
     def format(self, record: logging.LogRecord) -> str:
         fields = {key.rstrip("_"): getattr(record, key) for key in _FIELDS if hasattr(record, key)}
         line = {
@@ -43,13 +70,21 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return to_json(line)
+        return f"{systemd.priority(record.levelno) if self._journal else ''}{to_json(line)}"
+
+
+def _rfc3339(record: logging.LogRecord) -> str:
+    """Return the local time of a record, in milliseconds."""
+    moment = time.localtime(record.created)
+    zone = time.strftime("%z", moment)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', moment)}.{int(record.msecs):03}{zone[:-2]}:{zone[-2:]}"
 
 
 def configure(form: str, level: str) -> None:
     """Log everything of ``level`` and above to standard error; ``form`` is text or json."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if form == "json" else _Text())
+    journal = systemd.is_journal(sys.stderr, os.environ)
+    handler.setFormatter(_Json(journal=journal) if form == "json" else _Text(journal=journal))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -80,7 +115,8 @@ class ChangeLog:
             if latest is None or before.get(node) is kind:
                 continue
             detail = f" ({latest.detail})" if latest.detail else f" (timeline {latest.timeline})"
-            _log.info("%s is %s%s", node, kind.value, detail, extra={"node": str(node)})
+            fields = {"node": str(node), "kind": kind.value, "detail": latest.detail, "timeline": latest.timeline}
+            _log.info("%s is %s%s", node, kind.value, detail, extra=fields)
 
     def decision(self, decision: Decision, alerts: Iterable[Alert], now: float, *, written: bool) -> None:
         """Log the local role, the alerts that end and begin, and every name whose address or kind of reason is new.
@@ -96,9 +132,9 @@ class ChangeLog:
             return
         targets = {target.name: target for target in decision.targets}
         before, self._said = self._said, {name: (one.address, one.reason.code.value) for name, one in targets.items()}
-        for name, (address, code) in self._said.items():
-            if before.get(name) != (address, code) and str(targets[name]) not in begun:
-                _log.info("%s", targets[name], extra={"name_": name, "address": address, "code": code})
+        for name, said in self._said.items():
+            if before.get(name) != said and str(targets[name]) not in begun:
+                _log.info("%s", targets[name], extra=_fields_of(targets[name]))
 
     def _faults(self, alerts: Iterable[Alert], now: float) -> set[str]:
         """Log the alerts that end and those that begin, and return the texts of these."""
@@ -110,8 +146,29 @@ class ChangeLog:
             self.alerts[alert.key] = (alert, before[alert.key][1] if alert.key in before else now)
         for key, (alert, _) in before.items():
             if key not in self.alerts:
-                _log.info("over: %s", alert.text, extra={"alert": key})
+                _log.info("over: %s [%s]", alert.text, alert.code.value, extra=_fields_of_alert(alert))
         for alert in begun:
-            level = logging.WARNING if alert.code is AlertCode.QUEUED else logging.ERROR  # planned work is no fault
-            _log.log(level, "alert: %s", alert.text, extra={"alert": alert.key})
+            level = _LEVELS[alert.severity]
+            _log.log(level, "alert: %s [%s]", alert.text, alert.code.value, extra=_fields_of_alert(alert))
         return {alert.text for alert in begun}
+
+
+def _fields_of(target: Target) -> dict[str, str | None]:
+    return {
+        "name_": target.name,
+        "address": target.address,
+        "kind": target.kind.value,
+        "wanted_role": target.wanted_role and target.wanted_role.value,
+        "code": target.reason.code.value,
+        "reason": target.reason.text,
+    }
+
+
+def _fields_of_alert(alert: Alert) -> dict[str, object]:
+    return {
+        "key": alert.key,
+        "code": alert.code.value,
+        "of": alert.of,
+        "severity": alert.severity.value,
+        "alert": alert.key,
+    }

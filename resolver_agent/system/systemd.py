@@ -1,4 +1,4 @@
-"""Messages to systemd by sd_notify(3), and sockets from it by sd_listen_fds(3).
+"""Messages to systemd by sd_notify(3), sockets from it by sd_listen_fds(3), and priorities for its journal.
 
 Without systemd's environment variables every call does nothing. A notification must never harm the service, so no
 message blocks and no failure is raised.
@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import TextIO
 
 _FIRST_LISTEN_FD = 3
 _LISTEN_FDS_MAX = 16
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_PRIORITIES = (7, 7, 6, 4, 3, 2)
+"""The priorities of syslog(3) for none, debug, info, warning, error and critical."""
 
 
 class Notifier:
@@ -59,6 +62,23 @@ class Notifier:
             return
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
             channel.sendto(message.encode(errors="replace"), socket.MSG_DONTWAIT, self._address)
+
+
+def is_journal(stream: TextIO | None, environ: Mapping[str, str]) -> bool:
+    """Report whether the journal reads a stream: ``JOURNAL_STREAM`` has its device and inode, as systemd.exec(5) says.
+
+    A process that was started by a service has the variable too, but may have another stream.
+    """
+    try:
+        found = os.fstat(stream.fileno()) if stream is not None else None
+    except (OSError, ValueError):  # it is closed, or no file
+        return False
+    return found is not None and environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def priority(level: int) -> str:
+    """Return what goes before a line for the journal to know its priority, for a level of ``logging``."""
+    return f"<{_PRIORITIES[min(level // 10, len(_PRIORITIES) - 1)]}>"
 
 
 def listen_sockets(environ: Mapping[str, str]) -> list[socket.socket]:

@@ -24,15 +24,15 @@ def test_a_json_log_is_one_object_a_line(
     agent = start_agent(write_config(cluster["cn"].standby, cluster, log={"format": "json"}))
     agent.wait_for_line('"name": "wk2"')
     cluster["wk1"].standby.kill()
-    agent.wait_for_line('"alert": "wk1:fenced"')
+    agent.wait_for_line('"key": "wk1:fenced"')
     assert agent.stop() == 0
     lines = [json.loads(line) for line in agent.lines]
     assert all({"time", "level", "message"} <= line.keys() for line in lines)
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"]) for line in lines)
     [wk2] = [line for line in lines if line.get("name") == "wk2"]
     assert (wk2["address"], wk2["code"], wk2["level"]) == (cluster["wk2"].standby.address, "standby", "info")
-    [fault] = [line for line in lines if line.get("alert") == "wk1:fenced"]
-    assert fault["level"] == "error"
+    [fault] = [line for line in lines if line.get("key") == "wk1:fenced"]
+    assert (fault["level"], fault["severity"], fault["of"]) == ("critical", "critical", ["wk1"])
 
 
 def test_verbosity_survives_a_reload(

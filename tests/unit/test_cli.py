@@ -1,11 +1,14 @@
-"""The exit codes of commands that ask the agent."""
+"""What the command line says, and its exit codes, where no server is needed."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -78,3 +81,24 @@ def test_check_without_an_agent(tmp_path: Path, capsys: pytest.CaptureFixture[st
     """Nobody answers, nor can the configuration be read: the state is not known, and the line says why."""
     assert cli.main(["check", "-c", str(tmp_path / "agent.yml")]) == 3
     assert re.fullmatch(r"RESOLVER-AGENT UNKNOWN - no agent runs in .*agent\.yml: .*\n", capsys.readouterr().out)
+
+
+def test_the_journal_learns_what_is_trouble(tmp_path: Path) -> None:
+    """A service that cannot start says so with the priority of an error, on each line."""
+    config = tmp_path / "agent.yml"
+    config.write_text("{fallback: maybe}")
+    read, write = os.pipe()
+    stream = os.fstat(write)
+    with open(read, encoding="utf-8") as journal:  # noqa: PTH123 -- a descriptor
+        ran = subprocess.run(
+            [sys.executable, "-m", "resolver_agent.cli", "run", "-c", config],
+            env={**os.environ, "JOURNAL_STREAM": f"{stream.st_dev}:{stream.st_ino}"},
+            stderr=write,
+            check=False,
+        )
+        os.close(write)
+        lines = journal.read().splitlines()
+    assert ran.returncode == 2
+    assert lines[0] == "<3>resolver-agent: the configuration is not usable"
+    assert len(lines) == 3
+    assert all(line.startswith(f"<3>{config}: ") for line in lines[1:])

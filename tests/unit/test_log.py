@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import logging
+import os
+import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from resolver_agent.control import report
 from resolver_agent.log import ChangeLog, configure
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.observation import Role
@@ -14,7 +21,7 @@ from resolver_agent.routing.state import Alert, AlertCode, Code, GroupState, Rea
 from tests.unit.builders import Agent, config, dead, group, node, primary, remembered, standby, unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 A, B = "10.0.0.1", "10.0.0.2"
 
@@ -80,7 +87,7 @@ def test_a_name_that_is_held_is_said_by_its_alert_alone(log: Log) -> None:
         "I 10.0.0.1:5432 is dead (Connection refused)",
         "I 10.0.0.2:5432 is standby (timeline 7)",
         "I the local role is primary",
-        f"E alert: {text}",
+        f"W alert: {text} [held]",
     ]
     assert log.of(agent.wait(1).see({A: unreachable(), B: standby()}).decide()) == [
         "I 10.0.0.1:5432 is unreachable (no answer within 2 s)"
@@ -88,7 +95,7 @@ def test_a_name_that_is_held_is_said_by_its_alert_alone(log: Log) -> None:
     lasting = agent.target()
     assert log.of(agent.wait(1).see({B: primary(timeline=8)}).decide()) == [
         "I 10.0.0.2:5432 is primary (timeline 8)",
-        f"I over: {lasting}",
+        f"I over: {lasting} [held]",
         "I wk1 → 10.0.0.2 (primary, timeline 8)",
     ]
 
@@ -97,11 +104,11 @@ def test_a_new_address_under_a_lasting_alert_is_said(log: Log) -> None:
     """A fallback that follows its primary is a change, though the alert goes on."""
     first, second = (leading(address, Code.FALLBACK, text="no fit standby") for address in (A, B))
     alert = Alert(AlertCode.FALLBACK, "wk1 → 10.0.0.1 (no fit standby)", of=("wk1",))
-    assert log.decision(first, [alert]) == ["E alert: wk1 → 10.0.0.1 (no fit standby)"]
+    assert log.decision(first, [alert]) == ["W alert: wk1 → 10.0.0.1 (no fit standby) [fallback]"]
     moved = Alert(AlertCode.FALLBACK, "wk1 → 10.0.0.2 (no fit standby)", of=("wk1",))
     assert log.decision(second, [moved]) == ["I wk1 → 10.0.0.2 (no fit standby)"]
     assert log.decision(leading(B, Code.PRIMARY)) == [
-        "I over: wk1 → 10.0.0.2 (no fit standby)",
+        "I over: wk1 → 10.0.0.2 (no fit standby) [fallback]",
         "I wk1 → 10.0.0.2 (why)",
     ]
 
@@ -116,12 +123,12 @@ def test_alerts_begin_and_end_once_in_their_order(log: Log) -> None:
     """An alert whose text changes keeps its start; two alerts with one key are one."""
     nothing = Decision(groups={})
     faults = [Alert(AlertCode.HELD, f"fault {name}", of=(name,)) for name in "cab"]
-    assert log.decision(nothing, faults, now=5) == ["E alert: fault c", "E alert: fault a", "E alert: fault b"]
+    assert log.decision(nothing, faults, now=5) == [f"W alert: fault {name} [held]" for name in "cab"]
     worse, still_worse = (Alert(AlertCode.HELD, text, of=("a",)) for text in ("worse", "still worse"))
-    assert log.decision(nothing, [worse, faults[0], still_worse], now=6) == ["I over: fault b"]
+    assert log.decision(nothing, [worse, faults[0], still_worse], now=6) == ["I over: fault b [held]"]
     assert log.change_log.alerts == {"a:held": (still_worse, 5), "c:held": (faults[0], 5)}
-    assert log.decision(nothing, now=7) == ["I over: still worse", "I over: fault c"]
-    assert log.decision(nothing, faults[:1], now=8) == ["E alert: fault c"]
+    assert log.decision(nothing, now=7) == ["I over: still worse [held]", "I over: fault c [held]"]
+    assert log.decision(nothing, faults[:1], now=8) == ["W alert: fault c [held]"]
     assert log.change_log.alerts == {"c:held": (faults[0], 8)}
 
 
@@ -139,20 +146,118 @@ def test_what_a_reload_removed_and_brought_back_is_said_again(log: Log) -> None:
 def test_a_name_is_said_to_lead_where_the_file_says_so(log: Log) -> None:
     """A target is logged only when it has been written."""
     moved = leading(A, Code.PRIMARY, text="timeline 7")
-    assert log.decision(moved, [Alert(AlertCode.FILE, "disk full")], written=False) == ["E alert: disk full"]
-    assert log.decision(moved) == ["I over: disk full", "I wk1 → 10.0.0.1 (timeline 7)"]
+    assert log.decision(moved, [Alert(AlertCode.FILE, "disk full")], written=False) == ["C alert: disk full [file]"]
+    assert log.decision(moved) == ["I over: disk full [file]", "I wk1 → 10.0.0.1 (timeline 7)"]
 
 
-def test_fields_for_a_json_log(log: Log, caplog: pytest.LogCaptureFixture) -> None:
-    """A record has its subject in fields, besides its text."""
-    log.change_log.decision(leading(A, Code.PRIMARY), [Alert(AlertCode.FLUSH, "fault")], 1, written=True)
-    alert, name = caplog.records
-    assert vars(alert)["alert"] == "flush"
-    assert {key: vars(name)[key] for key in ("name_", "address", "code")} == {
-        "name_": "wk1",
-        "address": A,
-        "code": "primary",
-    }
+@pytest.mark.parametrize(
+    ("code", "level"),
+    [
+        pytest.param(AlertCode.QUEUED, "I", id="info"),
+        pytest.param(AlertCode.HELD, "W", id="warning"),
+        pytest.param(AlertCode.FENCED, "C", id="critical"),
+    ],
+)
+def test_an_alert_begins_with_its_severity_and_ends_as_information(code: AlertCode, level: str, log: Log) -> None:
+    """Whoever is woken by the log is woken by what clients notice, and by no end of it."""
+    nothing = Decision(groups={})
+    assert log.decision(nothing, [Alert(code, "fault")]) == [f"{level} alert: fault [{code.value}]"]
+    assert log.decision(nothing) == [f"I over: fault [{code.value}]"]
+
+
+class Output:
+    """The log as a process writes it, to standard error."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def lines(self, form: str, say: Callable[[], object]) -> list[str]:
+        """Configure the log, have something said, and return the lines."""
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
+        try:
+            configure(form, "info")
+            say()
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+        return self._capsys.readouterr().err.splitlines()
+
+
+@pytest.fixture
+def output(capsys: pytest.CaptureFixture[str]) -> Output:
+    """Return what is written to standard error."""
+    return Output(capsys)
+
+
+def test_json_has_the_fields_of_status(output: Output) -> None:
+    """A program reads the log with the words by which it reads ``status --json``."""
+    agent = Agent(config(group("wk1", A, B))).see({A: primary(), B: dead()}).see_local(standby()).decide()
+    change_log = ChangeLog()
+
+    def say() -> None:
+        change_log.nodes(agent.states)
+        change_log.decision(agent.decision, [Alert(AlertCode.NOTE, "in place", of=("file",))], 1, written=True)
+
+    told = [json.loads(line) for line in output.lines("json", say)]
+    of = {one["message"].split()[0]: one for one in told}
+    shown = report.status(
+        agent.config, agent.decision, agent.states, local=agent.local,
+        alerts=[(Alert(AlertCode.NOTE, "in place", of=("file",)), 1.0)], written=True, trampled=0, now=agent.now,
+        flush=report.FlushStatus(citus=False, flushed=True, fault=None),
+        queue=report.QueueStatus(coordinates=(), open=(), past=()),
+        recovery=report.RecoveryStatus(under_way=False, blocked_by=None, age_s=None, databases=()),
+    )  # fmt: skip
+    status = report.as_json(shown)
+    [name], [alert], [live, lost] = status["names"], status["alerts"], status["nodes"]
+    for line, same, keys in [
+        (of["wk1"], name, {"name", "address", "kind", "wanted_role", "code", "reason"}),
+        (of["alert:"], alert, {"key", "code", "of", "severity"}),
+        (of[f"{A}:5432"], live, {"node", "kind", "detail", "timeline"}),
+        (of[f"{B}:5432"], lost, {"node", "kind", "detail"}),
+    ]:
+        assert {key: line[key] for key in keys} == {key: same[key] for key in keys}
+    assert of["alert:"]["alert"] == alert["key"], "the old name"
+
+
+def say_some() -> None:
+    """Log a line of each level, and one with a traceback."""
+    logger = logging.getLogger("resolver_agent")
+    for level in ("info", "warning", "error", "critical"):
+        getattr(logger, level)("a line of %s", level)
+    try:
+        fail()
+    except ValueError:
+        logger.exception("a round failed")
+
+
+def test_a_line_of_text(output: Output) -> None:
+    """A line has the time as in RFC 3339, and its level."""
+    first = output.lines("text", say_some)[0]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d INFO a line of info", first)
+    said = dt.datetime.strptime(first.partition(" ")[0], "%Y-%m-%dT%H:%M:%S.%f%z")
+    assert abs((dt.datetime.now(dt.timezone.utc) - said).total_seconds()) < 60
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_the_journal_gets_priorities(form: str) -> None:
+    """The journal reads the level of each line, also of a traceback's, and knows the time itself."""
+    read, write = os.pipe()
+    of = os.fstat(write)
+    program = f"from tests.unit import test_log; test_log.configure({form!r}, 'info'); test_log.say_some()"
+    with open(read, encoding="utf-8") as journal:  # noqa: PTH123 -- a descriptor
+        environment = {**os.environ, "JOURNAL_STREAM": f"{of.st_dev}:{of.st_ino}"}
+        subprocess.run([sys.executable, "-c", program], stderr=write, env=environment, check=True)
+        os.close(write)
+        lines = journal.read().splitlines()
+    assert [line[:3] for line in lines[:4]] == ["<6>", "<4>", "<3>", "<2>"]
+    assert {line[:3] for line in lines[4:]} == {"<3>"}
+    if form == "text":
+        assert lines[0] == "<6>a line of info"
+        assert lines[4] == "<3>a round failed"
+        assert len(lines) > 5
+    else:
+        assert [json.loads(line[3:])["message"] for line in lines][-1] == "a round failed"
 
 
 HOSTILE = "no\x1b[2J\x9b31m\n2026-11-27 21:00:00,000 INFO all is well\u2028\u2029\u202e\x07\ud800"
@@ -164,24 +269,20 @@ def fail() -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_record_is_one_line_that_prints(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_is_one_line_that_prints(form: str, output: Output) -> None:
     """Whatever text a server, a client or a database user has brought into the log."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    try:
-        configure(form, "info")
-        logging.getLogger("resolver_agent").error("alert: %s", HOSTILE, extra={"alert": HOSTILE})
-        [line] = capsys.readouterr().err.splitlines()
-        assert line.isprintable()
-        assert "all is well" in line
+
+    def say() -> None:
+        logger = logging.getLogger("resolver_agent")
+        logger.error("alert: %s", HOSTILE, extra={"key": HOSTILE})
         try:
             fail()
         except ValueError:
-            logging.getLogger("resolver_agent").exception("a round failed")
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
-    first, *others = capsys.readouterr().err.splitlines()
+            logger.exception("a round failed")
+
+    line, first, *others = output.lines(form, say)
+    assert line.isprintable()
+    assert "all is well" in line
     assert "a round failed" in first
     assert all(one.isprintable() for one in [first, *others])
     assert all(one.startswith("  ") for one in others)

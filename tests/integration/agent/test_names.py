@@ -110,8 +110,8 @@ def test_a_lost_worker_standby(
     for name, address in fallen.items():
         agent.wait_for_target(name, address)
     assert leads(agent) == before | fallen
-    code = "fenced" if fallback == "none" else "fallback"
-    agent.wait_for_line(f"ERROR alert: wk1 → .*no fit standby: .*{lost.address} is dead", since=since)
+    code, level = ("fenced", "CRITICAL") if fallback == "none" else ("fallback", "WARNING")
+    agent.wait_for_line(rf"{level} alert: wk1 → .*no fit standby: .*{lost.address} is dead.* \[{code}\]$", since=since)
     assert f"wk1:{code}" in alerts(config)
 
     lost.start()

@@ -138,6 +138,21 @@ def test_understood_by_systemd_219(key: str, value: str) -> None:
     assert all(re.fullmatch(value, each) for each in found)
 
 
+def test_priorities_in_the_journal(host: SystemdHost) -> None:
+    """The journal knows the level of each line, and the time stands there only once."""
+    mark = host.mark()
+    start(host)
+    host.write("/etc/resolver-agent.yml", b"fallback: maybe\n")
+    host.run("systemctl", "reload", SERVICE.name)
+    host.wait_for("alert: the configuration stays as it was", after=mark)
+    journal = host.run("journalctl", f"--unit={SERVICE.name}", f"--since={mark}", "--output=json").splitlines()
+    lines = {line["MESSAGE"]: line["PRIORITY"] for line in map(json.loads, journal) if line["_COMM"] != "systemd"}
+    [alert] = [text for text in lines if text.startswith("alert: the configuration stays as it was")]
+    [name] = [text for text in lines if text.startswith("wk1 → 192.168.234.203")]
+    assert (lines[alert], lines[name]) == ("4", "6")
+    assert not [text for text in lines if re.match(r"<|\d{4}-", text)]
+
+
 def test_limits(host: SystemdHost) -> None:
     """The agent cannot take the node's memory, is not the first to be killed when there is none, and dumps no core."""
     start(host)

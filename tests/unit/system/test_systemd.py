@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from resolver_agent.system.systemd import Notifier, listen_sockets
+from resolver_agent.system.systemd import Notifier, is_journal, listen_sockets, priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -163,3 +163,27 @@ def test_a_passed_socket_serves(tmp_path: Path) -> None:
         shell = 'exec 3<&0; exec "$0" -c "$1"'
         subprocess.run(["sh", "-c", shell, sys.executable, _ACTIVATED], stdin=listener.fileno(), check=True, timeout=10)
         assert client.recv(16) == b"served"
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        pytest.param("{0.st_dev}:{0.st_ino}", True, id="this stream"),
+        pytest.param("{0.st_dev}:1", False, id="another stream"),
+        pytest.param("", False, id="empty"),
+        pytest.param("1:2:3", False, id="nonsense"),
+        pytest.param(None, False, id="no service"),
+    ],
+)
+def test_whether_the_journal_reads_a_stream(named: str | None, expected: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    """Only the stream that systemd names is the journal's: what a service starts may write elsewhere."""
+    with (tmp_path / "stream").open("w") as stream:
+        environment = {} if named is None else {"JOURNAL_STREAM": named.format(os.fstat(stream.fileno()))}
+        assert is_journal(stream, environment) is expected
+    assert not is_journal(stream, environment), "it is closed"
+    assert not is_journal(None, environment)
+
+
+def test_priorities() -> None:
+    """Each level has a priority of syslog(3): 2 is critical, 7 is debug."""
+    assert [priority(level) for level in (10, 20, 30, 40, 50)] == ["<7>", "<6>", "<4>", "<3>", "<2>"]
