@@ -51,6 +51,9 @@ _HELP = {"-h", "--help"}
 _TAKE_WORDS = {"explain"}
 """The commands that may be followed by any words, also by the name of a hook."""
 
+_MARKS, _ASCII_MARKS = ("✓", "✗", "-"), ("[ok]", "[!!]", "[--]")
+"""Before each check of doctor: it is in order, it has findings, or it was not looked at."""
+
 _COLOURS = {"+": "32", "-": "31", "@": "36"}
 
 _WATCH_S = 1.0
@@ -249,6 +252,12 @@ def _add_reports(command: Callable[..., Parser]) -> None:
         *("doctor", _doctor, "check this node, and show how to fix each finding"),
         exits={OK: "fit", DIFFERENT: "findings", TROUBLE: "trouble"},
     )
+    checked.add_argument(
+        *("-v", "--verbose"),
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="list each check, and what was not looked at and why",
+    )
     checked.add_argument("--json", action="store_true", help="print JSON, for programs")
     checked.add_argument(
         "--to-addresses",
@@ -295,7 +304,8 @@ def _without_command(options: argparse.Namespace) -> int:
     raise _TroubleError("no command given: `resolver-agent --help` lists them")
 
 
-def _load(options: argparse.Namespace) -> Config:
+def _load(options: argparse.Namespace, *, verbose: bool | None = None) -> Config:
+    """Return the configuration, and log as it says; ``verbose`` overrides what the command line says."""
     from resolver_agent import log
     from resolver_agent.config.load import ConfigError, load
 
@@ -303,7 +313,8 @@ def _load(options: argparse.Namespace) -> Config:
         config = load(getattr(options, "config", _DEFAULT_CONFIG))
     except ConfigError as error:
         raise _TroubleError("the configuration is not usable\n" + "\n".join(error.errors)) from error
-    log.configure(config.log_format, "debug" if getattr(options, "verbose", False) else config.log_level)
+    verbose = getattr(options, "verbose", False) if verbose is None else verbose
+    log.configure(config.log_format, "debug" if verbose else config.log_level)
     return config
 
 
@@ -691,14 +702,17 @@ def _refuse_if_used(config: Config, targets: Sequence[Target]) -> None:
 
 def _doctor(options: argparse.Namespace) -> int:
     from resolver_agent.doctor import report as doctor_report
+    from resolver_agent.doctor.check import State
 
-    report = doctor_report.examine(_load(options))
+    report = doctor_report.examine(_load(options, verbose=False))
     if options.to_addresses:
         if report.to_addresses is None:
             raise _TroubleError("the local PostgreSQL has no pg_dist_node of a coordinator, or cannot be asked")
         print(report.to_addresses, end="")
         return OK
-    print(to_json(report.as_json(), indent=2) if options.json else report.as_text())
+    marks = (_MARKS if _can_print("".join(_MARKS)) else _ASCII_MARKS) if getattr(options, "verbose", False) else None
+    shown = report.as_text(marks and dict(zip(State, marks, strict=True)))
+    print(to_json(report.as_json(), indent=2) if options.json else shown)
     return OK if report.fit else DIFFERENT
 
 
@@ -710,6 +724,15 @@ def _explain(options: argparse.Namespace) -> int:
     except explain.UnknownSymptomError as error:
         raise _TroubleError(str(error)) from error
     return OK
+
+
+def _can_print(text: str) -> bool:
+    """Report whether the encoding of the output has all letters of a text."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _show(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import enum
 from resolver_agent.system.foreign import plain
 
 _LIMIT = 4000
+_UNCHECKED = "could not be checked: "
 
 
 class Severity(enum.Enum):
@@ -31,6 +32,11 @@ class Finding:
     key: str
     text: str
     fix: str = ""
+
+    @property
+    def unchecked(self) -> str:
+        """What could not be checked and why, if the finding says only that; else empty."""
+        return self.text.removeprefix(_UNCHECKED) if self.text.startswith(_UNCHECKED) else ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", plain(self.text, limit=_LIMIT))

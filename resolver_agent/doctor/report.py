@@ -1,6 +1,7 @@
 """Reports what is wrong on this node, each finding with a hint how to fix it. Nothing is changed.
 
-``gather`` collects the facts, and each module of ``checks`` judges those of its subject.
+``gather`` collects the facts, and each module of ``checks`` judges those of its subject; its ``CHECKS`` say what is
+looked at.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from resolver_agent.doctor.checks import host, metadata, nodes, passfiles, patro
 from resolver_agent.doctor.finding import Severity
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from resolver_agent.config.model import Config
+    from resolver_agent.doctor.check import Outcome, State
     from resolver_agent.doctor.facts import Facts
     from resolver_agent.doctor.finding import Finding
 
@@ -23,12 +27,13 @@ _WORST_FIRST = list(Severity)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What doctor found, the worst first, and scripts for psql that the operator may run.
+    """What doctor found, the worst first, each check with its outcome, and scripts for psql that the operator may run.
 
     ``to_names`` moves the cluster from addresses to names, ``to_addresses`` back; None where there is nothing to do.
     """
 
     findings: tuple[Finding, ...]
+    outcomes: tuple[Outcome, ...]
     to_names: str | None
     to_addresses: str | None
 
@@ -45,15 +50,21 @@ class Report:
                 {"severity": one.severity.value, "key": one.key, "text": one.text, "fix": one.fix, "mend": one.fix}
                 for one in self.findings
             ],  # "mend" is the old spelling
+            "checks": [{"what": one.what, "state": one.state.value, "why": one.why} for one in self.outcomes],
             "to_names": self.to_names,
             "to_addresses": self.to_addresses,
         }
 
-    def as_text(self) -> str:
-        """Return the findings, each with its hint on the next line, and the scripts if addresses are still in use."""
+    def as_text(self, marks: Mapping[State, str] | None = None) -> str:
+        """Return the findings, each with its hint on the next line, and the scripts if addresses are still in use.
+
+        With ``marks`` the checks come first, each after the mark of its state, with what was not looked at and why.
+        """
+        checks = [] if marks is None else [f"{marks[one.state]} {one}" for one in self.outcomes]
         lines = [str(one) for one in self.findings] or ["nothing is wrong here"]
         scripts = [self.to_names, self.to_addresses] if self.to_names is not None else []
-        return "\n\n".join(["\n".join(lines), *(script.rstrip() for script in scripts if script is not None)])
+        parts = ["\n".join(part) for part in (checks, lines) if part]
+        return "\n\n".join([*parts, *(script.rstrip() for script in scripts if script is not None)])
 
 
 def examine(config: Config) -> Report:
@@ -64,9 +75,11 @@ def examine(config: Config) -> Report:
 def report(facts: Facts) -> Report:
     """Return what follows from the facts."""
     subjects = (host, passfiles, postgres, metadata, nodes, patroni, queue)
-    found = dict.fromkeys(finding for rules in subjects for finding in rules.findings(facts))
+    outcomes = tuple(check.run(facts) for subject in subjects for check in subject.CHECKS)
+    found = dict.fromkeys(finding for outcome in outcomes for finding in outcome.findings)
     return Report(
         findings=tuple(sorted(found, key=lambda one: _WORST_FIRST.index(one.severity))),
+        outcomes=outcomes,
         to_names=metadata.to_names(facts),
         to_addresses=metadata.to_addresses(facts),
     )

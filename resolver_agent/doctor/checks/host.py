@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent.config import yaml12
+from resolver_agent.doctor.check import Check
 from resolver_agent.doctor.facts import Unknown, text_of
 from resolver_agent.doctor.finding import Finding, Severity
 from resolver_agent.hosts import block
@@ -18,7 +19,7 @@ from resolver_agent.hosts import block
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from resolver_agent.doctor.facts import Facts, Host
+    from resolver_agent.doctor.facts import Facts, TextFile
 
 _SERVICE, _SOCKET = "resolver-agent.service", "resolver-agent.socket"
 _SHOWN = {_SERVICE: "unit", _SOCKET: "socket"}
@@ -29,17 +30,9 @@ _HARMLESS = {"myhostname", "mymachines"}
 """Services that may stand before ``files``: they answer only for this host and for containers on it."""
 
 
-def findings(facts: Facts) -> Iterator[Finding]:
-    """Yield what is wrong with name lookups and the agent."""
-    yield from _unchecked(facts.host)
-    yield from _lookups(facts.host)
-    yield from _hosts(facts)
-    yield from _agent(facts.host)
-    yield from _units(facts.host)
-
-
-def _unchecked(host: Host) -> Iterator[Finding]:
+def _unchecked(facts: Facts) -> Iterator[Finding]:
     """Yield what could not be checked."""
+    host = facts.host
     files = (host.hosts, host.nsswitch, host.nscd, host.passfile, host.citus_passfile, *host.cloud)
     unread = ((file.path, file.text) for file in files if file is not None)
     others = (("the agent", host.agent), ("systemd", host.units))
@@ -48,10 +41,9 @@ def _unchecked(host: Host) -> Iterator[Finding]:
             yield Finding(Severity.WARNING, "unchecked", f"could not be checked: {what}: {fact.why}")
 
 
-def _lookups(host: Host) -> Iterator[Finding]:
-    """Yield what keeps a lookup from finding what the hosts file says."""
-    if not isinstance(host.nsswitch.text, Unknown):
-        yield from _nsswitch(host.nsswitch.path, text_of(host.nsswitch) or "")
+def _nscd(facts: Facts) -> Iterator[Finding]:
+    """Yield that nscd keeps what a lookup has found."""
+    host = facts.host
     caching = re.findall(r"^[ \t]*enable-cache[ \t]+hosts[ \t]+(\w+)", text_of(host.nscd) or "", re.MULTILINE)
     if host.nscd is not None and caching[-1:] == ["yes"]:
         yield Finding(
@@ -60,12 +52,11 @@ def _lookups(host: Host) -> Iterator[Finding]:
             "nscd runs and caches host names: after a name has moved, lookups still return its old address",
             f"Set `enable-cache hosts no` in {host.nscd.path}, then run: systemctl restart nscd",
         )
-    yield from _cloud(host)
 
 
-def _cloud(host: Host) -> Iterator[Finding]:
+def _cloud(facts: Facts) -> Iterator[Finding]:
     """Yield that cloud-init rewrites the hosts file: user data and vendor data override what is in /etc/cloud."""
-    documents = {file.path: _yaml(text_of(file) or "") for file in host.cloud}
+    documents = {file.path: _yaml(text_of(file) or "") for file in facts.host.cloud}
     managed = [(path, found["manage_etc_hosts"]) for path, found in documents.items() if "manage_etc_hosts" in found]
     modules = [
         (path, found["cloud_init_modules"]) for path, found in documents.items() if "cloud_init_modules" in found
@@ -97,8 +88,10 @@ def _yaml(text: str) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _nsswitch(path: str, text: str) -> Iterator[Finding]:
-    line = re.search(r"^[ \t]*hosts:([^#\n]*)", text, re.MULTILINE)
+def _nsswitch(facts: Facts) -> Iterator[Finding]:
+    """Yield what keeps a lookup from asking the hosts file first."""
+    path = facts.host.nsswitch.path
+    line = re.search(r"^[ \t]*hosts:([^#\n]*)", text_of(facts.host.nsswitch) or "", re.MULTILINE)
     if line is None:
         yield Finding(
             Severity.WARNING, "nsswitch", f"{path} has no line for hosts", f"Write to {path}: hosts: files dns"
@@ -122,10 +115,7 @@ def _nsswitch(path: str, text: str) -> Iterator[Finding]:
 
 def _hosts(facts: Facts) -> Iterator[Finding]:
     """Yield what is wrong with the agent's block, and other lines that have one of its names."""
-    path, text = facts.host.hosts.path, facts.host.hosts.text
-    if isinstance(text, Unknown):
-        return
-    content = (text or "").encode("utf-8", "surrogateescape")
+    path, content = facts.host.hosts.path, (text_of(facts.host.hosts) or "").encode("utf-8", "surrogateescape")
     names = [group.name for group in facts.config.groups]
     try:
         said = {target.name: target.address for target in block.recall(content, names)}
@@ -160,7 +150,8 @@ def _hosts(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _agent(host: Host) -> Iterator[Finding]:
+def _agent(facts: Facts) -> Iterator[Finding]:
+    host = facts.host
     if host.agent is None:
         yield Finding(
             Severity.ERROR,
@@ -173,10 +164,9 @@ def _agent(host: Host) -> Iterator[Finding]:
         yield Finding(Severity.WARNING, "alerts", f"the agent has {alerts} alert{plural}", "resolver-agent status")
 
 
-def _units(host: Host) -> Iterator[Finding]:
-    if host.units is None or isinstance(host.units, Unknown):
-        return
-    for name, unit in host.units.items():
+def _units(facts: Facts) -> Iterator[Finding]:
+    host = facts.host
+    for name, unit in host.units.items() if isinstance(host.units, dict) else ():
         if unit.load == "not-found":
             yield Finding(
                 Severity.ERROR,
@@ -204,3 +194,36 @@ def _units(host: Host) -> Iterator[Finding]:
             f"mkdir -p {folder} && printf '[Unit]\\nAfter={_SERVICE}\\n' >{folder}/resolver-agent.conf && "
             "systemctl daemon-reload",
         )
+
+
+def _unread(file: TextFile) -> str | None:
+    return f"{file.path}: {file.text.why}" if isinstance(file.text, Unknown) else None
+
+
+def _without_agent(facts: Facts) -> str | None:
+    return facts.host.agent.why if isinstance(facts.host.agent, Unknown) else None
+
+
+def _without_systemd(facts: Facts) -> str | None:
+    if isinstance(facts.host.units, Unknown):
+        return facts.host.units.why
+    return "systemd does not run here" if facts.host.units is None else None
+
+
+CHECKS = (
+    Check("files, the agent and systemd could be read and asked", _unchecked),
+    Check("host names are looked up in the hosts file first", _nsswitch, lambda facts: _unread(facts.host.nsswitch)),
+    Check("nscd keeps no host names", _nscd, lambda facts: None if facts.host.nscd else "nscd does not run"),
+    Check(
+        "cloud-init leaves the hosts file alone",
+        _cloud,
+        lambda facts: None if facts.host.cloud else "there is no cloud-init",
+    ),
+    Check(
+        "the hosts file has the agent's lines, and no others for its names",
+        _hosts,
+        lambda facts: _unread(facts.host.hosts),
+    ),
+    Check("the agent runs, and has no alerts", _agent, _without_agent),
+    Check("systemd starts the agent, and Patroni after it", _units, _without_systemd),
+)

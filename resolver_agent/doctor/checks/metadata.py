@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from resolver_agent.citus import metadata
 from resolver_agent.citus.metadata import COORDINATOR_GROUP
 from resolver_agent.config.model import Route
+from resolver_agent.doctor.check import Check, of_server, without_citus, without_server
 from resolver_agent.doctor.facts import Facts, Server, is_address
 from resolver_agent.doctor.finding import Finding, Severity
 from resolver_agent.routing.state import FENCE
@@ -31,14 +32,17 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FIRST_WITH_CHECK = 11
 
 
-def findings(facts: Facts) -> Iterator[Finding]:
+def _rows(facts: Facts) -> Iterator[Finding]:
     """Yield what is wrong with the rows of every database. A worker without metadata has no rows."""
-    yield from _unasked(facts)
-    databases = _databases(facts)
-    for name, database in databases.items():
+    for name, database in _databases(facts).items():
         for row in database.rows:
             yield from _row(facts, f"pg_dist_node (database {name})", database, row)
         yield from _addresses(facts, f"pg_dist_node (database {name})", database)
+
+
+def _unused(facts: Facts) -> Iterator[Finding]:
+    """Yield the names that are in no row."""
+    databases = _databases(facts)
     rows = [row for database in databases.values() for row in database.rows if row.is_primary]
     used = {group.name for row in rows if (group := _following(facts, row)) is not None}
     places = list(dict.fromkeys(f"{row.name}:{row.port}" for row in rows if _group_of(facts, row) is None))
@@ -64,15 +68,13 @@ def findings(facts: Facts) -> Iterator[Finding]:
             )
 
 
-def _unasked(facts: Facts) -> Iterator[Finding]:
+def _unasked(_facts: Facts, server: Server) -> Iterator[Finding]:
     """Yield the databases that were not asked, because nobody can log in to them."""
-    if not isinstance(facts.server, Server):
-        return
-    for name in facts.server.invalid:
+    for name in server.invalid:
         text = f"database {name} is invalid: a DROP DATABASE was interrupted, and nobody can use it any more"
         fix = f"On this group's primary, run as a superuser: DROP DATABASE {metadata.identifier(name)};"
         yield Finding(Severity.WARNING, "database:invalid", text, fix)
-    for name in facts.server.closed:
+    for name in server.closed:
         text = f"could not be checked: database {name}: it lets nobody in (ALLOW_CONNECTIONS false)"
         yield Finding(Severity.NOTE, "unchecked", text)
 
@@ -316,3 +318,10 @@ def _fixed_route(facts: Facts, where: str, database: Database, group: Group, fol
         f"(route: {group.route.value})",
         fix,
     )
+
+
+CHECKS = (
+    Check("every database lets somebody in", of_server(_unasked), without_server),
+    Check("pg_dist_node has names of the configuration, one for each group", _rows, without_citus),
+    Check("every name is in pg_dist_node", _unused, without_citus),
+)

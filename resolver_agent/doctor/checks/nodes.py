@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Fallback, Route
+from resolver_agent.doctor.check import Check
 from resolver_agent.doctor.checks.metadata import coordinator
 from resolver_agent.doctor.facts import Server
 from resolver_agent.doctor.finding import Finding, Severity
@@ -18,16 +19,10 @@ if TYPE_CHECKING:
     from resolver_agent.doctor.facts import Facts
 
 
-def findings(facts: Facts) -> Iterator[Finding]:
-    """Yield what is wrong with the nodes, and with the configuration."""
+def _config(facts: Facts) -> Iterator[Finding]:
+    """Yield what is odd about the configuration."""
     for warning in facts.config.warnings:
         yield Finding(Severity.WARNING, "config", warning)
-    yield from _states(facts)
-    for group in facts.config.groups:
-        if group.route is not Route.STANDBY:  # such a name shares the nodes of another
-            yield from _group(facts, group)
-    yield from _own(facts)
-    yield from _readers(facts)
 
 
 _NO_ROLE = {
@@ -85,6 +80,13 @@ def _listed(nodes: Iterable[Node]) -> str:
     return ", ".join(map(str, nodes))
 
 
+def _groups(facts: Facts) -> Iterator[Finding]:
+    """Yield what is wrong with the nodes of each group."""
+    for group in facts.config.groups:
+        if group.route is not Route.STANDBY:  # such a name shares the nodes of another
+            yield from _group(facts, group)
+
+
 def _group(facts: Facts, group: Group) -> Iterator[Finding]:
     """Yield what is wrong with the nodes of a group taken together."""
     seen = facts.seen(group)
@@ -112,7 +114,7 @@ def _group(facts: Facts, group: Group) -> Iterator[Finding]:
 
 def _own(facts: Facts) -> Iterator[Finding]:
     """Yield that the local server is in no group: the agent then cannot keep R3, and runs no recovery here."""
-    if facts.own is None and facts.local.role_seen is not None:
+    if facts.own is None:
         citus = isinstance(facts.server, Server) and facts.server.with_citus
         yield Finding(
             Severity.ERROR if citus else Severity.WARNING,
@@ -142,3 +144,16 @@ def _readers(facts: Facts) -> Iterator[Finding]:
             f"fallback: {facts.config.fallback.value} is safe only if readers on standbys use a database role of "
             "their own, which no writer uses",
         )
+
+
+def _without_local(facts: Facts) -> str | None:
+    return "the local PostgreSQL was not seen" if facts.local.role_seen is None else None
+
+
+CHECKS = (
+    Check("the configuration has no warnings", _config),
+    Check("every node answers", _states),
+    Check("each group has one primary, and standbys of the same database cluster that do not lag", _groups),
+    Check("the local PostgreSQL is one of the nodes", _own, _without_local),
+    Check("reads through standbys cannot mix up their results", _readers),
+)

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Route
+from resolver_agent.doctor.check import Check, without_server
 from resolver_agent.doctor.facts import Server, TextFile, Unknown, text_of
 from resolver_agent.doctor.finding import Finding, Severity
 
@@ -17,12 +18,6 @@ if TYPE_CHECKING:
 _GROUP_AND_OTHERS = 0o077
 _ENTRY = re.compile(r"((?:\\.|[^\\:])*):" * 4)
 """The fields of a line of a password file before the password."""
-
-
-def findings(facts: Facts) -> Iterator[Finding]:
-    """Yield what is wrong with the password files of the agent and of Citus."""
-    yield from _agents_passfile(facts)
-    yield from _citus_passfile(facts)
 
 
 def _entries(text: str) -> list[list[str]]:
@@ -42,7 +37,7 @@ def _matches(entries: Iterable[list[str]], wanted: list[str]) -> bool:
 def _agents_passfile(facts: Facts) -> Iterator[Finding]:
     """Check the agent's password file. libpq matches the host that it is given: a node's, never a managed name."""
     file, login = facts.host.passfile, facts.config.postgresql
-    if file is None or isinstance(file.text, Unknown) or "password" in login:
+    if file is None or isinstance(file.text, Unknown):
         return
     if file.text is None:
         yield Finding(
@@ -86,12 +81,10 @@ def _too_open(file: TextFile) -> Iterator[Finding]:
 
 def _citus_passfile(facts: Facts) -> Iterator[Finding]:
     """Check the password file of the server's user: Citus uses it, and connects by name."""
-    text = text_of(facts.host.citus_passfile)
-    citus = isinstance(facts.server, Server) and facts.server.databases
-    if facts.host.citus_passfile is None or not text or not citus:
+    if facts.host.citus_passfile is None:
         return
     yield from _too_open(facts.host.citus_passfile)
-    entries = _entries(text)
+    entries = _entries(text_of(facts.host.citus_passfile) or "")
     for group in facts.config.groups:
         if group.route is Route.STANDBY:
             continue
@@ -106,3 +99,31 @@ def _citus_passfile(facts: Facts) -> Iterator[Finding]:
                     f"Add the line: {_line(group.name, *rest)}",
                 )
                 break
+
+
+def _without_agents(facts: Facts) -> str | None:
+    file = facts.host.passfile
+    if "password" in facts.config.postgresql:
+        return "the configuration has a password, which counts instead"
+    if file is None:
+        return "the configuration names none"
+    return f"{file.path}: {file.text.why}" if isinstance(file.text, Unknown) else None
+
+
+def _without_citus(facts: Facts) -> str | None:
+    file = facts.host.citus_passfile
+    if not isinstance(facts.server, Server):
+        return without_server(facts)
+    if file is None:
+        return "it is not known as which user the local PostgreSQL runs"
+    if isinstance(file.text, Unknown):
+        return f"{file.path}: {file.text.why}"
+    if not facts.server.databases:
+        return "no database here has Citus"
+    return None if file.text else f"there is no {file.path}, or it is empty"
+
+
+CHECKS = (
+    Check("the agent's password file has an entry for each node", _agents_passfile, _without_agents),
+    Check("the password file of Citus has the names as well as the addresses", _citus_passfile, _without_citus),
+)

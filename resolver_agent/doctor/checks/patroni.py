@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from resolver_agent.doctor.check import Check, without_patroni
 from resolver_agent.doctor.checks import hooks
 from resolver_agent.doctor.facts import Patroni, Server, Unknown
 from resolver_agent.doctor.finding import Finding, Severity
@@ -20,33 +21,51 @@ _CHECK_CA = (
 )
 
 
-def findings(facts: Facts) -> Iterator[Finding]:
-    """Yield what is wrong with Patroni on this node, and with its answers about the groups."""
+def _read(facts: Facts) -> Iterator[Finding]:
+    """Yield the Patronis of this node whose configuration could not be read, or that none was found."""
     for one in facts.host.patroni:
-        yield from _patroni(one, queues=any(group.queue.planned_s > 0 for group in facts.config.groups))
+        if isinstance(one, Unknown):
+            yield Finding(Severity.WARNING, "unchecked", f"could not be checked: {one.why}")
     yield from _not_found(facts)
-    yield from _lock(facts)
-    if facts.host.hook_fault is not None and facts.host.patroni:
+
+
+def _known(facts: Facts) -> list[Patroni]:
+    return [one for one in facts.host.patroni if isinstance(one, Patroni)]
+
+
+def _section(facts: Facts) -> Iterator[Finding]:
+    """Yield that Patroni itself writes pg_dist_node."""
+    for found in _known(facts):
+        if found.local.get("citus"):
+            text = f"{found.path} has a section citus: Patroni overwrites the names in pg_dist_node with addresses"
+            yield Finding(Severity.ERROR, "patroni:citus", text, "Take that section out, and restart Patroni.")
+
+
+def _pre_promote(facts: Facts) -> Iterator[Finding]:
+    for found in _known(facts):
+        yield from hooks.pre_promote(found)
+
+
+def _before_stop(facts: Facts) -> Iterator[Finding]:
+    for found in _known(facts):
+        yield from hooks.before_stop(found)
+
+
+def _socket(facts: Facts) -> Iterator[Finding]:
+    """Yield that Patroni's user may not use the agent's socket."""
+    if facts.host.hook_fault is not None:
         fix = "Set SocketGroup= to the group of Patroni's user, in a drop-in for resolver-agent.socket."
         text = f"Patroni's hooks cannot ask the agent: {facts.host.hook_fault}"
         yield Finding(Severity.ERROR, "patroni:socket", text, fix)
+
+
+def _answers(facts: Facts) -> Iterator[Finding]:
+    """Yield the REST APIs that do not answer, and the answers that do not count."""
     for place, why in facts.host.patroni_faults.items():
         fix = _CHECK_CA if "certificate is refused" in why else _CHECK_API
         yield Finding(Severity.WARNING, "patroni:api", f"{place} cannot be asked: {why}", fix)
     for alert in facts.alerts:
         yield Finding(Severity.WARNING, "patroni:word", alert.text, _CHECK_API)
-
-
-def _patroni(found: Patroni | Unknown, *, queues: bool) -> Iterator[Finding]:
-    if isinstance(found, Unknown):
-        yield Finding(Severity.WARNING, "unchecked", f"could not be checked: {found.why}")
-        return
-    if found.local.get("citus"):
-        text = f"{found.path} has a section citus: Patroni overwrites the names in pg_dist_node with addresses"
-        yield Finding(Severity.ERROR, "patroni:citus", text, "Take that section out, and restart Patroni.")
-    yield from hooks.pre_promote(found)
-    if queues:
-        yield from hooks.before_stop(found)
 
 
 def _not_found(facts: Facts) -> Iterator[Finding]:
@@ -76,3 +95,37 @@ def _lock(facts: Facts) -> Iterator[Finding]:
         port = str(listen or ":8008").rpartition(":")[2]
         fix = f"Write to the configuration: names.{facts.own.name}.patroni: {{port: {port}}}"
         yield Finding(Severity.WARNING, "patroni:lock", text, fix)
+
+
+def _without_any(facts: Facts) -> str | None:
+    asked = any(group.patroni is not None for group in facts.config.groups)
+    return None if asked else without_patroni(facts)
+
+
+def _without_known(facts: Facts) -> str | None:
+    """Return why no configuration of Patroni is known here; None if one is."""
+    if _known(facts):
+        return None
+    return without_patroni(facts) or "its configuration could not be read"
+
+
+def _without_queue(facts: Facts) -> str | None:
+    if all(group.queue.planned_s == 0 for group in facts.config.groups):
+        return "no name queues (queue.planned)"
+    return _without_known(facts)
+
+
+def _without_apis(facts: Facts) -> str | None:
+    asked = any(group.patroni is not None for group in facts.config.groups)
+    return None if asked or facts.alerts else "the configuration has no `patroni`"
+
+
+CHECKS = (
+    Check("the configuration of Patroni on this node could be read", _read, _without_any),
+    Check("Patroni leaves pg_dist_node alone", _section, _without_known),
+    Check("Patroni announces a promotion to the agent (pre_promote)", _pre_promote, _without_known),
+    Check("Patroni announces a stop to the agent (before_stop)", _before_stop, _without_queue),
+    Check("the agent asks Patroni who has the leader lock", _lock, _without_known),
+    Check("Patroni's user may use the agent's socket", _socket, without_patroni),
+    Check("Patroni's REST APIs answer", _answers, _without_apis),
+)

@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from resolver_agent.citus import flush, metadata
 from resolver_agent.citus.recovery import OLD_S
 from resolver_agent.config.model import Route
+from resolver_agent.doctor.check import Check, of_server, without_citus, without_server
 from resolver_agent.doctor.checks.parameter import how_to_set
 from resolver_agent.doctor.facts import Facts, Server, Setting, Unknown, text_of
 from resolver_agent.doctor.finding import Finding, Severity
@@ -50,19 +51,21 @@ _HBA_LINE = "Write to pg_hba.conf: local all {} peer map=resolver_agent"
 _LOCAL_USER = " The agent must log in here as resolver_agent_local: local: {user: resolver_agent_local}."
 
 
-def findings(facts: Facts) -> Iterator[Finding]:
-    """Yield what is wrong with the local PostgreSQL, and with Citus where a database has it."""
-    server = facts.server
-    if isinstance(server, Unknown):
+def _local(facts: Facts) -> Iterator[Finding]:
+    """Yield that the local PostgreSQL cannot be asked."""
+    if isinstance(facts.server, Unknown):
         yield Finding(
             Severity.ERROR,
             "local",
-            f"the local PostgreSQL cannot be asked: {server.why}; not checked: pg_dist_node, the settings of Citus, "
-            "privileges, prepared transactions",
+            f"the local PostgreSQL cannot be asked: {facts.server.why}; not checked: pg_dist_node, the settings of "
+            "Citus, privileges, prepared transactions",
             "If it is down, start it. Otherwise correct `local` in the configuration, or let the agent in as the "
             "comments of `resolver-agent show role.sql` say.",
         )
-        return
+
+
+def _databases(_facts: Facts, server: Server) -> Iterator[Finding]:
+    """Yield the databases that cannot be asked."""
     for name, database in server.databases.items():
         if isinstance(database, Unknown):
             yield Finding(
@@ -71,9 +74,10 @@ def findings(facts: Facts) -> Iterator[Finding]:
                 f"could not be checked: database {name}: {database.why}",
                 database.fix or _HBA_LINE.format(server.user),
             )
-    yield from _hba(facts, server)
-    if not server.with_citus:
-        return
+
+
+def _off(facts: Facts, server: Server) -> Iterator[Finding]:
+    """Yield that the agent does nothing for Citus where there is Citus."""
     if not facts.config.citus:
         yield Finding(
             Severity.ERROR,
@@ -82,10 +86,6 @@ def findings(facts: Facts) -> Iterator[Finding]:
             "connections are not flushed, and 2PC recovery is not run",
             "Write to the configuration: citus: auto",
         )
-    yield from dict.fromkeys(_settings(facts, server))
-    yield from _conninfo(facts, server)
-    yield from _privileges(facts, server)
-    yield from _transactions(server)
 
 
 def _hba(facts: Facts, server: Server) -> Iterator[Finding]:
@@ -245,7 +245,7 @@ def _value(server: Server, name: str) -> str:
     return server.settings[name].value if name in server.settings else ""
 
 
-def _transactions(server: Server) -> Iterator[Finding]:
+def _transactions(_facts: Facts, server: Server) -> Iterator[Finding]:
     if _value(server, "max_prepared_transactions") == "0":
         text = "max_prepared_transactions is 0: Citus cannot commit a transaction on several nodes"
         fix = "Set max_prepared_transactions = 200 in postgresql.conf, and restart PostgreSQL."
@@ -255,3 +255,15 @@ def _transactions(server: Server) -> Iterator[Finding]:
             text = f"{gid} has been prepared for {age_s:.0f} s, and holds its locks until it is recovered"
             fix = "Run `resolver-agent status` on the node that it came from (citus_0_...: the coordinator)."
             yield Finding(Severity.WARNING, "prepared", text, fix)
+
+
+CHECKS = (
+    Check("the local PostgreSQL can be asked", _local),
+    Check("each of its databases can be asked", of_server(_databases), without_server),
+    Check("pg_hba.conf has no host names that the agent's names displace", of_server(_hba), without_server),
+    Check("the agent flushes and recovers where there is Citus", of_server(_off), without_citus),
+    Check("the parameters of Citus are as they must be", of_server(_settings), without_citus),
+    Check("citus.node_conninfo is safe, and can be flushed by", of_server(_conninfo), without_citus),
+    Check("the agent's login has the rights of role.sql, and no more", of_server(_privileges), without_citus),
+    Check("no prepared transaction is left over", of_server(_transactions), without_citus),
+)

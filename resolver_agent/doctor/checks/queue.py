@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from resolver_agent.citus.metadata import identifier
+from resolver_agent.doctor.check import Check, of_server, without_citus
 from resolver_agent.doctor.checks.parameter import how_to_set
 from resolver_agent.doctor.checks.postgres import role_sql
 from resolver_agent.doctor.facts import Database, Facts, OwnSetting, Patroni, Server, Unknown, is_address
@@ -37,21 +38,6 @@ _OF_A_SESSION = {"database", "user", "database user", "client", "session"}
 """Sources of a value that counts for some sessions only, among them doctor's own."""
 
 _MOST_SHOWN = 10
-
-
-def findings(facts: Facts) -> Iterator[Finding]:
-    """Yield what keeps a name from queueing on this node."""
-    if not facts.rooms:
-        return
-    yield from _rooms(facts)
-    yield from _backlog(facts)
-    if isinstance(facts.server, Server):
-        for name, database in facts.server.with_citus.items():
-            yield from _citus(facts, name, database)
-        if any(database.coordinates for database in facts.server.with_citus.values()):
-            yield from _uncache(facts.server)
-            yield from _timeouts(facts, facts.server)
-            yield from _unplanned(facts, facts.server)
 
 
 def _rooms(facts: Facts) -> Iterator[Finding]:
@@ -141,8 +127,13 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
         yield Finding(Severity.WARNING, "queue:somaxconn", text, fix)
 
 
-def _citus(facts: Facts, dbname: str, database: Database) -> Iterator[Finding]:
-    """Yield the parameters of Citus in a database that fail statements while they queue, or hold up the work."""
+def _citus(facts: Facts, server: Server) -> Iterator[Finding]:
+    """Yield the parameters of Citus that fail statements while they queue, or hold up the work."""
+    for dbname, database in server.with_citus.items():
+        yield from _citus_in(facts, dbname, database)
+
+
+def _citus_in(facts: Facts, dbname: str, database: Database) -> Iterator[Finding]:
     if isinstance(database.own_settings, Unknown):
         text = f"could not be checked: settings of roles (database {dbname}): {database.own_settings.why}"
         yield Finding(Severity.NOTE, "queue:unchecked", text)
@@ -178,7 +169,7 @@ def _citus(facts: Facts, dbname: str, database: Database) -> Iterator[Finding]:
         yield Finding(Severity.WARNING, _CACHED, text, "Set it in postgresql.conf instead, and restart PostgreSQL.")
 
 
-def _uncache(server: Server) -> Iterator[Finding]:
+def _uncache(_facts: Facts, server: Server) -> Iterator[Finding]:
     """Yield what keeps the agent from having sessions close their cached connections before planned work."""
     why = "the agent cannot have sessions close cached connections before planned work, which fails some statements"
     if server.queue_faults:
@@ -299,3 +290,32 @@ def _is_below(value: str, wait_s: float) -> bool:
     """Report whether a limit is set, and shorter than a wait; 0 is no limit."""
     limit_s = _seconds(value)
     return limit_s is not None and 0 < limit_s < wait_s
+
+
+def _without_rooms(facts: Facts) -> str | None:
+    return None if facts.rooms else "no name queues here"
+
+
+def _without_citus(facts: Facts) -> str | None:
+    return _without_rooms(facts) or without_citus(facts)
+
+
+def _without_unplanned(facts: Facts) -> str | None:
+    off = all(group.queue.unplanned_s == 0 for group in facts.config.groups)
+    return "queue.unplanned is 0s" if off else _without_workers(facts)
+
+
+def _without_workers(facts: Facts) -> str | None:
+    found = facts.server.with_citus.values() if isinstance(facts.server, Server) else ()
+    here = None if any(one.coordinates for one in found) else "this is not a coordinator with workers"
+    return _without_citus(facts) or here
+
+
+CHECKS = (
+    Check("waiting rooms can be opened", _rooms, _without_rooms),
+    Check("many connections can wait", _backlog, _without_rooms),
+    Check("the parameters of Citus let statements queue", of_server(_citus), _without_citus),
+    Check("the agent can have cached connections closed before planned work", of_server(_uncache), _without_workers),
+    Check("no timeout is shorter than the wait", of_server(_timeouts), _without_workers),
+    Check("there is room for clients while a primary is lost", of_server(_unplanned), _without_unplanned),
+)

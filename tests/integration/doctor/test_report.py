@@ -127,6 +127,22 @@ def test_without_an_agent(config: Path) -> None:
     assert lines[at + 1].startswith("HINT: systemctl enable")
 
 
+@pytest.mark.parametrize(("encoding", "marks"), [("utf-8", ("✓", "✗", "-")), ("ascii", ("[ok]", "[!!]", "[--]"))])
+def test_verbose(encoding: str, marks: tuple[str, str, str], config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each check has a mark that the terminal can show; the findings are as without, and nothing is logged."""
+    right, wrong, unchecked = marks
+    brief = run(config).stdout
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    ran = run(config, "--verbose")
+    assert (ran.returncode, ran.stderr) == (1, "")
+    listed, _, findings = ran.stdout.partition("\n\n")
+    assert findings == brief
+    checks = listed.splitlines()
+    assert {line.partition(" ")[0] for line in checks} == set(marks)
+    assert {f"{right} every node answers", f"{wrong} the agent runs, and has no alerts"} <= set(checks)
+    assert f"{unchecked} the agent's password file has an entry for each node" in listed
+
+
 def test_with_postgresql_down(config: Path, cluster: dict[str, Group]) -> None:
     """One finding covers all checks that need the server, and the rest is checked."""
     cluster["cn"].primary.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,11 @@ import pytest
 from resolver_agent.citus import flush
 from resolver_agent.config.model import Fallback
 from resolver_agent.doctor import report as doctor_report
+from resolver_agent.doctor.check import State
+from resolver_agent.doctor.checks import host as host_checks
+from resolver_agent.doctor.checks import metadata, nodes, passfiles, postgres
+from resolver_agent.doctor.checks import patroni as patroni_checks
+from resolver_agent.doctor.checks import queue as queue_checks
 from resolver_agent.doctor.facts import TextFile, Unknown
 from tests.unit.builders import dead, standby
 from tests.unit.doctor.builders import (
@@ -35,6 +41,7 @@ from tests.unit.doctor.builders import (
     nsswitch,
     patroni,
     probed,
+    queue,
     row,
     server,
     settings,
@@ -42,6 +49,8 @@ from tests.unit.doctor.builders import (
 
 if TYPE_CHECKING:
     from tests.unit.doctor.builders import Change
+
+SUBJECTS = (host_checks, passfiles, postgres, metadata, nodes, patroni_checks, queue_checks)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +123,95 @@ def test_json() -> None:
     assert found["findings"] == [
         {"severity": "error", "key": "agent", "text": one.text, "fix": one.fix, "mend": one.fix}
     ]
+    checks = {one["what"]: (one["state"], one["why"]) for one in found["checks"]}
+    assert checks["the agent runs, and has no alerts"] == ("findings", "")
+    assert checks["nscd keeps no host names"] == ("unchecked", "nscd does not run")
+    assert checks["every node answers"] == ("ok", "")
     assert found["to_names"] is None
     assert "citus_update_node" in found["to_addresses"]
+
+
+MARKS = {State.OK: "+", State.FINDINGS: "!", State.UNCHECKED: "-"}
+
+
+def checks(change: Change) -> dict[str, str]:
+    """Return the mark of each check, and after it why it was not looked at."""
+    text = doctor_report.report(change(fit())).as_text(MARKS)
+    lines = text.partition("\n\n")[0].splitlines()
+    parts = [(*line[2:].partition(": not looked at: "), line[0]) for line in lines]
+    return {what: f"{mark} {why}".strip() for what, _, why, mark in parts}
+
+
+def test_each_check_of_a_fit_node() -> None:
+    """Each check is listed, once; what does not exist on the node is not looked at, and nothing is a finding."""
+    found = checks(lambda fit: fit)
+    assert len(found) == sum(len(subject.CHECKS) for subject in SUBJECTS)
+    assert {what: mark for what, mark in found.items() if mark != "+"} == {
+        "nscd keeps no host names": "- nscd does not run",
+        "the agent's password file has an entry for each node": "- the configuration names none",
+        "the password file of Citus has the names as well as the addresses": (
+            "- there is no /var/lib/postgresql/.pgpass, or it is empty"
+        ),
+        "there is room for clients while a primary is lost": "- queue.unplanned is 0s",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "mark"),
+    [
+        (probed(wk2=dead()), "every node answers", "!"),
+        (host(units=Unknown("no bus")), "systemd starts the agent, and Patroni after it", "- no bus"),
+        (host(units=None), "systemd starts the agent, and Patroni after it", "- systemd does not run here"),
+        (host(agent=Unknown("it hangs")), "the agent runs, and has no alerts", "- it hangs"),
+        (host(agent=Unknown("a\x1bb")), "the agent runs, and has no alerts", r"- a\x1bb"),
+        (
+            host(nsswitch=TextFile("/x", Unknown("denied"))),
+            "host names are looked up in the hosts file first",
+            "- /x: denied",
+        ),
+        (
+            server(databases={}),
+            "every name is in pg_dist_node",
+            "- no database here has Citus, as far as could be asked",
+        ),
+        (
+            lambda fit: dataclasses.replace(fit, server=Unknown("Connection refused")),
+            "pg_dist_node has names of the configuration, one for each group",
+            "- the local PostgreSQL cannot be asked: Connection refused",
+        ),
+        (
+            server(databases={"a": Unknown("no entry")}),
+            "each of its databases can be asked",
+            "- database a: no entry",
+        ),
+        (
+            both(host(patroni=()), WITHOUT_PATRONI),
+            "the agent asks Patroni who has the leader lock",
+            "- no Patroni was found on this node",
+        ),
+        (
+            both(host(patroni=()), WITHOUT_PATRONI),
+            "Patroni's REST APIs answer",
+            "- the configuration has no `patroni`",
+        ),
+        (
+            host(patroni=(Unknown("/p.yml: denied"),)),
+            "Patroni leaves pg_dist_node alone",
+            "- its configuration could not be read",
+        ),
+        (queue(planned_s=0.0), "waiting rooms can be opened", "- no name queues here"),
+    ],
+)
+def test_a_check(change: Change, what: str, mark: str) -> None:
+    """A check with findings has another mark than one that was not looked at, and that one its reason."""
+    assert checks(change)[what] == mark
+
+
+def test_the_checks_come_first() -> None:
+    """The findings follow after an empty line, as they are without the checks."""
+    report = doctor_report.report(host(agent=None)(fit()))
+    assert report.as_text(MARKS).endswith(f"\n\n{report.as_text()}")
+    assert len(report.as_text(MARKS).split("\n\n")[0].splitlines()) == len(report.outcomes)
 
 
 def test_no_control_characters() -> None:
