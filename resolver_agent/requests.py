@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from resolver_agent.config.load import fingerprint
-from resolver_agent.control import report
+from resolver_agent.control import before_stop, pre_promote, report
 from resolver_agent.metrics import exposition, health
 from resolver_agent.metrics.families import families
 from resolver_agent.metrics.figures import Counted
@@ -268,7 +268,7 @@ class Requests:
                 took_s=boottime() - begun,
             )
         )
-        _log.info("pre-promote answered after %d ms: %s", answer["took_ms"], answer)
+        _log.info("pre-promote answered: %s", pre_promote.judge(answer).text)
         return answer
 
     def _check_promotion(self, _request: dict[str, Any]) -> dict[str, Any]:
@@ -300,7 +300,8 @@ class Requests:
         begun = boottime()
         _log.info("a stop is announced by %s, who waits %.1f s at most", request["peer"], within_s)
         answer: dict[str, Any] = report.as_json(await self._stops.leave(within_s=within_s, since_s=since_s))
-        _log.info("before-stop answered after %d ms: %s", round((boottime() - begun) * 1000), answer)
+        took_ms = round((boottime() - begun) * 1000)
+        _log.info("before-stop answered after %d ms: %s", took_ms, before_stop.judge(answer).text)
         return answer
 
     async def _check_stop(self, _request: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -71,6 +73,13 @@ def test_a_stop_waits_no_longer_than_its_hook(milliseconds: object, seconds: flo
     ask(stops, "before-stop", within_ms=1000, since_ms=milliseconds)
     assert stops.announced == [(seconds, 0.0), (1.0, seconds)]
     assert told == {"waited_ms": 42, "waited_for": ["1 coordinator"], "left": 0, "why": ""}
+
+
+def test_the_log_says_in_a_sentence_what_the_hook_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The agent's log and Patroni's, which gets the hook's line, have the same words."""
+    caplog.set_level(logging.INFO)
+    ask(Stops(), "before-stop", within_ms=1000)
+    assert re.fullmatch(r"before-stop answered after \d+ ms: waited 42 ms for 1 coordinator", caplog.messages[-1])
 
 
 def test_checking_and_cancelling_a_stop() -> None:
