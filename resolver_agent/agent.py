@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from resolver_agent import __version__, log
 from resolver_agent.changes.changes import Changes
 from resolver_agent.citus.maintenance import CitusMaintenance
+from resolver_agent.config.difference import differences
 from resolver_agent.config.load import ConfigError, load_again
 from resolver_agent.control import client, server
 from resolver_agent.hosts.managed_block import HostsBlock
@@ -394,11 +395,11 @@ class Agent:
             self._figures.take_reload(done=True)
             if (new.log_format, new.log_level) != (self._config.log_format, self._config.log_level):
                 log.configure(new.log_format, new.log_level)
-            self._config = new
+            old, self._config = self._config, new
             self._observer.watch(new)
             self._http.listen(new.http)
             self._decision = confirm(self._decision)
-            _log.info("read %s again", new.path)
+            _log.info("read %s again: %s", new.path, "; ".join(differences(old, new)) or "nothing has changed")
             for warning in new.warnings:
                 _log.warning("%s", warning)
 

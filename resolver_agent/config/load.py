@@ -104,7 +104,6 @@ _EVERY_NODE = {
     **dict.fromkeys(("host", "hostaddr"), "the nodes are given under `names`: remove it"),
     "port": "the nodes' port is `port` at the top level or at a name: remove it",
 }
-_SECRETS = frozenset(("password", "sslpassword", "oauth_client_secret"))
 _LOGIN = {"user", "password", "passfile", "sslcert", "sslkey"}
 _NODES_ALONE = {"require_auth", "channel_binding"}
 """What a socket cannot meet."""
@@ -305,7 +304,7 @@ def load(path: str) -> Config:
         raise ConfigError(errors)
     warnings = ["".join(one) for one in denied]
     mode = found.mode
-    if mode & stat.S_IROTH and not _SECRETS.isdisjoint({*config.postgresql, *config.local}):
+    if mode & stat.S_IROTH and not values.SECRETS.isdisjoint({*config.postgresql, *config.local}):
         fix = f"chmod {mode & ~0o007:04o} {path}"
         warnings.append(f"{path}: holds a password and is world-readable (mode {mode:04o}): {fix}")
     return dataclasses.replace(config, warnings=tuple(warnings)) if warnings else config
@@ -407,7 +406,7 @@ def fingerprint(config: Config) -> str:
     for key in config.__slots__:
         value = getattr(config, key)
         if key in ("postgresql", "local"):
-            value = {name: text for name, text in value.items() if name not in _SECRETS}
+            value = {name: text for name, text in value.items() if name not in values.SECRETS}
         if key not in ("path", "warnings"):
             items.append((key, str(value)))
     return hashlib.sha256(repr(items).encode()).hexdigest()

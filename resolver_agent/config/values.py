@@ -30,6 +30,8 @@ _QUANTITY = re.compile(r"(-?[0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
 
 FILES = frozenset(("passfile", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslcrldir"))
 """The connection keywords that name a file or folder."""
+SECRETS = frozenset(("password", "sslpassword", "oauth_client_secret"))
+"""The connection keywords whose values are shown to nobody."""
 
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?")
 _LOOPBACK = re.compile(r"localhost[46]?(\..*)?|.*\.localhost|ip6-.*", re.IGNORECASE)

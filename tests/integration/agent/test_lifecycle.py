@@ -134,7 +134,7 @@ def test_a_good_reload_takes_effect(settled: tuple[Agent, Path]) -> None:
     del names["wk2"]
     edit(config, names=names, log={"format": "json"})
     agent.process.send_signal(signal.SIGHUP)
-    agent.wait_for_line('"message": "read .* again"')
+    agent.wait_for_line('"message": "read .* again: log.format: text → json; names.wk2: removed"')
     wait_until(lambda: agent.target("wk2") is None)
     assert agent.target("wk1") is not None
 
