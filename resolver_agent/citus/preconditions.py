@@ -54,7 +54,8 @@ def blocker(config: Config, decision: Decision, evidence: Evidence) -> str | Non
     - its Patroni, if configured, holds the leader lock;
     - every name on disk resolves to a confirmed primary (the one with the leader lock, if Patroni says which) or is
       fenced;
-    - the last change is flushed.
+    - the last change is flushed;
+    - no name is pinned or paused, whether that counts or not.
     """
     local = evidence.local.role_seen
     if local is None or evidence.local.seen_dead or local.role is not Role.PRIMARY or not evidence.counts(local.at):
@@ -64,7 +65,9 @@ def blocker(config: Config, decision: Decision, evidence: Evidence) -> str | Non
         return "the local PostgreSQL is not a node of any name"
     named = [group for group in config.groups if _state(decision, group).own is None or group.route is Route.PRIMARY]
     others = [group for group in named if group.route is not Route.STANDBY]
+    by_hand = [f"{group.name} is pinned" for group in others if group.name in decision.pins]
     blockers = [
+        "names are paused" if decision.paused else next(iter(by_hand), None),
         *(_own_blocker(group, decision, evidence) for group in own),
         *(_lock_blocker(group, evidence) for group in own if group.patroni is not None),
         *(_name_blocker(group, decision) for group in others),

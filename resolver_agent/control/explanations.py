@@ -387,6 +387,42 @@ ALERTS: tuple[Explanation, ...] = (
         ),
     ),
     Explanation(
+        AlertCode.PINNED,
+        "a name",
+        "The operator has pinned the name to an address, and it stays there.",
+        (
+            Remedy(
+                "`is pinned to`",
+                "the alert's text: to which address, until when, and why",
+                "none is needed during planned work. 2PC recovery waits meanwhile",
+            ),
+        ),
+    ),
+    Explanation(
+        AlertCode.PIN,
+        "a name",
+        "The name has a pin that could lose data, or does not fit: it does what it does without.",
+        (
+            Remedy(
+                "`the pin does not count`",
+                "the reason behind it, and what `resolver-agent status` says of that server",
+                "end the pin; or leave it: it counts again as soon as the reason is gone",
+            ),
+        ),
+    ),
+    Explanation(
+        AlertCode.PAUSED,
+        "this node",
+        "The operator has paused the names: none moves that does not have to.",
+        (
+            Remedy(
+                "`names are paused`",
+                "the alert's text: until when, and why",
+                "none is needed during planned work. 2PC recovery waits meanwhile",
+            ),
+        ),
+    ),
+    Explanation(
         AlertCode.DEFECT,
         "the agent",
         "A part of the agent fails, and is tried again. Names may stay where they are meanwhile.",

@@ -41,6 +41,6 @@ The order to read in
 
 ``observation`` (what probes saw and Patroni says), ``state`` and ``decision`` (the result), ``view`` (one group at one
 moment), ``system_id`` (which servers belong to a group), ``primary`` (the rows P), ``lag``, ``standby`` (the rows S),
-``assess`` (one group, from observations to a view), ``local_server`` (the local role, R3 and R4), and ``decide``, which
-calls all of them.
+``assess`` (one group, from observations to a view), ``local_server`` (the local role, R3 and R4), ``queue`` (the rows
+Q), ``pin`` (the rows M: what the operator decides by hand), and ``decide``, which calls all of them.
 """

@@ -2,7 +2,8 @@
 
 The rules R1, R2 and R3 are in the package's docstring, the rows P in ``primary`` and the rows S in ``standby``. First
 each group is assessed: its members, its primary, the nodes that may serve reads. Then each name gets its target: the
-local server's own address, the primary or a standby. Every branch that moves or fences a name rests on evidence.
+local server's own address, the primary or a standby; a waiting room or what the operator has decided by hand may take
+its place. Every branch that moves or fences a name rests on evidence.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Fallback, Route
-from resolver_agent.routing import queue
+from resolver_agent.routing import pin, queue
 from resolver_agent.routing.assess import assess
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.local_server import local_role, own_addresses
-from resolver_agent.routing.observation import NodeState, Observations, Role, Window
+from resolver_agent.routing.observation import NodeState, Observations, Pin, Role
 from resolver_agent.routing.primary import choose_primary
 from resolver_agent.routing.standby import choose_standby, fall_back_together
 from resolver_agent.routing.state import (
@@ -119,7 +120,7 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
     role, primary_run = local_role(views, observations, previous)
     wanted = observations.assumed or (Role.PRIMARY if observations.holds_lock else role)
     owns = own_addresses(views, observations.local, observations.local.fresh(now=now, max_age_s=max_age_s))
-    settled = _settled(views, owns, previous, (wanted, config.fallback), windows=observations.windows)
+    settled = _settled(views, owns, previous, (wanted, config.fallback), observations=observations)
     choices: dict[str, Choice] = {}
     for view in views:
         if not (view.group.route is Route.FOLLOW and view.group.name in owns) and view.group.name not in settled:
@@ -129,6 +130,8 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
     if config.fallback is Fallback.ALL:
         fall_back_together(views, choices)
     in_vain = _queue(config, views, choices, observations, now)
+    pins, refused = _decide_by_hand(config, views, choices, observations, now)
+    pause = observations.pause if pin.lasts(observations.pause, now=now) else None
 
     groups = {
         name: settled.get(name) or _settle(view, owns.get(name), choices.get(name), now)
@@ -137,7 +140,8 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
     }
     alerts = [alert for view in views for alert in view.alerts]
     alerts += [alert for name, state in groups.items() for alert in _name_alerts(state, name)]
-    alerts += in_vain
+    alerts += [alert for alert in in_vain if groups[alert.of[0]].reason.code is not Code.PINNED]
+    alerts += pin.alerts(pins, refused, pause)
     alerts += _local_alerts(observations.local, role)
     return Decision(
         groups=groups,
@@ -146,6 +150,8 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
         alerts=tuple(dict.fromkeys(alerts)),
         recheck_at=_recheck_at(views, observations, max_age_s=max_age_s, now=now),
         made_for=(wanted, config.fallback),
+        pins=refused,
+        paused=pause is not None,
         views={view.group.name: view for view in views},
     )
 
@@ -156,14 +162,17 @@ def _settled(
     previous: Decision,
     made_for: tuple[Role | None, Fallback],
     *,
-    windows: Mapping[str, Window],
+    observations: Observations,
 ) -> dict[str, GroupState]:
     """Return the groups whose view is the previous one: their decision would come out as before.
 
-    Whether a name queues depends on more than the view.
+    Whether a name queues, is pinned or paused depends on more than the view.
     """
     if previous.made_for != made_for or Fallback.ALL in made_for:  # with `all` each name depends on all the others
         return {}
+    if previous.paused or observations.pause is not None:
+        return {}
+    unsettled = {*observations.windows, *observations.pins, *previous.pins}
     return {
         view.group.name: before
         for view in views
@@ -171,7 +180,7 @@ def _settled(
         if before is not None
         and previous.views.get(view.group.name) is view
         and before.own == owns.get(view.group.name)
-        and view.group.name not in windows
+        and view.group.name not in unsettled
         and view.memory.lost_at is None
         and not (before.target is not None and before.target.kind is TargetKind.QUEUED)
     }
@@ -198,15 +207,39 @@ def _queue(
     return alerts
 
 
+def _decide_by_hand(
+    config: Config, views: list[GroupView], choices: dict[str, Choice], observations: Observations, now: float
+) -> tuple[Mapping[str, Pin], dict[str, str | None]]:
+    """Put what the operator has decided in the place of choices, as far as it counts.
+
+    Return the pins that last, and for each of them the reason why it does not count, or None.
+    """
+    pins, is_paused = pin.lasting(observations.pins, now=now), pin.lasts(observations.pause, now=now)
+    refused: dict[str, str | None] = dict.fromkeys(pins, "no such name is managed")
+    if not pins and not is_paused:
+        return pins, refused
+    for view in views:
+        name = view.group.name
+        if is_paused and name in choices:
+            choices[name] = pin.paused(view, choices[name], fallback=config.fallback)
+        if name in pins:
+            found = pin.pinned(view, choices.get(name), pins[name], config=config, nodes=observations.nodes)
+            refused[name] = found if isinstance(found, str) else None
+            if not isinstance(found, str):
+                choices[name] = found
+    return pins, refused
+
+
 def _recheck_at(views: list[GroupView], observations: Observations, *, max_age_s: float, now: float) -> float:
-    """Return when the next observation expires, the next node has been healthy for long enough, or a wait ends."""
+    """Return when the next observation expires, the next node has been healthy for long enough, or a time is over."""
     seen = (observations.nodes[node].role_seen for view in views for node in view.fresh)
     expiries = (one.at + max_age_s for one in seen if one is not None)
     waits = (at for view in views for at in queue.rechecks(view, observations.windows.get(view.group.name)))
+    by_hand = (one.until for one in (*observations.pins.values(), observations.pause) if one is not None)
     return min(
         min(expiries, default=float("inf")),
         min((view.pending_until for view in views), default=float("inf")),
-        min((at for at in waits if at > now), default=float("inf")),
+        min((at for at in (*waits, *by_hand) if at > now), default=float("inf")),
     )
 
 

@@ -20,7 +20,9 @@ class Decision:
 
     ``role`` is the last known local role, ``primary_run`` the run of the local server that was last seen as a primary.
     ``recheck_at`` is when the decision may change without a new observation. ``made_for`` is the role that the names
-    followed, and the fallback. ``views`` are the views that it was decided from, by name.
+    followed, and the fallback. ``pins`` are the names with a pin that lasts, each with the reason why it does not
+    count, None where it does; ``paused`` reports that a pause lasts. ``views`` are the views that it was decided from,
+    by name.
     """
 
     groups: Mapping[str, GroupState]
@@ -29,6 +31,8 @@ class Decision:
     alerts: tuple[Alert, ...] = ()
     recheck_at: float = float("inf")
     made_for: tuple[Role | None, Fallback] | None = None
+    pins: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    paused: bool = False
     views: Mapping[str, GroupView] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property

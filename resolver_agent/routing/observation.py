@@ -199,12 +199,35 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """An address that the operator has given to one name, up to ``until`` (seconds of CLOCK_BOOTTIME).
+
+    ``wanted_role`` is the role that the name wanted then. ``told`` is for people: until when by wall-clock time, and
+    why.
+    """
+
+    address: str
+    wanted_role: Role
+    until: float
+    told: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """The operator wants no name to move, up to ``until``; the fields are as in ``Pin``."""
+
+    until: float
+    told: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Observations:
     """Everything a decision is made from, besides the configuration and the previous decision.
 
     ``assumed`` replaces the local role (``--role``, an announced promotion). ``holds_lock`` reports that the local
     Patroni holds its group's leader lock. ``windows`` are the announced stops of servers, by name; ``rooms`` are the
-    addresses of the waiting rooms that are open, and ``no_room`` says why a name can have none.
+    addresses of the waiting rooms that are open, and ``no_room`` says why a name can have none. ``pins``, by name, and
+    ``pause`` are what the operator has decided by hand.
     """
 
     nodes: Mapping[Node, NodeState]
@@ -215,6 +238,8 @@ class Observations:
     windows: Mapping[str, Window] = dataclasses.field(default_factory=dict)
     rooms: Mapping[str, str] = dataclasses.field(default_factory=dict)
     no_room: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    pins: Mapping[str, Pin] = dataclasses.field(default_factory=dict)
+    pause: Pause | None = None
 
 
 def describe(node: Node, state: NodeState, seen: Observation | None) -> str:

@@ -49,6 +49,7 @@ class Code(enum.Enum):
     HELD = "held"  # no evidence for a change
     FENCED = "fenced"  # R2, or no fit standby and fallback: none
     QUEUED = "queued"  # its server stops, or is lost: connections wait for the next one
+    PINNED = "pinned"  # the operator has pinned it
     UNKNOWN = "unknown"  # nothing was ever known: the name is left out
 
 
@@ -143,6 +144,9 @@ class AlertCode(enum.Enum):
     NOTE = "note", Severity.INFO  # "file": how it was written
     TRAMPLED = "trampled"  # "file": another program keeps changing the block
     CONFLICT = "conflict", Severity.CRITICAL  # a name and a line of the hosts file that also has it
+    PINNED = "pinned"  # a name: the operator has pinned it
+    PIN = "pin"  # a name: its pin does not count
+    PAUSED = "paused"  # the operator wants no name to move
     DEFECT = "defect", Severity.CRITICAL  # a round of the agent fails
     HTTP = "http"  # nobody can ask over HTTP
     STATE = "state"  # what should outlive a restart is kept in memory alone

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).parents[2]
-ROW = r"[PSAQ][1-9][0-9]?"
+ROW = r"[PSAQM][1-9][0-9]?"
 
 
 def numbers(paths: list[Path], pattern: str) -> set[str]:
@@ -28,8 +28,8 @@ TESTS = sorted((TOP / "tests").rglob("test_*.py"))
 
 
 def test_readme() -> None:
-    """The README has the four tables, and their rows are numbered without a gap."""
-    for table in "PSAQ":
+    """The README has the five tables, and their rows are numbered without a gap."""
+    for table in "PSAQM":
         rows = sorted(int(row[1:]) for row in README if row[0] == table)
         assert rows == list(range(1, len(rows) + 1))
         assert len(rows) > 6
@@ -40,7 +40,7 @@ def test_code() -> None:
     assert numbers(SOURCES, rf"  # ((?:{ROW}(?:, | to )?)+)$") == README
 
 
-@pytest.mark.parametrize(("module", "table"), [("primary", "P"), ("standby", "S"), ("queue", "Q")])
+@pytest.mark.parametrize(("module", "table"), [("primary", "P"), ("standby", "S"), ("queue", "Q"), ("pin", "M")])
 def test_docstrings(module: str, table: str) -> None:
     """The modules that decide open with their tables."""
     rows = numbers([TOP / f"resolver_agent/routing/{module}.py"], rf"^({ROW})  ")
@@ -62,5 +62,5 @@ def test_every_return_has_its_row(module: str, table: str) -> None:
 def test_tests() -> None:
     """Every row has a test, whose name or id begins with its number."""
     ids = numbers(TESTS, rf'"({ROW}) ')
-    names = numbers(TESTS, r"^(?:async )?def test_([psaq][1-9][0-9]?)_")
+    names = numbers(TESTS, r"^(?:async )?def test_([psaqm][1-9][0-9]?)_")
     assert ids | names == README

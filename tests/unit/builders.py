@@ -14,6 +14,8 @@ from resolver_agent.routing.observation import (
     Observation,
     Observations,
     PatroniStatus,
+    Pause,
+    Pin,
     ProbeFailure,
     Role,
     Stage,
@@ -145,6 +147,8 @@ class Agent:
         self.windows: dict[str, Window] = {}
         self.rooms: dict[str, str] = {}
         self.no_room: dict[str, str] = {}
+        self.pins: dict[str, Pin] = {}
+        self.pause: Pause | None = None
         self.states: dict[Node, NodeState] = {}
         self.local = NodeState()
         self.decision: Decision = resume(config, block)
@@ -185,6 +189,8 @@ class Agent:
             windows=dict(self.windows),
             rooms=dict(self.rooms),
             no_room=dict(self.no_room),
+            pins=dict(self.pins),
+            pause=self.pause,
         )
         self.decision = decide(self.config, observations, self.decision, self.now)
         return self
@@ -208,8 +214,20 @@ class Agent:
         )
         return self
 
+    def pin(self, address: str, name: str = "wk1", *, for_s: float = 600.0) -> Agent:
+        """Pin a name to an address, for the role that it wants now."""
+        target = self.target(name)
+        wanted_role = (target.wanted_role if target is not None else None) or Role.PRIMARY
+        self.pins[name] = Pin(address=address, wanted_role=wanted_role, until=self.now + for_s)
+        return self
+
+    def paused(self, *, for_s: float = 600.0) -> Agent:
+        """Pause all names."""
+        self.pause = Pause(until=self.now + for_s)
+        return self
+
     def restart(self) -> Agent:
-        """Forget everything but the block."""
+        """Forget everything but the block, pins and a pause."""
         written = hosts_block.render(b"", self.decision.targets)
         self.decision = resume(self.config, hosts_block.recall(written))
         self.states, self.local, self.patroni = {}, NodeState(), {}

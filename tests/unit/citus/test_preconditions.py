@@ -76,6 +76,15 @@ def test_a_fenced_name_does_not_hold_up_the_others() -> None:
     assert asked(agent) is None
 
 
+def test_what_the_operator_has_pinned_or_paused() -> None:
+    """Nothing is resolved while a name in the metadata is pinned, even to where it would lead anyway, or is paused."""
+    assert asked(fit().pin("10.0.0.3").decide()) == "wk1 is pinned"
+    assert asked(fit().pin("10.0.0.4").decide()) == "wk1 is pinned"
+    assert asked(fit().paused().decide()) == "names are paused"
+    assert asked(fit().pin("10.0.0.3", "wk1-ro").pin("10.0.0.1", "cn").decide()) is None
+    assert asked(look_again(fit().pin("10.0.0.3", for_s=1).wait(2).see({"10.0.0.3": primary()}))) is None
+
+
 def test_a_leader_among_several_primaries_may() -> None:
     """Recovery goes on where Patroni says that the local server is the primary of its group."""
     agent = fit(patroni=True)

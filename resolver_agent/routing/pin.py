@@ -1,0 +1,181 @@
+"""Pins and pauses: what the operator decides by hand, as far as the rules allow. Values in, values out.
+
+A choice is made for each name by the rows P, S and Q first. A pin or a pause takes its place, never where that could
+lose data: R2 and R3 stand above both, no write goes to a primary beside the accepted one, and no read to a primary that
+``fallback`` keeps it off.
+
+==== ==================================================================== ============================================
+row  what is seen                                                          the name
+==== ==================================================================== ============================================
+M1   it is pinned, and that server was last seen in the wanted role        resolves to the pinned address
+M2   it is paused, and would move                                          stays
+M3   it wants its primary, and that server was last seen in recovery       does what it does without pin or pause
+M4   it wants its primary, and another server is that                      as M3
+M5   it wants a standby, and that server was last seen as a primary, with  as M3
+     ``fallback: none``
+M6   nothing tells that that server has the wanted role, or it is of       as M3
+     another database cluster
+M7   it wants another role than when it was pinned                         as M3
+M8   it queues                                                             as M3, until it leads to a server
+M9   it is the local server's own                                          resolves to the local server's own address
+M10  the time of the pin or the pause is over                              as M3
+==== ==================================================================== ============================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from resolver_agent.config.model import Fallback
+from resolver_agent.routing.observation import Role, nodes_at
+from resolver_agent.routing.state import FENCE, Alert, AlertCode, Code, Reason, TargetKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from resolver_agent.config.model import Config, Group, Node
+    from resolver_agent.routing.observation import NodeState, Observation, Pause, Pin
+    from resolver_agent.routing.view import Choice, GroupView
+
+_ACCEPTED = (Code.PRIMARY, Code.LEADER)
+_OF_PRIMARIES = (TargetKind.PRIMARY, TargetKind.FALLBACK)
+
+
+def lasting(pins: Mapping[str, Pin], *, now: float) -> dict[str, Pin]:
+    """Return the pins whose time is not over."""
+    return {name: pin for name, pin in pins.items() if now < pin.until}  # M10
+
+
+def lasts(pause: Pause | None, *, now: float) -> bool:
+    """Report whether there is a pause whose time is not over."""
+    return pause is not None and now < pause.until  # M10
+
+
+def pinned(
+    view: GroupView, choice: Choice | None, pin: Pin, *, config: Config, nodes: Mapping[Node, NodeState]
+) -> Choice | str:
+    """Return the pinned address in the place of a choice, or in words why the pin does not count.
+
+    ``choice`` is None for the local server's own name. ``nodes`` are those of all groups: an address where none of them
+    is cannot be judged, and is the operator's responsibility.
+    """
+    if choice is None:
+        return "it is the local server's own name"  # M9
+    why = _why_not(view, choice.wanted_role, pin, config=config, nodes=nodes)
+    if why is not None:
+        return why
+    kind = _kind(view, choice.wanted_role, pin.address)
+    reason = Reason(Code.PINNED, f"pinned {pin.told}".rstrip())
+    return dataclasses.replace(choice, address=pin.address, kind=kind, reason=reason, lacks=False)  # M1
+
+
+def _why_not(
+    view: GroupView, wanted_role: Role, pin: Pin, *, config: Config, nodes: Mapping[Node, NodeState]
+) -> str | None:
+    if _queues(view):
+        return "connections wait for its next server"  # M8
+    if wanted_role is not pin.wanted_role:
+        return f"it was pinned as one that wants a {pin.wanted_role.value}"  # M7
+    here = nodes_at(pin.address, view.group, view.states)
+    if not here and any(_is_at(pin.address, view.group, node, nodes) for one in config.groups for node in one.nodes):
+        return f"{pin.address} is a server of other names"  # M6
+    why = _evidence_against(view, wanted_role, pin.address, fallback=config.fallback)
+    if why is None and here and not _known(view, wanted_role, pin.address, fallback=config.fallback):
+        return f"{pin.address} has not been seen as a {wanted_role.value}"  # M6
+    return why
+
+
+def paused(view: GroupView, choice: Choice, *, fallback: Fallback) -> Choice:
+    """Return a choice that leaves a name where it is, or the given one where it does not move, or has to."""
+    target = view.target
+    if target is None or target.address == choice.address or _queues(view):
+        return choice  # M8
+    address, wanted_role, fenced = target.address, choice.wanted_role, target.address == FENCE
+    if _evidence_against(view, wanted_role, address, fallback=fallback) is not None:
+        return choice  # M3, M4, M5, M6
+    if not fenced and not _known(view, wanted_role, address, fallback=fallback):
+        return choice  # M6
+    kind = TargetKind.FENCED if fenced else _kind(view, wanted_role, address)
+    otherwise = "fenced" if choice.address == FENCE else choice.address
+    words = f"{'fenced' if fenced else 'held'}; paused, otherwise {otherwise}: {choice.reason.text}"
+    reason = Reason(Code.FENCED if fenced else Code.HELD, words)
+    return dataclasses.replace(choice, address=address, kind=kind, reason=reason, lacks=False)  # M2
+
+
+def alerts(pins: Mapping[str, Pin], refused: Mapping[str, str | None], pause: Pause | None) -> list[Alert]:
+    """Return an alert for each pin, with the reason from ``refused`` if it does not count, and one for a pause (R8)."""
+    found = []
+    for name, pin in pins.items():
+        why = refused.get(name)
+        what = f"{name} is pinned to {pin.address} {pin.told}".rstrip()
+        ending = f"`resolver-agent unpin {name}` ends it"
+        if why is None:
+            found.append(Alert(AlertCode.PINNED, f"{what}; {ending}", of=(name,)))
+        else:
+            found.append(Alert(AlertCode.PIN, f"{what}, but the pin does not count: {why}; {ending}", of=(name,)))
+    if pause is not None:
+        what = f"names are paused {pause.told}".rstrip()
+        ending = "`resolver-agent resume` ends it"
+        found.append(Alert(AlertCode.PAUSED, f"{what}: none moves that does not have to; {ending}"))
+    return found
+
+
+def _queues(view: GroupView) -> bool:
+    return view.target is not None and view.target.kind is TargetKind.QUEUED
+
+
+def _is_at(address: str, group: Group, node: Node, nodes: Mapping[Node, NodeState]) -> bool:
+    """Report whether a node of any group is the server that a group's name reaches at an address."""
+    seen = nodes[node].role_seen if node in nodes else None
+    return node.port == group.nodes[0].port and ((seen and seen.address) or node.host) == address
+
+
+def _servers(view: GroupView, address: str) -> list[Observation]:
+    """Return what was last seen of the group's servers at an address, as a rule one."""
+    states = (view.states[node] for node in nodes_at(address, view.group, view.states))
+    return [state.role_seen for state in states if state.role_seen is not None]
+
+
+def _evidence_against(view: GroupView, wanted_role: Role, address: str, *, fallback: Fallback) -> str | None:
+    """Return why a name that wants a role must not lead to an address, None where no evidence is against it."""
+    seen = _servers(view, address)
+    roles, identities = {one.role for one in seen}, {one.identity for one in seen}
+    if view.is_foreign(address):
+        return f"{address} is of another database cluster"  # M6
+    primary = view.primary
+    if wanted_role is Role.PRIMARY:
+        demoted = primary.demoted and primary.last == address and Role.PRIMARY not in roles
+        if demoted or Role.STANDBY in roles:
+            return f"{address} was last seen in recovery"  # M3
+        accepted = primary.seen if primary.reason.code in _ACCEPTED else None
+        if accepted is not None and primary.address != address and accepted.identity not in identities:
+            return f"{primary.address} is the primary"  # M4
+    elif fallback is Fallback.NONE and Role.PRIMARY in roles:
+        return f"{address} was last seen as a primary, and `fallback` is none"  # M5
+    return None
+
+
+def _known(view: GroupView, wanted_role: Role, address: str, *, fallback: Fallback) -> bool:
+    """Report whether a server was seen in the wanted role, or the name resolves to it as to one of that role."""
+    roles = {one.role for one in _servers(view, address)}
+    if wanted_role is Role.PRIMARY:
+        return Role.PRIMARY in roles or _kind_at(view, address) in _OF_PRIMARIES
+    if fallback is not Fallback.NONE and (roles or _kind_at(view, address) in _OF_PRIMARIES):
+        return True
+    return Role.STANDBY in roles or _kind_at(view, address) is TargetKind.STANDBY
+
+
+def _kind(view: GroupView, wanted_role: Role, address: str) -> TargetKind:
+    """Return what the block is to say of an address: the role in which its server was last seen, by any run."""
+    if wanted_role is Role.PRIMARY:
+        return TargetKind.PRIMARY
+    roles = {one.role for one in _servers(view, address)}
+    if Role.STANDBY not in roles and (Role.PRIMARY in roles or _kind_at(view, address) in _OF_PRIMARIES):
+        return TargetKind.FALLBACK
+    return TargetKind.STANDBY
+
+
+def _kind_at(view: GroupView, address: str) -> TargetKind | None:
+    """Return what the name's target is, None where the name resolves elsewhere; after a restart the block says so."""
+    return view.target.kind if view.target is not None and view.target.address == address else None
