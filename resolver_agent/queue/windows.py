@@ -265,11 +265,13 @@ class Windows:
     def _window(self, group: Group, over: Node, stops: Observation, message: Message, now: float) -> Window | None:
         """Return the window of a name, None where the stop does not concern it.
 
-        A message counts for the groups whose primary it came over, and for the servers of these groups.
+        A message counts for the groups whose primary it came over, and for the servers of these groups. A name that
+        the operator has pinned or paused does not leave its server, so nobody has to wait for it either.
         """
-        if self._decision is None or group.name not in self._decision.views or not group.queue.planned_s:
+        name, decision = group.name, self._decision
+        if decision is None or name not in decision.views or not group.queue.planned_s or decision.by_hand(name):
             return None
-        view, own = self._decision.views[group.name], self._decision.groups[group.name].own
+        view, own = decision.views[name], decision.groups[name].own
         through, primary = view.fresh.get(over), view.primary.seen
         if through is None or primary is None or through.identity != primary.identity:
             return None
@@ -279,7 +281,7 @@ class Windows:
         another_claims = (seen.role is Role.PRIMARY) is not (seen.identity == primary.identity)
         if another_claims or (own is not None and group.route is Route.FOLLOW):
             return None
-        before, until, stage = self._windows.get(group.name), now + group.queue.planned_s, Stage.DRAINING
+        before, until, stage = self._windows.get(name), now + group.queue.planned_s, Stage.DRAINING
         if before is not None and before.until > now:
             if before.role is Role.PRIMARY and seen.role is Role.STANDBY:
                 return None
@@ -459,6 +461,8 @@ class Windows:
         windows = self._of(stop)
         if not windows and (stop.cleared or self._holding is None):
             del self._stops[stop.id]
+            if not stop.cleared:
+                self._clear(stop)
         if stop.cleared or (stop.part is _Part.HOLD and stop.held is None):
             return
         in_rooms = written and all(window.stage is Stage.ROOM for _, window in windows)
@@ -474,10 +478,10 @@ class Windows:
     def _review_window(self, name: str, window: Window, decision: Decision, now: float) -> None:
         """End a window that is over; one that was in vain stays as an alert until a primary is seen."""
         view, state = decision.views.get(name), decision.groups.get(name)
-        if view is None or state is None:
+        queues = state is not None and state.target is not None and state.target.kind is TargetKind.QUEUED
+        if view is None or state is None or (decision.by_hand(name) and not queues):
             del self._windows[name]
             return
-        queues = state.target is not None and state.target.kind is TargetKind.QUEUED
         over = routing_queue.ended(window, view)
         expired = now >= window.until
         if not queues and (over or (expired and view.primary.seen is not None)):

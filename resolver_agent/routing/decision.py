@@ -45,6 +45,10 @@ class Decision:
         """The targets of all names that have one, in the order of the configuration."""
         return tuple(state.target for state in self.groups.values() if state.target is not None)
 
+    def by_hand(self, name: str) -> bool:
+        """Report whether the operator has decided where a name stays, by a pin that counts or a pause."""
+        return self.paused or (name in self.pins and self.pins[name] is None)
+
     def afresh(self) -> Decision:
         """Return the same without its views, so that the next decision assesses every group anew.
 

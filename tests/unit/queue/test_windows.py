@@ -150,6 +150,29 @@ async def test_a_name_that_queues_goes_on_when_its_stop_is_announced_again() -> 
 
 
 @in_loop
+async def test_a_name_that_is_pinned_or_paused_holds_nothing_back() -> None:
+    """It stays on the server that stops, so nobody waits at a gate, and the other agent is told at once."""
+    for agent in (on_coordinator().pin(OLD).decide(), on_coordinator().paused().decide()):
+        made, seen = beside(agent)
+        made.hear(node(OLD), Message(kind=Kind.LEAVES, id=STOP, node=str(node(OLD)), wait_s=5.0))
+        made.track(agent.decision, written=True, flushed=True)
+        assert (made._holding, seen.windows, seen.said) == (None, {}, [Kind.CLEAR])
+
+
+@in_loop
+async def test_a_name_that_is_pinned_while_its_server_stops() -> None:
+    """What was held back for it is given up."""
+    agent = on_coordinator()
+    made, seen = beside(agent)
+    made.hear(node(OLD), Message(kind=Kind.LEAVES, id=STOP, node=str(node(OLD)), wait_s=5.0))
+    assert set(seen.windows) == {"wk1"}
+    made.track(agent.pin(OLD).decide().decision, written=True, flushed=True)
+    assert (made._holding, seen.windows) == (None, {})
+    made.track(agent.decision, written=True, flushed=True)
+    assert seen.said == [Kind.HELD, Kind.CLEAR]
+
+
+@in_loop
 async def test_an_agent_that_is_killed_lets_nobody_wait_longer() -> None:
     """A name that a killed agent left in its room waits for the rest of its time, and then no more."""
     agent = on_coordinator()
