@@ -398,6 +398,7 @@ class Agent:
             old, self._config = self._config, new
             self._observer.watch(new)
             self._http.listen(new.http)
+            self._changes.configure(new)
             self._decision = confirm(self._decision)
             _log.info("read %s again: %s", new.path, "; ".join(differences(old, new)) or "nothing has changed")
             for warning in new.warnings:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from resolver_agent.changes.change import Change, gone, made
 from resolver_agent.changes.history import History
 from resolver_agent.changes.history_file import path_of
+from resolver_agent.changes.on_change import ChangeCommand
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 _WAITING_MAX = 1000
 _CLOSE_S = 0.5
+_FLUSH_S = 10.0
+"""How long the command waits for the flush; on a server that is down there may be nothing to flush for long."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,6 +36,11 @@ class _Waiting:
 
     change: Change
     seen_at: float
+    written_at: float
+
+    def flushed(self, now: float) -> Change:
+        """Return the change with the time from the evidence to the end of the flush."""
+        return dataclasses.replace(self.change, flushed_ms=round((now - self.seen_at) * 1000))
 
 
 class Changes:
@@ -40,19 +48,27 @@ class Changes:
 
     def __init__(self, config: Config) -> None:
         self._history = History(path_of(config.state_dir))
+        self._command = ChangeCommand()
+        self._command.configure(config.on_change)
         self._before: dict[str, Target] = {}
         self._seen: dict[tuple[str, str | None], float] = {}
-        self._waiting: collections.deque[_Waiting] = collections.deque(maxlen=_WAITING_MAX)
+        self._unflushed: collections.deque[_Waiting] = collections.deque(maxlen=_WAITING_MAX)
+        self._untold: collections.deque[_Waiting] = collections.deque(maxlen=_WAITING_MAX)
         self._failed = False
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
         """What cannot be kept or told."""
-        return tuple(one for one in (self._history.alert,) if one is not None)
+        return tuple(one for one in (self._history.alert, self._command.alert) if one is not None)
 
     def start(self) -> None:
         """Begin to tell."""
         self._history.start()
+        self._command.start()
+
+    def configure(self, config: Config) -> None:
+        """Take in a configuration that was read again."""
+        self._command.configure(config.on_change)
 
     def resume(self, targets: Iterable[Target]) -> None:
         """Begin with what the hosts file says."""
@@ -73,13 +89,16 @@ class Changes:
             self._track({target.name: target for target in targets}, seen_at, now, written=written)
             if written and flushed:
                 self._flushed(now, citus=citus is True)
+            while self._untold and now - self._untold[0].written_at >= _FLUSH_S:
+                self._command.put(self._untold.popleft().change)
         except Exception as error:  # noqa: BLE001 -- a defect here must not keep names from being kept
             if not self._failed:
                 _log.error("a change of a name is not told", exc_info=error)
             self._failed = True
 
     async def close(self) -> None:
-        """Save what is not saved yet, within 0.5 s, and stop."""
+        """Save what is not saved yet, kill the command if it runs, each within 0.5 s, and stop."""
+        await self._command.close()
         await self._history.close(within_s=_CLOSE_S)
 
     def _track(self, targets: dict[str, Target], seen_at: float, now: float, *, written: bool) -> None:
@@ -93,21 +112,26 @@ class Changes:
             return
         time = dt.datetime.now(dt.timezone.utc).astimezone().isoformat(timespec="milliseconds")
         for target in moved:
-            seen_at = self._seen[target.name, target.address]
-            took_ms = round((now - seen_at) * 1000)
-            self._tell(made(before.get(target.name), target, time=time, written_ms=took_ms), seen_at)
+            since = self._seen[target.name, target.address]
+            took_ms = round((now - since) * 1000)
+            self._tell(made(before.get(target.name), target, time=time, written_ms=took_ms), since, now)
         for target in left:
-            seen_at = self._seen[target.name, None]
-            self._tell(gone(target, time=time, written_ms=round((now - seen_at) * 1000)), seen_at)
+            since = self._seen[target.name, None]
+            self._tell(gone(target, time=time, written_ms=round((now - since) * 1000)), since, now)
         self._before, self._seen = targets, {}
 
-    def _tell(self, change: Change, seen_at: float) -> None:
+    def _tell(self, change: Change, seen_at: float, now: float) -> None:
         self._history.put(change)
-        self._waiting.append(_Waiting(change, seen_at))
+        waiting = _Waiting(change, seen_at, now)
+        self._unflushed.append(waiting)
+        self._untold.append(waiting)
 
     def _flushed(self, now: float, *, citus: bool) -> None:
         """Take in that everything is flushed that the hosts file says; there was a flush only where there is Citus."""
-        while self._waiting:
-            one = self._waiting.popleft()
+        while self._unflushed:
+            one = self._unflushed.popleft()
             if citus:
-                self._history.put(dataclasses.replace(one.change, flushed_ms=round((now - one.seen_at) * 1000)))
+                self._history.put(one.flushed(now))
+        while self._untold:
+            one = self._untold.popleft()
+            self._command.put(one.flushed(now) if citus else one.change)

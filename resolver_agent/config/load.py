@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent.config import patroni_yml, source, values, yaml12
-from resolver_agent.config.model import Config, Fallback, Group, Node, PatroniApi, Queue, Route
+from resolver_agent.config.model import Config, Fallback, Group, Node, OnChange, PatroniApi, Queue, Route
 from resolver_agent.config.reader import Reader, Required, Table, TooManyErrorsError, as_is
 from resolver_agent.config.yaml12 import dotted
 
@@ -68,6 +68,7 @@ _TOP: Table = {
     "runtime_dir": (values.path, DEFAULT_RUNTIME_DIR),
     "state_dir": (values.path, DEFAULT_STATE_DIR),
     "queue": (as_is, {}),
+    "on_change": (as_is, {}),
     "log": (as_is, {}),
     "http": (as_is, {}),
 }
@@ -77,6 +78,10 @@ _PATRONI_API: Table = {
     "port": (values.port, Required("expected the port of Patroni's REST API, e.g. 8008")),
     **dict.fromkeys(("cacert", "cert", "key"), (values.path, None)),
     "networks": (values.networks, ()),
+}
+_ON_CHANGE: Table = {
+    "command": (values.optional(values.command), None),
+    "timeout": (partial(values.duration_s, least="100ms", most="5m"), 10.0),
 }
 _LOG: Table = {
     "format": (values.word("text", "json"), "text"),
@@ -246,6 +251,7 @@ def _parse(
 
     top = reader.fields(prefix, section, _TOP, misplaced=_UNDER_A_NAME)
     log = reader.fields(dotted(prefix, "log"), top["log"], _LOG, misplaced={})
+    on_change = reader.fields(dotted(prefix, "on_change"), top["on_change"], _ON_CHANGE, misplaced={})
     http = reader.fields(dotted(prefix, "http"), top["http"], _HTTP, misplaced={})
     queue = _queue(reader, dotted(prefix, "queue"), top["queue"], Queue())
     groups = _groups(reader, dotted(prefix, "names"), top["names"] or {}, defaults=top, hostname=hostname, queue=queue)
@@ -281,6 +287,9 @@ def _parse(
         state_dir=top["state_dir"],
         log_format=log["format"],
         log_level=log["level"],
+        on_change=OnChange(command=on_change["command"], timeout_s=on_change["timeout"])
+        if on_change["command"] is not None
+        else None,
         in_patronis_file=is_patronis,
         http=Node(*http["listen"]) if http["listen"] is not None else None,
     )
@@ -298,6 +307,9 @@ def load(path: str) -> Config:
     if intruder is not None:
         _refuse_intruder(config, intruder)
     faults = [(f"{path}: {key}: {file}: ", fault) for key, file in _files(config) if (fault := source.unreadable(file))]
+    program = config.on_change.command[0] if config.on_change is not None else None
+    if program is not None and (fault := source.unfit_program(program)):
+        faults.append((f"{path}: on_change.command: {program}: ", fault))
     # Another user than the agent's may still look: without the password file, say, only logins that need none work.
     denied = [] if os.geteuid() == 0 else [one for one in faults if one[1] == os.strerror(errno.EACCES)]
     if errors := ["".join(one) for one in faults if one not in denied]:
@@ -338,6 +350,8 @@ def _refuse_intruder(config: Config, intruder: source.Intruder) -> None:
         )
         if value != default
     ]
+    if config.on_change is not None:
+        steers.append(("on_change.command", config.on_change.command[0]))
     steers += [(key, file) for key, file in _files(config) if file != _AGENTS_PASSFILE and not source.is_public(file)]
     if steers:
         raise ConfigError(
@@ -407,6 +421,6 @@ def fingerprint(config: Config) -> str:
         value = getattr(config, key)
         if key in ("postgresql", "local"):
             value = {name: text for name, text in value.items() if name not in values.SECRETS}
-        if key not in ("path", "warnings"):
+        if key not in ("path", "warnings", "on_change"):  # whose arguments may hold a secret
             items.append((key, str(value)))
     return hashlib.sha256(repr(items).encode()).hexdigest()

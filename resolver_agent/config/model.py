@@ -69,6 +69,14 @@ class Queue:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OnChange:
+    """A program and its arguments, which is run after changes of names and killed after ``timeout_s`` seconds."""
+
+    command: tuple[str, ...] = dataclasses.field(repr=False)
+    timeout_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """A managed name, in lower case, and the nodes behind it. A limit of None is no limit."""
 
@@ -105,6 +113,7 @@ class Config:
     state_dir: str
     log_format: str
     log_level: str
+    on_change: OnChange | None = None
     warnings: tuple[str, ...] = ()
     in_patronis_file: bool = False
     http: Node | None = None

@@ -68,6 +68,20 @@ def unreadable(path: str) -> str | None:
     return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "not a regular file"
 
 
+def unfit_program(path: str) -> str | None:
+    """Return why a program cannot be run, or why root must not run it; None if it can be run."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - as the others
+        changer = intruder(path) if os.geteuid() == 0 else None
+    except OSError as error:
+        return error.strerror
+    if not stat.S_ISREG(mode) or not os.access(path, os.X_OK):
+        return "not a program that can be run: chmod +x it"
+    if changer is None:
+        return None
+    return f"{changer}, expected a program that only root may change: {changer.fix}"
+
+
 def is_public(path: str) -> bool:
     """Report whether everybody may read a file, and only root may change it or put another in its place."""
     try:

@@ -79,6 +79,13 @@ def path(value: Any) -> str:
     return value
 
 
+def command(value: Any) -> tuple[str, ...]:
+    """Return a program, by its absolute path, and its arguments."""
+    expected = "expected a list of a program and its arguments, e.g. [/usr/local/bin/names-changed, --verbose]"
+    program, *arguments = filled(list, expected)(value)
+    return path(program), *map(text, arguments)
+
+
 def port(value: Any) -> int:
     """Return a TCP port."""
     if type(value) is not int or not 0 < value < 2**16:

@@ -461,6 +461,18 @@ ALERTS: tuple[Explanation, ...] = (
         ),
     ),
     Explanation(
+        AlertCode.ON_CHANGE,
+        "the command of `on_change`",
+        "The command that is run at each change of a name has failed. The names are right all the same.",
+        (
+            Remedy(
+                "`it was run for`",
+                "the reason in the alert, with the end of the command's output",
+                "mend the command; the alert ends with its next run that succeeds. It is not run again for old changes",
+            ),
+        ),
+    ),
+    Explanation(
         AlertCode.CONFIG,
         "the configuration",
         "A reload found a faulty configuration, and changed nothing.",

@@ -150,6 +150,7 @@ class AlertCode(enum.Enum):
     DEFECT = "defect", Severity.CRITICAL  # a round of the agent fails
     HTTP = "http"  # nobody can ask over HTTP
     STATE = "state"  # what should outlive a restart is kept in memory alone
+    ON_CHANGE = "on_change"  # the operator's command fails
     CONFIG = "config"  # the errors: the configuration was not read again
     FLUSH = "flush", Severity.CRITICAL  # cached connections are not flushed
     CONNINFO = "conninfo"  # something is wrong with citus.node_conninfo

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.changes import history_file
 from resolver_agent.changes.changes import Changes
+from resolver_agent.config.model import OnChange
 from resolver_agent.routing.observation import Role
 from resolver_agent.routing.state import FENCE, Code, Reason, Target, TargetKind
 from tests.unit.builders import config, group
@@ -33,7 +34,9 @@ class Setup:
     """What an agent tells in its rounds, and what of it is in its history."""
 
     def __init__(self, folder: Path, *block: Target) -> None:
-        self.changes = Changes(dataclasses.replace(config(group("wk1", A, B)), state_dir=str(folder)))
+        self.config = dataclasses.replace(config(group("wk1", A, B)), state_dir=str(folder))
+        self.runs = folder / "runs"
+        self.changes = Changes(self.config)
         self.changes.resume(block)
         self._path = history_file.path_of(str(folder))
 
@@ -135,6 +138,52 @@ def test_a_round_whose_file_is_not_written_flushes_nothing(tmp_path: Path) -> No
     setup = Setup(tmp_path, target(A)).round(target(B), now=1.1, flushed=False).round(target(A), now=2.0, written=False)
     [change] = setup.told
     assert change.flushed_ms is None
+
+
+def run(setup: Setup) -> list[str]:
+    """Return the names and delays that the command was told, once it was run."""
+
+    async def main() -> None:
+        setup.changes.start()
+        for _ in range(1000):
+            if setup.runs.exists():
+                break
+            await asyncio.sleep(0.01)
+        await setup.changes.close()
+
+    asyncio.run(main())
+    return setup.runs.read_text().splitlines()
+
+
+def configured(folder: Path) -> Setup:
+    """Return a setup with a command, which writes down what it is told."""
+    setup = Setup(folder, target(A))
+    script = 'echo "$RESOLVER_AGENT_NAME $RESOLVER_AGENT_TO $RESOLVER_AGENT_FLUSHED_MS" >"$0.new" && mv "$0.new" "$0"'
+    on_change = OnChange(command=("/bin/sh", "-c", script, str(setup.runs)), timeout_s=10.0)
+    setup.changes.configure(dataclasses.replace(setup.config, on_change=on_change))
+    return setup
+
+
+def test_the_command_is_run_after_the_flush(tmp_path: Path) -> None:
+    """It is told how long that took."""
+    setup = configured(tmp_path).round(target(B), now=1.1, flushed=False).round(target(B), now=1.5)
+    assert run(setup) == [f"wk1 {B} 500"]
+
+
+def test_the_command_does_not_wait_for_ever(tmp_path: Path) -> None:
+    """On a server that is down nothing is flushed: after 10 s the command is run without that."""
+    setup = configured(tmp_path).round(target(B), now=1.0, flushed=False).round(target(B), now=10.9, flushed=False)
+    assert not setup.changes._command._waiting
+    setup.round(target(B), now=11.1, flushed=False).round(target(B), now=11.2)
+    assert run(setup) == [f"wk1 {B} "]
+
+
+def test_the_command_is_run_once_for_a_change(tmp_path: Path) -> None:
+    """A flush after it was run changes the history alone."""
+    setup = configured(tmp_path).round(target(B), now=1.0, flushed=False).round(target(B), now=11.5, flushed=False)
+    setup.round(target(B), now=12.0)
+    assert run(setup) == [f"wk1 {B} "]
+    assert [one.flushed_ms for one in history_file.read(history_file.path_of(str(tmp_path)))[0]] == [11000]
 
 
 def test_a_defect_does_not_end_the_round(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

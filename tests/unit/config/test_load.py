@@ -46,7 +46,7 @@ SHAPE = {
             (
                 "a list found, expected a map of fallback, names, postgresql, local, route, port, max_lag_bytes, "
                 "max_lag_seconds, failback_delay, interval, timeout, citus, hosts_file, runtime_dir, state_dir, queue, "
-                "log, http"
+                "on_change, log, http"
             )
         ],
     ),
@@ -491,6 +491,7 @@ def test_a_file_of_a_gigabyte(tmp_path: Path) -> None:
         ("postgresql: {passfile: %s/none}", "postgresql.passfile"),
         ("postgresql: {sslrootcert: %s/none}", "postgresql.sslrootcert"),
         ("local: {sslkey: %s/none}", "local.sslkey"),
+        ("on_change: {command: [%s/none]}", "on_change.command"),
     ],
 )
 def test_a_file_that_does_not_exist(line: str, key: str, tmp_path: Path) -> None:
@@ -521,3 +522,5 @@ def test_a_fingerprint_has_no_password_in_it() -> None:
         for user, word in ("ux", "uy", "vx")
     ]
     assert found[0] == found[1] != found[2]
+    commands = [fingerprint(parse(f"{MINIMAL}on_change: {{command: [/x, {word}]}}")) for word in "ab"]
+    assert commands[0] == commands[1]

@@ -17,8 +17,8 @@ KEYS = {
         "zzz: 1",
         (
             "zzz: unknown key, expected one of citus, failback_delay, fallback, hosts_file, http, interval, local, "
-            "log, max_lag_bytes, max_lag_seconds, names, port, postgresql, queue, route, runtime_dir, state_dir, "
-            "timeout"
+            "log, max_lag_bytes, max_lag_seconds, names, on_change, port, postgresql, queue, route, runtime_dir, "
+            "state_dir, timeout"
         ),
     ),
     "key of a name at the top": ("nodes: [10.0.0.1]", "nodes: unknown key, it belongs under a name: names.NAME.nodes"),

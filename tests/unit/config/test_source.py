@@ -86,6 +86,8 @@ def test_a_part_of_the_path_that_belongs_to_another_user_is_refused(config: Path
         ("  hosts_file: /etc/sudoers\n", ["hosts_file"]),
         ("  runtime_dir: /var/run/postgresql\n", ["runtime_dir"]),
         ("  state_dir: /var/lib/postgresql\n", ["state_dir"]),
+        ("  on_change: {command: [/bin/true]}\n", ["on_change.command"]),
+        ("  on_change: {timeout: 1s}\n", []),
         ("  postgresql: {sslrootcert: /etc/passwd, password: x}\n", []),
         ("  postgresql: {passfile: /etc/shadow}\n", ["postgresql.passfile"]),
         ("  local: {sslkey: /etc/shadow}\n", ["local.sslkey"]),
@@ -119,3 +121,25 @@ def test_another_user_may_use_files_of_their_own(config: Path, monkeypatch: pyte
     config.chmod(0o666)
     monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
     assert refusal(config) is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "uid", "words"),
+    [
+        pytest.param(0o755, 0, None, id="root's"),
+        pytest.param(0o775, 0, "is writable for its group (owner root, mode 0775)", id="for a group"),
+        pytest.param(0o755, NOBODY, "belongs to nobody (mode 0755)", id="another user's"),
+        pytest.param(0o644, 0, "not a program that can be run: chmod +x it", id="not executable"),
+    ],
+)
+def test_root_runs_no_program_that_others_may_change(config: Path, mode: int, uid: int, words: str | None) -> None:
+    """Whoever may write the command at a change would be root."""
+    program = config.with_name("notify")
+    program.touch()
+    os.chown(program, uid, -1)
+    program.chmod(mode)
+    config.write_text(f"{MINIMAL}on_change: {{command: [{program}]}}\n")
+    found = refusal(config)
+    assert (found is None) == (words is None)
+    assert words is None or str(found).startswith(f"on_change.command: {program}: ")
+    assert (words or "") in str(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resolver_agent.config.model import Fallback, Node
+from resolver_agent.config.model import Fallback, Node, OnChange
 from tests.unit.config.builders import (
     DURATION,
     DURATION_UNIT,
@@ -35,9 +35,30 @@ UNDERSCORE = (
 )
 REFUSED = "libpq refuses it:"
 LOOPBACK = "is a name of the loopback address, expected one that no other line gives"
+A_COMMAND = "expected a list of a program and its arguments, e.g. [/usr/local/bin/names-changed, --verbose]"
 NUMBER = "reads as a number or an address, expected a host name"
 
 KEYS = {
+    "a command as text": (
+        "on_change: {command: /bin/x}",
+        f"on_change.command: '/bin/x' found, {A_COMMAND}",
+    ),
+    "an empty command": (
+        "on_change: {command: []}",
+        f"on_change.command: an empty list found, {A_COMMAND}",
+    ),
+    "a program without its path": (
+        "on_change: {command: [logger, x]}",
+        "on_change.command: 'logger' found, expected an absolute path",
+    ),
+    "a list as an argument": (
+        "on_change: {command: [/bin/x, [y]]}",
+        "on_change.command: a list found, expected text (put it in quotes if it is meant as such)",
+    ),
+    "a long timeout": (
+        "on_change: {timeout: 6m}",
+        f"on_change.timeout: '6m' found, expected 100ms to 5m: {DURATION}",
+    ),
     "word wanted": ("log: {level: loud}", "log.level: 'loud' found, expected debug, info, warning or error"),
     "HTTP on a port alone": ("http: {listen: ':8009'}", f"http.listen: ':8009' found, {SOCKET}"),
     "HTTP on a number": ("http: {listen: 8009}", f"http.listen: 8009 found, {SOCKET}"),
@@ -255,6 +276,13 @@ def test_a_host_keeps_its_own_name(hostname: str, name: str, refused: bool) -> N
         ("hosts_file: /a/hosts", "hosts_file", "/a/hosts"),
         ("runtime_dir: /a", "runtime_dir", "/a"),
         ("state_dir: /a", "state_dir", "/a"),
+        ("on_change: {command: [/bin/x]}", "on_change", OnChange(command=("/bin/x",), timeout_s=10.0)),
+        (
+            "on_change: {command: [/x, -n, 7, ''], timeout: 5m}",
+            "on_change",
+            OnChange(command=("/x", "-n", "7", ""), timeout_s=300.0),
+        ),
+        ("on_change: {timeout: 1s}", "on_change", None),
         ("log: {format: json}", "log_format", "json"),
         ("log: {level: debug}", "log_level", "debug"),
         ("log:", "log_level", "info"),
