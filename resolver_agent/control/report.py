@@ -84,13 +84,17 @@ class ServerStatus:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus(ServerStatus):
-    """What is known about a node of a name. ``fit``: it may serve reads; None while that is not known."""
+    """What is known about a node of a name.
+
+    ``fit``: it may serve reads; None while that is not known. ``unfit`` says why it may not.
+    """
 
     name: str
     node: str
     fit: bool | None
     lag_bytes: int | None
     lag_s: float | None
+    unfit: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -564,6 +568,7 @@ def status(
             fit=None if fitness is None else fitness.fit_since is not None,
             lag_bytes=None if fitness is None else fitness.lag_bytes,
             lag_s=None if fitness is None else fitness.lag_s,
+            unfit=None if fitness is None else fitness.why or None,
         )
 
     return Status(

@@ -77,7 +77,7 @@ def as_text(status: Status, *, style: Style = PLAIN, details: bool = False, only
     names = _details(shown, style) if details else _table(shown, style)
     parts = [
         _head(status, style),
-        [line for alert in by_severity(status.alerts) for line in _alert(alert, style)],
+        _alerts(status, style),
         [] if status.written else [style.paint("THE HOSTS FILE DOES NOT SAY THIS YET.", _RED)],
         _open_windows(status.queue),
         names if shown.names else [],
@@ -160,11 +160,21 @@ def _citus(status: Status) -> list[str]:
 # --- what is wrong
 
 
+def _alerts(status: Status, style: Style) -> list[str]:
+    """Return the alerts, and where to learn more about the worst."""
+    alerts = by_severity(status.alerts)
+    advice = [f"`resolver-agent explain {_code(alerts[0])}` says what to do"] if alerts else []
+    return [line for alert in alerts for line in _alert(alert, style)] + advice
+
+
+def _code(alert: AlertStatus) -> str:
+    return alert.subject_and_code[1]
+
+
 def _alert(alert: AlertStatus, style: Style) -> list[str]:
     """Return an alert: its severity and code, then its text, one clause a line if it does not fit on one."""
-    _, code = alert.subject_and_code
     since = f", since {alert.since}" if alert.since else ""
-    head = f"{style.paint(alert.severity, _OF_SEVERITY.get(alert.severity))}: {code.replace('_', ' ')}{since}"
+    head = f"{style.paint(alert.severity, _OF_SEVERITY.get(alert.severity))}: {_code(alert)}{since}"
     clauses = [alert.text] if style.fits(len(alert.text) + 2) else alert.text.replace("; ", ";\n").split("\n")
     first, *others = clauses
     return [
@@ -326,7 +336,7 @@ def _node_table(nodes: Sequence[NodeStatus], style: Style) -> list[str]:
             node.lsn or "-",
             _lag(node),
             "never" if node.age_s is None else f"{node.age_s:.1f} s ago",
-            node.detail + (f", last seen as a {node.role}" if node.role and node.role != node.kind else ""),
+            _remarks(node),
         ]
         for node in nodes
     ]
@@ -338,6 +348,15 @@ def _node_table(nodes: Sequence[NodeStatus], style: Style) -> list[str]:
         lines.append(f"  {told}  {row[-1] if beside else ''}".rstrip())
         lines += [] if beside else _wrapped(f"    {row[-1]}", style, "    ")
     return lines
+
+
+def _remarks(node: NodeStatus) -> str:
+    told = [
+        node.detail,
+        f"last seen as a {node.role}" if node.role and node.role != node.kind else "",
+        node.unfit if node.unfit and node.kind == Role.STANDBY.value else "",
+    ]
+    return ", ".join(filter(None, told))
 
 
 def _lag(node: NodeStatus) -> str:

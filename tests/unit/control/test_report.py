@@ -111,9 +111,11 @@ def test_a_report_has_names_nodes_and_alerts() -> None:
     }
     assert found["nodes"] == [
         {"name": "wk1", "node": f"{A}:5432", "kind": "primary", "detail": "", "address": A, "role": "primary",
-         "timeline": 7, "lsn": "1/2000", "age_s": 0.5, "fit": False, "lag_bytes": None, "lag_s": None},
+         "timeline": 7, "lsn": "1/2000", "age_s": 0.5, "fit": False, "lag_bytes": None, "lag_s": None,
+         "unfit": f"{A} is primary"},
         {"name": "wk1", "node": f"{B}:5432", "kind": "standby", "detail": "", "address": B, "role": "standby",
-         "timeline": 7, "lsn": "1/1000", "age_s": 0.5, "fit": True, "lag_bytes": 4096, "lag_s": 0.0},
+         "timeline": 7, "lsn": "1/1000", "age_s": 0.5, "fit": True, "lag_bytes": 4096, "lag_s": 0.0,
+         "unfit": None},
     ]  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def test_text_of_what_is_not() -> None:
     assert text.startswith("1 name: 1 fenced; 2 nodes: 1 primary, 1 dead; 1 alert: 1 critical\n")
     assert re.search(
         r"\n\ncritical: fenced, since \S+\n  wk1 → fenced \(no fit standby: 10\.0\.0\.1 is primary; "
-        r"10\.0\.0\.2 is dead: Connection refused, last seen in recovery\)\n\n",
+        r"10\.0\.0\.2 is dead: Connection refused, last seen in recovery\)\n`resolver-agent explain fenced` .*\n\n",
         text,
     )
     line = rf"^wk1 +fenced +{MOMENT} +fenced, see above +{A} primary, {B} dead: Connection refused$"
@@ -209,6 +209,24 @@ wk2 → fenced, since 2026-03-04T14:05:09+01:00
   10.0.0.5:5432  primary  7         0/2FAF080  -    0.0 s ago
   10.0.0.6:5432  dead     7         0/3E8      -    0.0 s ago  Connection refused, last seen as a standby""",
     ]
+
+
+def test_why_a_standby_is_not_fit() -> None:
+    """A standby that may not serve reads has the reason beside it; a primary needs none."""
+    agent = Agent(config(group("wk1", A, B, max_lag_bytes=100))).see({A: primary(lsn=1000), B: standby(lsn=800)})
+    lines = as_text(status(agent.see_local(primary()).decide()), details=True).splitlines()
+    assert lines[-2].endswith(" s ago")
+    assert lines[-1].startswith(f"  {B}:5432  standby, not fit  ")
+    assert lines[-1].endswith(f" s ago  {B} lags more than 100 B behind its primary")
+
+
+def test_what_to_do() -> None:
+    """The worst alert is named as the command that explains it takes it."""
+    alerts = [AlertStatus(key=f"x:{code}", code=code, text="", since=None) for code in ("not_serving", "held")]
+    alerts.append(AlertStatus(key="x:file", code="file", severity="critical", text="", since=None))
+    text = as_text(dataclasses.replace(status(seen()), alerts=tuple(alerts)))
+    assert re.findall(r"^`resolver-agent (.*)` says what to do$", text, re.MULTILINE) == ["explain file"]
+    assert "resolver-agent explain" not in as_text(status(seen()))
 
 
 def test_only_problems() -> None:
