@@ -34,12 +34,9 @@ def of_names(status: Status, names: Collection[str]) -> Status:
 
 def problems(status: Status) -> Status:
     """Return the status without the names about which there is no alert, and whose nodes all serve."""
-    wrong = {one.name for one in status.names if any(_is_about(alert, {one.name}, ()) for alert in status.alerts)}
-    wrong |= {
-        node.name
-        for node in status.nodes
-        if not is_well(node) or any(_is_about(alert, (), {node.node}) for alert in status.alerts)
-    }
+    about = {one for alert in status.alerts for one in alert.of}
+    wrong = {one.name for one in status.names if one.name in about}
+    wrong |= {node.name for node in status.nodes if node.node in about or not is_well(node)}
     return of_names(status, wrong)
 
 

@@ -13,7 +13,7 @@ from resolver_agent.routing.observation import Role
 from resolver_agent.routing.state import FENCE, Code, Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from resolver_agent.control.report import AlertStatus, NameStatus, NodeStatus, QueueStatus, Status
 
@@ -263,13 +263,20 @@ def _length(pieces: Sequence[_Piece]) -> int:
 
 def _nodes_of_names(status: Status, port: str | None) -> list[list[_Piece]]:
     """Return the nodes of each name, in the order of the names."""
-    found: dict[tuple[_Piece, ...], str] = {}
+    nodes, found = _by_name(status.nodes), dict[tuple[_Piece, ...], str]()
     rows = []
     for one in status.names:
-        pieces = tuple(_node(node, port) for node in status.nodes if node.name == one.name)
+        pieces = tuple(_node(node, port) for node in nodes[one.name])
         same = found.setdefault(pieces, one.name)
         rows.append(list(pieces) if same == one.name else [_Piece(f"as {same}")])
     return rows
+
+
+def _by_name(nodes: Iterable[NodeStatus]) -> Mapping[str, list[NodeStatus]]:
+    found: dict[str, list[NodeStatus]] = collections.defaultdict(list)
+    for node in nodes:
+        found[node.name].append(node)
+    return found
 
 
 def _node(node: NodeStatus, port: str | None) -> _Piece:
@@ -306,7 +313,7 @@ def _short(text: str) -> str:
 
 def _details(status: Status, style: Style) -> list[str]:
     """Return all that is known of each name and its nodes, a paragraph for each name."""
-    lines: list[str] = []
+    nodes, lines = _by_name(status.nodes), list[str]()
     for one in status.names:
         address, code = _address(one), one.code.replace("_", " ")
         told = "" if code == address else f" ({code})"
@@ -321,7 +328,7 @@ def _details(status: Status, style: Style) -> list[str]:
             f"{one.name} → {style.paint(address, _COLOUR_OF_CODE.get(one.code, _YELLOW))}{told}{since}",
             *_wrapped(f"  {one.reason}", style, "  "),
             *_wrapped(f"  {', '.join(filter(None, known))}", style, "  "),
-            *_node_table([node for node in status.nodes if node.name == one.name], style),
+            *_node_table(nodes[one.name], style),
         ]
     return lines
 
