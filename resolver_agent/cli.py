@@ -44,6 +44,8 @@ _SHOWN = {
     "config": "resolver-agent.yml",
     "hook": "patroni-hooks.yml",
     "schema": "status.schema.json",
+    "alerts": "monitoring/alerts.yml",
+    "board": "monitoring/grafana.json",
 }
 """The files that ``show`` prints, in the package's folder ``systemd``."""
 

@@ -33,7 +33,7 @@ WORKFLOW = yaml.safe_load((TOP / ".github/workflows/tests.yml").read_text(encodi
 HOOKS = yaml.safe_load((TOP / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
 NAME = f"resolver_agent-{__version__}"
 MODULES = {path.relative_to(TOP).as_posix() for path in (TOP / "resolver_agent").rglob("*.py")}
-NODE = {f"resolver_agent/systemd/{path.name}" for path in (TOP / "systemd").iterdir()}
+NODE = {f"resolver_agent/{path.relative_to(TOP)}" for path in (TOP / "systemd").rglob("*") if path.is_file()}
 """What a node is installed with besides the program."""
 
 PACKAGE = {*MODULES, *NODE, "resolver_agent/py.typed"}
@@ -103,8 +103,9 @@ def test_sdist(built: Built) -> None:
 
 
 def test_show(built: Built, tmp_path: Path) -> None:
-    """The installed program prints every file of the folder but its README, to the byte."""
-    assert {f"resolver_agent/systemd/{name}" for name in SHOWN.values()} == NODE - {"resolver_agent/systemd/README.md"}
+    """The installed program prints every file of the folder but its README and a test, to the byte."""
+    kept = {f"resolver_agent/systemd/{name}" for name in ("README.md", "monitoring/alerts_test.yml")}
+    assert {f"resolver_agent/systemd/{name}" for name in SHOWN.values()} == NODE - kept
     shutil.unpack_archive(built.file, tmp_path, "zip")
     for name, file in SHOWN.items():
         ran = subprocess.run(

@@ -4,77 +4,22 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from resolver_agent.citus.recovery import Prepared, Recovered
 from resolver_agent.config.model import Node
-from resolver_agent.control import report
-from resolver_agent.control.report import FlushStatus, QueueStatus, RecoveryStatus
-from resolver_agent.metrics.exposition import render
-from resolver_agent.metrics.families import families
+from resolver_agent.control.report import FlushStatus
 from resolver_agent.queue.room import RoomState
-from resolver_agent.routing.observation import NodeState
 from resolver_agent.routing.state import AlertCode
 from resolver_agent.system.histogram import Histogram
-from tests.unit.builders import Agent, config, dead, group, primary, standby
-from tests.unit.metrics.builders import Metrics, counted
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-A, B = "10.0.0.1", "10.0.0.2"
-
-
-def seen() -> Agent:
-    """Return an agent on a standby that observes its group."""
-    one = Agent(config(group("wk1", A, B, max_lag_s=30)))
-    one.see({A: primary(lsn=3000), B: standby(lsn=1000)})
-    return one.see_local(standby()).decide()
-
-
-def metrics(
-    agent: Agent,
-    *,
-    flush: FlushStatus | None = None,
-    databases: Sequence[Recovered] = (),
-    written: bool = True,
-    trampled: int = 0,
-    **values: Any,
-) -> Metrics:
-    """Return the metrics of an agent that has counted these values."""
-    nodes = {node: agent.states.get(node, NodeState()) for one in agent.config.groups for node in one.nodes}
-    status = report.status(
-        agent.config,
-        agent.decision,
-        nodes,
-        local=agent.local,
-        alerts=[],
-        written=written,
-        trampled=trampled,
-        flush=flush or FlushStatus(citus=False, flushed=True, fault=None),
-        recovery=RecoveryStatus(
-            under_way=False, blocked_by=None, age_s=None, databases=tuple(one.status for one in databases)
-        ),
-        queue=QueueStatus(open=(), past=()),
-        now=agent.now,
-    )
-    return Metrics(render(families(status, counted(**values))))
+from tests.unit.builders import Agent, config, dead, group
+from tests.unit.metrics.builders import A, B, everything, metrics, seen
 
 
 def test_the_names_of_metrics() -> None:
     """Names are as Prometheus wants them: base units, and _total at counters alone."""
-    found = metrics(
-        seen(),
-        databases=[Recovered(database="app", records=3)],
-        rooms={"wk1": RoomState()},
-        windows={"wk1": 1},
-        answered_at={f"{A}:5432": 1.0},
-        patroni_up={f"{A}:5432": True},
-        round_at=1.0,
-        recovered_at=1.0,
-    )
+    found = everything()
     assert len(found.families) > 40
     for name, family in found.families.items():
         assert re.fullmatch(r"resolver_agent_[a-z0-9]+(_[a-z0-9]+)*", name)
