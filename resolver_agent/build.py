@@ -44,16 +44,18 @@ def files(readme: str, node_readme: str, *, date: str) -> dict[str, str]:
         ValueError: a README lacks a section that a page is made from.
     """
     from resolver_agent import __version__, cli  # noqa: PLC0415 -- setuptools loads this module alone
+    from resolver_agent.routing.state import AlertCode  # noqa: PLC0415
     from resolver_agent.usage import completion, man  # noqa: PLC0415
 
     parser = cli.command_line()
     name = parser.prog
+    completions = completion.Completion(parser, words={"CODE": [code.value for code in AlertCode]})
     return {
         f"share/man/man8/{name}.8": man.program(parser, version=__version__, date=date, node_readme=node_readme),
         f"share/man/man5/{name}.yml.5": man.configuration(name, version=__version__, date=date, readme=readme),
-        f"share/bash-completion/completions/{name}": completion.bash(parser),
-        f"share/zsh/site-functions/_{name}": completion.zsh(parser),
-        f"share/fish/vendor_completions.d/{name}.fish": completion.fish(parser),
+        f"share/bash-completion/completions/{name}": completions.bash(),
+        f"share/zsh/site-functions/_{name}": completions.zsh(),
+        f"share/fish/vendor_completions.d/{name}.fish": completions.fish(),
     }
 
 

@@ -36,7 +36,7 @@ def program(parser: Parser, *, version: str, date: str, node_readme: str) -> str
     for name, command in parser.commands.items():
         meanings = [f"{bold(str(code))} {literal(meaning)}" for code, meaning in command.exits.items()]
         lines += item(bold(name), "; ".join(meanings))
-    lines += [".PP", "A wrong command line exits with 2, and Ctrl\\-C with 130."]
+    lines += [".PP", "Unless said otherwise, a wrong command line exits with 2, and Ctrl\\-C with 130."]
     [files] = sections(node_readme, "Files")
     lines += [heading("FILES"), *body(files)]
     lines += [heading("SEE ALSO"), *_references(f"{parser.prog}.yml(5)", "hosts(5)", "psql(1)", "systemctl(1)")]

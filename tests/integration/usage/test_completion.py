@@ -9,17 +9,25 @@ import select
 import shutil
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from resolver_agent import cli
-from resolver_agent.usage import completion
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from resolver_agent.usage.completion import Completion
 
 PARSER = cli.command_line()
+CODES = ["held", "fenced", "file"]
+BLOCK = """\
+127.0.0.1 localhost
+# BEGIN resolver-agent: do not edit
+10.0.0.3 wk1 # primary; system 7
+fd00::5\twk2
+255.255.255.255 wk2-ro # fenced
+10.0.0.9 $(touch${IFS}owned) # nobody writes this
+# END resolver-agent
+10.0.0.7 other
+"""
 LIMIT_S = 30
 
 
@@ -28,11 +36,17 @@ def needs(shell: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(shutil.which(shell) is None, reason=f"no {shell}")
 
 
+def completions(folder: Path) -> Completion:
+    """Return the completions, with a hosts file in a folder."""
+    (folder / "hosts").write_text(BLOCK)
+    return Completion(PARSER, words={"CODE": CODES}, hosts_file=str(folder / "hosts"))
+
+
 @pytest.fixture
 def bash_script(tmp_path: Path) -> Path:
     """Return a file with the completions for bash."""
     script = tmp_path / "resolver-agent.bash"
-    script.write_text(completion.bash(PARSER))
+    script.write_text(completions(tmp_path).bash())
     return script
 
 
@@ -40,7 +54,7 @@ def bash_script(tmp_path: Path) -> Path:
 def fish_script(tmp_path: Path) -> Path:
     """Return a file with the completions for fish."""
     script = tmp_path / "resolver-agent.fish"
-    script.write_text(completion.fish(PARSER))
+    script.write_text(completions(tmp_path).fish())
     return script
 
 
@@ -131,6 +145,15 @@ def test_bash_offers_values(bash_script: Path, tmp_path: Path) -> None:
     (tmp_path / "agent.yml").touch()
     for before in (["-c"], ["status", "--config"]):
         assert bash(bash_script, *before, f"{tmp_path}/ag") == [f"{tmp_path}/agent.yml"]
+    assert bash(bash_script, "explain", "fen") == ["fenced"]
+
+
+def test_bash_offers_names(bash_script: Path, tmp_path: Path) -> None:
+    """A name is one of those in the agent's block, if there is one; nothing in the file is run."""
+    assert bash(bash_script, "status", "wk") == ["wk1", "wk2", "wk2-ro"]
+    assert bash(bash_script, "status", "--problems", "") == ["wk1", "wk2", "wk2-ro"]
+    assert not [path for path in (tmp_path / "owned", Path("owned")) if path.exists()]
+    (tmp_path / "hosts").unlink()
     assert bash(bash_script, "status", "wk") == []
 
 
@@ -140,6 +163,8 @@ LINES = [
     ("once --role pri", "once --role primary "),
     ("once --role=pri", "once --role=primary "),
     ("-v show un", "-v show unit "),
+    ("status wk2-", "status wk2-ro "),
+    ("explain fen", "explain fenced "),
     ("status -c {}/agent.y", "status -c {}/agent.yml "),
 ]
 
@@ -162,7 +187,7 @@ echo READY
 def test_tab_in_zsh(line: str, expected: str, tmp_path: Path) -> None:
     """Tab completes a word in an interactive zsh."""
     (tmp_path / "agent.yml").touch()
-    (tmp_path / "_resolver-agent").write_text(completion.zsh(PARSER))
+    (tmp_path / "_resolver-agent").write_text(completions(tmp_path).zsh())
     setup = tmp_path / "setup"
     setup.write_text(f"""fpath=({tmp_path} $fpath)
 autoload -Uz compinit && compinit -u -D
@@ -194,6 +219,8 @@ def test_fish_offers_values(fish_script: Path, tmp_path: Path) -> None:
     """A value is one of its few words, or a file; so is an argument."""
     assert set(fish(fish_script, "once --role ")) == {"auto", "primary", "standby"}
     assert fish(fish_script, "show so") == ["socket"]
+    assert fish(fish_script, "status wk") == ["wk1", "wk2", "wk2-ro"]
+    assert fish(fish_script, "explain fen") == ["fenced"]
     (tmp_path / "agent.yml").touch()
     assert fish(fish_script, f"status -c {tmp_path}/agent.y") == [f"{tmp_path}/agent.yml"]
 
