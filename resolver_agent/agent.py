@@ -15,6 +15,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from resolver_agent import __version__, log
+from resolver_agent.changes import promotion
 from resolver_agent.changes.changes import Changes
 from resolver_agent.citus.maintenance import CitusMaintenance
 from resolver_agent.config.difference import differences
@@ -92,6 +93,7 @@ class Agent:
         self._own_stop = OwnStop(self._observer, self._windows, decision=lambda: self._decision)
         self._change_log = ChangeLog()
         self._changes = Changes(config)
+        self._promotions = promotion.Promotions()
         self._figures = Figures(boottime())
         self._requests = Requests(
             self._state,
@@ -200,6 +202,7 @@ class Agent:
                 self._decision = resume(self._config, remembered)
                 self._windows.resume(remembered, self._config, age_s=self._block.found_age_s)
                 self._changes.resume(remembered)
+                self._promotions.resume(self._decision)
                 return
             self._live()
             await asyncio.sleep(self._patience_s(_BREATH_S))
@@ -258,6 +261,7 @@ class Agent:
             flushed=self._maintenance.flushed,
             citus=self._maintenance.flush_status.citus,
         )
+        self._track_promotions(seen_at, written=written)
         _log.debug("%s; decided in %.1f ms: %s", seen.nodes, took_s * 1000, decision.groups)
         self._change_log.nodes(seen.nodes)
         self._change_log.decision(decision, self._alerts(), begun, written=written)
@@ -267,6 +271,21 @@ class Agent:
         await self._requests.round_over()
         # With many names a decision takes time: the probes get as much.
         await asyncio.sleep(took_s)
+
+    def _track_promotions(self, seen_at: float, *, written: bool) -> None:
+        announced, citus = self._observer.announced, self._maintenance.flush_status.citus
+        self._promotions.track(
+            promotion.Round(
+                decision=self._decision,
+                seen_at=seen_at,
+                now=boottime(),
+                announced_at=announced.since if announced is not None else None,
+                written=written,
+                flushed=self._maintenance.flushed,
+                citus=citus if self._observer.config.citus else False,
+                recovered_at=self._maintenance.recoverer.succeeded_at,
+            )
+        )
 
     def _count(self, before: Decision, *, seen_at: float, begun: float, written: bool) -> None:
         try:

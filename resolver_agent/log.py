@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _FIELDS = (
     *("name_", "node", "address", "kind", "wanted_role", "code", "severity", "reason", "detail"),
-    *("timeline", "key", "of", "alert"),
+    *("timeline", "key", "of", "alert", "promotion"),
 )
 """The fields that a record may have in addition to its message, each called as in the answer to ``status``.
 

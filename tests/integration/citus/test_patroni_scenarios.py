@@ -144,6 +144,9 @@ def test_a_transaction_in_doubt_outlives_a_failover(cluster: CitusPatroniCluster
     assert not any(prepared(cluster).values())
     [recovered] = wait_for_status(cluster, cn2, lambda status: status["recovery"]["databases"])["recovery"]["databases"]
     assert (recovered["recovered"], recovered["records"], recovered["fault"]) == (number, 0, None)
+    if the_agent_is is not killed:  # its second run cannot know what the first one has done
+        steps = r"announced: \d names moved after \d+ ms; flushed .*; seen as a primary .*; 2PC recovered after \d+ ms$"
+        cluster.agents["cn-2"].wait_for_line(f"the promotion of the local PostgreSQL, {steps}")
 
 
 @pytest.mark.parametrize("the_agent_is", [running, stopped, killed])

@@ -69,6 +69,9 @@ def test_names_move_before_the_promotion(hooked: tuple[PatroniCluster, Machine, 
     agent.wait_for_line(f"{OVER}the local PostgreSQL was promoted")
     agent.wait_for_line("the local role is primary")
     assert agent.target("wk1") == "127.0.42.1"
+    agent.wait_for_line(
+        r"the promotion of the local PostgreSQL, announced: 1 name moved after \d+ ms; seen as a primary after \d+ ms$"
+    )
     moved, promoted = (
         next(i for i, line in enumerate(agent.lines) if words in line)
         for words in ("wk1 → 127.0.42.1", "the local role is primary")
@@ -110,6 +113,7 @@ def test_a_promotion_that_is_called_off(hooked: tuple[PatroniCluster, Machine, A
     answer = patroni.ask_agent(machine, "pre-promote")
     agent.wait_for_line(f"{OVER}the local Patroni does not hold the leader lock")
     agent.wait_for_target("wk1", "127.0.42.2")
+    agent.wait_for_line(r"the promotion of the local PostgreSQL, announced: 1 name moved .*; called off after \d+ ms$")
     assert answer["took_ms"] < 1500
 
 
