@@ -203,7 +203,9 @@ class HttpServer:
                 self._defect = said
                 _log.exception("%s cannot be answered over HTTP", target)
             answer = _refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
-        return _render(answer, with_content=method == "GET")
+        if method == "OPTIONS":
+            answer = dataclasses.replace(answer, content=b"")
+        return _render(answer, with_content=method != "HEAD")
 
 
 async def _read_head(connection: socket.socket) -> bytes:

@@ -102,9 +102,9 @@ def test_answers(host: str) -> None:
     assert served(client, host=host) == [yes, no, yes]
 
 
-@pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
-def test_without_content(method: str) -> None:
-    """HAProxy's checks get the status alone, by whichever of its two methods."""
+@pytest.mark.parametrize(("method", "length"), [("HEAD", "1"), ("OPTIONS", "0")])
+def test_without_content(method: str, length: str) -> None:
+    """HAProxy's checks get the status alone; HEAD says how much GET would get, and OPTIONS has nothing to get."""
 
     def client(where: Node) -> list[bytes]:
         request = f"{method} {{}} HTTP/1.0\r\n\r\n"
@@ -115,6 +115,7 @@ def test_without_content(method: str) -> None:
         assert head.startswith(b"HTTP/1.1 " + status)
         assert b"Connection: close" in head
         assert content == b""
+        assert f"Content-Length: {length}".encode() in head
 
 
 @pytest.mark.parametrize(
