@@ -10,6 +10,7 @@ import pytest
 from tests.integration.support.agent_state import wait_until
 from tests.integration.support.cluster import at_once
 from tests.integration.support.waiting import Clients
+from tests.unit.metrics.builders import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,6 +115,14 @@ def test_status_shows_the_window(patroni: PatroniCluster) -> None:
     assert queue()["open"] == []
     assert (past["name"], past["node"], past["failed"]) == ("wk1", f"{primary.address}:{patroni.site.port}", 0)
     assert past["forwarded"] >= 1
+    counted = Metrics(patroni.ask_agent(machine, "metrics", timeout_s=10)["text"])
+    assert counted.value("queue_windows_total", name="wk1") == 1
+    assert counted.value("queue_forwarded_connections_total", name="wk1") == past["forwarded"]
+    assert counted.value("queue_failed_connections_total", name="wk1") == 0
+    assert counted.value("queue_waiting_connections", name="wk1") == 0
+    assert counted.value("queue_longest_wait_seconds", name="wk1") == pytest.approx(past["longest_wait_s"], abs=0.01)
+    assert counted.value("holds_leader_lock") == 1
+    assert {one["node"] for one in counted.labels("patroni_up")} == {one["node"] for one in counted.labels("node_fit")}
 
 
 def test_switched_off(patroni: PatroniCluster) -> None:

@@ -12,6 +12,7 @@ import yaml
 
 from resolver_agent.control import client
 from tests.integration.support.machine import replace
+from tests.unit.metrics.builders import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +28,12 @@ def status(config: Path) -> dict[str, Any]:
     """Return the status of the agent with this configuration."""
     runtime_dir = yaml.safe_load(config.read_text())["runtime_dir"]
     return client.ask(f"{runtime_dir}/control.sock", "status")
+
+
+def metrics(config: Path) -> Metrics:
+    """Return the metrics of the agent with this configuration: at most a second old."""
+    runtime_dir = yaml.safe_load(config.read_text())["runtime_dir"]
+    return Metrics(client.ask(f"{runtime_dir}/control.sock", "metrics")["text"])
 
 
 def alerts(config: Path) -> set[str]:
