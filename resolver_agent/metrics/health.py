@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Route
 from resolver_agent.routing.observation import Role
-from resolver_agent.routing.state import Code
+from resolver_agent.routing.state import Code, TargetKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Config
     from resolver_agent.routing.decision import Decision
     from resolver_agent.routing.observation import NodeState
+    from resolver_agent.routing.state import GroupState
 
 _LEAST_S = 10.0
 _PATIENCE = 3
@@ -68,14 +69,22 @@ def primary(facts: Facts) -> str | None:
 
 
 def read_only(facts: Facts) -> str | None:
-    """Return why nothing should be read through the local standby, None if all its names lead to fit standbys."""
+    """Return why nothing should be read through the local standby, None if all its names lead to fit standbys.
+
+    A standby that the operator has pinned counts as fit.
+    """
     if facts.decision.role is not Role.STANDBY:
         return "the local PostgreSQL is not a standby"
     for group in facts.config.groups:
         state = facts.decision.groups.get(group.name)
-        if group.route is Route.FOLLOW and (state is None or state.reason.code not in (Code.SELF, Code.STANDBY)):
+        if group.route is Route.FOLLOW and not (state is not None and _serves_reads(state)):
             return str(state.target) if state is not None and state.target is not None else f"{group.name} is left out"
     return _not_serving(facts)
+
+
+def _serves_reads(state: GroupState) -> bool:
+    pinned = state.reason.code is Code.PINNED and state.target is not None and state.target.kind is TargetKind.STANDBY
+    return pinned or state.reason.code in (Code.SELF, Code.STANDBY)
 
 
 def _not_serving(facts: Facts) -> str | None:

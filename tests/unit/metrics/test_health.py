@@ -62,6 +62,14 @@ def test_a_standby_without_a_fit_standby(fallback: Fallback, seen: Observation, 
     assert (CHECKS["/read-only"](found) or "").startswith(why)
 
 
+@pytest.mark.parametrize(("fallback", "address", "passes"), [(Fallback.NONE, D, True), (Fallback.PRIMARY, C, False)])
+def test_a_name_that_is_pinned(fallback: Fallback, address: str, passes: bool) -> None:  # noqa: FBT001 -- a table
+    """The operator may choose the standby that serves reads; a primary is none."""
+    one = agent(standby(), fallback=fallback).pin(address).decide()
+    assert one.address() == address
+    assert ("/read-only" in fit(facts(one))) is passes
+
+
 def test_names_with_a_fixed_route_do_not_count() -> None:
     """A name that leads to its primary by the operator's will keeps nobody from reading."""
     assert "/read-only" in fit(facts(agent(standby(), route=Route.PRIMARY)))
