@@ -121,8 +121,9 @@ def counts(status: Status) -> str:
 
 def _head(status: Status, style: Style) -> list[str]:
     local, role, trampled = status.local, status.role, status.trampled
+    told = counts(status)
+    first = [told] if style.fits(len(told)) else told.split("; ")
     lines = [
-        counts(status),
         f"local PostgreSQL: {local.kind}"
         + (f" ({local.detail})" if local.detail else "")
         + (f", last seen as a {role}" if role and role != local.kind else ""),
@@ -130,8 +131,8 @@ def _head(status: Status, style: Style) -> list[str]:
         f"resolver-agent {status.version}, process {status.pid}, {status.config}; {status.hosts_file}"
         + (f", put back {trampled} times" if trampled else ""),
     ]
-    first, *others = [_wrapped(line, style, "  ") for line in lines]
-    return [*(style.paint(line, _BOLD) for line in first), *(line for other in others for line in other)]
+    counted = [style.paint(line, _BOLD) for count in first for line in _wrapped(count, style, "  ")]
+    return counted + [line for one in lines for line in _wrapped(one, style, "  ")]
 
 
 def _of_kinds(what: str, kinds: Iterable[str]) -> str:
@@ -315,7 +316,7 @@ def _details(status: Status, style: Style) -> list[str]:
     """Return all that is known of each name and its nodes, a paragraph for each name."""
     nodes, lines = _by_name(status.nodes), list[str]()
     for one in status.names:
-        address, code = _address(one), one.code.replace("_", " ")
+        address, code = _address(one) if one.address else "left out", one.code.replace("_", " ")
         told = "" if code == address else f" ({code})"
         since = f", since {one.since}" if one.since else ""
         known = [

@@ -105,6 +105,9 @@ def test_text_before_anything_is_known() -> None:
     agent.decision = Decision(groups={})
     text = as_text(status(agent))
     assert re.search(rf"^wk1 +- +- +never seen +{A} unknown: not asked yet$", text, re.MULTILINE)
+    full = as_text(status(agent), details=True)
+    assert "\nwk1 → left out (unknown)\n  never seen\n" in full
+    assert re.search(rf"^  {A}:5432 +unknown +- +- +- +never  not asked yet$", full, re.MULTILINE)
 
 
 def test_alerts_by_severity() -> None:
@@ -118,6 +121,16 @@ def test_alerts_by_severity() -> None:
         "critical: file",
         "warning: held",
         "info: queued",
+    ]
+
+
+def test_counts_on_a_narrow_terminal() -> None:
+    """Where the counts do not fit on one line, each kind has its own."""
+    lines = as_text(cluster(), style=Style(width=80)).splitlines()
+    assert lines[:3] == [
+        "4 names: 1 self, 2 standby, 1 fenced",
+        "6 nodes: 3 primary, 2 standby, 1 dead",
+        "1 alert: 1 critical",
     ]
 
 
