@@ -25,11 +25,12 @@ M10  the time of the pin or the pause is over                              as M3
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Fallback
 from resolver_agent.routing.observation import Role, nodes_at
-from resolver_agent.routing.state import FENCE, Alert, AlertCode, Code, Reason, TargetKind
+from resolver_agent.routing.state import FENCE, Alert, AlertCode, Code, Reason, TargetKind, is_usable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +51,14 @@ def lasting(pins: Mapping[str, Pin], *, now: float) -> dict[str, Pin]:
 def lasts(pause: Pause | None, *, now: float) -> bool:
     """Report whether there is a pause whose time is not over."""
     return pause is not None and now < pause.until  # M10
+
+
+def canonical(address: str) -> str | None:
+    """Return an address as nodes have it, None if no name can resolve to it: in one spelling, and IPv4 not in IPv6."""
+    if not is_usable(address):
+        return None
+    ip = ipaddress.ip_address(address)
+    return str((ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None) or ip)
 
 
 def pinned(
@@ -80,6 +89,8 @@ def _why_not(
     here = nodes_at(pin.address, view.group, view.states)
     if not here and any(_is_at(pin.address, view.group, node, nodes) for one in config.groups for node in one.nodes):
         return f"{pin.address} is a server of other names"  # M6
+    if not here and ipaddress.ip_address(pin.address).is_loopback:
+        return f"{pin.address} is a loopback address, and no node's"  # M6
     why = _evidence_against(view, wanted_role, pin.address, fallback=config.fallback)
     if why is None and here and not _known(view, wanted_role, pin.address, fallback=config.fallback):
         return f"{pin.address} has not been seen as a {wanted_role.value}"  # M6

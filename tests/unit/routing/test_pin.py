@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from resolver_agent.config.model import Fallback, Node, Route
 from resolver_agent.hosts import block
 from resolver_agent.routing.observation import NodeState, PatroniStatus, Pin, Role
+from resolver_agent.routing.pin import canonical
 from resolver_agent.routing.state import FENCE, Code, TargetKind
 from tests.unit.builders import (
     FOREIGN,
@@ -93,6 +94,7 @@ PINNED: dict[str, tuple[Agent, str, Seen, str]] = {
     "M6 it was never seen": (agent(standby, seen={C: rejecting()}), C, {}, B),
     "M6 it was never seen as a primary": (agent(seen={C: rejecting()}), C, {A: dead()}, A),
     "M6 it is of another cluster": (agent(standby, seen={C: standby(system_id=FOREIGN)}), C, {}, B),
+    "M6 it is a loopback address": (agent(), "127.0.0.1", {A: dead()}, A),
     "M6 it is a node of another name": (agent(), CN1, {A: dead()}, A),
 }
 
@@ -107,6 +109,23 @@ def test_pinned(one: Agent, address: str, seen: Seen, expected: str) -> None:
     assert (one.decision.pins["wk1"] is None) is counts
     if counts:
         assert code(one) is Code.PINNED
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("10.0.1.1", "10.0.1.1"),
+        ("::ffff:10.0.1.1", "10.0.1.1"),
+        ("FD00:0::1", "fd00::1"),
+        *(
+            (nobody, None)
+            for nobody in ("", "wk1", "10.0.1", "0.0.0.0", "::", FENCE, "224.0.0.1", "fe80::1%eth0", "10.0.0.0/8")
+        ),
+    ],
+)
+def test_one_spelling_of_an_address(address: str, expected: str | None) -> None:
+    """A server cannot be reached under another spelling, where what is known of it would not count."""
+    assert canonical(address) == expected
 
 
 def test_m3_a_primary_beside_the_last_known_one_that_goes_into_recovery() -> None:
