@@ -20,7 +20,8 @@ from resolver_agent.changes.changes import Changes
 from resolver_agent.citus.maintenance import CitusMaintenance
 from resolver_agent.config.difference import differences
 from resolver_agent.config.load import ConfigError, load_again
-from resolver_agent.control import client, server
+from resolver_agent.control import client, overrides, server
+from resolver_agent.control.overrides import Overrides
 from resolver_agent.hosts.managed_block import HostsBlock
 from resolver_agent.log import ChangeLog
 from resolver_agent.metrics.figures import Figures
@@ -95,6 +96,7 @@ class Agent:
         self._changes = Changes(config)
         self._promotions = promotion.Promotions()
         self._figures = Figures(boottime())
+        self._overrides = Overrides(overrides.path_of(config.state_dir), changed=self._observer.changed)
         self._requests = Requests(
             self._state,
             decision=lambda: self._decision,
@@ -105,6 +107,7 @@ class Agent:
             stops=self._own_stop,
             since=self._changes.since,
             figures=self._figures,
+            overrides=self._overrides,
         )
         self._http = HttpServer(self._requests.over_http, changed=self._observer.changed.set)
         self._decision = Decision(groups={})
@@ -151,6 +154,7 @@ class Agent:
                     await self._windows.stop()
                     await self._observer.close()
                     await self._changes.close()
+                    await self._overrides.close()
             _log.info("stopped; %s stays as it is", self._config.hosts_file)
 
     async def _keep(self) -> None:
@@ -203,6 +207,7 @@ class Agent:
                 self._windows.resume(remembered, self._config, age_s=self._block.found_age_s)
                 self._changes.resume(remembered)
                 self._promotions.resume(self._decision)
+                await self._overrides.load()
                 return
             self._live()
             await asyncio.sleep(self._patience_s(_BREATH_S))
@@ -228,6 +233,8 @@ class Agent:
 
     def _tick(self) -> None:
         try:
+            self._overrides.tick()
+            self._observer.pins, self._observer.pause = self._overrides.pins, self._overrides.pause
             self._observer.tick()
             self._windows.tick()
         except Exception as error:  # noqa: BLE001 -- a defect that concerns one server; the others are observed
@@ -348,6 +355,7 @@ class Agent:
             *self._observer.alerts,
             *self._maintenance.alerts,
             *self._changes.alerts,
+            *self._overrides.alerts,
             *([self._http.alert] if self._http.alert is not None else []),
             *([self._defect] if self._defect is not None else []),
             *([self._reload_fault] if self._reload_fault is not None else []),

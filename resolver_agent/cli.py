@@ -12,7 +12,7 @@ import os
 import pwd
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from resolver_agent import __version__
 from resolver_agent.control import before_stop, hook, pre_promote
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from resolver_agent.control.report import Status
     from resolver_agent.control.status_text import Style
     from resolver_agent.routing.state import Target
+
+_T = TypeVar("_T")
 
 _DEFAULT_CONFIG = "/etc/resolver-agent.yml"
 _DEFAULT_RUNTIME_DIR = "/run/resolver-agent"
@@ -157,6 +159,7 @@ def command_line() -> Parser:
     _add_work(command, (configured, logged))
     _add_reports(command)
     _add_hooks(command)
+    _add_planned_work(command)
     removal = command(
         *("remove", _remove, "remove the block from the hosts file, unless pg_dist_node uses its names"),
         parents=(configured, logged),
@@ -296,6 +299,31 @@ def _add_hooks(command: Callable[..., Parser]) -> None:
 _DESCRIPTION = (
     "Keep the names in a Citus cluster's metadata pointed at the right PostgreSQL servers, through /etc/hosts."
 )
+
+
+def _add_planned_work(command: Callable[..., Parser]) -> None:
+    """Add the commands by which the operator decides where names lead."""
+    exits = {OK: "done", TROUBLE: "refused, or no agent, or one that you may not ask"}
+    pinned = command(
+        "pin", _pin, "have a name lead to one address on this node, where that can lose no data", exits=exits
+    )
+    pinned.add_argument("name", metavar="NAME", help="the name")
+    pinned.add_argument("address", metavar="ADDRESS", help="the address of one of its nodes")
+    pinned.add_argument("--force", action="store_true", help="also if no node is known at that address")
+    unpinned = command("unpin", _unpin, "end the pin of a name", exits=exits)
+    unpinned.add_argument("name", metavar="NAME", help="the name")
+    paused = command("pause", _pause, "let no name on this node move that does not have to", exits=exits)
+    command("resume", _resume, "end the pause", exits=exits)
+    for one, default in ((pinned, "30m"), (paused, "2h")):
+        one.add_argument(
+            "--for",
+            dest="for_s",
+            metavar="TIME",
+            type=_duration_s,
+            default=default,
+            help=f"how long, up to 168h (default: {default})",
+        )
+        one.add_argument("--reason", metavar="TEXT", default="", help="what the alert says of it")
 
 
 def _without_command(options: argparse.Namespace) -> int:
@@ -654,6 +682,70 @@ def _before_stop_by_hand(options: argparse.Namespace) -> int:
     for name in found.names:
         print(f"{name} would queue")
     return OK
+
+
+def _duration_s(text: str) -> float:
+    from resolver_agent.config.values import duration_s
+
+    try:
+        return duration_s(text, least="1s", most="168h")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _ask(options: argparse.Namespace, kind: type[_T], command: str, **arguments: Any) -> _T:
+    """Return the running agent's answer, which is of this kind."""
+    from resolver_agent.control import client, report
+
+    try:
+        return report.from_json(kind, client.ask_running(_agent_places(options)[0], command, **arguments))
+    except client.ControlError as error:
+        raise _TroubleError(str(error)) from error
+
+
+def _pin(options: argparse.Namespace) -> int:
+    from resolver_agent.control import report
+
+    wanted = {name: getattr(options, name) for name in ("name", "address", "force", "for_s", "reason")}
+    found = _ask(options, report.PinAnswer, "pin", **wanted)
+    if found.ignored is not None:
+        raise _TroubleError(f"the pin does not count: {found.ignored}; `resolver-agent unpin {options.name}` ends it")
+    print(found.target)
+    _say_until(found.until, kept=found.kept)
+    if not found.written:
+        raise _TroubleError("the hosts file does not say this yet: `resolver-agent status` says why")
+    return OK
+
+
+def _unpin(options: argparse.Namespace) -> int:
+    from resolver_agent.control import report
+
+    found = _ask(options, report.UnpinAnswer, "unpin", name=options.name)
+    print(found.target if found.pinned else f"{printable(options.name)} is not pinned")
+    return OK
+
+
+def _pause(options: argparse.Namespace) -> int:
+    from resolver_agent.control import report
+
+    found = _ask(options, report.PauseAnswer, "pause", for_s=options.for_s, reason=options.reason)
+    print("names are paused")
+    _say_until(found.until, kept=found.kept)
+    return OK
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from resolver_agent.control import report
+
+    found = _ask(options, report.ResumeAnswer, "resume")
+    print("names move again" if found.paused else "names are not paused")
+    return OK
+
+
+def _say_until(until: str, *, kept: bool) -> None:
+    print(f"until {until}; 2PC recovery waits meanwhile")
+    if not kept:
+        print("warning: a restart of the agent ends it: it could not be saved in state_dir", file=sys.stderr)
 
 
 def _remove(options: argparse.Namespace) -> int:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.citus import flush
 from resolver_agent.config.load import fingerprint
-from resolver_agent.control import client, report
+from resolver_agent.control import client, overrides, report
 from resolver_agent.hosts import block
 from resolver_agent.hosts.atomic_file import HostsFileWriter
 from resolver_agent.observe.observer import Observer
 from resolver_agent.routing.decide import decide, resume
 from resolver_agent.system import lock
 from resolver_agent.system.clock import boottime
+from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
     from resolver_agent.config.model import Config
@@ -79,6 +80,11 @@ def _ask_agent(config: Config, role: Role | None) -> report.Plan | None:
 
 async def _look_alone(config: Config, role: Role | None, content: bytes) -> report.Plan:
     observer = Observer()
+    faults: tuple[str, ...] = ()
+    try:
+        observer.pins, observer.pause = overrides.to_boottime(overrides.read(overrides.path_of(config.state_dir)))
+    except OSError as error:
+        faults = (f"{plain(str(error))}; no name is pinned or paused",)
     observer.watch(config)
     try:
         await observer.look()
@@ -90,6 +96,7 @@ async def _look_alone(config: Config, role: Role | None, content: bytes) -> repo
             seen = observer.observations(role)
             decision = decide(at_once, seen, decision, boottime())
             await observer.ask_patroni(decision, within_s=config.timeout_s)
-        return report.plan(decision, seen.nodes, seen.local)
+        plan = report.plan(decision, seen.nodes, seen.local)
+        return dataclasses.replace(plan, alerts=(*plan.alerts, *faults))
     finally:
         await observer.close()

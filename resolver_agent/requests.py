@@ -15,6 +15,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from resolver_agent.by_hand import ByHand
 from resolver_agent.config.load import fingerprint
 from resolver_agent.control import before_stop, pre_promote, report
 from resolver_agent.metrics import exposition, health
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from resolver_agent.citus.maintenance import CitusMaintenance
     from resolver_agent.config.model import Config
     from resolver_agent.control import server
+    from resolver_agent.control.overrides import Overrides
     from resolver_agent.hosts.managed_block import HostsBlock
     from resolver_agent.metrics.figures import Figures
     from resolver_agent.observe.observer import Observer
@@ -100,6 +102,7 @@ class Requests:
         stops: Stops,
         since: Callable[[str, str], str | None],
         figures: Figures,
+        overrides: Overrides,
     ) -> None:
         self._state = state
         self._decision = decision
@@ -113,6 +116,13 @@ class Requests:
         self._metrics_at = float("-inf")
         self._metrics_text: asyncio.Task[str] | None = None
         self._round_over = asyncio.Condition()
+        self._by_hand = ByHand(
+            overrides,
+            observer=observer,
+            decision=decision,
+            written=lambda: block.says(decision().targets),
+            until=self._until,
+        )
 
     @property
     def handlers(self) -> server.Handlers:
@@ -127,6 +137,7 @@ class Requests:
             "before-stop-check": self._check_stop,
             "before-stop-cancel": self._cancel_stop,
             "metrics": self._metrics,
+            **self._by_hand.handlers,
         }
 
     @property
@@ -139,6 +150,12 @@ class Requests:
         """Wake the requests that wait for a new decision."""
         async with self._round_over:
             self._round_over.notify_all()
+
+    async def _until(self, done: Callable[[], bool], within_s: float) -> None:
+        """Wait until ``done()`` after a round, or until the time is over."""
+        async with self._round_over:
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self._round_over.wait_for(done), within_s)
 
     def _status(self, _request: dict[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = report.as_json(self._found())
@@ -160,6 +177,8 @@ class Requests:
             flush=self._maintenance.flush_status,
             recovery=self._maintenance.recovery_status(now),
             queue=self._windows.status(now),
+            pins=self._by_hand.pins(shown),
+            pause=self._by_hand.pause,
             now=now,
             since=self._since,
         )
@@ -255,9 +274,7 @@ class Requests:
         begun = boottime()
         _log.info("a promotion is announced by %s", request["peer"])
         self._observer.announce()
-        async with self._round_over:
-            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self._round_over.wait_for(self._ready_for_writes), _ANNOUNCED_S)
+        await self._until(self._ready_for_writes, _ANNOUNCED_S)
         state = self._state()
         answer: dict[str, Any] = report.as_json(
             report.promotion(

@@ -394,7 +394,7 @@ ALERTS: tuple[Explanation, ...] = (
             Remedy(
                 "`is pinned to`",
                 "the alert's text: to which address, until when, and why",
-                "none is needed during planned work. 2PC recovery waits meanwhile",
+                "none is needed during planned work; `resolver-agent unpin NAME` ends it. 2PC recovery waits meanwhile",
             ),
         ),
     ),
@@ -406,7 +406,7 @@ ALERTS: tuple[Explanation, ...] = (
             Remedy(
                 "`the pin does not count`",
                 "the reason behind it, and what `resolver-agent status` says of that server",
-                "end the pin; or leave it: it counts again as soon as the reason is gone",
+                "`resolver-agent unpin NAME`; or leave it: it counts again as soon as the reason is gone",
             ),
         ),
     ),
@@ -418,7 +418,7 @@ ALERTS: tuple[Explanation, ...] = (
             Remedy(
                 "`names are paused`",
                 "the alert's text: until when, and why",
-                "none is needed during planned work. 2PC recovery waits meanwhile",
+                "none is needed during planned work; `resolver-agent resume` ends it. 2PC recovery waits meanwhile",
             ),
         ),
     ),

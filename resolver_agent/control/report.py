@@ -235,6 +235,29 @@ class QueueStatus:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PinStatus:
+    """The address to which the operator has pinned a name, as one that wants a role, until when, and why.
+
+    ``ignored`` says why the pin does not count, None where it does.
+    """
+
+    name: str
+    address: str
+    wanted_role: _Role
+    until: _Time
+    reason: str
+    ignored: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PauseStatus:
+    """The operator wants no name to move until then, and says why."""
+
+    until: _Time
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """The answer to ``status``. ``written``: the hosts file has all the names as shown."""
 
@@ -252,6 +275,8 @@ class Status:
     flush: FlushStatus
     recovery: RecoveryStatus
     queue: QueueStatus | None = None
+    pins: tuple[PinStatus, ...] = ()
+    pause: PauseStatus | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,6 +374,43 @@ class StopCancelled:
     """The answer to ``before-stop-cancel``. ``announced``: there was a stop to take back."""
 
     announced: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PinAnswer:
+    """The answer to ``pin``: until when, what the name resolves to now, and why the pin does not count if it does not.
+
+    ``kept``: it outlives a restart of the agent. ``written``: the hosts file has the name so.
+    """
+
+    until: str
+    kept: bool
+    written: bool
+    ignored: str | None
+    target: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class UnpinAnswer:
+    """The answer to ``unpin``: whether there was a pin, and what the name resolves to now, empty if to nothing."""
+
+    pinned: bool
+    target: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PauseAnswer:
+    """The answer to ``pause``: until when. ``kept``: it outlives a restart of the agent."""
+
+    until: str
+    kept: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeAnswer:
+    """The answer to ``resume``: whether there was a pause."""
+
+    paused: bool
 
 
 # --- plain data
@@ -543,6 +605,8 @@ def status(
     flush: FlushStatus,
     recovery: RecoveryStatus,
     queue: QueueStatus,
+    pins: tuple[PinStatus, ...] = (),
+    pause: PauseStatus | None = None,
     now: float,
     since: Callable[[str, str], str | None] = lambda _name, _address: None,
 ) -> Status:
@@ -586,6 +650,8 @@ def status(
         flush=flush,
         recovery=recovery,
         queue=queue,
+        pins=pins,
+        pause=pause,
     )
 
 

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _MODE = 0o660
-_GUARDED = frozenset({"before-stop", "before-stop-cancel", "pre-promote", "pre-promote-cancel"})
+_HOOKS = frozenset({"before-stop", "before-stop-cancel", "pre-promote", "pre-promote-cancel"})
+_GUARDED = _HOOKS | {"pin", "unpin", "pause", "resume"}
 
 _CONNECTIONS_MAX, _CONNECTIONS_MIN = 64, 8
 _SHARE = 8
@@ -258,7 +259,7 @@ class _Server:
         command = request.get("command") if isinstance(request, dict) else None
         if not isinstance(command, str) or command not in self._handlers:
             return {"error": f"unknown command; known are {', '.join(sorted(self._handlers))}"}
-        self._note(connection, _State.HOOK if command in _GUARDED else _State.ANSWERED)
+        self._note(connection, _State.HOOK if command in _HOOKS else _State.ANSWERED)
         handler = self._handlers[command]
         try:
             if command in _GUARDED and (refusal := await self._refuse(command, peer)) is not None:

@@ -135,6 +135,13 @@ def _names(status: Status, counted: Counted) -> Iterator[Family]:
         "Whether a promotion was announced and has not happened yet.",
         ({}, counted.promotion_is_pending),
     )
+    yield _gauge("paused", "Whether the operator has paused the names.", ({}, status.pause is not None))
+    pinned = {pin.name for pin in status.pins}
+    yield _gauge(
+        "pinned",
+        "Whether the operator has pinned a name, be it that the pin counts or not.",
+        *(({"name": one.name}, one.name in pinned) for one in status.names),
+    )
 
 
 def _nodes(status: Status, counted: Counted) -> Iterator[Family]:

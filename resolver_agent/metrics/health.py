@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Route
 from resolver_agent.routing.observation import Role
-from resolver_agent.routing.state import Code, TargetKind
+from resolver_agent.routing.state import Code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from resolver_agent.config.model import Config
+    from resolver_agent.config.model import Config, Group
     from resolver_agent.routing.decision import Decision
     from resolver_agent.routing.observation import NodeState
     from resolver_agent.routing.state import GroupState
@@ -71,20 +71,25 @@ def primary(facts: Facts) -> str | None:
 def read_only(facts: Facts) -> str | None:
     """Return why nothing should be read through the local standby, None if all its names lead to fit standbys.
 
-    A standby that the operator has pinned counts as fit.
+    Whoever has pinned or paused a name has chosen its standby: as long as that is seen, it counts as fit.
     """
     if facts.decision.role is not Role.STANDBY:
         return "the local PostgreSQL is not a standby"
     for group in facts.config.groups:
         state = facts.decision.groups.get(group.name)
-        if group.route is Route.FOLLOW and not (state is not None and _serves_reads(state)):
+        if group.route is Route.FOLLOW and not (state is not None and _serves_reads(facts, group, state)):
             return str(state.target) if state is not None and state.target is not None else f"{group.name} is left out"
     return _not_serving(facts)
 
 
-def _serves_reads(state: GroupState) -> bool:
-    pinned = state.reason.code is Code.PINNED and state.target is not None and state.target.kind is TargetKind.STANDBY
-    return pinned or state.reason.code in (Code.SELF, Code.STANDBY)
+def _serves_reads(facts: Facts, group: Group, state: GroupState) -> bool:
+    if state.reason.code in (Code.SELF, Code.STANDBY):
+        return True
+    view = facts.decision.views.get(group.name)
+    if state.target is None or view is None or not facts.decision.by_hand(group.name):
+        return False
+    there = (seen for seen in view.fresh.values() if seen.address == state.target.address)
+    return any(seen.role is Role.STANDBY for seen in there)
 
 
 def _not_serving(facts: Facts) -> str | None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Config, Node
     from resolver_agent.routing.decision import Decision
-    from resolver_agent.routing.observation import LockClaim, Window
+    from resolver_agent.routing.observation import LockClaim, Pause, Pin, Window
     from resolver_agent.routing.state import Alert
     from resolver_agent.system.histogram import Histogram
     from resolver_agent.system.pacing import News
@@ -37,8 +37,9 @@ class Observer:
 
     ``on_local`` is called whenever the local server was asked. ``config`` is the configuration with the members that
     Patroni added. ``own`` is the node that the local server is, by name of its group. ``windows``, ``rooms`` and
-    ``no_room`` are those of the observations, kept by ``queue.windows``. ``on_message``, ``say`` and ``peers``
-    are the monitor's. ``announcements`` counts the promotions that were announced.
+    ``no_room`` are those of the observations, kept by ``queue.windows``; so are ``pins`` and ``pause``, kept by
+    ``control.overrides``. ``on_message``, ``say`` and ``peers`` are the monitor's. ``announcements`` counts the
+    promotions that were announced.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class Observer:
         self.windows: Mapping[str, Window] = {}
         self.rooms: Mapping[str, str] = {}
         self.no_room: Mapping[str, str] = {}
+        self.pins: Mapping[str, Pin] = {}
+        self.pause: Pause | None = None
         self._monitor = Monitor(on_local=on_local, on_message=on_message)
         self._patroni = PatroniWatch(changed=self.changed)
 
@@ -142,6 +145,8 @@ class Observer:
             windows=self.windows,
             rooms=self.rooms,
             no_room=self.no_room,
+            pins=self.pins,
+            pause=self.pause,
         )
 
     @property

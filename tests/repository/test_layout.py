@@ -48,6 +48,7 @@ LAYERS = (
     {"agent.py"},
     {"requests.py", "once.py", "doctor"},
     {"metrics"},
+    {"by_hand.py"},
     {"log.py"},
     {"queue"},
     {"citus"},

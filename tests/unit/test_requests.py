@@ -51,6 +51,7 @@ def ask(stops: Stops, command: str, **arguments: object) -> dict[str, Any]:
         stops=stops,
         since=nothing,
         figures=nothing,
+        overrides=nothing,
     )
     handler: Callable[[dict[str, Any]], Any] = requests.handlers[command]
 

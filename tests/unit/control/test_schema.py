@@ -13,7 +13,16 @@ from jsonschema import Draft202012Validator
 
 from resolver_agent.citus.recovery import Prepared, Recovered
 from resolver_agent.control import schema
-from resolver_agent.control.report import SCHEMA_VERSION, FileStatus, QueueStatus, WindowStatus, as_json, name_in_file
+from resolver_agent.control.report import (
+    SCHEMA_VERSION,
+    FileStatus,
+    PauseStatus,
+    PinStatus,
+    QueueStatus,
+    WindowStatus,
+    as_json,
+    name_in_file,
+)
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.state import TargetKind
 from tests.unit.builders import Agent, config, dead, group, remembered
@@ -46,6 +55,8 @@ RECOVERED = Recovered(database="app", not_reached=("wk1:5432",), oldest=Prepared
 WINDOW = WindowStatus(
     name="wk1", node=f"{A}:5432", stage="room", since="2026-03-04T14:05:09+01:00", left_s=9, waiting=3
 )
+PIN = PinStatus(name="wk1", address=A, wanted_role="standby", until="2026-03-04T14:05:09+01:00", reason="rebuild")
+PAUSE = PauseStatus(until="2026-03-04T14:05:09+01:00", reason="")
 IN_FILE = FileStatus(
     error="no agent runs", hosts_file="/etc/hosts", names=(name_in_file(remembered(A, TargetKind.SELF)),)
 )
@@ -60,6 +71,7 @@ IN_FILE = FileStatus(
         pytest.param(asked(seen(), **citus_status(citus=True, age_s=3, databases=[RECOVERED])), id="recovery"),
         pytest.param(asked(seen(), queue=QueueStatus(open=(WINDOW,), past=(past_window(),))), id="windows"),
         pytest.param(asked(seen(), queue=None), id="an older agent"),
+        pytest.param(asked(seen(), pins=(PIN,), pause=PAUSE), id="pinned and paused"),
         pytest.param(as_json(IN_FILE), id="no agent"),
         pytest.param(as_json(FileStatus(error="no agent runs")), id="no agent, and no file"),
     ],

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from resolver_agent.citus.recovery import Recovered
 from resolver_agent.control import report
-from resolver_agent.control.report import FlushStatus, QueueStatus, RecoveryStatus
+from resolver_agent.control.report import FlushStatus, PauseStatus, PinStatus, QueueStatus, RecoveryStatus
 from resolver_agent.metrics.exposition import render
 from resolver_agent.metrics.families import families
 from resolver_agent.metrics.figures import Counted
@@ -105,6 +105,8 @@ def metrics(
     databases: Sequence[Recovered] = (),
     written: bool = True,
     trampled: int = 0,
+    pins: tuple[PinStatus, ...] = (),
+    pause: PauseStatus | None = None,
     **values: Any,
 ) -> Metrics:
     """Return the metrics of an agent that has counted these values."""
@@ -122,6 +124,8 @@ def metrics(
             under_way=False, blocked_by=None, age_s=None, databases=tuple(one.status for one in databases)
         ),
         queue=QueueStatus(open=(), past=()),
+        pins=pins,
+        pause=pause,
         now=agent.now,
     )
     return Metrics(render(families(status, dataclasses.replace(COUNTED, **values))))

@@ -9,7 +9,7 @@ import pytest
 
 from resolver_agent.citus.recovery import Prepared, Recovered
 from resolver_agent.config.model import Node
-from resolver_agent.control.report import FlushStatus
+from resolver_agent.control.report import FlushStatus, PauseStatus, PinStatus
 from resolver_agent.queue.room import RoomState
 from resolver_agent.routing.state import AlertCode
 from resolver_agent.system.histogram import Histogram
@@ -78,6 +78,8 @@ def test_what_was_counted() -> None:
         flush=FlushStatus(citus=True, flushed=False, fault=None),
         written=False,
         trampled=4,
+        pins=(PinStatus(name="wk1", address=A, wanted_role="primary", until="", reason="", ignored="it is foreign"),),
+        pause=PauseStatus(until="", reason=""),
         databases=[
             Recovered(database="app", records=3, oldest=Prepared(gid="citus_0", age_s=12.5)),
             Recovered(database="web", records=0),
@@ -118,6 +120,8 @@ def test_what_was_counted() -> None:
         ("promotions_total", "", ""): 1,
         ("promotions_announced_total", "", ""): 3,
         ("promotion_pending", "", ""): 1,
+        ("paused", "", ""): 1,
+        ("pinned", "name", "wk1"): 1,
         ("holds_leader_lock", "", ""): 1,
         ("name_changes_total", "name", "wk1"): 5,
         ("change_flushed_seconds_count", "", ""): 1,

@@ -14,7 +14,7 @@ from tests.unit.builders import Agent, config, dead, group, not_serving, primary
 if TYPE_CHECKING:
     from resolver_agent.routing.observation import Observation
 
-A, B, C, D = "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"
+A, B, C, D, E = "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"
 
 
 def agent(local: Observation, *, at: str = B, fallback: Fallback = Fallback.NONE, route: Route = Route.FOLLOW) -> Agent:
@@ -68,6 +68,20 @@ def test_a_name_that_is_pinned(fallback: Fallback, address: str, passes: bool) -
     one = agent(standby(), fallback=fallback).pin(address).decide()
     assert one.address() == address
     assert ("/read-only" in fit(facts(one))) is passes
+
+
+def test_a_standby_whose_names_are_pinned_or_paused() -> None:
+    """It serves reads as long as they lead to fit standbys, wherever they would lead otherwise."""
+    one = Agent(config(group("cn", A, B), group("wk1", C, D, E)))
+    one.see({A: primary(), B: standby(), C: primary(), D: standby(), E: standby()}).see_local(standby(), address=B)
+    one.decide().pin(E).decide()
+    assert (one.address(), "/read-only" in fit(facts(one))) == (E, True)
+    one.pins.clear()
+    one.paused().wait(10.5).see({A: primary(), B: standby(), C: primary(), D: standby(), E: standby()}).decide()
+    assert one.leads().startswith(f"wk1 → {E} (held; paused")
+    assert "/read-only" in fit(facts(one))
+    one.see({E: dead()}).decide()
+    assert (one.address(), "/read-only" in fit(facts(one))) == (E, False)
 
 
 def test_names_with_a_fixed_route_do_not_count() -> None:

@@ -1,0 +1,224 @@
+"""Pins and a pause over a restart, and a file that others may have written."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from resolver_agent.control import overrides
+from resolver_agent.control.overrides import Kept, Overrides, path_of, read
+from resolver_agent.control.report import PauseStatus, PinStatus
+from resolver_agent.routing.observation import Role
+from resolver_agent.system import state_file
+from resolver_agent.system.clock import boottime
+from resolver_agent.system.state_file import StateError
+from tests.unit.patroni.builders import in_loop
+
+
+def moment(in_s: float) -> str:
+    """Return a moment by the wall clock, as in RFC 3339."""
+    return (dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=in_s)).isoformat()
+
+
+def pin(name: str = "wk1", *, in_s: float = 600.0, address: str = "10.0.1.2", reason: str = "") -> PinStatus:
+    """Return a pin that ends in so many seconds."""
+    return PinStatus(name=name, address=address, wanted_role="standby", until=moment(in_s), reason=reason)
+
+
+def pause(*, in_s: float = 600.0) -> PauseStatus:
+    """Return a pause that ends in so many seconds."""
+    return PauseStatus(until=moment(in_s), reason="new switches")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """The file in a folder that is not there yet."""
+    return path_of(str(tmp_path / "state"))
+
+
+def made(path: str) -> Overrides:
+    """Return what an agent has of a file before it has read it."""
+    return Overrides(path, changed=asyncio.Event())
+
+
+def put(path: str, content: bytes) -> None:
+    """Write the file as anybody might."""
+    Path(path).parent.mkdir(mode=0o755, exist_ok=True)
+    Path(path).write_bytes(content)
+
+
+def content(path: str) -> bytes | None:
+    """Return what is in the file, None where there is none."""
+    return Path(path).read_bytes() if Path(path).exists() else None
+
+
+@in_loop
+async def test_they_outlive_a_restart(path: str) -> None:
+    """The next run has the same pins and pause, with the rest of their time; what was ended is gone."""
+    one = made(path)
+    assert await one.pin(pin(reason="rebuild"))
+    assert await one.pin(pin("wk2"))
+    assert await one.set_pause(pause())
+    assert await one.unpin("wk2")
+    assert not await one.unpin("wk2")
+    await one.close()
+    other = made(path)
+    await other.load()
+    assert (other.kept, other.alerts) == (one.kept, ())
+    assert set(other.pins) == {"wk1"}
+    found = other.pins["wk1"]
+    assert (found.address, found.wanted_role) == ("10.0.1.2", Role.STANDBY)
+    assert found.told == f"until {other.kept.pins[0].until} (rebuild)"
+    assert found.until == pytest.approx(boottime() + 600, abs=10)
+    assert other.pause is not None
+    assert await other.resume()
+    assert not await other.resume()
+    await other.close()
+    assert read(path).pause is None
+
+
+@in_loop
+async def test_nothing_is_written_where_nothing_was_decided(path: str) -> None:
+    """An agent that nobody has told anything leaves no file, and misses none."""
+    one = made(path)
+    await one.load()
+    one.tick()
+    await one.resume()
+    await one.close()
+    assert (one.pins, one.pause, one.alerts, content(path)) == ({}, None, (), None)
+
+
+@in_loop
+async def test_what_is_over_ends_by_itself(path: str) -> None:
+    """In a run as after a restart; the others stay."""
+    one = made(path)
+    await one.pin(pin("wk1", in_s=-1))
+    await one.pin(pin("wk2"))
+    await one.set_pause(pause(in_s=-1))
+    one.tick()
+    assert (set(one.pins), one.pause, one.kept.pause) == ({"wk2"}, None, None)
+    await one.close()
+    assert [each.name for each in read(path).pins] == ["wk2"]
+    put(path, json.dumps({"pins": [], "pause": {"until": moment(-3600), "reason": ""}}).encode())
+    other = made(path)
+    await other.load()
+    assert other.pause is None
+    await other.close()
+
+
+@in_loop
+async def test_nothing_lasts_longer_than_it_may(path: str) -> None:
+    """A file that says so is wrong, or the clock was."""
+    one = made(path)
+    await one.pin(pin(in_s=1e9))
+    assert one.pins["wk1"].until == pytest.approx(boottime() + overrides.LONGEST_S, abs=10)
+    await one.close()
+
+
+GOOD = {
+    "name": "wk1",
+    "address": "10.0.1.2",
+    "wanted_role": "primary",
+    "until": "2100-01-01T00:00:00+00:00",
+    "reason": "",
+}
+HOSTILE = {
+    "no JSON": "{",
+    "nothing of ours": "[]",
+    "NaN": '{"pins": NaN, "pause": null}',
+    "nested": "[" * 100_000,
+    "bytes": "\udcff",
+    "no list of pins": json.dumps({"pins": {}, "pause": None}),
+    "no text for an address": json.dumps({"pins": [GOOD | {"address": 1}]}),
+    "the fence": json.dumps({"pins": [GOOD | {"address": "255.255.255.255"}]}),
+    "a name for an address": json.dumps({"pins": [GOOD | {"address": "wk1"}]}),
+    "no role": json.dumps({"pins": [GOOD | {"wanted_role": "king"}]}),
+    "no time": json.dumps({"pins": [GOOD | {"until": "soon"}]}),
+    "no zone": json.dumps({"pins": [GOOD | {"until": "2100-01-01T00:00:00"}]}),
+    "no reason": json.dumps({"pins": [{key: GOOD[key] for key in GOOD if key != "reason"}]}),
+    "a pause without an end": json.dumps({"pins": [], "pause": {"reason": ""}}),
+    "too many": json.dumps({"pins": [GOOD | {"name": f"wk{number}"} for number in range(overrides.PINS_MAX + 1)]}),
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
+def test_a_file_that_is_none_of_ours(hostile: str, path: str) -> None:
+    """There are no pins and no pause, one alert says why, and the file stays until something is decided."""
+    written = hostile.encode("utf-8", "surrogateescape")
+
+    @in_loop
+    async def check() -> None:
+        put(path, written)
+        one = made(path)
+        await one.load()
+        assert (one.pins, one.pause, one.kept) == ({}, None, Kept())
+        [alert] = one.alerts
+        assert alert.key == "overrides:state"
+        assert alert.text.startswith(f"{path} cannot be read: ")
+        assert alert.text.endswith("; delete it; no name is pinned or paused")
+        one.tick()
+        assert content(path) == written
+        assert await one.pin(pin())
+        assert (one.alerts, read(path)) == ((), one.kept)
+        await one.close()
+
+    check()
+
+
+def test_a_hostile_text_is_plain(path: str) -> None:
+    """What a terminal or the log shows of it has no control character, and is short."""
+    put(path, json.dumps({"pins": [GOOD | {"reason": "\x1b[2J\n" + "x" * 5000}]}).encode())
+    pins, _ = overrides.to_boottime(read(path))
+    assert pins["wk1"].told.isprintable()
+    assert len(pins["wk1"].told) < 2 * overrides.REASON_MAX
+
+
+@in_loop
+async def test_a_folder_that_cannot_be_used(path: str) -> None:
+    """They hold all the same, whoever asked is told, an alert says so, and it is saved as soon as it can be."""
+    Path(path).parent.touch()
+    one = made(path)
+    await one.load()
+    assert not await one.pin(pin())
+    assert set(one.pins) == {"wk1"}
+    [alert] = one.alerts
+    assert alert.text.endswith("; a restart loses pins and a pause, or brings back old ones")
+    Path(path).parent.unlink()
+    one.tick()
+    assert alert in one.alerts  # it is not tried in every round
+    one._retry_at = 0.0
+    one.tick()
+    await one.close()
+    assert not one.alerts
+    assert read(path) == one.kept
+
+
+@in_loop
+async def test_a_disk_that_hangs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the start nor an answer waits for it for long."""
+    hung = threading.Event()
+    monkeypatch.setattr(overrides, "_FILE_S", 0.05)
+    monkeypatch.setattr(overrides, "read", lambda _path: hung.wait(30))
+    monkeypatch.setattr(state_file, "write", lambda _path, _content: hung.wait(30))
+    one = made(path)
+    await one.load()
+    [alert] = one.alerts
+    assert alert.text == f"{path} cannot be read within 0.05 s: no name is pinned or paused"
+    assert not await one.pin(pin())
+    assert set(one.pins) == {"wk1"}
+    await one.close()
+    hung.set()
+
+
+def test_a_missing_file_and_a_link(path: str) -> None:
+    """No file is no pin; a link is not followed."""
+    assert read(path) == Kept()
+    Path(path).parent.mkdir(mode=0o755)
+    Path(path).symlink_to("/etc/passwd")
+    with pytest.raises(StateError, match="is no regular file"):
+        read(path)
