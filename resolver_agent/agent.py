@@ -280,13 +280,13 @@ class Agent:
         await asyncio.sleep(took_s)
 
     def _track_promotions(self, seen_at: float, *, written: bool) -> None:
-        announced, citus = self._observer.announced, self._maintenance.flush_status.citus
+        citus = self._maintenance.flush_status.citus
         self._promotions.track(
             promotion.Round(
                 decision=self._decision,
                 seen_at=seen_at,
                 now=boottime(),
-                announced_at=announced.since if announced is not None else None,
+                announced_at=self._observer.announced_at,
                 written=written,
                 flushed=self._maintenance.flushed,
                 citus=citus if self._observer.config.citus else False,

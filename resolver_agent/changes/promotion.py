@@ -21,12 +21,15 @@ _log = logging.getLogger(__name__)
 _LONGEST_S = 300.0
 """A promotion is told by then as far as it came; what is overdue is an alert besides."""
 
+_ANNOUNCED_S = 10.0
+"""How long before its first sign a promotion may have been announced: right then, or to an agent that starts."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
     """What a round did. Times are in seconds of CLOCK_BOOTTIME.
 
-    ``seen_at`` is when its evidence came. ``announced_at`` is when a promotion was announced that has not happened yet.
+    ``seen_at`` is when its evidence came. ``announced_at`` is when a promotion was last announced.
     ``written`` and ``flushed`` are about the decision. ``recovered_at`` is when 2PC recovery last ended well. ``citus``
     is False where there is none or it is left alone, so that nothing is flushed or recovered; None while nobody knows.
     """
@@ -51,9 +54,14 @@ class _Story:
 
     def __init__(self, title: str, begun_at: float, steps: Mapping[str, str]) -> None:
         self._title = title
-        self._begun_at = begun_at
+        self.begun_at = begun_at
         self._steps = steps
         self.done_at: dict[str, float] = {}
+
+    @property
+    def _missing(self) -> list[str]:
+        """The steps that are not done; nobody has to announce a promotion."""
+        return [step for step in self._steps if step not in self.done_at and step != "announced"]
 
     def take(self, done: Mapping[str, bool], *, at: float) -> None:
         """Note what is done for the first time."""
@@ -63,18 +71,20 @@ class _Story:
 
     def is_over(self, now: float, *, citus: bool | None) -> bool:
         """Report whether nothing is missing any more, or will be waited for; without Citus some steps are none."""
-        missing = self._steps.keys() - self.done_at.keys()
+        missing = self._missing
         if citus is False:
-            missing -= {"flushed", "recovered"}
-        return not missing or now - self._begun_at > _LONGEST_S
+            missing = [step for step in missing if step not in ("flushed", "recovered")]
+        return not missing or now - self.begun_at > _LONGEST_S
 
     def tell(self, now: float, *, citus: bool | None, ended: str = "") -> None:
         """Log it. ``ended`` says how it ended if not well."""
-        took_ms = {step: round((at - self._begun_at) * 1000) for step, at in self.done_at.items()}
+        took_ms = {step: round((at - self.begun_at) * 1000) for step, at in self.done_at.items()}
         told = [f"{self._steps[step]} after {ms} ms" for step, ms in sorted(took_ms.items(), key=lambda one: one[1])]
-        missing = [words for step, words in self._steps.items() if step not in took_ms]
+        if "announced" in self._steps.keys() - took_ms.keys():
+            told.insert(0, "not announced")
+        missing = [self._steps[step] for step in self._missing]
         if ended:
-            told.append(f"{ended} after {round((now - self._begun_at) * 1000)} ms")
+            told.append(f"{ended} after {round((now - self.begun_at) * 1000)} ms")
         elif missing and citus is not False:
             told.append(f"not yet {' and '.join(missing)} after {_LONGEST_S:g} s")
         fields = {f"{step}_ms": ms for step, ms in took_ms.items()}
@@ -112,6 +122,8 @@ class Promotions:
             self._own = self._begin(done)
         if self._own is None:
             return
+        if done.announced_at is not None:
+            self._own.take({"announced": done.announced_at >= self._own.begun_at}, at=done.announced_at)
         seen = done.decision.role is Role.PRIMARY
         self._own.take({"seen": seen}, at=done.seen_at)
         self._own.take(done.done, at=done.now)
@@ -127,11 +139,13 @@ class Promotions:
     def _begin(self, done: Round) -> _Story:
         before = {one.name: one.address for one in self._before.targets} if self._before is not None else {}
         moved = sum(before.get(one.name) != one.address for one in done.decision.targets)
-        announced = done.announced_at is not None
+        announced_at = done.seen_at if done.announced_at is None else done.announced_at
+        announced_before = done.seen_at - _ANNOUNCED_S < announced_at < done.seen_at
         return _Story(
-            f"the promotion of the local PostgreSQL, {'announced' if announced else 'not announced'}",
-            done.announced_at if done.announced_at is not None else done.seen_at,
+            "the promotion of the local PostgreSQL",
+            announced_at if announced_before else done.seen_at,
             {
+                "announced": "announced",
                 "moved": f"{moved} name{'' if moved == 1 else 's'} moved",
                 "flushed": "flushed",
                 "seen": "seen as a primary",

@@ -39,7 +39,7 @@ class Observer:
     Patroni added. ``own`` is the node that the local server is, by name of its group. ``windows``, ``rooms`` and
     ``no_room`` are those of the observations, kept by ``queue.windows``; so are ``pins`` and ``pause``, kept by
     ``control.overrides``. ``on_message``, ``say`` and ``peers`` are the monitor's. ``announcements`` counts the
-    promotions that were announced.
+    promotions that were announced, the last one at ``announced_at``.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Observer:
         self.own: dict[str, Node] = {}
         self.announcements = 0
         self.announced: local_server.Announced | None = None
+        self.announced_at: float | None = None
         self.windows: Mapping[str, Window] = {}
         self.rooms: Mapping[str, str] = {}
         self.no_room: Mapping[str, str] = {}
@@ -191,7 +192,8 @@ class Observer:
 
     def announce(self) -> None:
         """Take the local server for a primary until its promotion has happened or was called off."""
-        self.announced = local_server.Announced(since=boottime(), receiver_known=False).after(self.local)
+        self.announced_at = boottime()
+        self.announced = local_server.Announced(since=self.announced_at, receiver_known=False).after(self.local)
         self.announcements += 1
         self.changed.set()
 

@@ -5,6 +5,7 @@ A real Patroni with a real etcd decides, on plain PostgreSQL. Tests with Citus a
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -69,9 +70,9 @@ def test_names_move_before_the_promotion(hooked: tuple[PatroniCluster, Machine, 
     agent.wait_for_line(f"{OVER}the local PostgreSQL was promoted")
     agent.wait_for_line("the local role is primary")
     assert agent.target("wk1") == "127.0.42.1"
-    agent.wait_for_line(
-        r"the promotion of the local PostgreSQL, announced: 1 name moved after \d+ ms; seen as a primary after \d+ ms$"
-    )
+    line = agent.wait_for_line(r"the promotion of the local PostgreSQL: .*; seen as a primary after \d+ ms$")
+    assert re.findall(r"(\S+) after \d+ ms", line)[-1] == "primary"
+    assert {"announced", "moved"} <= set(re.findall(r"(\S+) after \d+ ms", line))
     moved, promoted = (
         next(i for i, line in enumerate(agent.lines) if words in line)
         for words in ("wk1 → 127.0.42.1", "the local role is primary")
@@ -113,7 +114,9 @@ def test_a_promotion_that_is_called_off(hooked: tuple[PatroniCluster, Machine, A
     answer = patroni.ask_agent(machine, "pre-promote")
     agent.wait_for_line(f"{OVER}the local Patroni does not hold the leader lock")
     agent.wait_for_target("wk1", "127.0.42.2")
-    agent.wait_for_line(r"the promotion of the local PostgreSQL, announced: 1 name moved .*; called off after \d+ ms$")
+    agent.wait_for_line(
+        r"the promotion of the local PostgreSQL: announced .* 1 name moved .*; called off after \d+ ms$"
+    )
     assert answer["took_ms"] < 1500
 
 

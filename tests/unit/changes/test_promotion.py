@@ -40,7 +40,7 @@ class Teller:
 
     def call_off(self) -> Self:
         """Take it back."""
-        self.agent.assumed = self._announced_at = None
+        self.agent.assumed = None
         return self
 
     def promote(self) -> Self:
@@ -90,10 +90,10 @@ def test_an_announced_promotion(teller: Teller) -> None:
     teller.agent.wait(0.5)
     [line] = teller.recover().round()
     assert line == (
-        f"{OWN}, announced: 2 names moved after 12 ms; flushed after 30 ms; seen as a primary after 1000 ms; "
-        "2PC recovered after 1600 ms"
+        f"{OWN}: announced after 0 ms; 2 names moved after 12 ms; flushed after 30 ms; "
+        "seen as a primary after 1000 ms; 2PC recovered after 1600 ms"
     )
-    assert teller.fields == {"moved_ms": 12, "flushed_ms": 30, "seen_ms": 1000, "recovered_ms": 1600}
+    assert teller.fields == {"announced_ms": 0, "moved_ms": 12, "flushed_ms": 30, "seen_ms": 1000, "recovered_ms": 1600}
     assert teller.round(60_000) == []
 
 
@@ -114,16 +114,45 @@ def test_a_promotion_that_nobody_announced(teller: Teller) -> None:
     teller.agent.wait(0.05)
     [line] = teller.recover().round()
     assert line == (
-        f"{OWN}, not announced: seen as a primary after 0 ms; 2 names moved after 7 ms; flushed after 27 ms; "
+        f"{OWN}: not announced; seen as a primary after 0 ms; 2 names moved after 7 ms; flushed after 27 ms; "
         "2PC recovered after 77 ms"
     )
+
+
+def test_the_leader_lock_before_the_announcement(teller: Teller) -> None:
+    """Patroni takes the lock first, and then runs its hook."""
+    teller.agent.holds_lock = True
+    assert teller.round(flushed=False) == []
+    teller.agent.wait(0.11)
+    assert teller.announce().round(20) == []
+    assert teller.promote().recover().round(300, citus=False) == [
+        f"{OWN}: 2 names moved after 0 ms; announced after 110 ms; flushed after 130 ms; seen as a primary after 430 ms"
+    ]
+
+
+def test_an_announcement_that_starts_the_agent(teller: Teller) -> None:
+    """The hook starts a stopped agent, and the promotion is over before its first round."""
+    teller.announce().agent.wait(0.4)
+    assert teller.promote().round(100, citus=False) == [
+        f"{OWN}: announced after 0 ms; seen as a primary after 500 ms; 2 names moved after 500 ms"
+    ]
+
+
+def test_an_old_announcement(teller: Teller) -> None:
+    """An announcement that came to nothing has nothing to do with a promotion that nobody announced."""
+    teller.announce().round(5)
+    assert len(teller.call_off().round(800)) == 1
+    teller.agent.wait(20)
+    assert teller.promote().round(citus=False) == [
+        f"{OWN}: not announced; seen as a primary after 0 ms; 2 names moved after 0 ms"
+    ]
 
 
 def test_without_citus(teller: Teller) -> None:
     """There is nothing to flush or to recover."""
     teller.announce().round(5, citus=False)
     assert teller.promote().round(20, citus=False) == [
-        f"{OWN}, announced: 2 names moved after 5 ms; seen as a primary after 25 ms"
+        f"{OWN}: announced after 0 ms; 2 names moved after 5 ms; seen as a primary after 25 ms"
     ]
 
 
@@ -131,7 +160,7 @@ def test_a_promotion_that_is_called_off(teller: Teller) -> None:
     """The names went to primaries and come back."""
     teller.announce().round(5)
     assert teller.call_off().round(800) == [
-        f"{OWN}, announced: 2 names moved after 5 ms; flushed after 5 ms; called off after 805 ms"
+        f"{OWN}: announced after 0 ms; 2 names moved after 5 ms; flushed after 5 ms; called off after 805 ms"
     ]
 
 
