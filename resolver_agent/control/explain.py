@@ -5,12 +5,12 @@ Standard library only: ``resolver-agent explain`` has to work where nothing else
 
 from __future__ import annotations
 
-import difflib
 import re
 import textwrap
 from typing import TYPE_CHECKING, NamedTuple
 
 from resolver_agent.control.explanations import ALERTS, OTHERS, Explanation, Remedy
+from resolver_agent.system.suggestion import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -99,11 +99,9 @@ def _is_said(phrase: str, text: str) -> bool:
 
 
 def _suggestion(code: str, asked: str) -> str:
-    codes = [one.code.value for one in ALERTS]
     words = {word for remedy, _ in _remedies() for word in re.findall(r"\w{4,}", remedy.symptom.casefold())}
-    near = difflib.get_close_matches(code, codes) or difflib.get_close_matches(asked, sorted({*codes, *words}))
     listed = "`resolver-agent explain` lists all codes and symptoms"
-    return f"did you mean {' or '.join(f'`{one}`' for one in near)}? {listed}" if near else listed
+    return nearest(code, (one.code.value for one in ALERTS), otherwise=nearest(asked, sorted(words), otherwise=listed))
 
 
 def _overview() -> str:
@@ -123,7 +121,7 @@ def _overview() -> str:
             *alerts,
             "",
             "other symptoms (resolver-agent explain WORDS):",
-            *(remedy.symptom for remedy in OTHERS),
+            *(textwrap.fill(remedy.symptom, _WIDTH, subsequent_indent="  ") for remedy in OTHERS),
         ]
     )
 

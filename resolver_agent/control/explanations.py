@@ -368,7 +368,7 @@ ALERTS: tuple[Explanation, ...] = (
         "Another program keeps changing the agent's lines. They are put back, at growing intervals.",
         (
             Remedy(
-                "`somebody else keeps changing resolver-agent's lines`",
+                "`somebody else keeps changing resolver-agent's lines`, `somebody else changed resolver-agent's lines`",
                 "what manages the file: configuration management, DHCP hooks",
                 "exempt the lines from BEGIN to END",
             ),
@@ -428,7 +428,8 @@ ALERTS: tuple[Explanation, ...] = (
         "A part of the agent fails, and is tried again. Names may stay where they are meanwhile.",
         (
             Remedy(
-                "`the names are not kept up to date`, `a server or its Patroni is not observed`",
+                "`the names are not kept up to date`, `a server or its Patroni is not observed`, "
+                "`something failed that should not`",
                 "the reason in the alert, with a traceback in the log: no thread, no memory, or a defect",
                 "give the host what it is short of, and report a defect. The agent goes on trying; systemd restarts it "
                 "after 10 s",
@@ -454,7 +455,7 @@ ALERTS: tuple[Explanation, ...] = (
         "What should outlive a restart of the agent cannot be kept in its folder, and is kept in memory alone.",
         (
             Remedy(
-                "`kept in memory alone`",
+                "`kept in memory alone`, `the history of changes cannot be saved`",
                 "the reason in the alert: a full disk, or a `state_dir` that others may write",
                 "as the alert says. Names are kept right all the same; what is in memory is lost at a restart",
             ),
@@ -466,7 +467,7 @@ ALERTS: tuple[Explanation, ...] = (
         "The command that is run at each change of a name has failed. The names are right all the same.",
         (
             Remedy(
-                "`it was run for`",
+                "`it was run for`, `the command at a change cannot be run`",
                 "the reason in the alert, with the end of the command's output",
                 "mend the command; the alert ends with its next run that succeeds. It is not run again for old changes",
             ),
@@ -478,7 +479,7 @@ ALERTS: tuple[Explanation, ...] = (
         "A reload found a faulty configuration, and changed nothing.",
         (
             Remedy(
-                "`the configuration stays as it was`",
+                "`the configuration stays as it was`, `the configuration cannot be read`",
                 "`resolver-agent --validate-config`",
                 "correct the file, `systemctl reload resolver-agent`",
             ),
@@ -582,6 +583,22 @@ OTHERS: tuple[Remedy, ...] = (
         "run `role.sql` again on the primary, in each database that has Citus; more connection slots",
     ),
     Remedy(
+        "`it is not known what is under way on the local PostgreSQL`, "
+        "`it is not known whether the local PostgreSQL is a coordinator`",
+        "the reason in the log line",
+        "as for `the local PostgreSQL is`; until then planned stops are not coordinated here",
+    ),
+    Remedy(
+        "`cannot be forwarded`, `could not be forwarded to`",
+        "the reason in the log line; does this host reach the server that the name leads to?",
+        "firewall, network, or what the host is short of. What waited has failed: clients connect again",
+    ),
+    Remedy(
+        "`had been left at 0 for a planned stop`",
+        "the log before: the agent was killed during a planned stop",
+        "none is needed: sessions cache connections again",
+    ),
+    Remedy(
         "`not listening to other agents there`",
         "who sends NOTIFY on the channel `resolver_agent` in that database?",
         "stop it; the agents hear each other again after a minute",
@@ -592,7 +609,7 @@ OTHERS: tuple[Remedy, ...] = (
         "`systemctl start resolver-agent`. If it runs, give `status` the same `-c`",
     ),
     Remedy(
-        "`you may not ask the agent`",
+        "`you may not ask the agent`, `may not ask for`",
         "`ls -l /run/resolver-agent`",
         "ask as root, or as a member of the group `postgres`; other users see only the names in the file",
     ),
@@ -612,6 +629,21 @@ OTHERS: tuple[Remedy, ...] = (
         "`see to it that no other agent manages`",
         "the reason in the warning: a read-only folder, a full disk",
         "run one agent for that hosts file; without the lock nothing else prevents a second one",
+    ),
+    Remedy(
+        "`a client of the control socket has to wait`",
+        "`ss -xp` shows who is connected to `control.sock`: who asks so often?",
+        "let it ask less often; the agent itself is not delayed",
+    ),
+    Remedy(
+        "`file descriptors are allowed`",
+        "`systemctl show -p LimitNOFILE resolver-agent`",
+        "`LimitNOFILE=` in a drop-in, as high as the line says; without it the last nodes cannot be asked",
+    ),
+    Remedy(
+        "`an unexpected error`, `is not told`, `cannot be answered`, `could not be answered`",
+        "the traceback below it in the log",
+        "report it: it is a defect, of a part that no name depends on",
     ),
     Remedy(
         "the block is gone after each boot",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -56,6 +57,30 @@ def test_phrases() -> None:
     said = [phrase for remedy in REMEDIES for phrase in explain.phrases(remedy.symptom)]
     assert len(said) > len(ALERTS)
     assert [phrase for phrase in said if any(part not in source for part in phrase.split("…"))] == []
+
+
+def warnings() -> list[str]:
+    """Return what the log says as a warning or an error, with "x" for what varies, but for texts from elsewhere."""
+    said = []
+    for path in (TOP / "resolver_agent").rglob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+        for call in calls:
+            if re.fullmatch(r"_log\.(log|warning|error|critical|exception)", ast.unparse(call.func)):
+                texts = (part.value for part in call.args if isinstance(part, ast.Constant))
+                said += [re.sub(r"%[.\d]*[a-z]", "x", text) for text in texts if isinstance(text, str)]
+    return [text for text in said if len(text.split()) > len(re.findall(r"\bx\b", text)) + 1]
+
+
+@pytest.mark.parametrize("line", warnings())
+def test_warnings(line: str) -> None:
+    """Whoever meets a warning or an error in the log is told what to do about it."""
+    assert explain.explain(line)
+
+
+def test_which_warnings() -> None:
+    """Lines are found where they are."""
+    assert len(warnings()) > 15
+    assert "x: there is no waiting room: x" in warnings()
 
 
 if __name__ == "__main__":

@@ -112,7 +112,8 @@ def test_the_overview_has_everything() -> None:
     """Without a word, every code and every other symptom is listed."""
     lines = explain("").splitlines()
     assert {alert.code.value for alert in ALERTS} <= {line.partition(" ")[0] for line in lines}
-    assert {remedy.symptom for remedy in OTHERS} <= set(lines)
+    listed = " ".join(explain("").split())
+    assert [remedy.symptom for remedy in OTHERS if remedy.symptom not in listed] == []
     assert max(map(len, lines)) <= 100
 
 
