@@ -1,12 +1,13 @@
-"""What an agent remembers of its changes, over a restart and without a folder to keep them in."""
+"""What an agent remembers of its changes and tells of them: over a restart, without a folder, and to a command."""
 
 from __future__ import annotations
 
 import datetime as dt
 import json
+import signal
 from typing import TYPE_CHECKING, Any
 
-from tests.integration.support.agent_state import SETTLED, status
+from tests.integration.support.agent_state import SETTLED, alerts, edit, status, wait_until
 from tests.integration.support.command_line import run
 
 if TYPE_CHECKING:
@@ -76,3 +77,30 @@ def test_a_folder_that_cannot_be_used(
     agent.wait_for_target("wk1", cluster["wk1"].primary.address)
     assert [alert["key"] for alert in status(config)["alerts"]] == ["state"]
     assert agent.stop() == 0
+
+
+def test_a_command_is_run_for_a_change(
+    cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent, tmp_path: Path
+) -> None:
+    """A reload names the command; it is told the promotion, and a failure is an alert until the next change."""
+    config = write_config(cluster["cn"].primary, cluster)
+    agent = start_agent(config)
+    agent.wait_for_line(SETTLED)
+    told, broken = tmp_path / "told", tmp_path / "broken"
+    script = f'echo "$RESOLVER_AGENT_NAME $RESOLVER_AGENT_FROM $RESOLVER_AGENT_TO" >>{told}; ! cat {broken}'
+    edit(config, on_change={"command": ["/bin/sh", "-c", script]})
+    agent.process.send_signal(signal.SIGHUP)
+    agent.wait_for_line(f"read {config} again")
+    wk1, wk2 = cluster["wk1"], cluster["wk2"]
+    wk1.primary.stop()
+    wk1.standby.promote()
+    agent.wait_for_target("wk1", wk1.standby.address)
+    moved = f"wk1 {wk1.primary.address} {wk1.standby.address}"
+    wait_until(lambda: told.exists() and moved in told.read_text().splitlines())
+    assert alerts(config) == set()
+    broken.write_text("out of order")
+    wk2.primary.stop()
+    wk2.standby.promote()
+    agent.wait_for_line("alert: on_change: /bin/sh ended with exit code 1: out of order; it was run for wk2")
+    assert agent.target("wk2") == wk2.standby.address
+    assert alerts(config) == {"on_change"}

@@ -38,7 +38,7 @@ CHANGES = [change(1, "wk1"), change(2, "wk2"), change(3, "wk1", old=B, new=A)]
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
+def recorded(tmp_path: Path) -> Path:
     """A configuration whose state folder has a history."""
     history_file.write(history_file.path_of(str(tmp_path / "state")), CHANGES)
     path = tmp_path / "agent.yml"
@@ -51,9 +51,9 @@ def seconds(shown: str) -> list[str]:
     return [line[17:19] for line in shown.splitlines()]
 
 
-def test_text(config: Path) -> None:
+def test_text(recorded: Path) -> None:
     """A line for each change, the newest last."""
-    ran = run("history", "-c", config)
+    ran = run("history", "-c", recorded)
     assert (ran.returncode, ran.stderr) == (0, "")
     delay = "on disk after 12 ms, flushed after 40 ms"
     assert ran.stdout.splitlines() == [
@@ -63,9 +63,9 @@ def test_text(config: Path) -> None:
     ]
 
 
-def test_json(config: Path) -> None:
+def test_json(recorded: Path) -> None:
     """The same as data."""
-    ran = run("history", "--json", "-c", config)
+    ran = run("history", "--json", "-c", recorded)
     assert ran.returncode == 0
     assert json.loads(ran.stdout) == [one.as_json() for one in CHANGES]
 
@@ -81,41 +81,41 @@ def test_json(config: Path) -> None:
         (["wk9"], []),
     ],
 )
-def test_a_part(arguments: list[str], expected: list[str], config: Path) -> None:
+def test_a_part(arguments: list[str], expected: list[str], recorded: Path) -> None:
     """The last ones, and those of some names, in whatever case."""
-    ran = run("history", *arguments, "-c", config)
+    ran = run("history", *arguments, "-c", recorded)
     assert ran.returncode == 0
     assert seconds(ran.stdout) == expected
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "x", "1.5", "٣", ""])
-def test_no_number(number: str, config: Path) -> None:
+def test_no_number(number: str, recorded: Path) -> None:
     """A wrong number is refused."""
-    ran = run("history", f"-n{number}", "-c", config)
+    ran = run("history", f"-n{number}", "-c", recorded)
     assert ran.returncode == 2
     assert "argument -n: " in ran.stderr
 
 
-def test_nothing_yet(tmp_path: Path, config: Path) -> None:
+def test_nothing_yet(tmp_path: Path, recorded: Path) -> None:
     """A history that is empty or missing is no fault."""
     (tmp_path / "state" / "history.jsonl").unlink()
-    ran = run("history", "-c", config)
+    ran = run("history", "-c", recorded)
     assert (ran.returncode, ran.stdout) == (0, "")
     assert ran.stderr == f"no change is recorded in {tmp_path}/state/history.jsonl\n"
-    assert run("history", "--json", "-c", config).stdout == "[]\n"
+    assert run("history", "--json", "-c", recorded).stdout == "[]\n"
 
 
-def test_a_faulty_configuration(config: Path) -> None:
+def test_a_faulty_configuration(recorded: Path) -> None:
     """The folder that it names is found all the same: this is when somebody looks."""
-    config.write_text(config.read_text() + "intervall: 1s\n")
-    assert seconds(run("history", "-c", config).stdout) == ["01", "02", "03"]
+    recorded.write_text(recorded.read_text() + "intervall: 1s\n")
+    assert seconds(run("history", "-c", recorded).stdout) == ["01", "02", "03"]
 
 
-def test_what_cannot_be_read(tmp_path: Path, config: Path) -> None:
+def test_what_cannot_be_read(tmp_path: Path, recorded: Path) -> None:
     """A file that is none, and a configuration that is missing, are trouble."""
     (tmp_path / "state" / "history.jsonl").unlink()
     (tmp_path / "state" / "history.jsonl").mkdir()
-    ran = run("history", "-c", config)
+    ran = run("history", "-c", recorded)
     assert ran.returncode == 2
     assert ran.stderr == f"resolver-agent: {tmp_path}/state/history.jsonl is no regular file of its own: delete it\n"
     ran = run("history", "-c", tmp_path / "none.yml")
@@ -123,11 +123,11 @@ def test_what_cannot_be_read(tmp_path: Path, config: Path) -> None:
     assert "none.yml" in ran.stderr
 
 
-def test_the_standard_library_alone(config: Path) -> None:
+def test_the_standard_library_alone(recorded: Path) -> None:
     """Without a configuration that names another folder, the default one is read, and no package is loaded."""
     script = f"""
         mount -t tmpfs tmpfs /etc && mount -t tmpfs tmpfs /var/lib
-        mkdir /var/lib/resolver-agent && cp {config.parent}/state/* /var/lib/resolver-agent
+        mkdir /var/lib/resolver-agent && cp {recorded.parent}/state/* /var/lib/resolver-agent
         exec {sys.executable} -c '
 import sys
 before = set(sys.modules)
