@@ -5,17 +5,23 @@ Patroni's decisions are in test_patroni_scenarios, and recovery alone is in test
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from typing import TYPE_CHECKING
 
+from resolver_agent.changes import history_file
 from resolver_agent.routing.state import FENCE
+from tests.integration.support.agent_state import wait_until
 from tests.integration.support.cluster import at_once
 from tests.integration.support.machine import replace
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import psycopg
 
+    from resolver_agent.changes.change import Change
     from tests.integration.support.citus_cluster import CitusCluster
     from tests.integration.support.machine import Machine
 
@@ -178,3 +184,29 @@ def test_recovery_goes_on_while_a_group_is_fenced(citus: CitusCluster) -> None:
     cn1.wait_for_names({"wk2": successor.address})
     citus.start_agent(cn1)  # which recovers now instead of within a minute
     wait_for_recovery(citus)
+
+
+def test_a_change_is_told_after_the_flush(citus: CitusCluster, tmp_path: Path) -> None:
+    """The history has the time from the evidence to the file and to the flush, and the command is told both."""
+    cn1, old, new = (citus.machines[name] for name in ("cn-1", "wk1-1", "wk1-2"))
+    told = tmp_path / "told"
+    script = f'echo "$RESOLVER_AGENT_CHANGES" >{told}.new && mv {told}.new {told}'
+    on_change = {"command": ["/bin/sh", "-c", script]}
+    agent = citus.start_agent(cn1, state_dir=str(tmp_path / "state"), on_change=on_change)
+    cn1.wait_for_names({"wk1": old.address})
+    agent.wait_for_line("flushed the connections that Citus has cached")
+    path = history_file.path_of(str(tmp_path / "state"))
+
+    def moved() -> list[Change]:
+        return [one for one in history_file.read(path)[0] if one.name == "wk1" and one.new == new.address]
+
+    old.kill()
+    new.server.promote()
+    cn1.wait_for_names({"wk1": new.address})
+    wait_until(lambda: [one for one in moved() if one.flushed_ms is not None])
+    [change] = moved()
+    assert change.old == old.address
+    assert change.flushed_ms is not None
+    assert 0 <= change.written_ms <= change.flushed_ms < 5000
+    wait_until(lambda: [one for one in json.loads(told.read_text()) if one["to"] == new.address])
+    assert change.as_json() in json.loads(told.read_text())

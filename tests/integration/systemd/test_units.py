@@ -200,6 +200,62 @@ def test_hosts_file_of_another_owner(host: SystemdHost) -> None:
     assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
 
 
+STATE = "/var/lib/resolver-agent"
+AT_A_CHANGE = f"""#!/bin/bash
+try() {{
+    if "${{@:2}}" >/dev/null 2>&1; then echo "may $1"; else echo "may not $1"; fi
+}}
+exec >{STATE}/told.new 2>&1
+echo $RESOLVER_AGENT_NAME
+echo $RESOLVER_AGENT_TO
+try "write to /tmp" touch /tmp/told
+try "write to /etc" touch /etc/told
+try "read any file" cat /var/lib/postgresql/cn/pg_hba.conf
+try "see a home" ls /root/.profile
+try "start a unit" systemctl start told.service
+try "signal another user's process" kill -0 $(head -n 1 /var/lib/postgresql/cn/postmaster.pid)
+try "become another user" setpriv --reuid=postgres --clear-groups true
+try "connect by IP" bash -c ": </dev/tcp/192.168.234.203/5432"
+try "see the agent's environment for systemd" test "$NOTIFY_SOCKET$WATCHDOG_USEC$LISTEN_FDS"
+nice
+mv {STATE}/told.new {STATE}/told
+"""
+SANDBOX = """\
+cn wk1
+192.168.234.201 192.168.234.203
+may not write to /tmp
+may write to /etc
+may read any file
+may not see a home
+may start a unit
+may not signal another user's process
+may not become another user
+may connect by IP
+may not see the agent's environment for systemd
+0
+"""
+
+
+def test_a_command_at_a_change_in_the_sandbox(host: SystemdHost) -> None:
+    """The README says what it may do; the changes are in a history that everybody may read."""
+    host.run("sh", "-c", f"rm -rf {STATE}/* /etc/told /run/told")
+    host.write("/run/systemd/system/told.service", b"[Service]\nType=oneshot\nExecStart=touch /run/told\n")
+    host.run("systemctl", "daemon-reload")
+    host.write("/usr/local/bin/names-changed", AT_A_CHANGE.encode())
+    host.run("chmod", "755", "/usr/local/bin/names-changed")
+    host.write("/etc/resolver-agent.yml", f"{CONFIG}on_change: {{command: [/usr/local/bin/names-changed]}}\n".encode())
+    start(host)
+    host.run("sh", "-c", f"until [ -e {STATE}/told ]; do sleep 0.1; done", timeout_s=20)
+    assert host.read(f"{STATE}/told").decode() == SANDBOX
+    host.run("ls", "/run/told", "/etc/told")
+    assert host.run("stat", "--format=%a %U", STATE, f"{STATE}/history.jsonl").split() == ["755", "root", "644", "root"]
+    shown = host.run("runuser", "-u", "nobody", "--", AGENT, "history")
+    assert [line.split()[1:5] for line in shown.splitlines()] == [
+        ["cn", "-", "→", "192.168.234.201"],
+        ["wk1", "-", "→", "192.168.234.203"],
+    ]
+
+
 def test_reload(host: SystemdHost) -> None:
     """A reload applies a good file, and keeps the last good one when the next is bad; the process stays the same."""
     host.write("/etc/resolver-agent.yml", re.sub(r"  wk1:.*\n", "", CONFIG).encode())
