@@ -468,8 +468,9 @@ ALERTS: tuple[Explanation, ...] = (
         (
             Remedy(
                 "`it was run for`, `the command at a change cannot be run`",
-                "the reason in the alert, with the end of the command's output",
-                "mend the command; the alert ends with its next run that succeeds. It is not run again for old changes",
+                "the reason in the alert, with the end of the command's output; what does the unit's sandbox deny it?",
+                "run it by hand with the `RESOLVER_AGENT_…` variables, and mend it; the alert ends with its next run "
+                "that succeeds. It is not run again for old changes",
             ),
         ),
     ),

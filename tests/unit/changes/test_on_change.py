@@ -89,7 +89,7 @@ class Setup:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what no event tells of."""
-    for _ in range(1000):
+    for _ in range(3000):
         if condition():
             return
         await asyncio.sleep(0.01)
