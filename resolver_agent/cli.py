@@ -242,7 +242,11 @@ def _add_reports(command: Callable[..., Parser]) -> None:
     past.add_argument("names", nargs="*", metavar="NAME", help="show only the changes of these names")
     past.add_argument("-n", dest="last", type=_count, metavar="N", help="show only the last N changes")
     past.add_argument("--json", action="store_true", help="print JSON, for programs")
-    explained = command("explain", _explain, "say what an alert or a message means, where to look, and what to do")
+    explained = command(
+        *("explain", _explain, "say what an alert or a message means, where to look, and what to do"),
+        exits={OK: "done", TROUBLE: "nothing is known about it"},
+        parents=(),
+    )
     explained.add_argument(
         "about",
         nargs="*",
