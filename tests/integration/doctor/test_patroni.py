@@ -202,7 +202,7 @@ def test_odd_things_in_its_place(tmp_path: Path) -> None:
     for pid, name in enumerate(("p.yml", "empty", "gone"), 10):
         runs(tmp_path, "patroni", name, pid=pid)
     whys = [one.why.rpartition(": ")[2] for one in find(tmp_path) if isinstance(one, Unknown)]
-    assert whys == ["it is not a regular file", "Is a directory", "there is no such file"]
+    assert whys == ["it is not a regular file", "Is a directory (EISDIR)", "there is no such file"]
 
 
 # --- Whether its hook can run
