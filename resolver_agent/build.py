@@ -51,7 +51,9 @@ def files(readme: str, node_readme: str, *, date: str) -> dict[str, str]:
     name = parser.prog
     completions = completion.Completion(parser, words={"CODE": [code.value for code in AlertCode]})
     return {
-        f"share/man/man8/{name}.8": man.program(parser, version=__version__, date=date, node_readme=node_readme),
+        f"share/man/man8/{name}.8": man.program(
+            parser, version=__version__, date=date, readme=readme, node_readme=node_readme
+        ),
         f"share/man/man5/{name}.yml.5": man.configuration(name, version=__version__, date=date, readme=readme),
         f"share/bash-completion/completions/{name}": completions.bash(),
         f"share/zsh/site-functions/_{name}": completions.zsh(),

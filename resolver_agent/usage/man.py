@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from resolver_agent.usage.roff import body, bold, heading, italic, item, literal, sections
+from resolver_agent.usage.roff import body, bold, heading, introduction, italic, item, literal, sections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from resolver_agent.usage.parser import Parser
 
 
-def program(parser: Parser, *, version: str, date: str, node_readme: str) -> str:
-    """Return the page of the program, section 8; ``node_readme`` is ``systemd/README.md``, which lists the files.
+def program(parser: Parser, *, version: str, date: str, readme: str, node_readme: str) -> str:
+    """Return the page of the program, section 8.
+
+    ``readme`` begins with what the program does; ``node_readme`` is ``systemd/README.md``, which lists the files.
 
     Raises:
         ValueError: that has no list of files.
@@ -24,8 +26,8 @@ def program(parser: Parser, *, version: str, date: str, node_readme: str) -> str
         _title(parser.prog, 8, version, date),
         *(heading("NAME"), rf"{literal(parser.prog)} \- {literal(what[:1].lower() + what[1:])}"),
         *(heading("SYNOPSIS"), *_synopses(parser)),
-        *(heading("DESCRIPTION"), f"{literal(what)}."),
-        f"Every command also has the option {bold('--help')}.",
+        *(heading("DESCRIPTION"), *body(introduction(readme))),
+        *(".PP", f"Every command also has the option {bold('--help')}."),
         *(heading("OPTIONS"), *_entries(parser)),
         heading("COMMANDS"),
     ]

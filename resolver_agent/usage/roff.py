@@ -9,25 +9,34 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SPAN = re.compile(r"\*\*(?P<bold>[^*]+)\*\*|`(?P<code>[^`]+)`|\[(?P<link>[^\]]+)\]\([^)]*\)")
+_SPAN = re.compile(
+    r"\*\*(?P<bold>[^*]+)\*\*|`(?P<code>[^`]+)`|\[(?P<link>[^\]]+)\]\([^)]*\)|(?<!\S)\*(?P<stressed>[^\s*][^*]*)\*"
+)
 _SPECIAL = {"\\": r"\e", "-": r"\-", "'": r"\(aq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti", '"': r"\(dq"}
 _FENCE = "```"
 
 
 def literal(text: str) -> str:
     """Return text that is shown as it is: no sign in it is taken for a macro or made typographic."""
-    words = "".join(_SPECIAL.get(one, one) if one.isascii() else f"\\[u{ord(one):04X}]" for one in text)
-    return rf"\&{words}" if words.startswith(".") else words
+    return _no_macro(_escaped(text))
+
+
+def _escaped(text: str) -> str:
+    return "".join(_SPECIAL.get(one, one) if one.isascii() else f"\\[u{ord(one):04X}]" for one in text)
+
+
+def _no_macro(line: str) -> str:
+    return rf"\&{line}" if line.startswith(".") else line
 
 
 def bold(text: str) -> str:
     """Return text in bold."""
-    return rf"\fB{literal(text)}\fR"
+    return rf"\fB{_escaped(text)}\fR"
 
 
 def italic(text: str) -> str:
     """Return text in italics: what stands for a value."""
-    return rf"\fI{literal(text)}\fR"
+    return rf"\fI{_escaped(text)}\fR"
 
 
 def heading(title: str, *, level: int = 1) -> str:
@@ -42,13 +51,16 @@ def item(tag: str, *paragraphs: str) -> list[str]:
 
 
 def prose(text: str) -> str:
-    """Return text of Markdown in one line, with what is bold and code, and of links the text."""
+    """Return text of Markdown in one line, with what is bold, code or stressed, and of links the text."""
     words, parts, end = " ".join(text.split()), [], 0
     for found in _SPAN.finditer(words):
-        parts.append(literal(words[end : found.start()]) if found.start() > end else "")
-        parts.append(prose(found["link"]) if found["link"] else bold(found["bold"] or found["code"]))
+        parts.append(_escaped(words[end : found.start()]))
+        if found["link"]:
+            parts.append(prose(found["link"]))
+        else:
+            parts.append(italic(found["stressed"]) if found["stressed"] else bold(found["bold"] or found["code"]))
         end = found.end()
-    return "".join([*parts, literal(words[end:])])
+    return _no_macro("".join([*parts, _escaped(words[end:])]))
 
 
 def sections(markdown: str, *titles: str) -> list[str]:
@@ -62,6 +74,12 @@ def sections(markdown: str, *titles: str) -> list[str]:
     if missing:
         raise ValueError(f"no heading {missing[0]!r}")
     return [found[title] for title in titles]
+
+
+def introduction(markdown: str) -> str:
+    """Return what a document says between its title and the first heading or sample."""
+    text = markdown.partition("\n## ")[0]
+    return re.split(rf"^(?:    |{_FENCE})", text, flags=re.MULTILINE)[0].partition("\n")[2]
 
 
 def body(markdown: str) -> list[str]:

@@ -79,7 +79,9 @@ def test_it_is_in_nobodys_way(address: str) -> None:
 
 def test_no_such_address() -> None:
     """The reason is the kernel's."""
-    assert rooms.faults({"wk1": ("192.0.2.1", free_port())}) == {"wk1": "Cannot assign requested address (EADDRNOTAVAIL)"}
+    assert rooms.faults({"wk1": ("192.0.2.1", free_port())}) == {
+        "wk1": "Cannot assign requested address (EADDRNOTAVAIL)"
+    }
 
 
 def test_somaxconn(pair: Group, write_config: WriteConfig, tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from resolver_agent.usage import man
 from tests.unit.usage.builders import program
 
 NODE = "## Files\n\n| file | |\n|---|---|\n| `/etc/x` | it |\n"
+README = "# agent\n\nIt keeps `names`.\n\n    a diagram\n\n## Heading\n"
 
 
 def lines(node_readme: str = NODE) -> list[str]:
     """Return the lines of the program's page."""
-    return man.program(program(), version="1.0", date="2026-01-02", node_readme=node_readme).splitlines()
+    page = man.program(program(), version="1.0", date="2026-01-02", readme=README, node_readme=node_readme)
+    return page.splitlines()
 
 
 def test_title() -> None:
@@ -32,6 +34,13 @@ def test_synopsis() -> None:
         r"\fBagent pin\fR [\fB\-\-way\fR \fBfollow\fR|\fBprimary\fR] [\fB\-\-for\fR \fITIME\fR] \fINAME\fR",
         r"\fBagent un\-pin\fR \fBworker1\fR|\fBcn\fR",
     ]
+
+
+def test_description() -> None:
+    """It is how the README begins, up to its first diagram."""
+    page = lines()
+    found = page[page.index(".SH DESCRIPTION") + 1 : page.index(".SH OPTIONS")]
+    assert found == [r"It keeps \fBnames\fR.", ".PP", r"Every command also has the option \fB\-\-help\fR."]
 
 
 def test_commands() -> None:

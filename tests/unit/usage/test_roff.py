@@ -29,9 +29,11 @@ def test_literal(text: str, expected: str) -> None:
     [
         ("a `b-c` and\n  **d**", r"a \fBb\-c\fR and \fBd\fR"),
         ("see [the `queue`](#the-queue) there", r"see the \fBqueue\fR there"),
-        ("`.a`", r"\fB\&.a\fR"),
+        ("`.a`.", r"\fB.a\fR."),
         (".a", r"\&.a"),
         ("`a` * b", r"\fBa\fR * b"),
+        ("2 * 3 * 4", "2 * 3 * 4"),
+        ("names move *before* it", r"names move \fIbefore\fR it"),
     ],
 )
 def test_prose(text: str, expected: str) -> None:
