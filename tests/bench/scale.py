@@ -7,10 +7,13 @@ Many names are two pairs of servers: nftables redirects four /16 of loopback add
 from __future__ import annotations
 
 import contextlib
+import http.client
+import itertools
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _CALM_S = 60.0
+_SCRAPE = 15
+_HTTP = "127.0.35.1:8009"
 _SINGLE = 10
 _TABLE = "resolver_agent_bench"
 _REAL = ["127.0.31.1", "127.0.31.2", "127.0.32.1", "127.0.32.2"]
@@ -44,7 +49,7 @@ def few(site: Site, folder: Path) -> None:
     etc = private_etc(folder)
     names = {name: {"nodes": nodes} for name, nodes in addresses.items()}
     local = {"host": str(groups["cn"][0].socket_dir)}
-    with Agent(folder, etc / "hosts", names=names, port=site.port, local=local) as agent:
+    with Agent(folder, etc / "hosts", names=names, port=site.port, local=local, http={"listen": _HTTP}) as agent:
         wait_until(lambda: (etc / "hosts").read_text().count("# ") >= len(names))
         calm(agent)
     command = [sys.executable, "-m", "resolver_agent.cli", "--dry-run", "-c", str(agent.config)]
@@ -70,7 +75,8 @@ def many(site: Site, folder: Path, size: int) -> None:
         names[f"wk{i}"] = {"nodes": [f"127.{110 + 2 * pair + node}.{low}" for node in (0, 1)]}
     etc = private_etc(folder)
     with redirected({110 + n: server.address for n, server in enumerate([*networks[0], *networks[1]])}):
-        agent = Agent(folder, etc / "hosts", names=names, port=site.port, local={"host": str(home.socket_dir)})
+        local = {"host": str(home.socket_dir)}
+        agent = Agent(folder, etc / "hosts", names=names, port=site.port, local=local, http={"listen": _HTTP})
         begun = time.monotonic()
         with agent, Resolver("one", etc) as resolver:
             wait_until(lambda: leads(etc, 110, 112) == size)
@@ -114,12 +120,47 @@ def leads(etc: Path, *networks: int) -> int:
 
 
 def calm(agent: Agent) -> None:
-    """Measure a minute without changes."""
+    """Measure a minute without changes, and another one in which monitoring asks."""
     time.sleep(5)
+    measure(agent, "calm")
+    with asked():
+        measure(agent, "calm, with a scrape every 15 s and a health check every second")
+
+
+def measure(agent: Agent, what: str) -> None:
+    """Print what an agent takes in a minute."""
     begun, used_s = time.monotonic(), agent.cpu_s()
     time.sleep(_CALM_S)
     share = (agent.cpu_s() - used_s) / (time.monotonic() - begun)
-    print(f"calm: {100 * share:.2f} % of a core, {agent.rss_mb():.1f} MB resident", flush=True)
+    print(f"{what}: {100 * share:.2f} % of a core, {agent.rss_mb():.1f} MB resident", flush=True)
+
+
+@contextlib.contextmanager
+def asked() -> Iterator[None]:
+    """Have the agent asked over HTTP as Prometheus and HAProxy do."""
+    over = threading.Event()
+
+    def ask() -> None:
+        host, _, port = _HTTP.rpartition(":")
+        for second in itertools.count():
+            for method, path in [("OPTIONS", "/readiness"), *([("GET", "/metrics")] if second % _SCRAPE == 0 else [])]:
+                connection = http.client.HTTPConnection(host, int(port), timeout=10)
+                connection.request(method, path)
+                answer = connection.getresponse()
+                size = len(answer.read())
+                connection.close()
+                if path == "/metrics" and second == 0:
+                    print(f"a scrape: {size} bytes", flush=True)
+            if over.wait(1):
+                return
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float = 120.0) -> None:
