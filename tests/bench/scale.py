@@ -23,10 +23,10 @@ from tests.bench.contestant import Agent, Resolver, private_etc
 from tests.bench.failover import promote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 _CALM_S = 60.0
-_SCRAPE = 15
+_SCRAPE_S = 15
 _HTTP = "127.0.35.1:8009"
 _SINGLE = 10
 _TABLE = "resolver_agent_bench"
@@ -120,11 +120,13 @@ def leads(etc: Path, *networks: int) -> int:
 
 
 def calm(agent: Agent) -> None:
-    """Measure a minute without changes, and another one in which monitoring asks."""
+    """Measure a minute without changes, and more in which monitoring asks."""
     time.sleep(5)
     measure(agent, "calm")
-    with asked():
-        measure(agent, "calm, with a scrape every 15 s and a health check every second")
+    with asked({"/metrics": _SCRAPE_S}):
+        measure(agent, f"calm, with a scrape every {_SCRAPE_S} s")
+    with asked({"/metrics": _SCRAPE_S, "/readiness": 1}):
+        measure(agent, f"calm, with a scrape every {_SCRAPE_S} s and a health check every second")
 
 
 def measure(agent: Agent, what: str) -> None:
@@ -136,21 +138,20 @@ def measure(agent: Agent, what: str) -> None:
 
 
 @contextlib.contextmanager
-def asked() -> Iterator[None]:
-    """Have the agent asked over HTTP as Prometheus and HAProxy do."""
+def asked(paths: Mapping[str, int]) -> Iterator[None]:
+    """Have the agent asked over HTTP, for each path every so many seconds."""
     over = threading.Event()
 
     def ask() -> None:
         host, _, port = _HTTP.rpartition(":")
         for second in itertools.count():
-            for method, path in [("OPTIONS", "/readiness"), *([("GET", "/metrics")] if second % _SCRAPE == 0 else [])]:
+            for path in (path for path, period_s in paths.items() if second % period_s == 0):
                 connection = http.client.HTTPConnection(host, int(port), timeout=10)
-                connection.request(method, path)
-                answer = connection.getresponse()
-                size = len(answer.read())
+                connection.request("GET", path)
+                size = len(connection.getresponse().read())
                 connection.close()
-                if path == "/metrics" and second == 0:
-                    print(f"a scrape: {size} bytes", flush=True)
+                if second == 0:
+                    print(f"{path}: {size} bytes", flush=True)
             if over.wait(1):
                 return
 
