@@ -208,7 +208,7 @@ class Requests:
         figures, maintenance, observer = self._figures, self._maintenance, self._observer
         epoch = time.time() - now  # of CLOCK_BOOTTIME, by the clock on the wall
         role_seen = {node: state.role_seen for node, state in observer.nodes.items()}
-        lasting = self._state().lasting
+        decision, lasting = self._decision(), self._state().lasting
         return Counted(
             started_at=epoch + figures.started_at,
             round_at=epoch + figures.round_at if figures.round_at is not None else None,
@@ -222,6 +222,8 @@ class Requests:
             announced=observer.announcements,
             promotion_is_pending=observer.announced is not None,
             holds_lock=observer.observations().holds_lock,
+            paused=decision.paused,
+            pinned=frozenset(name for name, ignored in decision.pins.items() if ignored is None),
             changes=dict(figures.changes),
             written_s=figures.written_s.snapshot(),
             flushed_s=figures.flushed_s.snapshot(),
@@ -244,15 +246,15 @@ class Requests:
         )
 
     async def _check_health(self, check: Callable[[health.Facts], str | None]) -> Answer:
-        now, state, observer = boottime(), self._state(), self._observer
+        now, decision, observer = boottime(), self._decision(), self._observer
         claims = [one for one in observer.claims.values() if one is not None]
         latest = max(claims, key=lambda one: one.at, default=None)
         facts = health.Facts(
             config=observer.config,
-            decision=state.decision,
+            decision=decision,
             local=observer.local,
             silent_s=now - self._figures.alive_at,
-            written=self._block.says(state.decision.targets),
+            written=self._block.says(decision.targets),
             leads=latest.leads if latest is not None and now - latest.at < observer.config.max_age_s else None,
         )
         why = check(facts)

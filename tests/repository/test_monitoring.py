@@ -56,6 +56,16 @@ def test_what_is_asked_for_is_there(query: str) -> None:
                 assert set(pattern.split("|")) <= values, (name, label)
 
 
+def test_every_state_has_a_colour() -> None:
+    """The board knows each state that a name or a server may have, and shows each as another value."""
+    for metric in ("name_state", "node_state"):
+        [panel] = [one for one in PANELS if one["type"] == "state-timeline" and metric in one["targets"][0]["expr"]]
+        shown = dict(re.findall(r'state="(\w+)"\} == 1\) \* (\d+)', panel["targets"][0]["expr"]))
+        assert shown.keys() == {one["state"] for one in METRICS.labels(metric)}
+        [mapping] = panel["fieldConfig"]["defaults"]["mappings"]
+        assert sorted(shown.values()) == sorted(mapping["options"])
+
+
 def test_every_rule_says_what_is_wrong() -> None:
     """Each rule has a severity and words, and the place that it is about."""
     assert len(set(NAMES)) == len(NAMES)
