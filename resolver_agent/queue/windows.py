@@ -14,13 +14,13 @@ import dataclasses
 import enum
 import logging
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Route
 from resolver_agent.control.report import PastWindow, QueueStatus, WindowStatus, wall_time
 from resolver_agent.queue import hold
 from resolver_agent.queue.message import Kind, Message, render
-from resolver_agent.queue.room import Rooms
+from resolver_agent.queue.name_rooms import NameRooms
 from resolver_agent.routing import queue as routing_queue
 from resolver_agent.routing.observation import Role, Stage, Window
 from resolver_agent.routing.state import FENCE, Code, TargetKind
@@ -28,11 +28,11 @@ from resolver_agent.system import threads
 from resolver_agent.system.clock import boottime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from resolver_agent.config.model import Config, Group, Node
     from resolver_agent.observe.observer import Observer
-    from resolver_agent.queue.room import RoomState
+    from resolver_agent.queue.room import Rooms, RoomState
     from resolver_agent.routing.decision import Decision
     from resolver_agent.routing.observation import Identity, Observation
     from resolver_agent.routing.state import Target
@@ -45,9 +45,6 @@ _STOPS_MAX = 64
 _CALLED_OFF_S = 1.5
 """How long after its hook must have ended a server that still runs does not stop."""
 
-_NOT_AGAIN_S = 10.0
-"""How long after an announced stop of the local server no room is opened beside it, unless it has stopped before."""
-
 _ANSWERED_S = 0.1
 """How soon after asking every node again a round looks at the answers."""
 
@@ -56,9 +53,6 @@ _LINGER_S = 1.0
 """How long a room goes on taking connections after its name has moved: a client may have looked it up just before."""
 
 _POLL_S = 0.02
-_ROOM_ATTEMPTS = 8
-"""How many agents on one host may have a room for the same name."""
-
 _PAST_MAX = 20
 _DATABASES_S = 60.0
 """How often it is looked where the local server coordinates: until then a worker that is new is not waited for."""
@@ -119,38 +113,26 @@ class _Holding:
         self._changed()
 
 
-class _OpenRoom(NamedTuple):
-    """A waiting room that has been open at ``address`` since then (seconds of CLOCK_BOOTTIME)."""
-
-    address: str
-    since: float
-
-
 class Windows:
     """The windows of one agent. All methods are for the event loop, and none blocks.
 
-    ``changed`` has the agent decide anew. ``rooms`` are the waiting rooms. ``ended`` counts, by name, the windows that
-    are over.
+    ``ended`` counts, by name, the windows that are over.
     """
 
     def __init__(self, observer: Observer, *, rooms: Rooms | None = None) -> None:
         self.ended: collections.Counter[str] = collections.Counter()
         self._observer = observer
-        self._rooms = rooms or Rooms()
+        self._rooms = NameRooms(observer, rooms=rooms)
         self._windows: dict[str, Window] = {}
         self._stops: dict[str, _Stop] = {}
         self._holding: _Holding | None = None
         self._decision: Decision | None = None
-        self._faults: dict[str, str] = {}
-        self._forwarding: dict[str, str] = {}
-        self._opened: dict[str, _OpenRoom] = {}
         self._past: collections.deque[PastWindow] = collections.deque(maxlen=_PAST_MAX)
         self._databases: tuple[str, ...] = ()
         self._lookup = threads.BackgroundCall(observer.changed)
         self._looked_at = -_DATABASES_S
         self._looked_in: tuple[Identity | None, Config | None] = (None, None)
         self._remembered: dict[str, str] = {}
-        self._local_stop: tuple[float, Identity | None] | None = None
 
     # --- the rounds
 
@@ -182,28 +164,24 @@ class Windows:
         """Open the rooms of names that queue already, and close all of them while the local server is down."""
         local = self._observer.local
         if local.serves_no_reads:
-            if self._opened:
-                _log.info("the local PostgreSQL stops: all waiting rooms are closed")
-            self._close_all()
+            self._rooms.close_all()
         elif local.role_seen is not None and self._decision is None:
             for name in self._windows:
-                self._open(name, before=self._remembered.get(name, ""))
+                self._rooms.open(name, before=self._remembered.get(name, ""))
         self._show()
 
     def prepare(self, decision: Decision) -> bool:
         """Get the rooms ready for a decision, before it is written; return False if it needs a room that cannot be."""
-        ready = True
+        ready, rooms = True, self._rooms.addresses
         for name, state in decision.groups.items():
             target = state.target
             if target is None:
                 continue
             if target.kind is TargetKind.QUEUED:
-                room = self._open(name, before=target.address)
-                ready = ready and room is not None and room.address == target.address
-            elif name in self._opened and _takes(decision, target) and self._forwarding.get(name) != target.address:
-                self._forward(name, target.address)
-        if not ready:
-            self._show()
+                ready = self._rooms.open(name, before=target.address) == target.address and ready
+            elif name in rooms and _takes(decision, target) and self._rooms.forwards(name) != target.address:
+                self._rooms.forward(name, target.address)
+        self._show()
         return ready
 
     def track(self, decision: Decision, *, written: bool, flushed: bool) -> None:
@@ -212,15 +190,15 @@ class Windows:
         self._decision = decision
         for name, window in [*self._windows.items()]:
             self._review_window(name, window, decision, now)
-        for name in [*self._opened]:
+        for name in self._rooms.addresses:
             self._review_room(name, decision, written=written, flushed=flushed)
         self._review_holding(written=written)
         for stop in [*self._stops.values()]:
             self._review_stop(stop, written=written, flushed=flushed)
         self._look_for_databases(now)
         # Not before: only the new decision tells that a primary is lost, and why it can have no room must be kept.
-        wanting = {*self._windows, *self._opened}
-        self._faults = {name: fault for name, fault in self._faults.items() if name in wanting or self._lost(name)}
+        wanting = {*self._windows, *self._rooms.addresses}
+        self._rooms.keep_faults(lambda name: name in wanting or self._lost(name))
         self._show()
 
     # --- what others announce
@@ -370,9 +348,9 @@ class Windows:
                 for stop in self._stops.values()
                 if stop.part is _Part.HOLD and stop.held is None and self._of(stop)  # its names may be gone
             ]
-            if waiting and self._no_rooms is not None:  # this server stops itself
+            if waiting and self._rooms.why_none is not None:  # this server stops itself
                 for stop in waiting:
-                    stop.held = hold.Held(fault=self._no_rooms)
+                    stop.held = hold.Held(fault=self._rooms.why_none)
                     self._clear(stop)
             elif waiting and not self._busy(waiting[0]):
                 self._hold(waiting)
@@ -488,7 +466,7 @@ class Windows:
             del self._windows[name]
             words = over or "the time is over"
             held = self._stops[window.id].held if window.id in self._stops else None
-            if held is None and name not in self._opened:
+            if held is None and name not in self._rooms.addresses:
                 return  # it concerned nobody here
             # By then the last connections have been taken from the room.
             asyncio.get_running_loop().call_later(
@@ -502,84 +480,18 @@ class Windows:
         window = self._windows.get(name)
         if target is not None and target.kind is TargetKind.QUEUED:
             return
-        if name in self._forwarding:
+        if self._rooms.forwards(name) is not None:
             if written and flushed:
-                self._rooms.close(name, after_s=_LINGER_S)
-                self._forget_room(name, f"{target.address} takes them" if target is not None else "")
+                why = f"{target.address} takes them" if target is not None else "the name is gone"
+                self._rooms.close(name, why, after_s=_LINGER_S)
         elif window is None or window.stage is Stage.ROOM:
-            self._rooms.close(name)
-            self._forget_room(name, "nobody takes them")
-
-    # --- rooms
-
-    def _open(self, name: str, *, before: str = "") -> _OpenRoom | None:
-        """Open a name's room, where it was ``before`` if that is free, and return it; None if there can be none."""
-        if name in self._opened and name not in self._forwarding:
-            return self._opened[name]
-        number = next((i for i, group in enumerate(self._observer.config.groups) if group.name == name), None)
-        if number is None:
-            return None
-        fault, port = self._no_rooms, self._port(name)
-        addresses = [routing_queue.room_address(number, attempt) for attempt in range(_ROOM_ATTEMPTS)]
-        for address in dict.fromkeys([before, *addresses]) if fault is None else ():
-            if address not in addresses:
-                continue
-            found = self._rooms.open(name, address, port)
-            if found is None:
-                self._forwarding.pop(name, None)
-                self._opened[name] = _OpenRoom(address, boottime())
-                self._show()
-                return self._opened[name]
-            fault = fault or found
-        if self._faults.get(name) != fault:
-            _log.warning("%s: there is no waiting room: %s", name, fault)
-        self._faults[name] = fault or "there is none"
-        return None
-
-    def _forward(self, name: str, address: str) -> None:
-        try:
-            self._rooms.forward(name, address, self._port(name))
-        except ValueError as error:  # no server's address, as when a node is given by a name that leads to a room
-            _log.error("%s: what waits cannot be forwarded: %s", name, error)
-            self._rooms.close(name)
-            self._forget_room(name, "nobody can take them")
-        else:
-            self._forwarding[name] = address
-
-    def _forget_room(self, name: str, why: str) -> None:
-        self._forwarding.pop(name, None)
-        opened = self._opened.pop(name, None)
-        if opened is not None:
-            _log.info("%s: its waiting room was open for %.2f s: %s", name, boottime() - opened.since, why)
-
-    def _close_all(self) -> None:
-        self._rooms.close_all()
-        for name in [*self._opened]:
-            self._forget_room(name, "because the local PostgreSQL stops")
-
-    def _port(self, name: str) -> int:
-        return next(group.nodes[0].port for group in self._observer.config.groups if group.name == name)
-
-    @property
-    def _no_rooms(self) -> str | None:
-        """Why there can be no room at all: a listener of ours must never be in PostgreSQL's way."""
-        local = self._observer.local
-        if local.role_seen is None or local.serves_no_reads:
-            return "the local PostgreSQL does not run"
-        if self._local_stop is not None:
-            at, run = self._local_stop
-            if boottime() - at < _NOT_AGAIN_S and local.role_seen.identity == run:
-                return "the local PostgreSQL is about to stop"
-        return None
+            self._rooms.close(name, "nobody takes them")
 
     def _show(self) -> None:
         """Give the next decision the windows, and the names that can have no room."""
-        reason = self._no_rooms
-        config = self._observer.config
-        everywhere = {group.name: reason for group in config.groups} if reason is not None else {}
         self._observer.windows = dict(self._windows)
-        self._observer.rooms = {name: room.address for name, room in self._opened.items()}
-        self._observer.no_room = {**self._faults, **everywhere}
+        self._observer.rooms = self._rooms.addresses
+        self._observer.no_room = self._rooms.faults
 
     def _lost(self, name: str) -> bool:
         view = self._decision.views.get(name) if self._decision is not None else None
@@ -587,15 +499,14 @@ class Windows:
 
     def give_up(self, run: Identity | None) -> None:
         """Close all rooms and undo what is under way, because the local server, in this run, is about to stop."""
-        self._local_stop = (boottime(), run)
-        self._close_all()
+        self._rooms.give_up(run)
         if self._holding is not None:
             self._holding.abort.set()
         self._changed()
 
     def take_back(self) -> None:
         """Allow rooms again: the local server does not stop."""
-        self._local_stop = None
+        self._rooms.take_back()
         self._changed()
 
     # --- seen from outside
@@ -611,7 +522,7 @@ class Windows:
                     stage=window.stage.value,
                     since=wall_time(window.since, now=now),
                     left_s=round(max(0.0, window.until - now), 1),
-                    waiting=self._rooms.state(name).waiting if self._rooms.is_open(name) else 0,
+                    waiting=self._rooms.waiting(name),
                 )
                 for name, window in self._windows.items()
             ),
@@ -619,7 +530,7 @@ class Windows:
         )
 
     @property
-    def room_totals(self) -> dict[str, RoomState]:
+    def room_totals(self) -> Mapping[str, RoomState]:
         """What became of those who came to the waiting rooms of each name, in this run."""
         return self._rooms.totals
 
