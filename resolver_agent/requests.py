@@ -208,7 +208,7 @@ class Requests:
         figures, maintenance, observer = self._figures, self._maintenance, self._observer
         epoch = time.time() - now  # of CLOCK_BOOTTIME, by the clock on the wall
         role_seen = {node: state.role_seen for node, state in observer.nodes.items()}
-        decision, lasting = self._decision(), self._state().lasting
+        lasting = self._state().lasting
         return Counted(
             started_at=epoch + figures.started_at,
             round_at=epoch + figures.round_at if figures.round_at is not None else None,
@@ -222,8 +222,6 @@ class Requests:
             announced=observer.announcements,
             promotion_is_pending=observer.announced is not None,
             holds_lock=observer.observations().holds_lock,
-            paused=decision.paused,
-            pinned=frozenset(name for name, ignored in decision.pins.items() if ignored is None),
             changes=dict(figures.changes),
             written_s=figures.written_s.snapshot(),
             flushed_s=figures.flushed_s.snapshot(),

@@ -120,12 +120,6 @@ def _names(status: Status, counted: Counted) -> Iterator[Family]:
         "How often a name got another address.",
         *(({"name": one.name}, counted.changes.get(one.name, 0)) for one in status.names),
     )
-    yield _gauge(
-        "name_pinned",
-        "Whether the operator has pinned a name, and the pin counts.",
-        *(({"name": one.name}, one.name in counted.pinned) for one in status.names),
-    )
-    yield _gauge("paused", "Whether the operator wants no name to move.", ({}, counted.paused))
     yield _histogram(
         "change_written_seconds", "How long after its reason was seen a name had changed on disk.", counted.written_s
     )
@@ -144,7 +138,7 @@ def _names(status: Status, counted: Counted) -> Iterator[Family]:
     yield _gauge("paused", "Whether the operator has paused the names.", ({}, status.pause is not None))
     pinned = {pin.name for pin in status.pins}
     yield _gauge(
-        "pinned",
+        "name_pinned",
         "Whether the operator has pinned a name, be it that the pin counts or not.",
         *(({"name": one.name}, one.name in pinned) for one in status.names),
     )

@@ -88,8 +88,8 @@ class Figures:
 class Counted:
     """What was counted until one moment, and what else no ``Status`` has. Times are in seconds since the Unix epoch.
 
-    ``answered_at`` is when each node last answered, ``patroni_up`` whether each node's own Patroni does. ``pinned`` are
-    the names with a pin that counts. ``alerts`` has the number of alerts of each code.
+    ``answered_at`` is when each node last answered, ``patroni_up`` whether each node's own Patroni does.
+    ``alerts`` has the number of alerts of each code.
     """
 
     started_at: float
@@ -104,8 +104,6 @@ class Counted:
     announced: int
     promotion_is_pending: bool
     holds_lock: bool
-    paused: bool
-    pinned: frozenset[str]
     changes: Mapping[str, int]
     written_s: Distribution
     flushed_s: Distribution

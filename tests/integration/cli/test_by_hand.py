@@ -63,7 +63,7 @@ def test_a_pin_over_a_restart(on_standby: Path, cluster: dict[str, Group], start
     assert (pin["name"], pin["address"], pin["reason"], pin["ignored"]) == ("wk1", wk1.primary.address, "rebuild", None)
     assert [(one["key"], one["severity"]) for one in found["alerts"]] == [("wk1:pinned", "warning")]
     told = run("metrics", "-c", on_standby).stdout
-    assert [sample(told, rf'pinned{{name="{name}"}}') for name in ("wk1", "wk2")] == ["1", "0"]
+    assert [sample(told, rf'name_pinned{{name="{name}"}}') for name in ("wk1", "wk2")] == ["1", "0"]
     ran = run("unpin", "wk1", "-c", on_standby)
     assert (ran.returncode, ran.stderr) == (0, "")
     again.wait_for_line("over: wk1 is pinned to")

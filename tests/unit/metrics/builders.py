@@ -36,8 +36,6 @@ COUNTED = Counted(
     announced=0,
     promotion_is_pending=False,
     holds_lock=False,
-    paused=False,
-    pinned=frozenset(),
     changes={},
     written_s=NOTHING,
     flushed_s=NOTHING,
@@ -66,7 +64,9 @@ class Metrics:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.families = {family.name: family for family in text_string_to_metric_families(text)}
+        found = [*text_string_to_metric_families(text)]
+        self.families = {family.name: family for family in found}
+        assert len(self.families) == len(found), "a metric comes twice"
         self.samples = [
             (sample.name.removeprefix("resolver_agent_"), sample.labels, sample.value)
             for family in self.families.values()
