@@ -15,6 +15,7 @@ from resolver_agent.routing.observation import Role, nodes_at
 from resolver_agent.routing.pin import canonical
 from resolver_agent.system.clock import boottime
 from resolver_agent.system.foreign import plain
+from resolver_agent.system.suggestion import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -126,7 +127,7 @@ class ByHand:
         name = _text(request, "name").lower().removesuffix(".")
         groups = {group.name: group for group in self._observer.config.groups}
         if name not in groups:
-            raise _RefusedError(f"{plain(name) or 'a name'} is not one of the names: {', '.join(groups)}")
+            raise _RefusedError(f"there is no name {name!r}: {nearest(name, groups)}")
         if name not in self._kept.pins and len(self._kept.pins) >= overrides.PINS_MAX:
             raise _RefusedError("too many names are pinned")
         return groups[name]

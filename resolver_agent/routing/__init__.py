@@ -9,7 +9,7 @@ happening, and they stand above everything else in the program. Code that keeps 
 R1  **Evidence.** A name moves only on evidence: what a probe saw of a server, or what Patroni says. Silence alone is
     no evidence, and a failed login does not prove that a server is down. When the agent cannot tell, it changes
     nothing; the name is *held*. The local role is held likewise: while the local server cannot be asked, its last known
-    role stands.
+    role stands. An operator who pins a name chooses among servers that were seen in its role, and replaces no evidence.
 R2  **Never on a standby.** A name that wants a primary never resolves to a server that was last seen in recovery. These
     are the names with ``route: primary`` and, while the local server is a primary or is about to become one, those with
     ``route: follow``. On a standby Citus' 2PC recovery would find no prepared transactions, and take them for finished.

@@ -16,7 +16,7 @@ from resolver_agent.routing import pin, queue
 from resolver_agent.routing.assess import assess
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.local_server import local_role, own_addresses
-from resolver_agent.routing.observation import NodeState, Observations, Pin, Role
+from resolver_agent.routing.observation import NodeState, Observations, Pin, Role, address_of
 from resolver_agent.routing.primary import choose_primary
 from resolver_agent.routing.standby import choose_standby, fall_back_together
 from resolver_agent.routing.state import (
@@ -218,12 +218,17 @@ def _decide_by_hand(
     refused: dict[str, str | None] = dict.fromkeys(pins, "no such name is managed")
     if not pins and not is_paused:
         return pins, refused
+    taken = (
+        {(address_of(node, state), node.port) for view in views for node, state in view.states.items()}
+        if pins
+        else set()
+    )
     for view in views:
         name = view.group.name
         if is_paused and name in choices:
             choices[name] = pin.paused(view, choices[name], fallback=config.fallback)
         if name in pins:
-            found = pin.pinned(view, choices.get(name), pins[name], config=config, nodes=observations.nodes)
+            found = pin.pinned(view, choices.get(name), pins[name], fallback=config.fallback, taken=taken)
             refused[name] = found if isinstance(found, str) else None
             if not isinstance(found, str):
                 choices[name] = found

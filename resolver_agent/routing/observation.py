@@ -257,7 +257,7 @@ def describe(node: Node, state: NodeState, seen: Observation | None) -> str:
 
 def nodes_at(address: str | None, group: Group, states: Mapping[Node, NodeState]) -> tuple[Node, ...]:
     """Return the nodes of a group that were last seen at ``address``, or have it configured and were never seen."""
-    return tuple(node for node in group.nodes if _address(node, states[node]) == address)
+    return tuple(node for node in group.nodes if address_of(node, states[node]) == address)
 
 
 def asked_all(states: Mapping[Node, NodeState]) -> bool:
@@ -265,5 +265,6 @@ def asked_all(states: Mapping[Node, NodeState]) -> bool:
     return all(state.latest is not None for state in states.values())
 
 
-def _address(node: Node, state: NodeState) -> str:
+def address_of(node: Node, state: NodeState) -> str:
+    """Return the address at which a node was last seen, or the one that it has configured if it was never seen."""
     return (state.role_seen.address if state.role_seen is not None else None) or node.host

@@ -33,10 +33,9 @@ from resolver_agent.routing.observation import Role, nodes_at
 from resolver_agent.routing.state import FENCE, Alert, AlertCode, Code, Reason, TargetKind, is_usable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
-    from resolver_agent.config.model import Config, Group, Node
-    from resolver_agent.routing.observation import NodeState, Observation, Pause, Pin
+    from resolver_agent.routing.observation import Observation, Pause, Pin
     from resolver_agent.routing.view import Choice, GroupView
 
 _ACCEPTED = (Code.PRIMARY, Code.LEADER)
@@ -62,16 +61,16 @@ def canonical(address: str) -> str | None:
 
 
 def pinned(
-    view: GroupView, choice: Choice | None, pin: Pin, *, config: Config, nodes: Mapping[Node, NodeState]
+    view: GroupView, choice: Choice | None, pin: Pin, *, fallback: Fallback, taken: Collection[tuple[str, int]]
 ) -> Choice | str:
     """Return the pinned address in the place of a choice, or in words why the pin does not count.
 
-    ``choice`` is None for the local server's own name. ``nodes`` are those of all groups: an address where none of them
-    is cannot be judged, and is the operator's responsibility.
+    ``choice`` is None for the local server's own name. ``taken`` are the addresses and ports of the nodes of all
+    groups: an address where none of them is cannot be judged, and is the operator's responsibility.
     """
     if choice is None:
         return "it is the local server's own name"  # M9
-    why = _why_not(view, choice.wanted_role, pin, config=config, nodes=nodes)
+    why = _why_not(view, choice.wanted_role, pin, fallback=fallback, taken=taken)
     if why is not None:
         return why
     kind = _kind(view, choice.wanted_role, pin.address)
@@ -80,19 +79,19 @@ def pinned(
 
 
 def _why_not(
-    view: GroupView, wanted_role: Role, pin: Pin, *, config: Config, nodes: Mapping[Node, NodeState]
+    view: GroupView, wanted_role: Role, pin: Pin, *, fallback: Fallback, taken: Collection[tuple[str, int]]
 ) -> str | None:
     if _queues(view):
         return "connections wait for its next server"  # M8
     if wanted_role is not pin.wanted_role:
         return f"it was pinned as one that wants a {pin.wanted_role.value}"  # M7
     here = nodes_at(pin.address, view.group, view.states)
-    if not here and any(_is_at(pin.address, view.group, node, nodes) for one in config.groups for node in one.nodes):
+    if not here and (pin.address, view.group.nodes[0].port) in taken:
         return f"{pin.address} is a server of other names"  # M6
     if not here and ipaddress.ip_address(pin.address).is_loopback:
         return f"{pin.address} is a loopback address, and no node's"  # M6
-    why = _evidence_against(view, wanted_role, pin.address, fallback=config.fallback)
-    if why is None and here and not _known(view, wanted_role, pin.address, fallback=config.fallback):
+    why = _evidence_against(view, wanted_role, pin.address, fallback=fallback)
+    if why is None and here and not _known(view, wanted_role, pin.address, fallback=fallback):
         return f"{pin.address} has not been seen as a {wanted_role.value}"  # M6
     return why
 
@@ -134,12 +133,6 @@ def alerts(pins: Mapping[str, Pin], refused: Mapping[str, str | None], pause: Pa
 
 def _queues(view: GroupView) -> bool:
     return view.target is not None and view.target.kind is TargetKind.QUEUED
-
-
-def _is_at(address: str, group: Group, node: Node, nodes: Mapping[Node, NodeState]) -> bool:
-    """Report whether a node of any group is the server that a group's name reaches at an address."""
-    seen = nodes[node].role_seen if node in nodes else None
-    return node.port == group.nodes[0].port and ((seen and seen.address) or node.host) == address
 
 
 def _servers(view: GroupView, address: str) -> list[Observation]:

@@ -110,8 +110,8 @@ REFUSED: dict[str, tuple[str, dict[str, object], str]] = {
     "no address": ("wk1-b", {}, "wk1-b is no address that a name can have"),
     "the fence": ("255.255.255.255", {"force": True}, "is no address that a name can have"),
     "no text": (cast("str", 7), {}, "nothing is no address that a name can have"),
-    "no such name": (B, {"name": "wk7"}, "wk7 is not one of the names: cn, wk1"),
-    "no name": (B, {"name": None}, "a name is not one of the names: cn, wk1"),
+    "no such name": (B, {"name": "wk7"}, "there is no name 'wk7': did you mean `wk1`?"),
+    "no name": (B, {"name": None}, "there is no name '': expected one of cn, wk1"),
     **{
         f"no time: {wrong!r}": (B, {"for_s": wrong}, "the time must be from 1s to 168h")
         for wrong in (None, "30m", True, 0, -1, 0.5, LONGEST_S + 1, 10**400)

@@ -153,7 +153,7 @@ def test_what_is_refused(running: Agent, public: Path, start_agent: StartAgent, 
     assert (ran.returncode, "no agent runs in" in ran.stderr) == (2, True)
     start_agent(public).wait_for_line(SETTLED)
     for arguments, words in (
-        (("pin", "wk7", wk1), "wk7 is not one of the names: cn, wk1, wk2"),
+        (("pin", "wk7", wk1), "there is no name 'wk7': did you mean `wk"),
         (("pin", "wk1", "10.9.9.9", "--force"), f"wk1 is not pinned to 10.9.9.9: {wk1} is the primary"),
         (("pause", "--for", "8d"), "--for: '8d' found"),
         (("pause", "--for", "0s"), "'0s' found, expected 1s to 168h"),

@@ -323,6 +323,12 @@ def apply(world: World, event: Event) -> None:
             one.pins.pop(name, None)
         case ("pause", float(seconds)):
             one.paused(for_s=seconds)
+        case ("pin that is over", str(name), str(address), _):
+            one.pin(address, name, for_s=-1)
+        case ("pause that is over", _):
+            one.paused(for_s=-1)
+        case ("nothing",):
+            pass
         case _:
             happen(world, event)
 
@@ -401,6 +407,27 @@ def test_nothing_by_hand_changes_nothing(world: World, history: list[list[Event]
             each.agent.wait(1).decide()
     assert one.decision.pins == {}
     assert addresses(one) == addresses(other.agent)
+
+
+@given(WORLDS, HISTORIES)
+def test_what_is_over_changes_nothing(world: World, history: list[list[Event]]) -> None:
+    """With pins and pauses whose time is over, each decision is the one without any."""
+    other = copy.deepcopy(world)
+    told: list[list[object]] = [[], []]
+    for each, decisions, changed in (
+        (world, told[0], {"pin": "pin that is over", "pause": "pause that is over"}),
+        (other, told[1], dict.fromkeys(("pin", "unpin", "pause"), "nothing")),
+    ):
+
+        def check(one: Agent = each.agent, decisions: list[object] = decisions) -> None:
+            decisions.append(one.decision)
+
+        def instead(event: Event, changed: dict[str, str] = changed) -> Event:
+            what = changed.get(str(event[0]))
+            return event if what is None else ("nothing",) if what == "nothing" else (what, *event[1:])
+
+        live(each, [[instead(event) for event in batch] for batch in history], check)
+    assert told[0] == told[1]
 
 
 @given(WORLDS, HISTORIES)
