@@ -150,6 +150,8 @@ class ByHand:
             reason=_reason(request),
         )
         seen, before = self._observer.observations(), self._decision()
+        if group.name not in before.groups:
+            raise _RefusedError(f"{group.name} is not pinned: its servers were not all asked yet; try again")
         pins, _ = overrides.to_boottime(overrides.Kept(pins=(pin,)))
         with_it = dataclasses.replace(seen, pins={**seen.pins, **pins})
         then = decide(self._observer.decidable(before, seen), with_it, before, boottime())

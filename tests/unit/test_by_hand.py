@@ -10,6 +10,7 @@ import pytest
 from resolver_agent.by_hand import ByHand
 from resolver_agent.control import server
 from resolver_agent.control.overrides import LONGEST_S, Overrides, path_of
+from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.observation import Observations
 from tests.unit.builders import Agent, config, dead, group, primary, standby
 from tests.unit.patroni.builders import in_loop
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Config
     from resolver_agent.observe.observer import Observer
-    from resolver_agent.routing.decision import Decision
 
 CN, A, B, C = "10.0.0.1", "10.0.1.1", "10.0.1.2", "10.0.1.3"
 
@@ -132,6 +132,14 @@ def test_a_pin_that_is_refused(address: str, arguments: dict[str, object], why: 
         assert (one.kept.pins, one.kept.alerts) == ({}, ())
 
     check()
+
+
+@in_loop
+async def test_a_pin_right_after_the_start(tmp_path: Path) -> None:
+    """Nothing is known yet by which it could be judged."""
+    one = Operator(tmp_path)
+    one.agent.decision = Decision(groups={})
+    assert await one.pin(C) == {"error": "wk1 is not pinned: its servers were not all asked yet; try again"}
 
 
 @in_loop

@@ -210,3 +210,19 @@ def test_a_change_is_told_after_the_flush(citus: CitusCluster, tmp_path: Path) -
     assert 0 <= change.written_ms <= change.flushed_ms < 5000
     wait_until(lambda: [one for one in json.loads(told.read_text()) if one["to"] == new.address])
     assert change.as_json() in json.loads(told.read_text())
+
+
+def test_recovery_waits_while_a_name_is_pinned(citus: CitusCluster) -> None:
+    """Nothing is resolved by a name that the operator leads, not even after a restart; once it is over all is."""
+    cn1, wk1 = citus.machines["cn-1"], citus.machines["wk1-1"]
+    citus.start_agent(cn1).wait_for_line(" wk2 → ", timeout_s=30)
+    pinned = citus.ask_agent(cn1, "pin", name="wk1", address=wk1.address, for_s=600, reason="")
+    assert (pinned["kept"], pinned["ignored"]) == (True, None)
+    assert citus.stop_agent(cn1) == 0
+    in_doubt = leave_in_doubt(citus)
+    agent = citus.start_agent(cn1)
+    agent.wait_for_line(f"alert: wk1 is pinned to {wk1.address}", timeout_s=30)
+    wait_until(lambda: citus.ask_agent(cn1, "status")["recovery"]["blocked_by"] == "wk1 is pinned", timeout_s=30)
+    assert records(citus) == in_doubt
+    assert citus.ask_agent(cn1, "unpin", name="wk1")["pinned"]
+    wait_for_recovery(citus)
