@@ -118,7 +118,7 @@ class Changes:
         for target in left:
             since = self._seen[target.name, None]
             self._tell(gone(target, time=time, written_ms=round((now - since) * 1000)), since, now)
-        self._before, self._seen = targets, {}
+        self._before = targets
 
     def _tell(self, change: Change, seen_at: float, now: float) -> None:
         self._history.put(change)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from typing import TYPE_CHECKING
+
+import pytest
 
 from resolver_agent.changes import history_file
 from resolver_agent.changes.changes import Changes
@@ -15,8 +18,6 @@ from tests.unit.builders import config, group
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from resolver_agent.changes.change import Change
 
@@ -184,6 +185,19 @@ def test_the_command_is_run_once_for_a_change(tmp_path: Path) -> None:
     setup.round(target(B), now=12.0)
     assert run(setup) == [f"wk1 {B} "]
     assert [one.flushed_ms for one in history_file.read(history_file.path_of(str(tmp_path)))[0]] == [11000]
+
+
+def test_the_end_of_the_agent(tmp_path: Path) -> None:
+    """It does not wait for the command."""
+    setup, pid = Setup(tmp_path), tmp_path / "pid"
+    on_change = OnChange(
+        command=("/bin/sh", "-c", 'echo $$ >"$0.new"; mv "$0.new" "$0"; sleep 1000', str(pid)), timeout_s=60
+    )
+    setup.changes.configure(dataclasses.replace(setup.config, on_change=on_change))
+    setup.runs = pid
+    [running] = run(setup.round(target(A)))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(running), 0)
 
 
 def test_a_defect_does_not_end_the_round(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

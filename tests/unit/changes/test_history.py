@@ -71,6 +71,11 @@ def saved(path: Path) -> list[Change]:
     return history_file.read(str(path))[0]
 
 
+def lines(path: Path) -> int:
+    """Return the number of lines in the file."""
+    return path.read_bytes().count(b"\n")
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what no event tells of."""
     for _ in range(1000):
@@ -109,6 +114,12 @@ def test_the_file_is_bounded(path: Path) -> None:
     ]
 
 
+def test_a_file_is_shown_to_its_bound(path: Path) -> None:
+    """Between two times that it is written anew it has more lines, and no more changes."""
+    history_file.write(str(path), [change(number) for number in range(KEPT + 7)])
+    assert saved(path) == [change(number) for number in range(7, KEPT + 7)]
+
+
 def test_a_line_that_was_cut_off(path: Path) -> None:
     """It costs no other: not those before, nor the next one."""
     path.parent.mkdir()
@@ -134,6 +145,19 @@ def test_since(path: Path) -> None:
             assert history.since("wk2", B) is None
             assert history.since("wk9", B) is None
             assert history.since("wk3", B) is not None
+
+    asyncio.run(main())
+
+
+def test_since_is_that_of_the_last_change(path: Path) -> None:
+    """A flush that is told later makes an earlier change no later one."""
+
+    async def main() -> None:
+        async with kept(path) as history:
+            for one in (change(1), change(2, new=A), change(1, flushed_ms=40)):
+                history.put(one)
+            assert history.since("wk1", A) is not None
+            assert history.since("wk1", B) is None
 
     asyncio.run(main())
 
@@ -199,11 +223,15 @@ def test_a_disk_that_does_not_answer(path: Path, monkeypatch: pytest.MonkeyPatch
             for number in range(3 * KEPT):
                 history.put(change(number, "wk2"))
             assert len(history._unsaved) <= KEPT
+            monkeypatch.setattr(history_module, "_HUNG_S", 10.0)
             answer.set()
             await until(lambda: history.alert is None)
+            await until(lambda: lines(path) == KEPT)
+            history.put(change(3 * KEPT, "wk2"))
+        assert lines(path) == KEPT + 1  # it is written anew once
 
     asyncio.run(main())
-    assert saved(path) == [change(number, "wk2") for number in range(2 * KEPT, 3 * KEPT)]
+    assert saved(path) == [change(number, "wk2") for number in range(2 * KEPT + 1, 3 * KEPT + 1)]
 
 
 def test_a_defect_is_an_alert(path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

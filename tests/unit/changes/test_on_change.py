@@ -218,6 +218,24 @@ def test_another_command(setup: Setup) -> None:
     asyncio.run(main())
 
 
+def test_what_waits_when_the_command_is_taken_away(setup: Setup) -> None:
+    """A command that is named later is told what happens from then on."""
+    setup.gate.unlink()
+
+    async def main() -> None:
+        async with setup.running() as command:
+            command.put(change("wk1"))
+            await setup.runs(1)
+            command.put(change("wk2"))
+            command.configure(None)
+            command.configure(setup.config)
+            command.put(change("wk3"))
+            setup.gate.touch()
+            assert await setup.runs(2) == ["wk1", "wk3"]
+
+    asyncio.run(main())
+
+
 def test_an_alert_of_a_command_that_is_gone(setup: Setup) -> None:
     """The end of a run under the old configuration is no fault of the new one."""
     setup.gate.unlink()
