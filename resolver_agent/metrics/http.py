@@ -29,9 +29,10 @@ _log = logging.getLogger(__name__)
 
 _HEAD_LIMIT = 8192
 _CONNECTIONS = 32
-_PAUSE_S = 0.005
-"""How long no connection is taken after one: monitoring needs far fewer, and very many would delay a round."""
+_PAUSE_S = 0.01
+"""How long no connection is taken after two in quick succession: very many would delay a round."""
 
+_DEFER_S = 2
 _ASK_S = 5.0
 _READ_S = 10.0
 _BACKLOG = 128
@@ -74,6 +75,7 @@ class HttpServer:
         self._where: Node | None = None
         self._failures = 0
         self._defect = ""
+        self._taken_at = 0.0
         self._listener: socket.socket | None = None
         self._resume: asyncio.TimerHandle | None = None
         self._open: dict[asyncio.Task[None], bool] = {}  # oldest first; whether it has asked
@@ -126,10 +128,10 @@ class HttpServer:
             self._changed()
 
     def _accept(self, listener: socket.socket) -> None:
-        """Take one connection, and none for a short time after it."""
+        """Take one connection, and none for a short time after it if they come in quick succession."""
         loop = asyncio.get_running_loop()
-        loop.remove_reader(listener)
-        pause_s = _PAUSE_S
+        before, self._taken_at = self._taken_at, loop.time()
+        pause_s = _PAUSE_S if self._taken_at - before < _PAUSE_S else 0.0
         try:
             connection, _ = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -140,7 +142,9 @@ class HttpServer:
             pause_s = _SHORT_S
         else:
             self._take(connection)
-        self._resume = loop.call_later(pause_s, loop.add_reader, listener, self._accept, listener)
+        if pause_s:
+            loop.remove_reader(listener)
+            self._resume = loop.call_later(pause_s, loop.add_reader, listener, self._accept, listener)
 
     def _take(self, connection: socket.socket) -> None:
         """Converse over a new connection, at the cost of another one where there are very many."""
@@ -245,6 +249,8 @@ def _listen(where: Node) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in where.host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # The kernel keeps those to itself that say nothing at first.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_S)
         listener.bind((where.host, where.port))
         listener.listen(_BACKLOG)
         listener.setblocking(False)  # noqa: FBT003
