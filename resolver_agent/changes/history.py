@@ -139,4 +139,5 @@ class History:
         return await call
 
     def _report(self, fault: str) -> None:
-        self.alert = Alert(AlertCode.STATE, f"{plain(fault)}; the history of changes is kept in memory alone")
+        text = f"{plain(fault)}; the history of changes is kept in memory alone"
+        self.alert = Alert(AlertCode.STATE, text, of=("history",))

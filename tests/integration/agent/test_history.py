@@ -69,13 +69,13 @@ def test_a_promotion_is_recorded_and_outlives_a_restart(
 def test_a_folder_that_cannot_be_used(
     cluster: dict[str, Group], write_config: WriteConfig, start_agent: StartAgent, tmp_path: Path
 ) -> None:
-    """It is no reason not to start: one alert says so, and the names are kept all the same."""
+    """It is no reason not to start: one alert for each file says so, and the names are kept all the same."""
     (tmp_path / "file").touch()
     config = write_config(cluster["cn"].primary, cluster, state_dir=str(tmp_path / "file" / "state"))
     agent = start_agent(config)
     agent.wait_for_line("alert: .*Not a directory.*the history of changes is kept in memory alone")
     agent.wait_for_target("wk1", cluster["wk1"].primary.address)
-    assert [alert["key"] for alert in status(config)["alerts"]] == ["state"]
+    assert alerts(config) == {"history:state", "overrides:state"}
     assert agent.stop() == 0
 
 

@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_used(path: Path, monkeypatch: pytest.MonkeyPatc
         async with kept(path) as history:
             await until(lambda: history.alert is not None)
             assert history.alert is not None
-            assert history.alert.key == "state"
+            assert history.alert.key == "history:state"
             assert history.alert.text == (
                 f"{path}: Not a directory; make it usable for this user, or name another state_dir; "
                 "the history of changes is kept in memory alone"
