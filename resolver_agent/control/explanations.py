@@ -459,6 +459,16 @@ ALERTS: tuple[Explanation, ...] = (
                 "the reason in the alert: a full disk, or a `state_dir` that others may write",
                 "as the alert says. Names are kept right all the same; what is in memory is lost at a restart",
             ),
+            Remedy(
+                "`no name is pinned or paused`",
+                "the reason in the alert: a file that another program wrote, a disk that does not answer",
+                "delete `overrides.json` in `state_dir`, and pin or pause again what still has to be",
+            ),
+            Remedy(
+                "`a restart loses pins and a pause, or brings back old ones`",
+                "the reason in the alert: a full disk, or a `state_dir` that others may write",
+                "as the alert says; it is tried again every 30 s",
+            ),
         ),
     ),
     Explanation(
