@@ -21,6 +21,8 @@ def test_the_names_of_metrics() -> None:
     """Names are as Prometheus wants them: base units, and _total at counters alone."""
     found = everything()
     assert len(found.families) > 40
+    heads = re.findall(r"^# TYPE (\S+)", found.text, re.MULTILINE)
+    assert len(heads) == len(set(heads))
     for name, family in found.families.items():
         assert re.fullmatch(r"resolver_agent_[a-z0-9]+(_[a-z0-9]+)*", name)
         assert family.documentation.endswith(".")
