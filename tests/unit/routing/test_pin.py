@@ -291,6 +291,15 @@ def test_m10_a_pause_ends_by_itself() -> None:
     assert one.alerts == set()
 
 
+def test_a_pause_that_is_ended_while_nothing_else_happens() -> None:
+    """Names move in the next round, also where nothing new was seen for long."""
+    one = then(agent(standby).paused(), {B: dead()})
+    for _ in range(3):
+        assert one.decide().address() == B
+    one.pause = None
+    assert one.decide().address() == C
+
+
 def test_pins_within_a_pause() -> None:
     """A pause holds what nobody has pinned."""
     one = agent(standby).paused().pin(C)
