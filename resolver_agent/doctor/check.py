@@ -76,8 +76,8 @@ def of_server(rule: Callable[[Facts, Server], Iterable[Finding]]) -> Callable[[F
 
 
 def without_server(facts: Facts) -> str | None:
-    """Return why nothing is known of the local PostgreSQL; None if it was asked."""
-    return f"the local PostgreSQL cannot be asked: {facts.server.why}" if isinstance(facts.server, Unknown) else None
+    """Return that nothing is known of the local PostgreSQL, the reason is a finding; None if it was asked."""
+    return "the local PostgreSQL cannot be asked" if isinstance(facts.server, Unknown) else None
 
 
 def without_citus(facts: Facts) -> str | None:

@@ -150,10 +150,17 @@ def _without_local(facts: Facts) -> str | None:
     return "the local PostgreSQL was not seen" if facts.local.role_seen is None else None
 
 
+def _without_roles(facts: Facts) -> str | None:
+    """Return that no node answered; a group of which none did has no fault of its own."""
+    return None if any(facts.seen(group) for group in facts.config.groups) else "no node answers"
+
+
 CHECKS = (
     Check("the configuration has no warnings", _config),
     Check("every node answers", _states),
-    Check("each group has one primary, and standbys of the same database cluster that do not lag", _groups),
+    Check(
+        "each group has one primary, and standbys of the same database cluster that do not lag", _groups, _without_roles
+    ),
     Check("the local PostgreSQL is one of the nodes", _own, _without_local),
     Check("reads through standbys cannot mix up their results", _readers),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resolver_agent.doctor.check import Check, without_patroni
+from resolver_agent.doctor.check import Check, without_citus, without_patroni, without_server
 from resolver_agent.doctor.checks import hooks
 from resolver_agent.doctor.facts import Patroni, Server, Unknown
 from resolver_agent.doctor.finding import Finding, Severity
@@ -109,6 +109,18 @@ def _without_known(facts: Facts) -> str | None:
     return without_patroni(facts) or "its configuration could not be read"
 
 
+def _without_group(facts: Facts) -> str | None:
+    own = None if facts.own is not None else "it is not known which group the local PostgreSQL belongs to"
+    return _without_known(facts) or without_citus(facts) or own
+
+
+def _without_user(facts: Facts) -> str | None:
+    """Return why it is not known whether that user may; None if it is."""
+    if isinstance(facts.server, Server) and facts.server.os_user is None:
+        return "it is not known as which user the local PostgreSQL runs"
+    return without_patroni(facts) or without_server(facts)
+
+
 def _without_queue(facts: Facts) -> str | None:
     if all(group.queue.planned_s == 0 for group in facts.config.groups):
         return "no name queues (queue.planned)"
@@ -125,7 +137,7 @@ CHECKS = (
     Check("Patroni leaves pg_dist_node alone", _section, _without_known),
     Check("Patroni announces a promotion to the agent (pre_promote)", _pre_promote, _without_known),
     Check("Patroni announces a stop to the agent (before_stop)", _before_stop, _without_queue),
-    Check("the agent asks Patroni who has the leader lock", _lock, _without_known),
-    Check("Patroni's user may use the agent's socket", _socket, without_patroni),
+    Check("the agent asks Patroni who has the leader lock", _lock, _without_group),
+    Check("Patroni's user may use the agent's socket", _socket, _without_user),
     Check("Patroni's REST APIs answer", _answers, _without_apis),
 )

@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from resolver_agent.citus.metadata import identifier
-from resolver_agent.doctor.check import Check, of_server, without_citus
+from resolver_agent.doctor.check import Check, of_server, without_citus, without_server
 from resolver_agent.doctor.checks.parameter import how_to_set
 from resolver_agent.doctor.checks.postgres import role_sql
 from resolver_agent.doctor.facts import Database, Facts, OwnSetting, Patroni, Server, Unknown, is_address
@@ -312,7 +312,7 @@ def _without_workers(facts: Facts) -> str | None:
 
 
 CHECKS = (
-    Check("waiting rooms can be opened", _rooms, _without_rooms),
+    Check("waiting rooms can be opened", _rooms, lambda facts: _without_rooms(facts) or without_server(facts)),
     Check("many connections can wait", _backlog, _without_rooms),
     Check("the parameters of Citus let statements queue", of_server(_citus), _without_citus),
     Check("the agent can have cached connections closed before planned work", of_server(_uncache), _without_workers),

@@ -177,7 +177,27 @@ def test_each_check_of_a_fit_node() -> None:
         (
             lambda fit: dataclasses.replace(fit, server=Unknown("Connection refused")),
             "pg_dist_node has names of the configuration, one for each group",
-            "- the local PostgreSQL cannot be asked: Connection refused",
+            "- the local PostgreSQL cannot be asked",
+        ),
+        (
+            lambda fit: dataclasses.replace(fit, server=Unknown("Connection refused")),
+            "waiting rooms can be opened",
+            "- the local PostgreSQL cannot be asked",
+        ),
+        (
+            probed(cn1=dead(), cn2=dead(), wk1=dead(), wk2=dead()),
+            "each group has one primary, and standbys of the same database cluster that do not lag",
+            "- no node answers",
+        ),
+        (
+            probed(cn1=dead()),
+            "the agent asks Patroni who has the leader lock",
+            "- it is not known which group the local PostgreSQL belongs to",
+        ),
+        (
+            server(os_user=None),
+            "Patroni's user may use the agent's socket",
+            "- it is not known as which user the local PostgreSQL runs",
         ),
         (
             server(databases={"a": Unknown("no entry")}),
