@@ -38,7 +38,9 @@ def differences(old: Config, new: Config) -> list[str]:
 
     A key that changed in the same way for all names, for example because it is set for all of them, is given once.
     """
-    changes = list(itertools.islice(itertools.chain(_of_top(old, new), _of_names(old, new)), _MOST + 1))
+    names = list(itertools.islice(_of_names(old, new), _MOST + 1))
+    # The local port is that of all names, unless it is set.
+    changes = [*(one for one in _of_top(old, new) if one.removeprefix("local.") not in names), *names]
     return [*changes[:_MOST], "and more"] if len(changes) > _MOST else changes
 
 

@@ -49,8 +49,9 @@ def test_fallback() -> None:
 
 
 def test_a_port() -> None:
-    """All nodes have another port; the nodes themselves are the same."""
-    assert said(NAMES, f"{NAMES}port: 5433\n") == ["local.port: 5432 → 5433", "port: 5432 → 5433"]
+    """All nodes have another port, and so has the local server; the nodes themselves are the same."""
+    assert said(NAMES, f"{NAMES}port: 5433\n") == ["port: 5432 → 5433"]
+    assert said(NAMES, f"{NAMES}local: {{port: 5433}}\n") == ["local.port: 5432 → 5433"]
 
 
 def name(settings: str) -> str:
