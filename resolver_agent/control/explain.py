@@ -42,8 +42,9 @@ def explain(about: str) -> str:
     asked = " ".join(about.split()).casefold()
     if not asked:
         return _overview()
-    key, code = asked.rpartition(":")[2], asked.rpartition(" [")[2].removesuffix("]")
-    alert = next((one for one in ALERTS if one.code.value in (key, code)), None)
+    key = asked.rpartition(":")[2]
+    codes = {key, *re.findall(r" \[(\w+)\]", asked)}  # a line of the log ends with it, or has it inside its JSON
+    alert = next((one for one in ALERTS if one.code.value in codes), None)
     found = _find(asked)
     if alert is not None:
         said = [one for one in found if one.alert is alert and " " in asked]

@@ -198,7 +198,7 @@ ALERTS: tuple[Explanation, ...] = (
     Explanation(
         AlertCode.LOCAL,
         "the local PostgreSQL",
-        "The local server cannot be asked for its role. Its last known role stands.",
+        "The local server cannot be asked for its role. The last known one stands; without one it counts as a primary.",
         (
             Remedy(
                 "`the local PostgreSQL is`",

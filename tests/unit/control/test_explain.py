@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -60,6 +61,13 @@ def test_the_longer_phrase_counts() -> None:
         "patroni: severity warning, about a node or a name",
         "symptom: `Patroni at … cannot be asked`",
     ]
+
+
+def test_a_line_of_json() -> None:
+    """The code in the message counts, not words that are also in it."""
+    text = "alert: the configuration stays as it was: a.yml: fallback: missing [config]"
+    line = json.dumps({"level": "warning", "message": text, "code": "config", "key": "a.yml: fallback: missing:config"})
+    assert sections(line)[0] == "config: severity warning, about the configuration"
 
 
 def alerts() -> list[Alert]:
