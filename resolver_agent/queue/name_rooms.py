@@ -113,7 +113,7 @@ class NameRooms:
                 return address
             fault = fault or found
         if self._faults.get(name) != fault:
-            _log.warning("%s: there is no waiting room: %s", name, fault)
+            _log.warning("%s: there is no waiting room: %s", name, fault, extra={"name_": name})
         self._faults[name] = fault or "there is none"
         return None
 
@@ -122,7 +122,7 @@ class NameRooms:
         try:
             self._rooms.forward(name, address, self._port(name))
         except ValueError as error:  # no server's address, as when a node is given by a name that leads to a room
-            _log.error("%s: what waits cannot be forwarded: %s", name, error)
+            _log.error("%s: what waits cannot be forwarded: %s", name, error, extra={"name_": name})
             self.close(name, "nobody can take them")
         else:
             self._opened[name].to = address
@@ -158,7 +158,8 @@ class NameRooms:
     def _forget(self, name: str, why: str) -> None:
         room = self._opened.pop(name, None)
         if room is not None:
-            _log.info("%s: its waiting room was open for %.2f s: %s", name, boottime() - room.since, why)
+            open_s = boottime() - room.since
+            _log.info("%s: its waiting room was open for %.2f s: %s", name, open_s, why, extra={"name_": name})
 
     def _port(self, name: str) -> int:
         return next(group.nodes[0].port for group in self._observer.config.groups if group.name == name)

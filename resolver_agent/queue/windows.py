@@ -558,7 +558,7 @@ class Windows:
         )
         self._past.append(past)
         self.ended[name] += 1
-        _log.info("%s", past)
+        _log.info("%s", past, extra={"name_": past.name, "node": past.node})
 
     def _say(self, stop: _Stop, kind: Kind, *, coordinator: bool = False, later: bool = False, left: int = 0) -> None:
         message = Message(kind=kind, id=stop.id, coordinator=coordinator, later=later, left=left)

@@ -103,6 +103,17 @@ async def test_a_reload_that_removes_the_name_of_a_stop() -> None:
 
 
 @in_loop
+async def test_a_program_that_reads_the_log_finds_the_name(caplog: pytest.LogCaptureFixture) -> None:
+    """The name is in a field of its own, as in ``status``."""
+    agent = on_coordinator(unplanned_s=30.0)
+    made, _ = beside(agent)
+    made.prepare(agent.wait(0.1).see({OLD: dead()}).decide().decision)
+    [record] = caplog.records
+    assert "there is no waiting room" in record.getMessage()
+    assert vars(record)["name_"] == "wk1"
+
+
+@in_loop
 async def test_a_stop_of_the_local_server_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held back for another server is given up when the local one stops, and the other is told at once."""
 
