@@ -158,30 +158,37 @@ class Requests:
                 await asyncio.wait_for(self._round_over.wait_for(done), within_s)
 
     def _status(self, _request: dict[str, Any]) -> dict[str, Any]:
-        answer: dict[str, Any] = report.as_json(self._found())
+        answer: dict[str, Any] = report.as_json(self._found()())
         return answer
 
-    def _found(self) -> report.Status:
+    def _found(self) -> Callable[[], report.Status]:
+        """Take what there is now, and return what makes a status of it: with very many names that takes time."""
         now, state = boottime(), self._state()
         seen = self._observer.observations()
-        decidable = self._observer.decidable(state.decision, seen)
-        shown = decide(decidable, seen, state.decision.afresh(), now)
-        return report.status(
-            self._observer.config,
-            shown,
-            seen.nodes,
-            local=seen.local,
-            alerts=state.lasting,
-            written=self._block.says(shown.targets),
-            trampled=self._block.trampled,
-            flush=self._maintenance.flush_status,
-            recovery=self._maintenance.recovery_status(now),
-            queue=self._windows.status(now),
-            pins=self._by_hand.pins(shown),
-            pause=self._by_hand.pause,
-            now=now,
-            since=self._since,
-        )
+        config, decidable = self._observer.config, self._observer.decidable(state.decision, seen)
+        flush, recovery = self._maintenance.flush_status, self._maintenance.recovery_status(now)
+        queue, pause = self._windows.status(now), self._by_hand.pause
+
+        def make() -> report.Status:
+            shown = decide(decidable, seen, state.decision.afresh(), now)
+            return report.status(
+                config,
+                shown,
+                seen.nodes,
+                local=seen.local,
+                alerts=state.lasting,
+                written=self._block.says(shown.targets),
+                trampled=self._block.trampled,
+                flush=flush,
+                recovery=recovery,
+                queue=queue,
+                pins=self._by_hand.pins(shown),
+                pause=pause,
+                now=now,
+                since=self._since,
+            )
+
+        return make
 
     async def _metrics(self, _request: dict[str, Any]) -> dict[str, Any]:
         return {"text": await self._metrics_now()}
@@ -198,10 +205,8 @@ class Requests:
         return await asyncio.shield(self._metrics_text)
 
     async def _render_metrics(self) -> str:
-        begun = boottime()
-        found, counted = self._found(), self._counted(begun)
-        await asyncio.sleep(boottime() - begun)  # the rounds get as much time
-        return await threads.call(lambda: exposition.render(families(found, counted)))
+        make, counted = self._found(), self._counted(boottime())
+        return await threads.call(lambda: exposition.render(families(make(), counted)))
 
     def _counted(self, now: float) -> Counted:
         """Return what the parts of the agent have counted until now."""
