@@ -64,9 +64,7 @@ class Metrics:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        found = [*text_string_to_metric_families(text)]
-        self.families = {family.name: family for family in found}
-        assert len(self.families) == len(found), "a metric comes twice"
+        self.families = {family.name: family for family in text_string_to_metric_families(text)}
         self.samples = [
             (sample.name.removeprefix("resolver_agent_"), sample.labels, sample.value)
             for family in self.families.values()
