@@ -88,12 +88,12 @@ class Setup:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what no event tells of."""
-    for _ in range(3000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise TimeoutError
+    """Wait for what no event tells of, and may last for one run of the command: so each turn of the loop looks."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + 30
+    while not condition():
+        assert loop.time() < deadline
+        await asyncio.sleep(0)
 
 
 @pytest.fixture
