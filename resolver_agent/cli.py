@@ -52,8 +52,8 @@ _SHOWN = {
 """The files that ``show`` prints, in the package's folder ``systemd``."""
 
 _HELP = {"-h", "--help"}
-_TAKE_WORDS = {"explain"}
-"""The commands that may be followed by any words, also by the name of a hook."""
+_FLAGS = {"-v", "--verbose", "--dry-run", "--validate-config"}
+"""The options before a command that no value follows."""
 
 _MARKS, _ASCII_MARKS = ("✓", "✗", "-"), ("[ok]", "[!!]", "[--]")
 """Before each check of doctor: it is in order, it has findings, or it was not looked at."""
@@ -71,10 +71,9 @@ class _TroubleError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if (_HELP | hook.BY_HAND).isdisjoint(given) and _words(given)[:1] != ["help"]:
+    if (_HELP | hook.BY_HAND).isdisjoint(given):
         for one in (pre_promote, before_stop):
-            # Before anything else can fail or take time.
-            if one.NAME in given and _TAKE_WORDS.isdisjoint(given[: given.index(one.NAME)]):
+            if _is_command(one.NAME, given):  # before anything else can fail or take time
                 one.run(given, leave=os._exit)
     _forget_environment()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -99,9 +98,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _words(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments that are no options: first the command, unless an option with a value is before it."""
-    return [word for word in arguments if not word.startswith("-")]
+def _is_command(name: str, arguments: Sequence[str]) -> bool:
+    """Report whether a hook's name is the command: a word before it is one itself, or an option's value.
+
+    `pause --reason pre-promote` announces no promotion. In a doubt it is the hook: Patroni must not be refused.
+    """
+    if name not in arguments:
+        return False
+    before = arguments[: arguments.index(name)]
+    commands = (
+        word
+        for option, word in zip(["", *before], before, strict=False)
+        if not word.startswith("-") and (not option.startswith("-") or option in _FLAGS)
+    )
+    return next(commands, None) is None
 
 
 def _say_trouble(text: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resolver_agent import cli
-from resolver_agent.control import report
+from resolver_agent.control import pre_promote, report
 from resolver_agent.control.client import socket_path
 from resolver_agent.routing.state import Severity
 from resolver_agent.system import lock
@@ -102,3 +102,32 @@ def test_the_journal_learns_what_is_trouble(tmp_path: Path) -> None:
     assert lines[0] == "<3>resolver-agent: the configuration is not usable"
     assert len(lines) == 3
     assert all(line.startswith(f"<3>{config}: ") for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("line", "runs"),
+    [
+        ("pre-promote", True),
+        ("pre-promote postgresql", True),
+        ("-c agent.yml pre-promote", True),
+        ("--config=agent.yml -v pre-promote", True),
+        ("--sock /run/agent.sock pre-promote", True),
+        ("--no-such-option value pre-promote", True),
+        ("pause --reason pre-promote", False),
+        ("-v pause --reason pre-promote", False),
+        ("-c agent.yml pin wk1 10.0.0.1 --reason pre-promote", False),
+        ("status pre-promote", False),
+        ("explain pre-promote", False),
+        ("help pre-promote", False),
+    ],
+)
+def test_which_command_is_the_hook(line: str, runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001 -- a table
+    """A hook runs whatever else is wrong with its options, and never for a word of another command."""
+
+    def run(*_: object, **_more: object) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(pre_promote, "run", run)
+    monkeypatch.setattr(cli, "_forget_environment", lambda: sys.exit(9))
+    with pytest.raises(KeyError if runs else SystemExit):
+        cli.main(line.split())
