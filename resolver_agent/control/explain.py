@@ -100,7 +100,7 @@ def _is_said(phrase: str, text: str) -> bool:
 
 
 def _suggestion(code: str, asked: str) -> str:
-    words = {word for remedy, _ in _remedies() for word in re.findall(r"\w{4,}", remedy.symptom.casefold())}
+    words = {word for remedy, _ in _remedies() for word in re.findall(r"\w{6,}", remedy.symptom.casefold())}
     listed = "`resolver-agent explain` lists all codes and symptoms"
     return nearest(code, (one.code.value for one in ALERTS), otherwise=nearest(asked, sorted(words), otherwise=listed))
 
