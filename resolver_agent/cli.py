@@ -713,6 +713,8 @@ def _ask(options: argparse.Namespace, kind: type[_T], command: str, **arguments:
 
     try:
         return report.from_json(kind, client.ask_running(_agent_places(options)[0], command, **arguments))
+    except client.RefusedError as error:
+        raise _TroubleError(error.answer) from error
     except client.ControlError as error:
         raise _TroubleError(str(error)) from error
 
@@ -725,7 +727,7 @@ def _pin(options: argparse.Namespace) -> int:
     if found.ignored is not None:
         raise _TroubleError(f"the pin does not count: {found.ignored}; `resolver-agent unpin {options.name}` ends it")
     print(found.target)
-    _say_until(found.until, kept=found.kept)
+    _say_consequences(kept=found.kept)
     if not found.written:
         raise _TroubleError("the hosts file does not say this yet: `resolver-agent status` says why")
     return OK
@@ -743,8 +745,8 @@ def _pause(options: argparse.Namespace) -> int:
     from resolver_agent.control import report
 
     found = _ask(options, report.PauseAnswer, "pause", for_s=options.for_s, reason=options.reason)
-    print("names are paused")
-    _say_until(found.until, kept=found.kept)
+    print(f"names are paused until {found.until}")
+    _say_consequences(kept=found.kept)
     return OK
 
 
@@ -756,8 +758,8 @@ def _resume(options: argparse.Namespace) -> int:
     return OK
 
 
-def _say_until(until: str, *, kept: bool) -> None:
-    print(f"until {until}; 2PC recovery waits meanwhile")
+def _say_consequences(*, kept: bool) -> None:
+    print("2PC recovery waits meanwhile")
     if not kept:
         print("warning: a restart of the agent ends it: it could not be saved in state_dir", file=sys.stderr)
 

@@ -26,6 +26,14 @@ class ControlError(Exception):
     """The agent could not be asked, or its socket could not be made; the message names the socket and the fix."""
 
 
+class RefusedError(ControlError):
+    """The agent answered with an error; ``answer`` is that without the socket's name."""
+
+    def __init__(self, path: str, answer: str) -> None:
+        super().__init__(f"{path}: the agent answered: {answer}")
+        self.answer = answer
+
+
 class NoAgentError(ControlError):
     """No agent runs; the message names the runtime folder."""
 
@@ -73,9 +81,7 @@ def ask(path: str, command: str, *, timeout_s: float = 5.0, **arguments: Any) ->
         raise ControlError(f"{path}: another program answers there, not the agent") from error
     if not isinstance(answer, dict) or "error" in answer:
         fault = answer.get("error") if isinstance(answer, dict) else answer
-        raise ControlError(
-            f"{path}: the agent answered: {plain(fault) if isinstance(fault, str) else reprlib.repr(fault)}"
-        )
+        raise RefusedError(path, plain(fault) if isinstance(fault, str) else reprlib.repr(fault))
     return answer
 
 

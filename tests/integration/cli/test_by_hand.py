@@ -46,7 +46,7 @@ def test_a_pin_over_a_restart(on_standby: Path, cluster: dict[str, Group], start
     assert (ran.returncode, ran.stderr) == (0, "")
     assert re.fullmatch(
         rf"wk1 → {wk1.primary.address} \(pinned until ({MOMENT}) \(rebuild\)\)\n"
-        rf"until \1; 2PC recovery waits meanwhile\n",
+        r"2PC recovery waits meanwhile\n",
         ran.stdout,
     )
     assert agent.target("wk1") == wk1.primary.address
@@ -114,7 +114,7 @@ def test_a_pause(cluster: dict[str, Group], write_config: WriteConfig, start_age
     agent.wait_for_line(SETTLED)
     ran = run("pause", "--reason", "new switches", "-c", config)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert re.fullmatch(rf"names are paused\nuntil {MOMENT}; 2PC recovery waits meanwhile\n", ran.stdout)
+    assert re.fullmatch(rf"names are paused until {MOMENT}\n2PC recovery waits meanwhile\n", ran.stdout)
     agent.wait_for_line(rf"alert: names are paused until {MOMENT} \(new switches\): none moves that does not have to")
     wk1.standby.kill()
     agent.wait_for_line("alert: wk1 → .*held; paused, otherwise fenced: no fit standby")
