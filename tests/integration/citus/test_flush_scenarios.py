@@ -190,7 +190,7 @@ def test_a_change_is_told_after_the_flush(citus: CitusCluster, tmp_path: Path) -
     """The history has the time from the evidence to the file and to the flush, and the command is told both."""
     cn1, old, new = (citus.machines[name] for name in ("cn-1", "wk1-1", "wk1-2"))
     told = tmp_path / "told"
-    script = f'echo "$RESOLVER_AGENT_CHANGES" >{told}.new && mv {told}.new {told}'
+    script = f"printf '%s\\n' \"$RESOLVER_AGENT_CHANGES\" >>{told}"
     on_change = {"command": ["/bin/sh", "-c", script]}
     agent = citus.start_agent(cn1, state_dir=str(tmp_path / "state"), on_change=on_change)
     cn1.wait_for_names({"wk1": old.address})
@@ -200,6 +200,10 @@ def test_a_change_is_told_after_the_flush(citus: CitusCluster, tmp_path: Path) -
     def moved() -> list[Change]:
         return [one for one in history_file.read(path)[0] if one.name == "wk1" and one.new == new.address]
 
+    def changes() -> list[dict[str, object]]:
+        runs = told.read_text().rpartition("\n")[0].splitlines() if told.exists() else []
+        return [change for run in runs for change in json.loads(run)]
+
     old.kill()
     new.server.promote()
     cn1.wait_for_names({"wk1": new.address})
@@ -208,8 +212,8 @@ def test_a_change_is_told_after_the_flush(citus: CitusCluster, tmp_path: Path) -
     assert change.old == old.address
     assert change.flushed_ms is not None
     assert 0 <= change.written_ms <= change.flushed_ms < 5000
-    wait_until(lambda: [one for one in json.loads(told.read_text()) if one["to"] == new.address])
-    assert change.as_json() in json.loads(told.read_text())
+    wait_until(lambda: [one for one in changes() if one["to"] == new.address])
+    assert change.as_json() in changes()
 
 
 def test_recovery_waits_while_a_name_is_pinned(citus: CitusCluster) -> None:
