@@ -78,7 +78,8 @@ def _compared(field: str, old: object, new: object) -> Iterator[tuple[str, str]]
         return
     before, after = dict(_flat(field, old)), dict(_flat(field, new))
     for key in [*before, *(key for key in after if key not in before)]:
-        if key.rpartition(".")[2] in SECRETS and before.get(key) != after.get(key):
+        secret = key.rpartition(".")[2] in SECRETS or key == "on_change.command"  # whose arguments may hold one
+        if secret and before.get(key) != after.get(key):
             yield key, "changed"
         elif before.get(key) != after.get(key):
             yield key, f"{_shown(before.get(key))} → {_shown(after.get(key))}"

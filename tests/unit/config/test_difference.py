@@ -97,6 +97,15 @@ def test_a_secret(keyword: str) -> None:
         assert said(before, after) == [f"postgresql.{keyword}: changed"]
 
 
+def test_the_arguments_of_a_command() -> None:
+    """They may hold a secret, so it is only told that they have changed."""
+    old, new = (f"{NAMES}on_change: {{command: [/bin/true, {word}]}}\n" for word in ("hunter2", "tr0ub4dor"))
+    for before, after in ((old, new), (NAMES, new), (old, NAMES)):
+        found = said(before, after)
+        assert "on_change.command: changed" in found
+        assert not any("hunter2" in one or "tr0ub4dor" in one for one in found)
+
+
 def test_many_changes_are_one_short_line() -> None:
     """Of a thousand new names some are told; a long list is cut."""
     many = ", ".join(f"n{number}: {{nodes: [10.1.{number // 250}.{number % 250 + 1}]}}" for number in range(1000))
