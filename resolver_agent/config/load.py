@@ -23,7 +23,7 @@ from resolver_agent.config.reader import Reader, Required, Table, TooManyErrorsE
 from resolver_agent.config.yaml12 import dotted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 
 class ConfigError(ValueError):
@@ -255,15 +255,13 @@ def _parse(
     http = reader.fields(dotted(prefix, "http"), top["http"], _HTTP, misplaced={})
     queue = _queue(reader, dotted(prefix, "queue"), top["queue"], Queue())
     groups = _groups(reader, dotted(prefix, "names"), top["names"] or {}, defaults=top, hostname=hostname, queue=queue)
-    if http["listen"] is not None and http["listen"][1] in {node.port for group in groups for node in group.nodes}:
-        reader.error(
-            dotted(prefix, "http.listen"), "a port of PostgreSQL found, expected one that is free on every node"
-        )
     given = reader.keywords(dotted(prefix, "postgresql"), top["postgresql"], refused=_EVERY_NODE)
     local = reader.keywords(dotted(prefix, "local"), top["local"], refused=_LOCAL)
     host = {**address, **local}.get("host") or "/"
     if host.lower() in {group.name for group in groups}:
         reader.error(dotted(prefix, "local.host"), "a managed name found, expected a socket's folder or an address")
+    if http["listen"] is not None and (taken := _taken(http["listen"][1], groups, {**address, **local})):
+        reader.error(dotted(prefix, "http.listen"), f"a port of {taken} found, expected one that is free on every node")
     if "," in host:
         reader.error(dotted(prefix, "local.host"), "a comma found, expected one server")
     to_nodes, to_local = ({}, {}) if reader.errors else _logins(given, local, login)
@@ -293,6 +291,14 @@ def _parse(
         in_patronis_file=is_patronis,
         http=Node(*http["listen"]) if http["listen"] is not None else None,
     )
+
+
+def _taken(port: int, groups: Sequence[Group], local: Mapping[str, str]) -> str | None:
+    """Return whose port it is; the agent starts before PostgreSQL and Patroni, and must not be in their way."""
+    ports = {str(node.port) for group in groups for node in group.nodes} | {str(local.get("port", ""))}
+    if str(port) in ports:
+        return "PostgreSQL"
+    return "Patroni" if port in {group.patroni.port for group in groups if group.patroni is not None} else None
 
 
 def load(path: str) -> Config:

@@ -77,6 +77,10 @@ KEYS = {
         "http: {listen: '0.0.0.0:5432'}",
         "http.listen: a port of PostgreSQL found, expected one that is free on every node",
     ),
+    "HTTP on the port of the local PostgreSQL": (
+        "http: {listen: '0.0.0.0:5433'}\nlocal: {port: 5433}",
+        "http.listen: a port of PostgreSQL found, expected one that is free on every node",
+    ),
     "route": ("route: sideways", "route: 'sideways' found, expected follow, primary or standby"),
     "citus as a bool": ("citus: false", "citus: false found, expected auto or off"),
     "port as text": ("port: '5432'", "port: '5432' found, expected a port: a whole number from 1 to 65535"),
