@@ -22,6 +22,7 @@ from resolver_agent.metrics import exposition, health
 from resolver_agent.metrics.families import families
 from resolver_agent.metrics.figures import Counted
 from resolver_agent.metrics.http import Answer
+from resolver_agent.queue.room import RoomState
 from resolver_agent.routing.decide import decide
 from resolver_agent.routing.observation import Role
 from resolver_agent.routing.state import AlertCode
@@ -168,6 +169,7 @@ class Requests:
         config, decidable = self._observer.config, self._observer.decidable(state.decision, seen)
         flush, recovery = self._maintenance.flush_status, self._maintenance.recovery_status(now)
         queue, pause = self._windows.status(now), self._by_hand.pause
+        written, trampled = self._block.says(state.decision.targets), self._block.trampled
 
         def make() -> report.Status:
             shown = decide(decidable, seen, state.decision.afresh(), now)
@@ -177,8 +179,8 @@ class Requests:
                 seen.nodes,
                 local=seen.local,
                 alerts=state.lasting,
-                written=self._block.says(shown.targets),
-                trampled=self._block.trampled,
+                written=written and shown.targets == state.decision.targets,
+                trampled=trampled,
                 flush=flush,
                 recovery=recovery,
                 queue=queue,
@@ -199,7 +201,7 @@ class Requests:
     async def _metrics_now(self) -> str:
         """Return the text of the metrics; all who ask at about the same time get the same one."""
         now = boottime()
-        if self._metrics_text is None or now - self._metrics_at > _METRICS_S:
+        if self._metrics_text is None or (self._metrics_text.done() and now - self._metrics_at > _METRICS_S):
             self._metrics_at = now
             self._metrics_text = asyncio.get_running_loop().create_task(self._render_metrics())
         return await asyncio.shield(self._metrics_text)
@@ -213,7 +215,7 @@ class Requests:
         figures, maintenance, observer = self._figures, self._maintenance, self._observer
         epoch = time.time() - now  # of CLOCK_BOOTTIME, by the clock on the wall
         role_seen = {node: state.role_seen for node, state in observer.nodes.items()}
-        lasting = self._state().lasting
+        lasting, names = self._state().lasting, [group.name for group in observer.config.groups]
         return Counted(
             started_at=epoch + figures.started_at,
             round_at=epoch + figures.round_at if figures.round_at is not None else None,
@@ -242,8 +244,8 @@ class Requests:
             recovered_at=epoch + at if (at := maintenance.recoverer.succeeded_at) is not None else None,
             recovered=maintenance.recoverer.recovered,
             cleaned=maintenance.recoverer.cleaned,
-            windows=dict(self._windows.ended),
-            rooms=self._windows.room_totals,
+            windows={name: self._windows.ended[name] for name in names},  # from 0 on, or the first ones were not seen
+            rooms={name: self._windows.room_totals.get(name, RoomState()) for name in names},
             patroni_up={str(node): up for node, up in observer.patroni_up.items()},
             alerts=dict(collections.Counter(alert.code.value for alert, _ in lasting)),
         )
