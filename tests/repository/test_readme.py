@@ -111,7 +111,8 @@ def invocations() -> list[list[str]]:
 
 
 def test_every_key() -> None:
-    """The table of the configuration names every key that the agent knows, and no other."""
+    """The table of the configuration names every key that the agent knows, once, and no other."""
+    assert len(KEYS) == len(table("Configuration"))
     own = {"names.NAME.nodes", "names.NAME.patroni"}
     per_name = {key.rpartition(".")[2] for key in known_keys("names.wk1.") - own}
     maps = {"http", "log", "on_change", "queue"}
