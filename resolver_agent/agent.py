@@ -233,7 +233,7 @@ class Agent:
 
     def _tick(self) -> None:
         try:
-            self._overrides.tick()
+            self._overrides.tick(self._decision.overtaken)
             self._observer.pins, self._observer.pause = self._overrides.pins, self._overrides.pause
             self._observer.tick()
             self._windows.tick()

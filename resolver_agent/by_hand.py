@@ -7,8 +7,10 @@ import datetime as dt
 import logging
 import math
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from resolver_agent.config.model import Route
 from resolver_agent.control import overrides, report
 from resolver_agent.routing.decide import decide
 from resolver_agent.routing.observation import Role, nodes_at
@@ -59,7 +61,16 @@ class ByHand:
     @property
     def handlers(self) -> Mapping[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]]:
         """The handler of each command on the control socket."""
-        return {"pin": self._pin, "unpin": self._unpin, "pause": self._pause, "resume": self._resume}
+        handlers = {"pin": self._pin, "unpin": self._unpin, "pause": self._pause, "resume": self._resume}
+        return {command: partial(self._once_loaded, handler) for command, handler in handlers.items()}
+
+    async def _once_loaded(
+        self, handler: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]], request: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Answer, unless what was decided by hand before has not been read yet: it would be overwritten."""
+        if not self._kept.loaded:
+            return {"error": "what was pinned or paused before has not been read yet: try again"}
+        return await handler(request)
 
     @property
     def pause(self) -> report.PauseStatus | None:
@@ -81,6 +92,9 @@ class ByHand:
         _log.info("%s is pinned to %s until %s by %s", pin.name, pin.address, pin.until, request["peer"])
         kept = await self._kept.pin(pin)
         await self._until(lambda: self._is_taken_in(pin) and self._written(), _WAIT_S)
+        if not self._is_taken_in(pin):
+            late = "but nothing has been decided anew yet: `resolver-agent status` says why"
+            return {"error": f"{pin.name} is pinned, {late}"}
         answer: dict[str, Any] = report.as_json(
             report.PinAnswer(
                 until=pin.until,
@@ -138,18 +152,20 @@ class ByHand:
         Raises:
             _RefusedError: it would not count now, or the address is no node's and that is not forced.
         """
-        told = _text(request, "address")
+        told, force = _text(request, "address"), request.get("force") is True
         address = canonical(told)
         if address is None:
             raise _RefusedError(f"{plain(told) or 'nothing'} is no address that a name can have")
+        seen, before = self._observer.observations(), self._decision()
+        is_known = bool(nodes_at(address, group, seen.nodes))
         pin = report.PinStatus(
             name=group.name,
             address=address,
-            wanted_role=self._wanted_role(group.name).value,
+            wanted_role=self._wanted_role(group).value,
             until=_until(request),
             reason=_reason(request),
+            forced=not is_known,
         )
-        seen, before = self._observer.observations(), self._decision()
         if group.name not in before.groups:
             raise _RefusedError(f"{group.name} is not pinned: its servers were not all asked yet; try again")
         pins, _ = overrides.to_boottime(overrides.Kept(pins=(pin,)))
@@ -158,7 +174,7 @@ class ByHand:
         why = then.pins[group.name]
         if why is not None:
             raise _RefusedError(f"{group.name} is not pinned to {address}: {why}")
-        if not nodes_at(address, group, seen.nodes) and request.get("force") is not True:
+        if not is_known and not force:
             nodes = ", ".join(node.host for node in group.nodes)
             raise _RefusedError(
                 f"{group.name} is not pinned: {address} is the address of none of its nodes ({nodes}); --force pins it "
@@ -166,8 +182,10 @@ class ByHand:
             )
         return pin
 
-    def _wanted_role(self, name: str) -> Role:
-        state = self._decision().groups.get(name)
+    def _wanted_role(self, group: Group) -> Role:
+        if group.route is not Route.FOLLOW:
+            return Role(group.route.value)
+        state = self._decision().groups.get(group.name)
         wanted = state.target.wanted_role if state is not None and state.target is not None else None
         return wanted or self._decision().followed_role or Role.PRIMARY
 

@@ -11,6 +11,7 @@ import dataclasses
 import datetime as dt
 import logging
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from resolver_agent.control.client import ControlError
@@ -23,7 +24,7 @@ from resolver_agent.system.clock import boottime
 from resolver_agent.system.foreign import plain, read_json, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +100,8 @@ def to_boottime(kept: Kept) -> tuple[dict[str, Pin], Pause | None]:
         address = canonical(one.address)
         if address is None:
             raise ValueError(f"no name can be pinned to {one.address}")
-        pins[one.name] = Pin(address=address, wanted_role=Role(one.wanted_role), until=until(one), told=told(one))
+        role = Role(one.wanted_role)
+        pins[one.name] = Pin(address=address, wanted_role=role, until=until(one), forced=one.forced, told=told(one))
     return pins, None if kept.pause is None else Pause(until=until(kept.pause), told=told(kept.pause))
 
 
@@ -116,6 +118,8 @@ class Overrides:
         self._changed = changed
         self._kept = Kept()
         self._fault: str | None = None
+        self._reading: asyncio.Future[Kept] | None = None
+        self._over_at: dict[str | None, float] = {}  # by the wall clock; of a name's pin, None for the pause
         self._saved = True
         self._retry_at = 0.0
         self._saving: asyncio.Task[None] | None = None
@@ -130,23 +134,42 @@ class Overrides:
         """The pins and the pause for people."""
         return self._kept
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the file was read, or cannot be. Before that nothing may be changed: it would be overwritten."""
+        return self._reading is not None and self._reading.done()
+
     async def load(self) -> None:
-        """Read the file. If that fails, there are no pins and no pause."""
-        call = threads.start(read, self._path)
-        await asyncio.wait({call}, timeout=_FILE_S)
-        try:
-            kept = call.result()
-        except asyncio.InvalidStateError:
+        """Read the file. If that fails, there are no pins and no pause; if it takes long, there are none until then."""
+        if self._reading is None:
+            self._reading = threads.start(read, self._path)
+        await asyncio.wait({self._reading}, timeout=_FILE_S)
+        if self._reading.done():
+            self._take(self._reading)
+        else:
             self._fault = f"{self._path} cannot be read within {_FILE_S:g} s: no name is pinned or paused"
-        except OSError as error:
+            self._reading.add_done_callback(self._take)
+
+    def _take(self, read: asyncio.Future[Kept]) -> None:
+        if read.cancelled():
+            return
+        error = read.exception()
+        if error is not None:
             self._fault = f"{plain(str(error))}; no name is pinned or paused"
         else:
-            self._set(kept)
+            self._fault = None
+            self._set(read.result())
             self._end_what_is_over()
 
-    def tick(self) -> None:
-        """End what is over, and save what could not be saved; called once a round."""
-        self._end_what_is_over()
+    def tick(self, overtaken: Mapping[str, str] = MappingProxyType({})) -> None:
+        """End what is over, and the pins that another primary has ended, and save what could not be saved.
+
+        Called once a round. ``overtaken`` are the addresses of those pins, by name.
+        """
+        ended = [name for name, at in overtaken.items() if name in self.pins and self.pins[name].address == at]
+        for name in ended:
+            _log.warning("the pin of %s to %s has ended: another server is the primary", name, overtaken[name])
+        self._end_what_is_over(ended)
         if not self._saved and boottime() >= self._retry_at:
             self._begin_to_save()
 
@@ -187,12 +210,22 @@ class Overrides:
     def _set(self, kept: Kept) -> None:
         self._kept = kept
         self.pins, self.pause = to_boottime(kept)
+        self._over_at = {one.name: _timestamp(one.until) for one in kept.pins}
+        if kept.pause is not None:
+            self._over_at[None] = _timestamp(kept.pause.until)
         self._changed.set()
 
-    def _end_what_is_over(self) -> None:
-        now = boottime()
-        pins = tuple(one for one in self._kept.pins if now < self.pins[one.name].until)
-        pause = self._kept.pause if self.pause is not None and now < self.pause.until else None
+    def _end_what_is_over(self, overtaken: Collection[str] = ()) -> None:
+        """End what is over by either clock: the one on the wall may have been wrong when the file was read."""
+        now, wall = boottime(), time.time()
+
+        def lasts(name: str | None, until: float) -> bool:
+            return now < until and wall < self._over_at[name]
+
+        pins = tuple(
+            one for one in self._kept.pins if one.name not in overtaken and lasts(one.name, self.pins[one.name].until)
+        )
+        pause = self._kept.pause if self.pause is not None and lasts(None, self.pause.until) else None
         if (pins, pause) != (self._kept.pins, self._kept.pause):
             # Not by `_set`: the wall clock may have been changed meanwhile.
             self._kept = Kept(pins=pins, pause=pause)

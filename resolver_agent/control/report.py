@@ -238,7 +238,7 @@ class QueueStatus:
 class PinStatus:
     """The address to which the operator has pinned a name, as one that wants a role, until when, and why.
 
-    ``ignored`` says why the pin does not count, None where it does.
+    ``forced``: no node was known there. ``ignored`` says why the pin does not count, None where it does.
     """
 
     name: str
@@ -246,6 +246,7 @@ class PinStatus:
     wanted_role: _Role
     until: _Time
     reason: str
+    forced: bool = False
     ignored: str | None = None
 
 

@@ -127,11 +127,18 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
             wanted_role = _wanted_role(view, wanted)
             choose = choose_primary if wanted_role is Role.PRIMARY else choose_standby
             choices[view.group.name] = choose(view, config.fallback)
-    if config.fallback is Fallback.ALL:
-        fall_back_together(views, choices)
-    in_vain = _queue(config, views, choices, observations, now)
-    pins, refused = _decide_by_hand(config, views, choices, observations, now)
+    pins = pin.lasting(observations.pins, now=now)
     pause = observations.pause if pin.lasts(observations.pause, now=now) else None
+    pinned, refused = _pinned(views, choices, pins, fallback=config.fallback)
+    if config.fallback is Fallback.ALL:
+        fall_back_together(views, choices, but=pinned)
+    in_vain = _queue(config, views, choices, observations, now)
+    if pause is not None:
+        in_vain = []  # nobody waits for the sake of a name that does not move
+        for view in views:
+            if view.group.name in choices:
+                choices[view.group.name] = pin.paused(view, choices[view.group.name], fallback=config.fallback)
+    choices |= pinned
 
     groups = {
         name: settled.get(name) or _settle(view, owns.get(name), choices.get(name), now)
@@ -151,6 +158,14 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
         recheck_at=_recheck_at(views, observations, max_age_s=max_age_s, now=now),
         made_for=(wanted, config.fallback),
         pins=refused,
+        overtaken={
+            name: one.address
+            for view in views
+            for name in [view.group.name]
+            if (one := pins.get(name)) is not None and pin.is_overtaken(view, one)
+        }
+        if pins
+        else {},
         paused=pause is not None,
         views={view.group.name: view for view in views},
     )
@@ -207,32 +222,23 @@ def _queue(
     return alerts
 
 
-def _decide_by_hand(
-    config: Config, views: list[GroupView], choices: dict[str, Choice], observations: Observations, now: float
-) -> tuple[Mapping[str, Pin], dict[str, str | None]]:
-    """Put what the operator has decided in the place of choices, as far as it counts.
-
-    Return the pins that last, and for each of them the reason why it does not count, or None.
-    """
-    pins, is_paused = pin.lasting(observations.pins, now=now), pin.lasts(observations.pause, now=now)
+def _pinned(
+    views: list[GroupView], choices: Mapping[str, Choice], pins: Mapping[str, Pin], *, fallback: Fallback
+) -> tuple[dict[str, Choice], dict[str, str | None]]:
+    """Return the choices of the pins that count, and for each pin the reason why it does not count, or None."""
+    chosen: dict[str, Choice] = {}
     refused: dict[str, str | None] = dict.fromkeys(pins, "no such name is managed")
-    if not pins and not is_paused:
-        return pins, refused
-    taken = (
-        {(address_of(node, state), node.port) for view in views for node, state in view.states.items()}
-        if pins
-        else set()
-    )
+    if not pins:
+        return chosen, refused
+    taken = {(address_of(node, state), node.port) for view in views for node, state in view.states.items()}
     for view in views:
         name = view.group.name
-        if is_paused and name in choices:
-            choices[name] = pin.paused(view, choices[name], fallback=config.fallback)
         if name in pins:
-            found = pin.pinned(view, choices.get(name), pins[name], fallback=config.fallback, taken=taken)
+            found = pin.pinned(view, choices.get(name), pins[name], fallback=fallback, taken=taken)
             refused[name] = found if isinstance(found, str) else None
             if not isinstance(found, str):
-                choices[name] = found
-    return pins, refused
+                chosen[name] = found
+    return chosen, refused
 
 
 def _recheck_at(views: list[GroupView], observations: Observations, *, max_age_s: float, now: float) -> float:

@@ -21,8 +21,8 @@ class Decision:
     ``role`` is the last known local role, ``primary_run`` the run of the local server that was last seen as a primary.
     ``recheck_at`` is when the decision may change without a new observation. ``made_for`` is the role that the names
     followed, and the fallback. ``pins`` are the names with a pin that lasts, each with the reason why it does not
-    count, None where it does; ``paused`` reports that a pause lasts. ``views`` are the views that it was decided from,
-    by name.
+    count, None where it does; ``overtaken`` are the addresses of the pins that another primary has ended. ``paused``
+    reports that a pause lasts. ``views`` are the views that it was decided from, by name.
     """
 
     groups: Mapping[str, GroupState]
@@ -32,6 +32,7 @@ class Decision:
     recheck_at: float = float("inf")
     made_for: tuple[Role | None, Fallback] | None = None
     pins: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    overtaken: Mapping[str, str] = dataclasses.field(default_factory=dict)
     paused: bool = False
     views: Mapping[str, GroupView] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 

@@ -202,13 +202,14 @@ class Window:
 class Pin:
     """An address that the operator has given to one name, up to ``until`` (seconds of CLOCK_BOOTTIME).
 
-    ``wanted_role`` is the role that the name wanted then. ``told`` is for people: until when by wall-clock time, and
-    why.
+    ``wanted_role`` is the role that the name wanted then. ``forced``: no node was known there, and the operator
+    wanted it all the same. ``told`` is for people: until when by wall-clock time, and why.
     """
 
     address: str
     wanted_role: Role
     until: float
+    forced: bool = False
     told: str = ""
 
 

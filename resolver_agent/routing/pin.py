@@ -10,7 +10,7 @@ row  what is seen                                                          the n
 M1   it is pinned, and that server was last seen in the wanted role        resolves to the pinned address
 M2   it is paused, and would move                                          stays
 M3   it wants its primary, and that server was last seen in recovery       does what it does without pin or pause
-M4   it wants its primary, and another server is that                      as M3
+M4   it wants its primary, and another server is that                      as M3, and the pin ends
 M5   it wants a standby, and that server was last seen as a primary, with  as M3
      ``fallback: none``
 M6   nothing tells that that server has the wanted role, or it is of       as M3
@@ -86,14 +86,27 @@ def _why_not(
     if wanted_role is not pin.wanted_role:
         return f"it was pinned as one that wants a {pin.wanted_role.value}"  # M7
     here = nodes_at(pin.address, view.group, view.states)
-    if not here and (pin.address, view.group.nodes[0].port) in taken:
-        return f"{pin.address} is a server of other names"  # M6
-    if not here and ipaddress.ip_address(pin.address).is_loopback:
-        return f"{pin.address} is a loopback address, and no node's"  # M6
+    if not here and (fault := _unfit(view, pin, taken)) is not None:
+        return fault  # M6
     why = _evidence_against(view, wanted_role, pin.address, fallback=fallback)
     if why is None and here and not _known(view, wanted_role, pin.address, fallback=fallback):
         return f"{pin.address} has not been seen as a {wanted_role.value}"  # M6
     return why
+
+
+def _unfit(view: GroupView, pin: Pin, taken: Collection[tuple[str, int]]) -> str | None:
+    """Return why a name must not lead to an address at which no node of its group is known."""
+    if not pin.forced:
+        return f"{pin.address} is not known to be one of its nodes"
+    if (pin.address, view.group.nodes[0].port) in taken:
+        return f"{pin.address} is a server of other names"
+    loopback = ipaddress.ip_address(pin.address).is_loopback
+    return f"{pin.address} is a loopback address, and no node's" if loopback else None
+
+
+def is_overtaken(view: GroupView, pin: Pin) -> bool:
+    """Report whether another primary has ended a pin for good: on its silence nobody may go back to the pinned one."""
+    return pin.wanted_role is Role.PRIMARY and _another_is_primary(view, pin.address)  # M4
 
 
 def paused(view: GroupView, choice: Choice, *, fallback: Fallback) -> Choice:
@@ -144,7 +157,7 @@ def _servers(view: GroupView, address: str) -> list[Observation]:
 def _evidence_against(view: GroupView, wanted_role: Role, address: str, *, fallback: Fallback) -> str | None:
     """Return why a name that wants a role must not lead to an address, None where no evidence is against it."""
     seen = _servers(view, address)
-    roles, identities = {one.role for one in seen}, {one.identity for one in seen}
+    roles = {one.role for one in seen}
     if view.is_foreign(address):
         return f"{address} is of another database cluster"  # M6
     primary = view.primary
@@ -152,12 +165,18 @@ def _evidence_against(view: GroupView, wanted_role: Role, address: str, *, fallb
         demoted = primary.demoted and primary.last == address and Role.PRIMARY not in roles
         if demoted or Role.STANDBY in roles:
             return f"{address} was last seen in recovery"  # M3
-        accepted = primary.seen if primary.reason.code in _ACCEPTED else None
-        if accepted is not None and primary.address != address and accepted.identity not in identities:
+        if _another_is_primary(view, address):
             return f"{primary.address} is the primary"  # M4
     elif fallback is Fallback.NONE and Role.PRIMARY in roles:
         return f"{address} was last seen as a primary, and `fallback` is none"  # M5
     return None
+
+
+def _another_is_primary(view: GroupView, address: str) -> bool:
+    """Report whether a server that is not the one at an address is the accepted primary."""
+    accepted = view.primary.seen if view.primary.reason.code in _ACCEPTED else None
+    identities = {one.identity for one in _servers(view, address)}
+    return accepted is not None and view.primary.address != address and accepted.identity not in identities
 
 
 def _known(view: GroupView, wanted_role: Role, address: str, *, fallback: Fallback) -> bool:

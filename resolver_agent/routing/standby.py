@@ -32,7 +32,7 @@ from resolver_agent.routing.state import FENCE, Code, Fitness, Reason, TargetKin
 from resolver_agent.routing.view import Choice, GroupView, hold
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from resolver_agent.config.model import Group
 
@@ -130,17 +130,18 @@ def _fall_back(view: GroupView, why: str) -> Choice:
     return Choice(address, kind, reason, Role.STANDBY, lacks=True)
 
 
-def fall_back_together(views: list[GroupView], choices: dict[str, Choice]) -> None:
+def fall_back_together(views: list[GroupView], choices: dict[str, Choice], *, but: Collection[str] = ()) -> None:
     """Apply ``fallback: all``: while one group lacks a standby, every name that follows falls back to its primary.
 
-    A name falls back only where its primary is seen, or it resolves to it already: it does not leave a working standby
-    for a fence.
+    The names of ``but`` are left out: the operator has decided about these. A name falls back only where its primary is
+    seen, or it resolves to it already: it does not leave a working standby for a fence.
     """
     following = [
         view
         for view in views
         if view.group.route is Route.FOLLOW
         and view.group.name in choices
+        and view.group.name not in but
         and choices[view.group.name].wanted_role is Role.STANDBY
     ]
     lacking = next((view.group.name for view in following if choices[view.group.name].lacks), None)

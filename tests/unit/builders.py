@@ -179,7 +179,10 @@ class Agent:
         return self
 
     def decide(self) -> Agent:
-        """Make a decision now."""
+        """Make a decision now, without the pins that another primary has ended."""
+        for name, address in self.decision.overtaken.items():
+            if name in self.pins and self.pins[name].address == address:
+                del self.pins[name]
         observations = Observations(
             nodes=dict(self.states),
             local=self.local,
@@ -215,10 +218,11 @@ class Agent:
         return self
 
     def pin(self, address: str, name: str = "wk1", *, for_s: float = 600.0) -> Agent:
-        """Pin a name to an address, for the role that it wants now."""
+        """Pin a name to an address, for the role that it wants now; by force where none of its nodes is known."""
         target = self.target(name)
         wanted_role = (target.wanted_role if target is not None else None) or Role.PRIMARY
-        self.pins[name] = Pin(address=address, wanted_role=wanted_role, until=self.now + for_s)
+        forced = all(node.host != address for group in self.config.groups if group.name == name for node in group.nodes)
+        self.pins[name] = Pin(address=address, wanted_role=wanted_role, until=self.now + for_s, forced=forced)
         return self
 
     def paused(self, *, for_s: float = 600.0) -> Agent:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from resolver_agent.by_hand import ByHand
+from resolver_agent.config.model import Route
 from resolver_agent.control import server
 from resolver_agent.control.overrides import LONGEST_S, Overrides, path_of
 from resolver_agent.routing.decision import Decision
@@ -70,6 +71,8 @@ class Operator:
 
     async def ask(self, command: str, **arguments: object) -> dict[str, Any]:
         """Return the answer."""
+        if not self.kept.loaded:
+            await self.kept.load()
         return await self.by_hand.handlers[command]({"peer": "process 42 of user 0", **arguments})
 
     async def pin(self, address: str, **arguments: object) -> dict[str, Any]:
@@ -169,3 +172,26 @@ async def test_a_pause(tmp_path: Path) -> None:
 async def test_who_may(tmp_path: Path) -> None:
     """Only those who may announce a promotion may ask for any of it."""
     assert set(Operator(tmp_path).by_hand.handlers) <= server._GUARDED
+
+
+@in_loop
+async def test_before_the_file_was_read(tmp_path: Path) -> None:
+    """Nothing can be changed before it is known what was decided by hand before: that would be lost."""
+    one = Operator(tmp_path)
+    for command in one.by_hand.handlers:
+        answer = await one.by_hand.handlers[command]({"name": "wk1", "address": C, "for_s": 60, "peer": "process 42"})
+        assert answer == {"error": "what was pinned or paused before has not been read yet: try again"}
+    assert not (tmp_path / "state").exists()
+
+
+@in_loop
+async def test_a_pin_of_a_name_with_a_fixed_route(tmp_path: Path) -> None:
+    """It wants its own role, also while it has no address yet."""
+    one = Operator(tmp_path)
+    only = config(group("cn", CN), group("wk1", A, B, C, route=Route.PRIMARY))
+    one.agent.config = only
+    one.agent.decide()
+    assert (await one.pin(A))["target"].startswith(f"wk1 → {A} (pinned until")
+    [shown] = one.by_hand.pins(one.agent.decision)
+    assert (shown.wanted_role, shown.forced) == ("primary", False)
+    await one.kept.close()

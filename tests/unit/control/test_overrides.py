@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -236,3 +237,59 @@ def test_a_missing_file_and_a_link(path: str) -> None:
     Path(path).symlink_to("/etc/passwd")
     with pytest.raises(StateError, match="is no regular file"):
         read(path)
+
+
+@in_loop
+async def test_a_pin_that_another_primary_has_ended(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is gone from the file, too; a new pin of that name to another address stays."""
+    one = made(path)
+    await one.pin(pin("wk1"))
+    await one.pin(pin("wk2"))
+    one.tick({"wk1": "10.0.1.2", "wk2": "10.9.9.9"})
+    await one.close()
+    assert set(one.pins) == {"wk2"}
+    assert [each.name for each in read(path).pins] == ["wk2"]
+    assert "the pin of wk1 to 10.0.1.2 has ended: another server is the primary" in caplog.text
+
+
+@in_loop
+async def test_a_clock_that_was_wrong_at_the_start(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is over by the corrected clock on the wall is over, however long it seemed to last."""
+    one = made(path)
+    await one.pin(pin())
+    await one.set_pause(pause())
+    await one.close()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 30 * 24 * 3600)
+    other = made(path)
+    await other.load()
+    assert set(other.pins) == {"wk1"}
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
+    other.tick()
+    assert (other.pins, other.pause, other.kept) == ({}, None, Kept())
+    await other.close()
+
+
+@in_loop
+async def test_a_file_that_is_read_late(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says counts from then on, and the alert is over; nothing is loaded before."""
+    one = made(path)
+    await one.pin(pin())
+    await one.close()
+    go_on, true_read = threading.Event(), overrides.read
+
+    def slow(path: str) -> Kept:
+        assert go_on.wait(10)
+        return true_read(path)
+
+    monkeypatch.setattr(overrides, "read", slow)
+    monkeypatch.setattr(overrides, "_FILE_S", 0.01)
+    late = made(path)
+    await late.load()
+    assert (late.loaded, late.pins, [alert.key for alert in late.alerts]) == (False, {}, ["overrides:state"])
+    go_on.set()
+    assert late._reading is not None
+    await asyncio.wait({late._reading}, timeout=10)
+    await asyncio.sleep(0)
+    assert (set(late.pins), late.alerts) == ({"wk1"}, ())
+    await late.close()

@@ -146,6 +146,41 @@ def test_a_server_at_two_addresses() -> None:
     assert one.pin(B).decide().address() == B
 
 
+def test_m4_ends_a_pin_for_good() -> None:
+    """When the new primary cannot be seen, nobody goes back to the server that it has replaced."""
+    for address in (A, ELSEWHERE):
+        one = agent() if address == A else agent(seen={A: unreachable()})
+        one = then(one.pin(address), {A: unreachable(), B: standby()})
+        assert one.address() == address
+        assert then(one, {A: unreachable(), B: primary(timeline=8)}, after_s=10.5).address() == B
+        assert one.decision.overtaken == {"wk1": address}
+        for _ in range(3):
+            one.wait(10.5)
+            assert then(one, {A: unreachable(), B: rejecting()}).address() == B
+        assert not one.pins
+
+
+def test_m6_a_node_that_is_not_known_there_any_more() -> None:
+    """A pin to a node is none by force: it does not count where nobody knows a node of the group."""
+    one = then(agent().pin(A), {})
+    assert code(one) is Code.PINNED
+    one.config = config(group("cn", CN1, CN2), group("wk1", B, C))
+    then(one, {B: unreachable(), C: unreachable()})
+    assert one.decision.pins["wk1"] == f"{A} is not known to be one of its nodes"
+
+
+def test_a_pinned_name_lets_no_other_fall_back() -> None:
+    """With `fallback: all` the others stay on their standbys while a pinned one's server is down."""
+    other, of_other = "10.0.2.1", "10.0.2.2"
+    names = group("cn", CN1, CN2), group("wk1", A, B), group("wk2", other, of_other)
+    one = Agent(config(*names, fallback=Fallback.ALL))
+    one.see({CN1: standby(), A: primary(), B: standby(), other: primary(), of_other: standby()})
+    one.see_local(standby(), address=CN1).decide()
+    one.pin(B)
+    then(one, {B: dead()})
+    assert (one.address("wk1"), one.address("wk2")) == (B, of_other)
+
+
 def test_m7_a_pin_for_reads_is_none_for_writes() -> None:
     """When the local server is promoted the name moves to the primary, wherever it was pinned for reads."""
     for address in (C, ELSEWHERE):
