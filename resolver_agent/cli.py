@@ -52,8 +52,14 @@ _SHOWN = {
 """The files that ``show`` prints, in the package's folder ``systemd``."""
 
 _HELP = {"-h", "--help"}
-_FLAGS = {"-v", "--verbose", "--dry-run", "--validate-config"}
-"""The options before a command that no value follows."""
+_WITH_VALUE = {"-c", "--config", "--socket"}
+"""The options whose value is the next word, and may be any."""
+
+_COMMANDS = {
+    *("run", "once", "dry-run", "status", "explain", "history", "check", "metrics", "doctor", "remove", "show", "demo"),
+    *("pin", "unpin", "pause", "resume", "help"),
+}
+"""All commands but the hooks: these run before the parser is made, as whatever is wrong with it must not stop them."""
 
 _MARKS, _ASCII_MARKS = ("✓", "✗", "-"), ("[ok]", "[!!]", "[--]")
 """Before each check of doctor: it is in order, it has findings, or it was not looked at."""
@@ -99,19 +105,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_command(name: str, arguments: Sequence[str]) -> bool:
-    """Report whether a hook's name is the command: a word before it is one itself, or an option's value.
+    """Report whether a hook's name is the command: no other command is before it, but as the value of an option.
 
     `pause --reason pre-promote` announces no promotion. In a doubt it is the hook: Patroni must not be refused.
     """
     if name not in arguments:
         return False
     before = arguments[: arguments.index(name)]
-    commands = (
-        word
-        for option, word in zip(["", *before], before, strict=False)
-        if not word.startswith("-") and (not option.startswith("-") or option in _FLAGS)
+    return not any(
+        word in _COMMANDS and option not in _WITH_VALUE for option, word in zip(["", *before], before, strict=False)
     )
-    return next(commands, None) is None
 
 
 def _say_trouble(text: str) -> None:

@@ -113,6 +113,11 @@ def test_the_journal_learns_what_is_trouble(tmp_path: Path) -> None:
         ("--config=agent.yml -v pre-promote", True),
         ("--sock /run/agent.sock pre-promote", True),
         ("--no-such-option value pre-promote", True),
+        ("hook pre-promote", True),
+        ("-c status pre-promote", True),
+        ("--config=agent.yml explain pre-promote", False),
+        ("-cagent.yml help pre-promote", False),
+        ("--verb status pre-promote", False),
         ("pause --reason pre-promote", False),
         ("-v pause --reason pre-promote", False),
         ("-c agent.yml pin wk1 10.0.0.1 --reason pre-promote", False),
@@ -131,3 +136,8 @@ def test_which_command_is_the_hook(line: str, runs: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(cli, "_forget_environment", lambda: sys.exit(9))
     with pytest.raises(KeyError if runs else SystemExit):
         cli.main(line.split())
+
+
+def test_the_commands_besides_the_hooks() -> None:
+    """They are known before the parser is made."""
+    assert {*cli.command_line().commands} == cli._COMMANDS | {"pre-promote", "before-stop"}
