@@ -88,6 +88,7 @@ class OwnStop:
         self._decision = decision
         self._announced: _Announced | None = None
         self._under_way: asyncio.Task[StopAnswer] | None = None
+        self._taken_back = False
 
     def hear(self, pid: int, message: Message) -> None:
         """Take an answer that came over the session with the process ``pid``."""
@@ -109,7 +110,7 @@ class OwnStop:
         return await asyncio.shield(self._under_way)
 
     async def _leave(self, within_s: float, since_s: float) -> StopAnswer:
-        begun = boottime()
+        begun, self._taken_back = boottime(), False
         self._windows.give_up(self._run)
         why = self._why_nobody() or await evidence.why_not_wait(
             self._observer.config,
@@ -118,7 +119,9 @@ class OwnStop:
             hook_began_at=begun - since_s,
         )
         answer = StopAnswer(waited_ms=0, waited_for=(), left=0, why=why or "")
-        if why is None:
+        if self._taken_back:  # while that was found out
+            answer = dataclasses.replace(answer, why="the stop was taken back")
+        elif why is None:
             answer = await self._announce(begun, within_s)
         return dataclasses.replace(answer, waited_ms=round((boottime() - begun) * 1000))
 
@@ -136,7 +139,9 @@ class OwnStop:
             self._tell(announced, Kind.STAYS)
             announced.news.set()
         self._windows.take_back()
-        return StopCancelled(announced=announced is not None)
+        not_told_yet = self._under_way is not None and not self._under_way.done() and not self._taken_back
+        self._taken_back = True
+        return StopCancelled(announced=announced is not None or not_told_yet)
 
     def _why_nobody(self) -> str | None:
         """Return why no agent is told of a stop, or None."""

@@ -155,6 +155,26 @@ async def test_a_second_caller_joins_the_first(told: Told, clock: Clock, monkeyp
 
 
 @in_loop
+async def test_a_stop_that_is_taken_back_before_it_is_announced(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told of it, also if it was still being found out whether it may wait."""
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def why_not_wait(*_: object, **_more: object) -> None:
+        asked.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(evidence, "why_not_wait", why_not_wait)
+    stop = announcer(told)
+    leaving = asyncio.get_running_loop().create_task(stop.leave(within_s=5.0))
+    await asked.wait()
+    assert stop.cancel_leave().announced
+    assert not stop.cancel_leave().announced
+    go_on.set()
+    assert (await leaving).why == "the stop was taken back"
+    assert not told.said
+
+
+@in_loop
 async def test_an_agent_that_has_died_is_not_waited_for(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent that said that it has to be waited for, and whose session has ended since, delays the stop no longer."""
     takes(monkeypatch, Clock(), 0.0)
