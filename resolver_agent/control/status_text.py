@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.control.selection import is_well, problems
 from resolver_agent.routing.lag import size
-from resolver_agent.routing.observation import Role
+from resolver_agent.routing.observation import ProbeFailure, Role
 from resolver_agent.routing.state import FENCE, Code, Severity
 
 if TYPE_CHECKING:
@@ -109,11 +109,17 @@ def counts(status: Status) -> str:
     """Return how many names, nodes and alerts there are, and how many of each kind."""
     nodes = {node.node: node for node in status.nodes}
     kinds = {
-        "name": [one.code for one in status.names],
-        "node": [node.kind for node in nodes.values()],
+        "name": _in_order((one.code for one in status.names), Code),
+        "node": _in_order((node.kind for node in nodes.values()), (*Role, *ProbeFailure)),
         "alert": [alert.severity for alert in by_severity(status.alerts)],
     }
     return "; ".join(_of_kinds(what, of_each) for what, of_each in kinds.items())
+
+
+def _in_order(kinds: Iterable[str], order: Iterable[Code | Role | ProbeFailure]) -> list[str]:
+    """Return kinds in an order that is the same whatever the state; one that is not known here is last."""
+    words = [one.value for one in order]
+    return sorted(kinds, key=lambda kind: words.index(kind) if kind in words else len(words))
 
 
 # --- counts
