@@ -408,6 +408,11 @@ ALERTS: tuple[Explanation, ...] = (
                 "the reason behind it, and what `resolver-agent status` says of that server",
                 "`resolver-agent unpin NAME`; or leave it: it counts again as soon as the reason is gone",
             ),
+            Remedy(
+                "`has ended: another server is the primary`",
+                "`resolver-agent status NAME`: which server is the primary now, and was that meant?",
+                "none is needed: writes follow the primary. Pin the name again if that is still wanted",
+            ),
         ),
     ),
     Explanation(
