@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from resolver_agent.control.schema import schema
-from tests.integration.support.agent_state import FENCE, SETTLED, alerts, status
+from tests.integration.support.agent_state import FENCE, SETTLED, alerts, status, wait_until
 from tests.integration.support.command_line import AS_NOBODY, run
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def test_writes_are_not_pinned_to_a_standby(config: Path, cluster: dict[str, Gro
 
 
 def test_a_pin_ends_where_its_server_is_no_primary(running: Agent, config: Path, cluster: dict[str, Group]) -> None:
-    """A failover goes on as without a pin, and the pin is an alert of its own until it is taken back."""
+    """A failover goes on as without a pin, and ends it for good."""
     wk1 = cluster["wk1"]
     assert run("pin", "wk1", wk1.primary.address, "-c", config).returncode == 0
     wk1.primary.kill()
@@ -91,10 +91,10 @@ def test_a_pin_ends_where_its_server_is_no_primary(running: Agent, config: Path,
     assert running.target("wk1") == wk1.primary.address
     wk1.standby.promote()
     running.wait_for_target("wk1", wk1.standby.address)
-    running.wait_for_line(f"alert: wk1 is pinned .*does not count: {wk1.standby.address} is the primary")
-    assert alerts(config) == {"wk1:pin"}
-    assert run("unpin", "wk1", "-c", config).returncode == 0
-    running.wait_for_line("over: wk1 is pinned .*does not count")
+    running.wait_for_line(f"the pin of wk1 to {wk1.primary.address} has ended: another server is the primary")
+    wait_until(lambda: alerts(config) == set())
+    assert status(config)["pins"] == []
+    assert run("unpin", "wk1", "-c", config).stdout == "wk1 is not pinned\n"
 
 
 def test_it_ends_by_itself(on_standby: Path, cluster: dict[str, Group], start_agent: StartAgent) -> None:
