@@ -98,16 +98,15 @@ def test_a_standby_without_a_fit_standby(
 
     wait_until(lambda: reads() == 200)
     cluster["wk1"].standby.kill()
-    wait_until(lambda: reads() == 503)
-    assert http_request(HTTP, port, "GET", "/read-only", timeout_s=10)[1].startswith(
-        '{"ok": false, "why": "wk1 \\u2192 fenced ('
-    )
+    fenced = '{"ok": false, "why": "wk1 \\u2192 fenced ('
+    wait_until(lambda: http_request(HTTP, port, "GET", "/read-only", timeout_s=10)[1].startswith(fenced))
+    assert reads() == 503
     wait_until(lambda: metrics(config).state("name_state", name="wk1") == "fenced")
     found = metrics(config)
     assert [one["address"] for one in found.labels("name_info") if one["name"] == "wk1"] == [FENCE]
     assert found.value("alerts", code="fenced", severity="critical") == 1
-    for path in ("/liveness", "/readiness"):
-        assert http_request(HTTP, port, "GET", path, timeout_s=10)[0] == 200
+    wait_until(lambda: http_request(HTTP, port, "GET", "/readiness", timeout_s=10)[0] == 200)
+    assert http_request(HTTP, port, "GET", "/liveness", timeout_s=10)[0] == 200
     assert http_request(HTTP, port, "GET", "/primary", timeout_s=10)[0] == 503
     cluster["wk1"].standby.start()
     wait_until(lambda: reads() == 200)
