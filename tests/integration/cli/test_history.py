@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from resolver_agent.changes import history_file
 from resolver_agent.changes.change import Change
-from tests.integration.support.command_line import AS_NOBODY, run
+from tests.integration.support.command_line import AS_NOBODY, by_the_standard_library_alone, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,22 +123,14 @@ def test_what_cannot_be_read(tmp_path: Path, recorded: Path) -> None:
 
 def test_the_standard_library_alone(recorded: Path) -> None:
     """Without a configuration that names another folder, the default one is read, and no package is loaded."""
-    script = f"""
-        mount -t tmpfs tmpfs /etc && mount -t tmpfs tmpfs /var/lib
-        mkdir /var/lib/resolver-agent && cp {recorded.parent}/state/* /var/lib/resolver-agent
-        exec {sys.executable} -c '
-import sys
-before = set(sys.modules)
-from resolver_agent.cli import main
-code = main(["history"])
-print(*{{name.partition(".")[0] for name in sys.modules.keys() - before}}, file=sys.stderr)
-sys.exit(code)'
-    """
-    ran = subprocess.run(["unshare", "-m", "sh", "-ec", script], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert seconds(ran.stdout) == ["01", "02", "03"]
-    imported = set(ran.stderr.split())
-    assert imported - sys.stdlib_module_names == {"resolver_agent"}
+    told, imported = by_the_standard_library_alone(
+        "history",
+        prepare=f"""
+            mount -t tmpfs tmpfs /etc && mount -t tmpfs tmpfs /var/lib
+            mkdir /var/lib/resolver-agent && cp {recorded.parent}/state/* /var/lib/resolver-agent
+        """,
+    )
+    assert seconds(told) == ["01", "02", "03"]
     assert imported.isdisjoint({"asyncio", "logging"})
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
-from tests.integration.support.command_line import run
+from tests.integration.support.command_line import by_the_standard_library_alone, default_runtime_dir, run
 from tests.unit.metrics.builders import Metrics
 
 if TYPE_CHECKING:
@@ -36,20 +34,7 @@ def test_metrics_without_an_agent(config: Path) -> None:
 
 def test_metrics_need_the_standard_library_only(running: Agent, tmp_path: Path) -> None:
     """An agent at the default path is asked without importing any package: a collector may ask every few seconds."""
-    script = f"""
-        mount -t tmpfs tmpfs /run && mkdir /run/resolver-agent && mount --bind {tmp_path}/run /run/resolver-agent
-        exec {sys.executable} -c '
-import sys
-before = set(sys.modules)
-from resolver_agent.cli import main
-code = main(["metrics"])
-print(*{{name.partition(".")[0] for name in sys.modules.keys() - before}}, file=sys.stderr)
-sys.exit(code)'
-    """
-    ran = subprocess.run(["unshare", "-m", "sh", "-ec", script], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert Metrics(ran.stdout).value("build_info") == 1
-    imported = set(ran.stderr.split())
-    assert imported - sys.stdlib_module_names == {"resolver_agent"}
+    told, imported = by_the_standard_library_alone("metrics", prepare=default_runtime_dir(tmp_path / "run"))
+    assert Metrics(told).value("build_info") == 1
     assert "asyncio" not in imported
     assert running.process.poll() is None

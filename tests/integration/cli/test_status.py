@@ -19,7 +19,15 @@ from jsonschema import Draft202012Validator
 from resolver_agent import __version__
 from resolver_agent.control.schema import schema
 from tests.integration.support.agent_state import SETTLED, wait_until
-from tests.integration.support.command_line import AS_NOBODY, PROGRAM, on_a_terminal, run, targets
+from tests.integration.support.command_line import (
+    AS_NOBODY,
+    PROGRAM,
+    by_the_standard_library_alone,
+    default_runtime_dir,
+    on_a_terminal,
+    run,
+    targets,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -298,21 +306,8 @@ def test_looking_does_not_start_a_stopped_agent(program: str, public: Path) -> N
 )
 def test_what_asks_needs_the_standard_library_only(command: str, said: str, tmp_path: Path) -> None:
     """An agent at the default path is asked without importing any package, which keeps these commands fast."""
-    script = f"""
-        mount -t tmpfs tmpfs /run && mkdir /run/resolver-agent && mount --bind {tmp_path}/run /run/resolver-agent
-        exec {sys.executable} -c '
-import sys
-before = set(sys.modules)
-from resolver_agent.cli import main
-code = main(["{command}"])
-print(*{{name.partition(".")[0] for name in sys.modules.keys() - before}}, file=sys.stderr)
-sys.exit(code)'
-    """
-    ran = subprocess.run(["unshare", "-m", "sh", "-ec", script], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.startswith(said)
-    imported = set(ran.stderr.split())
-    assert imported - sys.stdlib_module_names == {"resolver_agent"}
+    told, imported = by_the_standard_library_alone(command, prepare=default_runtime_dir(tmp_path / "run"))
+    assert told.startswith(said)
     assert "asyncio" not in imported
 
 

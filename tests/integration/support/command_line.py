@@ -47,6 +47,33 @@ def run(*arguments: str | Path, program: Sequence[str] = PROGRAM, **settings: An
     return ran
 
 
+def by_the_standard_library_alone(command: str, *, prepare: str) -> tuple[str, set[str]]:
+    """Return the output of a command that succeeds without any package, and the top-level modules that it imports.
+
+    ``prepare`` is run by a shell before it, in a mount namespace of its own.
+    """
+    script = f"""
+        {prepare}
+        exec {sys.executable} -c '
+import sys
+before = set(sys.modules)
+from resolver_agent.cli import main
+code = main(["{command}"])
+print(*{{name.partition(".")[0] for name in sys.modules.keys() - before}}, file=sys.stderr)
+sys.exit(code)'
+    """
+    ran = subprocess.run(["unshare", "-m", "sh", "-ec", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    imported = set(ran.stderr.split())
+    assert imported - sys.stdlib_module_names == {"resolver_agent"}
+    return ran.stdout, imported
+
+
+def default_runtime_dir(folder: Path) -> str:
+    """Return what makes a folder the default runtime folder, for a shell in a mount namespace of its own."""
+    return f"mount -t tmpfs tmpfs /run && mkdir /run/resolver-agent && mount --bind {folder} /run/resolver-agent"
+
+
 def targets(output: str) -> dict[str, str]:
     """Return the targets in the lines that have them."""
     return dict(re.findall(r"^(\w+) → (\S+) \(", output, re.MULTILINE))
