@@ -108,25 +108,23 @@ class Gate:
         """Why it has opened by itself, or could not be closed."""
         return self._request.fault or self._keeper.fault
 
+    def keep(self, *, within_s: float) -> None:
+        """Have the keeper take its lock; nobody waits for that yet.
+
+        Raises:
+            GateError: it did not get the lock in time.
+            psycopg.Error: the server could not be asked.
+        """
+        self._start(self._keeper, "AccessShareLock", granted=True, within_s=within_s)
+
     def close(self, *, within_s: float) -> None:
-        """Close it.
+        """Close it, when it is kept.
 
         Raises:
             GateError: it could not be closed in time.
             psycopg.Error: the server could not be asked.
         """
-        deadline = time.monotonic() + within_s
-        for statement, mode, granted in (
-            (self._keeper, "AccessShareLock", True),
-            (self._request, "AccessExclusiveLock", False),
-        ):
-            statement.start()
-            while self._watch.execute(_HAS_LOCK, (statement.pid, mode, granted)).fetchone() != (True,):
-                if not statement.runs:
-                    raise GateError(f"the gate did not close: {statement.fault}")
-                if time.monotonic() > deadline:
-                    raise GateError(f"the gate did not close within {within_s:g} s")
-                time.sleep(_POLL_S)
+        self._start(self._request, "AccessExclusiveLock", granted=False, within_s=within_s)
 
     def open(self) -> None:
         """Open it, if it is closed: the request goes first, so that it is never granted. It raises nothing."""
@@ -144,6 +142,16 @@ class Gate:
         """
         ours = [self._keeper.pid, self._request.pid]
         return self._watch.cursor(row_factory=class_row(UnderWay)).execute(_UNDER_WAY, (ours,)).fetchall()
+
+    def _start(self, statement: _Statement, mode: str, *, granted: bool, within_s: float) -> None:
+        deadline = time.monotonic() + within_s
+        statement.start()
+        while self._watch.execute(_HAS_LOCK, (statement.pid, mode, granted)).fetchone() != (True,):
+            if not statement.runs:
+                raise GateError(f"the gate did not close: {statement.fault}")
+            if time.monotonic() > deadline:
+                raise GateError(f"the gate did not close within {within_s:g} s")
+            time.sleep(_POLL_S)
 
 
 @contextlib.contextmanager

@@ -241,7 +241,9 @@ class _Hold:
         self._held.grow_out_ms = _since(begun)
 
     def close(self) -> None:
-        """Close the gates."""
+        """Close the gates; nobody waits before the first of them is closed."""
+        for gate in self._gates:
+            gate.keep(within_s=_CLOSE_S)
         self._closed_at = time.monotonic()
         for gate in self._gates:
             if self._abort.is_set():

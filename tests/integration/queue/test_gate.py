@@ -39,6 +39,7 @@ from resolver_agent.config.load import load
 from resolver_agent.queue.gate import prepared
 
 with prepared(load(sys.argv[1]), "app", lock_s=float(sys.argv[2]), limit_s=30) as gate:
+    gate.keep(within_s=5)
     gate.close(within_s=5)
     print("closed", flush=True)
     time.sleep(60)
@@ -99,6 +100,7 @@ def test_who_has_begun_goes_on_and_others_wait(citus: CitusCluster, gate: Gate) 
     assert new.execute("SELECT 1").fetchone() == (1,)
     begun.execute("BEGIN")
     begun.execute("UPDATE accounts SET balance = balance + 1 WHERE id = 1")
+    gate.keep(within_s=5)
     gate.close(within_s=5)
     assert gate.closed
     waiting = Statement(new)
@@ -130,6 +132,7 @@ def test_a_lock_inversion_costs_nothing(citus: CitusCluster, gate: Gate) -> None
     one.execute(COUNT)
     other.execute("BEGIN")
     other.execute("SELECT pg_advisory_xact_lock(1)")
+    gate.keep(within_s=5)
     gate.close(within_s=5)
     second = Statement(other, f"{COUNT}")
     wait_for_waiting(citus, other)
@@ -172,6 +175,7 @@ def test_its_time_is_limited(citus: CitusCluster, config: Config) -> None:
     session = citus.connect(citus.machines["cn-1"])
     session.execute("SELECT 1")
     with prepared(config, DATABASE, lock_s=0.5, limit_s=30) as gate:
+        gate.keep(within_s=5)
         gate.close(within_s=5)
         assert Statement(session).wait() == [(400,)]
         assert not gate.closed
