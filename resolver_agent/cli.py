@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Config
     from resolver_agent.control.report import Status
     from resolver_agent.control.status_text import Style
+    from resolver_agent.routing.observation import Role
     from resolver_agent.routing.state import Target
 
 _T = TypeVar("_T")
@@ -416,12 +417,11 @@ def _once(options: argparse.Namespace) -> int:
     from resolver_agent import once
     from resolver_agent.citus import flush
     from resolver_agent.hosts import atomic_file, block
-    from resolver_agent.routing.observation import Role
     from resolver_agent.system import lock
 
     config = _load(options)
     _say_warnings(config)
-    role = None if options.role == "auto" else Role(options.role)
+    role = _assumed_role(options, config)
     try:
         found = once.look(config, role=role)
         if not options.dry_run and found.old != found.new:
@@ -446,6 +446,16 @@ def _once(options: argparse.Namespace) -> int:
     if found.unasked or found.left_out:
         return TROUBLE
     return DIFFERENT if options.dry_run and diff else OK
+
+
+def _assumed_role(options: argparse.Namespace, config: Config) -> Role | None:
+    from resolver_agent.routing.observation import Role
+
+    if options.role == "auto":
+        return None
+    if not config.has_local:
+        raise _TroubleError(f"--role {options.role}: there is no local PostgreSQL (local: off)")
+    return Role(options.role)
 
 
 class _Shown(NamedTuple):
@@ -776,7 +786,7 @@ def _remove(options: argparse.Namespace) -> int:
     try:
         with lock.exclusive(config.runtime_dir, config.hosts_file):
             writer = atomic_file.HostsFileWriter(config.hosts_file)
-            if not options.force:
+            if config.has_local and not options.force:
                 _refuse_if_used(config, block.recall(writer.read().content))
             writer.sweep()
             outcome = writer.update(block.remove)
@@ -820,7 +830,10 @@ def _doctor(options: argparse.Namespace) -> int:
     report = doctor_report.examine(_load(options, verbose=False))
     if options.to_addresses:
         if report.to_addresses is None:
-            raise _TroubleError("the local PostgreSQL has no pg_dist_node of a coordinator, or cannot be asked")
+            raise _TroubleError(
+                "the local PostgreSQL has no pg_dist_node of a coordinator, or cannot be asked, or there is none "
+                "(local: off)"
+            )
         print(report.to_addresses, end="")
         return OK
     marks = (_MARKS if _can_print("".join(_MARKS)) else _ASCII_MARKS) if getattr(options, "verbose", False) else None

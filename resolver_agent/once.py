@@ -96,7 +96,7 @@ async def _look_alone(config: Config, role: Role | None, content: bytes) -> repo
             seen = observer.observations(role)
             decision = decide(at_once, seen, decision, boottime())
             await observer.ask_patroni(decision, within_s=config.timeout_s)
-        plan = report.plan(decision, seen.nodes, seen.local)
+        plan = report.plan(decision, seen.nodes, seen.local if config.has_local else None)
         return dataclasses.replace(plan, alerts=(*plan.alerts, *faults))
     finally:
         await observer.close()

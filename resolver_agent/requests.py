@@ -51,6 +51,8 @@ _ANNOUNCED_S = 1.5
 _METRICS_S = 1.0
 """How long the text of the metrics is good for: however often it is asked for, it is made once in this time."""
 
+_NO_LOCAL = {"error": "there is no local PostgreSQL (local: off), so no promotion is announced here"}
+
 _STOP_LIMIT_S = 6.0
 """The longest that a stop may wait, whatever its hook says: the hook is ended after this time."""
 
@@ -273,11 +275,15 @@ class Requests:
             return {"look_yourself": True}
         assumed = next((role for role in Role if role.value == request.get("role")), None)
         decision = decide(self._observer.config, self._observer.observations(assumed), state.decision, boottime())
-        answer: dict[str, Any] = report.as_json(report.plan(decision, self._observer.nodes, self._observer.local))
+        answer: dict[str, Any] = report.as_json(
+            report.plan(decision, self._observer.nodes, self._observer.local if state.config.has_local else None)
+        )
         return answer
 
     async def _pre_promote(self, request: dict[str, Any]) -> dict[str, Any]:
         """Treat the local server as a primary from now on, and answer once the names are ready, or time is up (R4)."""
+        if not self._observer.config.has_local:
+            return _NO_LOCAL
         begun = boottime()
         _log.info("a promotion is announced by %s", request["peer"])
         self._observer.announce()
@@ -297,6 +303,8 @@ class Requests:
 
     def _check_promotion(self, _request: dict[str, Any]) -> dict[str, Any]:
         """Answer with how the names would move if a promotion were announced, and announce none."""
+        if not self._observer.config.has_local:
+            return _NO_LOCAL
         now, before = boottime(), self._decision()
         seen = self._observer.observations(Role.PRIMARY)
         then = decide(self._observer.decidable(before, seen), seen, before, now)

@@ -19,8 +19,8 @@ _MOST = 20
 _MOST_LETTERS = 200
 
 _NO_KEYS = {"path", "warnings", "in_patronis_file", "groups"}
-_KEYS = {"log_format": "log.format", "log_level": "log.level", "max_lag_s": "max_lag_seconds"}
-_FLAGS = {"citus": ("off", "auto")}
+_KEYS = {"log_format": "log.format", "log_level": "log.level", "max_lag_s": "max_lag_seconds", "has_local": "local"}
+_FLAGS = {"citus": ("off", "auto"), "has_local": ("off", "on")}
 """Fields that have other words in the file than in the model."""
 
 _OF_A_NAME: Mapping[str, Callable[[Group], object]] = {
@@ -50,6 +50,8 @@ def _of_top(old: Config, new: Config) -> Iterator[str]:
         key: words for field in fields for key, words in _compared(field, getattr(old, field), getattr(new, field))
     }
     for key, words in found.items():
+        if old.has_local is not new.has_local and key.startswith("local."):
+            continue
         # What `local` does not set is as in `postgresql`.
         if not key.startswith("local.") or found.get(f"postgresql.{key.removeprefix('local.')}") != words:
             yield f"{key}: {words}"

@@ -104,6 +104,11 @@ _ANY_SERVER = {
     "target_session_attrs": "servers of either role have to answer: remove it",
 }
 _LOCAL = {**_ANY_SERVER, "hostaddr": "give the address as `host`"}
+_LOCAL_FIX = "expected a map, or off where there is no PostgreSQL on this host"
+_NO_FOLLOW = (
+    "follow found, which goes by the role of the local PostgreSQL, and there is none (local: off), expected `route: "
+    "primary` or `route: standby`"
+)
 _EVERY_NODE = {
     **_ANY_SERVER,
     **dict.fromkeys(("host", "hostaddr"), "the nodes are given under `names`: remove it"),
@@ -256,14 +261,16 @@ def _parse(
     queue = _queue(reader, dotted(prefix, "queue"), top["queue"], Queue())
     groups = _groups(reader, dotted(prefix, "names"), top["names"] or {}, defaults=top, hostname=hostname, queue=queue)
     given = reader.keywords(dotted(prefix, "postgresql"), top["postgresql"], refused=_EVERY_NODE)
-    local = reader.keywords(dotted(prefix, "local"), top["local"], refused=_LOCAL)
-    host = {**address, **local}.get("host") or "/"
-    if host.lower() in {group.name for group in groups}:
-        reader.error(dotted(prefix, "local.host"), "a managed name found, expected a socket's folder or an address")
+    has_local = top["local"] != "off"
+    local: dict[str, str] = {}
+    if has_local:
+        local = reader.keywords(dotted(prefix, "local"), top["local"], refused=_LOCAL, fix=_LOCAL_FIX)
+    else:
+        address = login = {}
+        _refuse_follow(reader, dotted(prefix, "names"), groups)
+    _check_local_host(reader, dotted(prefix, "local.host"), {**address, **local}.get("host") or "/", groups)
     if http["listen"] is not None and (taken := _taken(http["listen"][1], groups, {**address, **local})):
         reader.error(dotted(prefix, "http.listen"), f"a port of {taken} found, expected one that is free on every node")
-    if "," in host:
-        reader.error(dotted(prefix, "local.host"), "a comma found, expected one server")
     to_nodes, to_local = ({}, {}) if reader.errors else _logins(given, local, login)
     for key, keywords in (("postgresql", to_nodes), ("local", to_local)):
         refusal = None if reader.errors else values.libpq_fault(keywords)
@@ -276,10 +283,12 @@ def _parse(
         postgresql=MappingProxyType(to_nodes),
         local=MappingProxyType(
             {"host": patroni_yml.DEFAULT_SOCKET_DIR, "port": str(top["port"]), **address, **to_local}
+            if has_local
+            else {}
         ),
         interval_s=top["interval"],
         timeout_s=top["timeout"],
-        citus=top["citus"] == "auto",
+        citus=has_local and top["citus"] == "auto",
         hosts_file=top["hosts_file"],
         runtime_dir=top["runtime_dir"],
         state_dir=top["state_dir"],
@@ -290,7 +299,21 @@ def _parse(
         else None,
         in_patronis_file=is_patronis,
         http=Node(*http["listen"]) if http["listen"] is not None else None,
+        has_local=has_local,
     )
+
+
+def _refuse_follow(reader: Reader, key: str, groups: Iterable[Group]) -> None:
+    for group in groups:
+        if group.route is Route.FOLLOW:
+            reader.error(f"{dotted(key, group.name)}.route", _NO_FOLLOW)
+
+
+def _check_local_host(reader: Reader, key: str, host: str, groups: Iterable[Group]) -> None:
+    if host.lower() in {group.name for group in groups}:
+        reader.error(key, "a managed name found, expected a socket's folder or an address")
+    if "," in host:
+        reader.error(key, "a comma found, expected one server")
 
 
 def _taken(port: int, groups: Sequence[Group], local: Mapping[str, str]) -> str | None:

@@ -95,9 +95,10 @@ class Config:
     """A valid configuration.
 
     ``groups`` are in the file's order. ``postgresql`` holds the libpq keywords for every node, without host and port;
-    ``local`` those for the server on this node, complete. Both may hold passwords. ``citus`` is False for ``off``.
-    ``in_patronis_file`` tells a section of Patroni's file from a file of its own. ``http`` is where metrics and health
-    are served, None for nowhere.
+    ``local`` those for the server on this node, complete. Both may hold passwords. Without ``has_local`` there is no
+    such server: then no name follows, and ``local`` is empty. ``citus`` is False for ``off``, and where there is no
+    local server. ``in_patronis_file`` tells a section of Patroni's file from a file of its own. ``http`` is where
+    metrics and health are served, None for nowhere.
     """
 
     path: str
@@ -117,6 +118,7 @@ class Config:
     warnings: tuple[str, ...] = ()
     in_patronis_file: bool = False
     http: Node | None = None
+    has_local: bool = True
 
     @property
     def max_age_s(self) -> float:

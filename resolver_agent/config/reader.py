@@ -87,10 +87,12 @@ class Reader:
                 self.error(at, f"missing, {default.fix}")
         return result
 
-    def keywords(self, key: str, found: Any, *, refused: Mapping[str, str]) -> dict[str, str]:
+    def keywords(
+        self, key: str, found: Any, *, refused: Mapping[str, str], fix: str = "expected a map"
+    ) -> dict[str, str]:
         """Return libpq's connection keywords."""
         result = {}
-        for name, given in self.map(key, found).items():
+        for name, given in self.map(key, found, fix=fix).items():
             at = dotted(key, name)
             if name in refused:
                 self.error(at, f"not to be set here, {refused[name]}")

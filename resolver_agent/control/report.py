@@ -260,7 +260,10 @@ class PauseStatus:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """The answer to ``status``. ``written``: the hosts file has all the names as shown."""
+    """The answer to ``status``. ``written``: the hosts file has all the names as shown.
+
+    ``local`` is None where there is no local PostgreSQL.
+    """
 
     version: str
     pid: int
@@ -269,7 +272,7 @@ class Status:
     written: bool
     trampled: int
     role: _Role | None
-    local: ServerStatus
+    local: ServerStatus | None
     names: tuple[NameStatus, ...]
     nodes: tuple[NodeStatus, ...]
     alerts: tuple[AlertStatus, ...]
@@ -554,14 +557,15 @@ def _target_fields(target: Target) -> dict[str, Any]:
 # --- made from a decision
 
 
-def plan(decision: Decision, nodes: Mapping[Node, NodeState], local: NodeState) -> Plan:
-    """Return the targets of a decision, and what is wrong."""
+def plan(decision: Decision, nodes: Mapping[Node, NodeState], local: NodeState | None) -> Plan:
+    """Return the targets of a decision, and what is wrong; ``local`` is None where there is no local PostgreSQL."""
+    servers = [*nodes.items(), *([("the local PostgreSQL", local)] if local is not None else [])]
     return Plan(
         targets=decision.targets,
         alerts=tuple(alert.text for alert in decision.alerts if alert.code not in _OF_UNASKED),
         unasked=tuple(
             f"{server}: {state.latest.detail if state.latest else 'not asked yet'}"
-            for server, state in [*nodes.items(), ("the local PostgreSQL", local)]
+            for server, state in servers
             if state.latest is None or state.latest.result in _UNASKED
         ),
     )
@@ -644,7 +648,7 @@ def status(
         written=written,
         trampled=trampled,
         role=decision.role and decision.role.value,
-        local=ServerStatus(**_server(local, now=now)),
+        local=ServerStatus(**_server(local, now=now)) if config.has_local else None,
         names=tuple(name(group) for group in config.groups),
         nodes=tuple(node(group, one) for group in config.groups for one in group.nodes),
         alerts=tuple(_alert_status(alert, wall_time(since, now=now)) for alert, since in alerts),

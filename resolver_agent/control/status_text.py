@@ -126,19 +126,27 @@ def _in_order(kinds: Iterable[str], order: Iterable[Code | Role | ProbeFailure])
 
 
 def _head(status: Status, style: Style) -> list[str]:
-    local, role, trampled = status.local, status.role, status.trampled
+    trampled = status.trampled
     told = counts(status)
     first = [told] if style.fits(len(told)) else told.split("; ")
     lines = [
-        f"local PostgreSQL: {local.kind}"
-        + (f" ({local.detail})" if local.detail else "")
-        + (f", last seen as a {role}" if role and role != local.kind else ""),
+        _local(status),
         *_citus(status),
         f"resolver-agent {status.version}, process {status.pid}, {status.config}; {status.hosts_file}"
         + (f", put back {trampled} times" if trampled else ""),
     ]
     counted = [style.paint(line, _BOLD) for count in first for line in _wrapped(count, style, "  ")]
     return counted + [line for one in lines for line in _wrapped(one, style, "  ")]
+
+
+def _local(status: Status) -> str:
+    local, role = status.local, status.role
+    if local is None:
+        return "no local PostgreSQL (local: off)"
+    detail = f" ({local.detail})" if local.detail else ""
+    return f"local PostgreSQL: {local.kind}{detail}" + (
+        f", last seen as a {role}" if role and role != local.kind else ""
+    )
 
 
 def _of_kinds(what: str, kinds: Iterable[str]) -> str:

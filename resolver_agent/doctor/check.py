@@ -75,8 +75,15 @@ def of_server(rule: Callable[[Facts, Server], Iterable[Finding]]) -> Callable[[F
     return lambda facts: rule(facts, facts.server) if isinstance(facts.server, Server) else ()
 
 
+def without_local(facts: Facts) -> str | None:
+    """Return that there is no PostgreSQL on this host; None if there is one."""
+    return None if facts.config.has_local else "there is no local PostgreSQL (local: off)"
+
+
 def without_server(facts: Facts) -> str | None:
     """Return that nothing is known of the local PostgreSQL, the reason is a finding; None if it was asked."""
+    if (why := without_local(facts)) is not None:
+        return why
     return "the local PostgreSQL cannot be asked" if isinstance(facts.server, Unknown) else None
 
 

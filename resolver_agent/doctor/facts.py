@@ -208,17 +208,18 @@ class Facts:
     """Everything that doctor judges.
 
     ``config`` includes the members that Patroni reports. ``nodes`` and ``local`` are the results of one probe of each
-    server. ``alerts`` are the reasons why answers of Patroni do not count. ``resolved`` are the addresses of those
+    server. ``server`` is None where there is no local PostgreSQL. ``alerts`` are the reasons why answers of Patroni do
+    not count. ``resolved`` are the addresses of those
     hosts in ``pg_dist_node`` that the configuration does not have, ``reached`` the system identifiers of the servers
     that Citus reaches there, by ``HOST:PORT``. ``room_faults`` are the reasons why a name's waiting room cannot be
-    opened here, by name; they are only known while the local server runs.
+    opened here, by name; they are only known while the local server runs, or where there is none.
     """
 
     config: Config
     nodes: Mapping[Node, NodeState]
     local: NodeState
     alerts: tuple[Alert, ...] = ()
-    server: Server | Unknown
+    server: Server | Unknown | None
     host: Host
     resolved: Mapping[str, Collection[str]] = dataclasses.field(default_factory=dict)
     reached: Mapping[str, int] = dataclasses.field(default_factory=dict)

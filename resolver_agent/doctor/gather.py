@@ -75,7 +75,7 @@ async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
     }
     seen, server, units, unordered, agent, *answers = await asyncio.gather(
         _look_out(config),
-        within(_STATEMENTS * max(2, limit_s), gather_postgres.ask, config),
+        within(_STATEMENTS * max(2, limit_s), _ask_server, config),
         within(2 * limit_s, _units, root, limit_s),
         within(2 * limit_s, _unordered, root, limit_s),
         within(2 * limit_s, _agent, config),
@@ -84,7 +84,7 @@ async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
     faults = {name: answer.why for name, answer in zip(apis, answers, strict=True) if answer is not None}
     os_user, data_dir = (server.os_user, server.data_dir) if isinstance(server, Server) else (None, None)
     find = partial(gather_patroni.find, root=root, user=os_user, timeout_s=limit_s, data_dir=data_dir)
-    patroni = await within(_PROGRAMS_S, find, Path(config.path))
+    patroni = await within(_PROGRAMS_S, find, Path(config.path)) if config.has_local else ()
     host = Host(
         hosts=files.read(Path(config.hosts_file)),
         nsswitch=files.read(root / "etc/nsswitch.conf"),
@@ -103,7 +103,8 @@ async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
         somaxconn=_number(files.read(root / "proc/sys/net/core/somaxconn")),
     )
     facts = await _identified(Facts(**seen, server=server, host=host), within)
-    if isinstance(server, Server):  # while PostgreSQL is down, nothing of ours may be at its port
+    # While PostgreSQL is down, nothing of ours may be at its port.
+    if isinstance(server, Server) or not config.has_local:
         facts = dataclasses.replace(facts, room_faults=rooms.faults(facts.rooms))
     return facts
 
@@ -150,6 +151,10 @@ async def _look_out(config: Config) -> dict[str, Any]:
         }
     finally:
         await observer.close()
+
+
+def _ask_server(config: Config) -> Server | Unknown | None:
+    return gather_postgres.ask(config) if config.has_local else None
 
 
 def _below(root: Path, patterns: Iterable[str]) -> list[Path]:

@@ -28,6 +28,7 @@ _SERVER_STATES = (*(role.value for role in Role), *(failure.value for failure in
 def families(status: Status, counted: Counted) -> Iterator[Family]:
     """Yield every metric of an agent."""
     yield from _process(status, counted)
+    yield from _local(status)
     yield from _names(status, counted)
     yield from _nodes(status, counted)
     yield from _file(status, counted)
@@ -72,7 +73,9 @@ def _process(status: Status, counted: Counted) -> Iterator[Family]:
     )
 
 
-def _names(status: Status, counted: Counted) -> Iterator[Family]:
+def _local(status: Status) -> Iterator[Family]:
+    if status.local is None:
+        return
     yield _gauge(
         "local_role",
         "The last known role of the local PostgreSQL.",
@@ -83,6 +86,9 @@ def _names(status: Status, counted: Counted) -> Iterator[Family]:
         "What the last probe of the local PostgreSQL came to.",
         *_one_hot("state", _SERVER_STATES, status.local.kind),
     )
+
+
+def _names(status: Status, counted: Counted) -> Iterator[Family]:
     yield _gauge(
         "name_info",
         "What a name resolves to on this host: its address, what that is, the role that the name wants (none for the "

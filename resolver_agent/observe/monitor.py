@@ -53,7 +53,7 @@ _SLOT_S = 0.5
 
 
 class Monitor:
-    """Watches the local server and all nodes of a configuration, from ``watch()`` to ``close()``.
+    """Watches the local server, if there is one, and all nodes of a configuration, from ``watch()`` to ``close()``.
 
     ``changed`` is set whenever something other than an LSN or a time has changed. ``on_local`` is called whenever the
     local server was asked. ``getaddrinfo`` resolves nodes given by DNS name. ``on_message`` is called with what another
@@ -84,10 +84,14 @@ class Monitor:
     def watch(self, config: Config) -> None:
         """Watch the servers of ``config`` from now on. The states of nodes that stay are kept."""
         # The local server is first, and has a bucket of its own: many probes elsewhere must not delay its own.
-        interval_s = min(_LOCAL_INTERVAL_S, config.interval_s)
-        options = _ProbeOptions(dict(config.local), config.timeout_s, interval_s)
-        self._local = self._watcher(self._local, options, _bucket())
-        self._local.on_answer = self._on_local
+        if config.has_local:
+            interval_s = min(_LOCAL_INTERVAL_S, config.interval_s)
+            options = _ProbeOptions(dict(config.local), config.timeout_s, interval_s)
+            self._local = self._watcher(self._local, options, _bucket())
+            self._local.on_answer = self._on_local
+        elif self._local is not None:
+            self._local.task.cancel()
+            self._local = None
         before = self._watchers
         self._watchers = {}
         for node in dict.fromkeys(node for group in config.groups for node in group.nodes):
@@ -108,7 +112,7 @@ class Monitor:
 
     @property
     def local(self) -> NodeState:
-        """What is known of the local server now."""
+        """What is known of the local server now; nothing where there is none."""
         return self._local.state if self._local is not None else NodeState()
 
     @property

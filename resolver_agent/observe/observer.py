@@ -114,6 +114,8 @@ class Observer:
     def watch(self, config: Config) -> None:
         """Watch the servers of ``config`` from now on. The states of nodes that stay are kept."""
         self._given = config
+        if not config.has_local:
+            self.announced = None
         self._patroni.watch(config)
         self.config = self._patroni.extended(config)
         self._monitor.watch(self.config)

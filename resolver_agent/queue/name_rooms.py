@@ -64,6 +64,8 @@ class NameRooms:
     @property
     def why_none(self) -> str | None:
         """Why there can be no room at all."""
+        if not self._observer.config.has_local:
+            return None
         local = self._observer.local
         if local.role_seen is None or local.serves_no_reads:
             return "the local PostgreSQL does not run"

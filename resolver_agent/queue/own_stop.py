@@ -111,7 +111,8 @@ class OwnStop:
 
     async def _leave(self, within_s: float, since_s: float) -> StopAnswer:
         begun, self._taken_back = boottime(), False
-        self._windows.give_up(self._run)
+        if self._observer.config.has_local:
+            self._windows.give_up(self._run)
         why = self._why_nobody() or await evidence.why_not_wait(
             self._observer.config,
             self._observer,
@@ -146,6 +147,8 @@ class OwnStop:
     def _why_nobody(self) -> str | None:
         """Return why no agent is told of a stop, or None."""
         own = self._own_groups()
+        if not self._observer.config.has_local:
+            return "there is no local PostgreSQL (local: off)"
         if not own:
             return "the local PostgreSQL is not a node of any name"
         if not any(group.queue.planned_s for group in own):

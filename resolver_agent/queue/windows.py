@@ -165,7 +165,7 @@ class Windows:
         local = self._observer.local
         if local.serves_no_reads:
             self._rooms.close_all()
-        elif local.role_seen is not None and self._decision is None:
+        elif self._decision is None and (local.role_seen is not None or not self._observer.config.has_local):
             for name in self._windows:
                 self._rooms.open(name, before=self._remembered.get(name, ""))
         self._show()
@@ -302,9 +302,11 @@ class Windows:
                 self._databases = ended.result()
             except Exception as error:  # noqa: BLE001 -- whatever it is, the names have to be kept
                 _log.warning("it is not known whether the local PostgreSQL is a coordinator: %r", error)
-        local = self._observer.local
+        local, config = self._observer.local, self._observer.config
+        if not config.has_local:  # since a reload, perhaps
+            self._databases = ()
         run = local.role_seen.identity if local.role_seen is not None else None
-        before, config = self._looked_in, self._observer.config
+        before = self._looked_in
         due = now - self._looked_at >= _DATABASES_S or run != before[0] or config is not before[1]  # a reload
         if self._stops or self._lookup.under_way or not due or run is None or local.serves_no_reads:
             return

@@ -108,7 +108,7 @@ def hosts_file(tmp_path: Path) -> Path:
 def write_config(tmp_path: Path, hosts_file: Path) -> Callable[..., Path]:
     """Write an agent's configuration: ``write_config(local_server, groups, **settings)``; settings win."""
 
-    def write(local: Postgres, groups: Mapping[str, Group], **settings: Any) -> Path:
+    def write(local: Postgres, groups: Mapping[str, Group], /, **settings: Any) -> Path:
         defaults = {
             "fallback": "none",
             "names": {name: {"nodes": [node.address for node in group.nodes]} for name, group in groups.items()},

@@ -62,7 +62,7 @@ def group(
     )
 
 
-def config(*groups: Group, fallback: Fallback = Fallback.NONE) -> Config:
+def config(*groups: Group, fallback: Fallback = Fallback.NONE, has_local: bool = True) -> Config:
     """Return a configuration with these names."""
     return Config(
         path="/etc/resolver-agent.yml",
@@ -72,12 +72,13 @@ def config(*groups: Group, fallback: Fallback = Fallback.NONE) -> Config:
         local={},
         interval_s=INTERVAL_S,
         timeout_s=TIMEOUT_S,
-        citus=True,
+        citus=has_local,
         hosts_file="/etc/hosts",
         runtime_dir="/run/resolver-agent",
         state_dir="/var/lib/resolver-agent",
         log_format="text",
         log_level="info",
+        has_local=has_local,
     )
 
 

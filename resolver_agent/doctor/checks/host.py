@@ -178,7 +178,9 @@ def _units(facts: Facts) -> Iterator[Finding]:
         if unit.enabled != "enabled":
             why = {
                 _SERVICE: "the agent does not start at the next boot",
-                _SOCKET: "after the next boot Patroni's hook cannot start a stopped agent before a promotion",
+                _SOCKET: "after the next boot Patroni's hook cannot start a stopped agent before a promotion"
+                if facts.config.has_local
+                else "after the next boot only root can ask the agent",
             }[name]
             yield Finding(
                 Severity.ERROR, "systemd", f"{name} is {unit.enabled or unit.load}: {why}", f"systemctl enable {name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Fallback, Route
-from resolver_agent.doctor.check import Check
+from resolver_agent.doctor.check import Check, without_local
 from resolver_agent.doctor.checks.metadata import coordinator
 from resolver_agent.doctor.facts import Server
 from resolver_agent.doctor.finding import Finding, Severity
@@ -137,7 +137,7 @@ def _readers(facts: Facts) -> Iterator[Finding]:
             "with the same database role can mix up their results",
             "Use a different database role on each of them, or read through one of them only.",
         )
-    if facts.config.fallback is not Fallback.NONE:
+    if facts.config.has_local and facts.config.fallback is not Fallback.NONE:
         yield Finding(
             Severity.NOTE,
             "fallback",
@@ -147,7 +147,8 @@ def _readers(facts: Facts) -> Iterator[Finding]:
 
 
 def _without_local(facts: Facts) -> str | None:
-    return "the local PostgreSQL was not seen" if facts.local.role_seen is None else None
+    not_seen = "the local PostgreSQL was not seen" if facts.local.role_seen is None else None
+    return without_local(facts) or not_seen
 
 
 def _without_roles(facts: Facts) -> str | None:

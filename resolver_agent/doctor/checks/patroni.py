@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resolver_agent.doctor.check import Check, without_citus, without_patroni, without_server
+from resolver_agent.doctor.check import Check, without_citus, without_local, without_patroni, without_server
 from resolver_agent.doctor.checks import hooks
 from resolver_agent.doctor.facts import Patroni, Server, Unknown
 from resolver_agent.doctor.finding import Finding, Severity
@@ -99,7 +99,7 @@ def _lock(facts: Facts) -> Iterator[Finding]:
 
 def _without_any(facts: Facts) -> str | None:
     asked = any(group.patroni is not None for group in facts.config.groups)
-    return None if asked else without_patroni(facts)
+    return without_local(facts) or (None if asked else without_patroni(facts))
 
 
 def _without_known(facts: Facts) -> str | None:

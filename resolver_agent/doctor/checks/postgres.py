@@ -12,7 +12,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from resolver_agent.citus import flush, metadata
 from resolver_agent.citus.recovery import OLD_S
 from resolver_agent.config.model import Route
-from resolver_agent.doctor.check import Check, of_server, without_citus, without_server
+from resolver_agent.doctor.check import Check, of_server, without_citus, without_local, without_server
 from resolver_agent.doctor.checks.parameter import how_to_set
 from resolver_agent.doctor.facts import Facts, Server, Setting, Unknown, text_of
 from resolver_agent.doctor.finding import Finding, Severity
@@ -258,7 +258,7 @@ def _transactions(_facts: Facts, server: Server) -> Iterator[Finding]:
 
 
 CHECKS = (
-    Check("the local PostgreSQL can be asked", _local),
+    Check("the local PostgreSQL can be asked", _local, without_local),
     Check("each of its databases can be asked", of_server(_databases), without_server),
     Check("pg_hba.conf has no host names that the agent's names displace", of_server(_hba), without_server),
     Check("the agent flushes and recovers where there is Citus", of_server(_off), without_citus),

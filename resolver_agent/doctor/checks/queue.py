@@ -296,6 +296,11 @@ def _without_rooms(facts: Facts) -> str | None:
     return None if facts.rooms else "no name queues here"
 
 
+def _without_ports(facts: Facts) -> str | None:
+    """While the local server is down nothing of ours may be at its port; without one, nothing is in the way."""
+    return _without_rooms(facts) or (without_server(facts) if facts.config.has_local else None)
+
+
 def _without_citus(facts: Facts) -> str | None:
     return _without_rooms(facts) or without_citus(facts)
 
@@ -312,7 +317,7 @@ def _without_workers(facts: Facts) -> str | None:
 
 
 CHECKS = (
-    Check("waiting rooms can be opened", _rooms, lambda facts: _without_rooms(facts) or without_server(facts)),
+    Check("waiting rooms can be opened", _rooms, _without_ports),
     Check("many connections can wait", _backlog, _without_rooms),
     Check("the parameters of Citus let statements queue", of_server(_citus), _without_citus),
     Check("the agent can have cached connections closed before planned work", of_server(_uncache), _without_workers),

@@ -43,6 +43,12 @@ def test_a_key(old: str, new: str, expected: str) -> None:
     assert said(f"{NAMES}{old}\n", f"{NAMES}{new}\n") == [expected]
 
 
+def test_local_off() -> None:
+    """A host that gives up its PostgreSQL: that is told once, not by each keyword of the login."""
+    routed = NAMES + "route: primary\n"
+    assert said(routed, f"{routed}local: off\n") == ["citus: auto → off", "local: on → off"]
+
+
 def test_fallback() -> None:
     """The one key that has no default."""
     assert said(NAMES, NAMES.replace("none", "primary")) == ["fallback: none → primary"]

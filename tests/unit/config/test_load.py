@@ -524,3 +524,29 @@ def test_a_fingerprint_has_no_password_in_it() -> None:
     assert found[0] == found[1] != found[2]
     commands = [fingerprint(parse(f"{MINIMAL}on_change: {{command: [/x, {word}]}}")) for word in "ab"]
     assert commands[0] == commands[1]
+
+
+NO_FOLLOW = (
+    "follow found, which goes by the role of the local PostgreSQL, and there is none (local: off), expected `route: "
+    "primary` or `route: standby`"
+)
+
+
+def test_a_host_without_postgresql() -> None:
+    """``local: off`` needs a fixed route for each name; then there is nothing to flush and nobody to ask."""
+    read = parse(f"{MINIMAL}local: off\nroute: primary\n")
+    assert (read.has_local, read.local, read.citus) == (False, {}, False)
+    assert parse(MINIMAL).has_local
+
+
+def test_every_name_without_a_fixed_route_is_an_error_there() -> None:
+    """``follow`` cannot be meant, wherever it comes from."""
+    text = names("cn: {nodes: [10.0.0.1]}, ro: {nodes: [10.0.0.1], route: standby}, wk1: {nodes: [10.0.0.2]}")
+    assert errors(f"{text}local: off\n") == [f"names.cn.route: {NO_FOLLOW}", f"names.wk1.route: {NO_FOLLOW}"]
+
+
+@pytest.mark.parametrize(("given", "shown"), [("on", "text"), ("false", "false"), ("[off]", "a list")])
+def test_local_is_a_map_or_off(given: str, shown: str) -> None:
+    """No other word is understood."""
+    expected = f"local: {shown} found, expected a map, or off where there is no PostgreSQL on this host"
+    assert errors(f"{MINIMAL}route: primary\nlocal: {given}\n") == [expected]

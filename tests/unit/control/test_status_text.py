@@ -332,3 +332,15 @@ def test_on_screen() -> None:
     assert re.sub(r"\x1b\[[?\d]*[A-Za-z]", "", drawn) == "a\nb\n"
     long = re.sub(r"\x1b\[[?\d]*[A-Za-z]", "", on_screen("\n".join("abcdefgh"), rows=5))
     assert long == "a\nb\nc\n… 5 more lines\n"
+
+
+def test_without_a_local_server() -> None:
+    """A host without PostgreSQL says so, and its JSON has no values for one."""
+    agent = Agent(config(group("cn", A, B, route=Route.PRIMARY), has_local=False))
+    found = status(agent.see({A: primary(), B: standby()}).decide())
+    assert as_json(found)["local"] is None
+    assert as_text(found).splitlines()[:2] == [
+        "1 name: 1 primary; 2 nodes: 1 primary, 1 standby; no alerts",
+        "no local PostgreSQL (local: off)",
+    ]
+    assert as_text(from_json(Status, as_json(found))) == as_text(found)

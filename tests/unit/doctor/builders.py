@@ -226,7 +226,7 @@ def both(*changes: Change) -> Change:
     return change
 
 
-def known(server: Server | Unknown) -> Server:
+def known(server: Server | Unknown | None) -> Server:
     """Return the server, which must have answered."""
     assert isinstance(server, Server)
     return server

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from resolver_agent.citus.recovery import Prepared, Recovered
-from resolver_agent.config.model import Node
+from resolver_agent.config.model import Node, Route
 from resolver_agent.control.report import FlushStatus, PauseStatus, PinStatus
 from resolver_agent.queue.room import RoomState
 from resolver_agent.routing.state import AlertCode
@@ -157,3 +157,10 @@ def test_what_was_counted() -> None:
     assert told == expected
     assert found.labels("alerts") == [{"code": code.value, "severity": code.severity.value} for code in AlertCode]
     assert [one["name"] for one in found.labels("name_changes_total")] == ["wk1"]
+
+
+def test_without_a_local_server() -> None:
+    """There is no series about it; names have theirs."""
+    found = metrics(Agent(config(group("cn", A, B, route=Route.PRIMARY), has_local=False)).decide())
+    assert not {"resolver_agent_local_role", "resolver_agent_local_state"} & found.families.keys()
+    assert found.state("name_state", name="cn") == "unknown"

@@ -137,3 +137,11 @@ def test_rounds_that_fail(timeout_s: float, limit_s: float) -> None:
     one.config = dataclasses.replace(one.config, timeout_s=timeout_s)
     assert "/liveness" in fit(facts(one, silent_s=limit_s - 0.1))
     assert "/liveness" not in fit(facts(one, silent_s=limit_s))
+
+
+def test_without_a_local_server() -> None:
+    """An application host serves no writes and no reads of its own, whatever its names lead to."""
+    one = Agent(config(group("cn", A, B, route=Route.PRIMARY), has_local=False))
+    found = facts(one.see({A: primary(), B: standby()}).decide())
+    assert fit(found) == {"/liveness", "/readiness"}
+    assert CHECKS["/primary"](found) == CHECKS["/read-only"](found) == "there is no local PostgreSQL (local: off)"

@@ -214,3 +214,19 @@ async def test_a_drain_that_fails_too_late_is_no_defect(
     await asyncio.sleep(0)
     gc.collect()
     assert not reported
+
+
+@in_loop
+async def test_nothing_stops_where_there_is_no_server(told: Told) -> None:
+    """On a host with ``local: off`` the hook is answered at once, nobody is told, and no room is closed."""
+
+    class Untouched(NoWindows):
+        def give_up(self, run: Identity | None) -> None:
+            raise AssertionError(run)
+
+    told.config = dataclasses.replace(told.config, has_local=False)
+    announced = OwnStop(cast("Observer", told), cast("Windows", Untouched()), decision=lambda: told.decision)
+    answer = await announced.leave(within_s=5.0)
+    assert (answer.waited_for, answer.why) == ((), "there is no local PostgreSQL (local: off)")
+    assert not announced.check_leave().would_wait
+    assert told.said == []

@@ -296,3 +296,19 @@ def test_whose_claim_it_is(state: NodeState, system_id: int | None, expected: bo
     """The answer of a foreign Patroni neither cancels a promotion nor makes a primary."""
     claim = LockClaim(101.0, leads=True, system_id=system_id)
     assert believable(claim, local=state) == (claim if expected else None)
+
+
+def test_without_a_local_server() -> None:
+    """With ``local: off`` no role and no own address is left of a run with one; names with a fixed route keep to it."""
+    names = (group("cn", A, B, route=Route.PRIMARY), group("cn-ro", A, B, route=Route.STANDBY))
+    agent = Agent(config(*names)).see({A: primary(), B: standby()}).see_local(primary(), address=A).decide()
+    assert agent.decision.role is Role.PRIMARY
+    assert agent.decision.groups["cn"].own == A
+    agent.config, agent.local = config(*names, has_local=False), NodeState()
+    agent.decide()
+    assert agent.decision.role is None
+    assert agent.decision.groups["cn"].own is None
+    assert (agent.address("cn"), agent.address("cn-ro")) == (A, B)
+    assert not agent.alerts
+    agent.see({A: dead(), B: primary(timeline=8)}).decide()
+    assert (agent.address("cn"), agent.alerts) == (B, {"cn-ro:fenced"})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from resolver_agent.config.model import Fallback
+from resolver_agent.config.model import Fallback, Route
 from resolver_agent.doctor import report as doctor_report
 from resolver_agent.routing.observation import NodeState, Observation, ProbeFailure
 from tests.unit.builders import dead, group, node, not_serving, primary, rejecting, standby, unreachable
@@ -29,6 +29,7 @@ from tests.unit.doctor.builders import (
 )
 
 if TYPE_CHECKING:
+    from resolver_agent.doctor.facts import Facts
     from resolver_agent.doctor.finding import Severity
     from tests.unit.doctor.builders import Change
 
@@ -149,3 +150,30 @@ def test_nodes_that_fail_in_different_ways() -> None:
         f"{CN2}:5432 is down: Connection refused",
         f"{WK2}:5432 does not answer: no answer within 2 s",
     ]
+
+
+def on_application_host(facts: Facts) -> Facts:
+    """Return the facts of a host without PostgreSQL that reaches the same nodes."""
+    routes = {"cn": Route.PRIMARY, "wk1": Route.PRIMARY, "wk1-ro": Route.STANDBY}
+    groups = tuple(dataclasses.replace(one, route=routes[one.name]) for one in facts.config.groups)
+    config = dataclasses.replace(facts.config, groups=groups, has_local=False, citus=False, fallback=Fallback.PRIMARY)
+    host = dataclasses.replace(facts.host, patroni=(), citus_passfile=None)
+    return dataclasses.replace(facts, config=config, local=NodeState(), server=None, host=host)
+
+
+def test_a_host_without_postgresql() -> None:
+    """It is fit without a server; what concerns one is not looked at, with that reason."""
+    report = doctor_report.report(on_application_host(fit()))
+    assert report.findings == ()
+    why = {one.what: one.why for one in report.outcomes}
+    for what in ("the local PostgreSQL can be asked", "the local PostgreSQL is one of the nodes"):
+        assert why[what] == "there is no local PostgreSQL (local: off)"
+    assert why["waiting rooms can be opened"] == ""
+
+
+def test_a_room_that_cannot_be_opened_on_a_host_without_postgresql() -> None:
+    """There the queue depends on rooms as well: another program may have their port."""
+    facts = dataclasses.replace(on_application_host(fit()), room_faults={"cn": "Address already in use"})
+    [found] = doctor_report.report(facts).findings
+    assert found.key == "queue:room"
+    assert "cn: the waiting room cannot be opened at 127.77.0.1:5432: Address already in use" in found.text
