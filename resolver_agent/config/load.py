@@ -92,7 +92,7 @@ _HTTP: Table = {"listen": (values.optional(values.socket_address), None)}
 
 _UNDER_A_NAME = {key: f"it belongs under a name: names.NAME.{key}" for key in ("nodes", "patroni")}
 _AT_THE_TOP = dict.fromkeys(
-    _TOP.keys() - _PER_NAME.keys() - {"queue"}, "it is set once for all names, at the top level"
+    _TOP.keys() - _PER_NAME.keys() - {"queue", "postgresql"}, "it is set once for all names, at the top level"
 )
 
 # Connection keywords that the agent sets itself, or that would hide a server from it.
@@ -170,6 +170,7 @@ def _groups(
         "nodes": (values.filled(list, _NODES), Required(_NODES)),
         "patroni": (as_is, None),
         "queue": (as_is, {}),
+        "postgresql": (as_is, {}),
         **{name: (parse, defaults[name]) for name, (parse, _) in _PER_NAME.items()},
     }
     managed = {name.lower() for name in names}
@@ -190,8 +191,22 @@ def _groups(
             failback_delay_s=group["failback_delay"],
             patroni=_patroni_api(reader, f"{at}.patroni", group["patroni"]),
             queue=_queue(reader, f"{at}.queue", group["queue"], queue),
+            postgresql=MappingProxyType(reader.keywords(f"{at}.postgresql", group["postgresql"], refused=_EVERY_NODE)),
         )
+    _refuse_two_logins(reader, key, groups.values())
     return tuple(groups.values())
+
+
+def _refuse_two_logins(reader: Reader, key: str, groups: Iterable[Group]) -> None:
+    """Add an error where a node has different logins under two names: there is one session on it for both."""
+    first: dict[Node, Group] = {}
+    for group in groups:
+        for node in group.nodes:
+            before = first.setdefault(node, group)
+            if before.postgresql != group.postgresql:
+                at = f"{dotted(key, group.name)}.postgresql"
+                reader.error(at, f"other than that of {before.name}, which has {node} too, expected the same login")
+                break
 
 
 def _logins(
@@ -272,11 +287,7 @@ def _parse(
     if http["listen"] is not None and (taken := _taken(http["listen"][1], groups, {**address, **local})):
         reader.error(dotted(prefix, "http.listen"), f"a port of {taken} found, expected one that is free on every node")
     to_nodes, to_local = ({}, {}) if reader.errors else _logins(given, local, login)
-    for key, keywords in (("postgresql", to_nodes), ("local", to_local)):
-        refusal = None if reader.errors else values.libpq_fault(keywords)
-        if refusal:  # each value is right, but not with the others
-            reader.error(dotted(prefix, key), f"libpq refuses these keywords: {refusal}")
-    return Config(
+    config = Config(
         path=path,
         fallback=top["fallback"],
         groups=groups,
@@ -301,6 +312,13 @@ def _parse(
         http=Node(*http["listen"]) if http["listen"] is not None else None,
         has_local=has_local,
     )
+    logins = {"postgresql": to_nodes, "local": to_local}
+    logins |= {f"names.{group.name}.postgresql": config.login(group) for group in groups if group.postgresql}
+    for key, keywords in logins.items():
+        refusal = None if reader.errors else values.libpq_fault(keywords)
+        if refusal:  # each value is right, but not with the others
+            reader.error(dotted(prefix, key), f"libpq refuses these keywords: {refusal}")
+    return config
 
 
 def _refuse_follow(reader: Reader, key: str, groups: Iterable[Group]) -> None:
@@ -345,7 +363,8 @@ def load(path: str) -> Config:
         raise ConfigError(errors)
     warnings = ["".join(one) for one in denied]
     mode = found.mode
-    if mode & stat.S_IROTH and not values.SECRETS.isdisjoint({*config.postgresql, *config.local}):
+    given = {*config.postgresql, *config.local, *(key for group in config.groups for key in group.postgresql)}
+    if mode & stat.S_IROTH and not values.SECRETS.isdisjoint(given):
         fix = f"chmod {mode & ~0o007:04o} {path}"
         warnings.append(f"{path}: holds a password and is world-readable (mode {mode:04o}): {fix}")
     return dataclasses.replace(config, warnings=tuple(warnings)) if warnings else config
@@ -402,6 +421,9 @@ def _files(config: Config) -> Iterator[tuple[str, str]]:
             ):
                 yield f"{section}.{key}", value
     for group in config.groups:
+        for key, value in group.postgresql.items():
+            if key in values.FILES and value not in ("", "system"):
+                yield f"names.{group.name}.postgresql.{key}", value
         for key in ("cacert", "cert", "key"):
             if group.patroni is not None and (value := getattr(group.patroni, key)) is not None:
                 yield f"names.{group.name}.patroni.{key}", value
@@ -443,13 +465,19 @@ def load_again(current: Config) -> Config:
     return new
 
 
+def _without_secrets(keywords: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in keywords.items() if name not in values.SECRETS}
+
+
 def fingerprint(config: Config) -> str:
     """Return a hash by which two processes can tell whether they have the same configuration, but for its secrets."""
     items = []
     for key in config.__slots__:
         value = getattr(config, key)
         if key in ("postgresql", "local"):
-            value = {name: text for name, text in value.items() if name not in values.SECRETS}
+            value = _without_secrets(value)
+        if key == "groups":
+            value = [(group, _without_secrets(group.postgresql)) for group in value]
         if key not in ("path", "warnings", "on_change"):  # whose arguments may hold a secret
             items.append((key, str(value)))
     return hashlib.sha256(repr(items).encode()).hexdigest()

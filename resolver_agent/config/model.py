@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     import ipaddress
     from collections.abc import Mapping
 
+_OF_ONE_LOGIN = (
+    ({"user"}, {"password", "sslcert", "sslkey", "sslpassword"}),
+    ({"passfile"}, {"password"}),
+    ({"sslcert", "sslkey"}, {"sslcert", "sslkey", "sslpassword"}),
+)
+"""What a name does not take from the login of all nodes where its own has one of these keywords."""
+
 
 class Route(enum.Enum):
     """How the operator wants a name routed."""
@@ -78,7 +85,10 @@ class OnChange:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A managed name, in lower case, and the nodes behind it. A limit of None is no limit."""
+    """A managed name, in lower case, and the nodes behind it. A limit of None is no limit.
+
+    ``postgresql`` are the libpq keywords that these nodes have of their own. It may hold passwords.
+    """
 
     name: str
     nodes: tuple[Node, ...]
@@ -88,17 +98,18 @@ class Group:
     failback_delay_s: float
     patroni: PatroniApi | None
     queue: Queue = Queue()
+    postgresql: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False, hash=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """A valid configuration.
 
-    ``groups`` are in the file's order. ``postgresql`` holds the libpq keywords for every node, without host and port;
-    ``local`` those for the server on this node, complete. Both may hold passwords. Without ``has_local`` there is no
-    such server: then no name follows, and ``local`` is empty. ``citus`` is False for ``off``, and where there is no
-    local server. ``in_patronis_file`` tells a section of Patroni's file from a file of its own. ``http`` is where
-    metrics and health are served, None for nowhere.
+    ``groups`` are in the file's order. ``postgresql`` holds the libpq keywords for every node, without host and port,
+    unless its group has others: see ``login``. ``local`` holds those for the server on this node, complete. All may
+    hold passwords. Without ``has_local`` there is no such server: then no name follows, and ``local`` is empty.
+    ``citus`` is False for ``off``, and where there is no local server. ``in_patronis_file`` tells a section of
+    Patroni's file from a file of its own. ``http`` is where metrics and health are served, None for nowhere.
     """
 
     path: str
@@ -124,3 +135,18 @@ class Config:
     def max_age_s(self) -> float:
         """The age in seconds up to which an observation counts."""
         return self.interval_s + self.timeout_s
+
+    def login(self, group: Group) -> dict[str, str]:
+        """Return the libpq keywords for the nodes of a group, without host and port.
+
+        Two logins are never mixed: a password or key that belongs to another user, say, is left out.
+        """
+        left_out: set[str] = set().union(
+            *(rest for some, rest in _OF_ONE_LOGIN if not some.isdisjoint(group.postgresql))
+        )
+        shared = {key: value for key, value in self.postgresql.items() if key not in left_out}
+        return {**shared, **group.postgresql}
+
+    def login_at(self, node: Node) -> dict[str, str]:
+        """Return the libpq keywords for a node, without host and port; those of ``postgresql`` if it is in no group."""
+        return next((self.login(group) for group in self.groups if node in group.nodes), dict(self.postgresql))

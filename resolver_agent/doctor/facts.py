@@ -182,6 +182,7 @@ class Host:
     """What is known of this node apart from its PostgreSQL. None means that the node has no such thing.
 
     ``agent`` is the answer of a running agent to ``status``. ``nscd`` is the configuration of an nscd that runs.
+    ``own_passfiles`` are the password files of names with a login of their own, by name; ``passfile`` is the others'.
     ``cloud`` are cloud-init's files, in the order in which later ones override earlier ones. ``patroni_faults`` are the
     REST APIs that do not answer, by name and node, with the reason. ``hook_fault`` is the reason why Patroni's hook
     cannot ask the agent. ``unordered`` are the units of Patroni that may start before the agent. ``somaxconn`` is the
@@ -201,6 +202,7 @@ class Host:
     hook_fault: str | None
     unordered: tuple[str, ...] = ()
     somaxconn: int | None = None
+    own_passfiles: Mapping[str, TextFile] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

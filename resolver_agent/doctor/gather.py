@@ -93,6 +93,11 @@ async def gather(config: Config, *, root: Path = Path("/")) -> Facts:
         if (root / "etc/cloud/cloud-init.disabled").exists()
         else tuple(files.read(path, limit_bytes=2**20) for path in _below(root, _CLOUD_FILES)),
         passfile=files.read(Path(path)) if (path := config.postgresql.get("passfile")) else None,
+        own_passfiles={
+            group.name: files.read(Path(path))
+            for group in config.groups
+            if group.postgresql and (path := config.login(group).get("passfile"))
+        },
         citus_passfile=_passfile_of(os_user),
         agent=agent,
         units=units,

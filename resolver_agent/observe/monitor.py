@@ -94,8 +94,9 @@ class Monitor:
             self._local = None
         before = self._watchers
         self._watchers = {}
+        logins = {node: config.login(group) for group in reversed(config.groups) for node in group.nodes}
         for node in dict.fromkeys(node for group in config.groups for node in group.nodes):
-            conninfo = {**config.postgresql, "host": node.host, "port": str(node.port)}
+            conninfo = {**logins[node], "host": node.host, "port": str(node.port)}
             options = _ProbeOptions(conninfo, config.timeout_s, config.interval_s)
             self._watchers[node] = self._watcher(before.pop(node, None), options, self._bucket, node=node)
         for group in config.groups:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
-    from resolver_agent.config.model import Config
+    from resolver_agent.config.model import Config, Node
     from resolver_agent.queue.gate import UnderWay
 
 IDLE_S = 1.0
@@ -87,16 +87,17 @@ def free_slots(server: psycopg.Connection) -> int:
 
 @contextlib.contextmanager
 def connect(
-    config: Config, host: str, address: str, port: int, *, within_s: float, limit_s: float
+    config: Config, node: Node, address: str, *, within_s: float, limit_s: float
 ) -> Iterator[psycopg.Connection]:
     """Open a session on a server that is about to stop, for ``limit_s`` at most.
 
     Raises:
         psycopg.Error: it could not be opened within ``within_s``, or a statement failed, or the limit was reached.
     """
-    options = f"{config.postgresql.get('options', '')} -c search_path=pg_catalog"
-    where = {"host": host, "hostaddr": address, "port": str(port), "options": options, "client_encoding": "UTF8"}
-    opened = connection.connect({**config.postgresql, **where}, within_s=within_s)
+    login = config.login_at(node)
+    options = f"{login.get('options', '')} -c search_path=pg_catalog"
+    where = {"host": node.host, "hostaddr": address, "port": str(node.port)}
+    opened = connection.connect({**login, **where, "options": options, "client_encoding": "UTF8"}, within_s=within_s)
     with opened as server, session.ended_after(limit_s, server):
         yield server
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from resolver_agent.citus import flush, session
+from resolver_agent.config.model import Node
 from resolver_agent.queue import drain
 from resolver_agent.queue.gate import MOST_S, Gate, GateError, UnderWay, prepared
 
@@ -193,7 +194,7 @@ class _Hold:
             if one in self._servers:
                 continue
             opened = drain.connect(
-                self._config, one.host, one.address, one.port, within_s=within_s, limit_s=self._session_s
+                self._config, Node(one.host, one.port), one.address, within_s=within_s, limit_s=self._session_s
             )
             try:
                 server = self._stack.enter_context(opened)

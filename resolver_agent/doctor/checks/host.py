@@ -33,7 +33,8 @@ _HARMLESS = {"myhostname", "mymachines"}
 def _unchecked(facts: Facts) -> Iterator[Finding]:
     """Yield what could not be checked."""
     host = facts.host
-    files = (host.hosts, host.nsswitch, host.nscd, host.passfile, host.citus_passfile, *host.cloud)
+    passfiles = (host.passfile, *host.own_passfiles.values(), host.citus_passfile)
+    files = dict.fromkeys((host.hosts, host.nsswitch, host.nscd, *passfiles, *host.cloud))
     unread = ((file.path, file.text) for file in files if file is not None)
     others = (("the agent", host.agent), ("systemd", host.units))
     for what, fact in (*unread, *others):

@@ -11,8 +11,10 @@ from resolver_agent.doctor.facts import Server, TextFile, Unknown, text_of
 from resolver_agent.doctor.finding import Finding, Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Set as AbstractSet
 
+    from resolver_agent.config.model import Node
     from resolver_agent.doctor.facts import Facts
 
 _GROUP_AND_OTHERS = 0o077
@@ -34,11 +36,31 @@ def _matches(entries: Iterable[list[str]], wanted: list[str]) -> bool:
     return any(all(have in ("*", want) for have, want in zip(entry, wanted, strict=True)) for entry in entries)
 
 
-def _agents_passfile(facts: Facts) -> Iterator[Finding]:
-    """Check the agent's password file. libpq matches the host that it is given: a node's, never a managed name."""
-    file, login = facts.host.passfile, facts.config.postgresql
-    if file is None or isinstance(file.text, Unknown):
-        return
+def _logins(facts: Facts) -> Iterator[tuple[TextFile, Mapping[str, str], set[Node]]]:
+    """Yield each password file that the agent uses, with the login that it is for, and the nodes."""
+    groups = facts.config.groups
+    shared = {node for group in groups if not group.postgresql for node in group.nodes}
+    found = [(facts.host.passfile, facts.config.postgresql, shared)]
+    found += [
+        (facts.host.own_passfiles.get(group.name), facts.config.login(group), set(group.nodes))
+        for group in groups
+        if group.postgresql
+    ]
+    for file, login, nodes in found:
+        if file is not None and nodes and "password" not in login:
+            yield file, login, nodes
+
+
+def _agents_passfiles(facts: Facts) -> Iterator[Finding]:
+    for file, login, nodes in _logins(facts):
+        if not isinstance(file.text, Unknown):
+            yield from _agents_passfile(facts, file, login, nodes)
+
+
+def _agents_passfile(
+    facts: Facts, file: TextFile, login: Mapping[str, str], nodes: AbstractSet[Node]
+) -> Iterator[Finding]:
+    """Check a password file of the agent's. libpq matches the host that it is given: a node's, never a managed name."""
     if file.text is None:
         yield Finding(
             Severity.WARNING,
@@ -48,12 +70,13 @@ def _agents_passfile(facts: Facts) -> Iterator[Finding]:
         )
         return
     yield from _too_open(file)
-    entries = _entries(file.text)
+    entries = _entries(text_of(file) or "")
     user, dbname = login.get("user", "*"), login.get("dbname") or login.get("user", "*")
     refused = [
         node
         for node, state in facts.nodes.items()
-        if state.latest is not None
+        if node in nodes
+        and state.latest is not None
         and state.latest.role is None
         and not _matches(entries, [node.host, str(node.port), dbname, user])
     ]
@@ -103,6 +126,8 @@ def _citus_passfile(facts: Facts) -> Iterator[Finding]:
 
 def _without_agents(facts: Facts) -> str | None:
     file = facts.host.passfile
+    if any(not isinstance(one.text, Unknown) for one, *_ in _logins(facts)):
+        return None
     if "password" in facts.config.postgresql:
         return "the configuration has a password, which counts instead"
     if file is None:
@@ -124,6 +149,6 @@ def _without_citus(facts: Facts) -> str | None:
 
 
 CHECKS = (
-    Check("the agent's password file has an entry for each node", _agents_passfile, _without_agents),
+    Check("the agent's password file has an entry for each node", _agents_passfiles, _without_agents),
     Check("the password file of Citus has the names as well as the addresses", _citus_passfile, _without_citus),
 )

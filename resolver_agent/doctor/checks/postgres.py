@@ -212,7 +212,7 @@ def _conninfo(facts: Facts, server: Server) -> Iterator[Finding]:
 
 def _privileges(facts: Facts, server: Server) -> Iterator[Finding]:
     """Yield what the agent's login lacks, and that it has too much: whoever knows a network login's password has it."""
-    if server.may_alter and server.user == facts.config.postgresql.get("user"):
+    if server.may_alter and server.user in {facts.config.login(group).get("user") for group in facts.config.groups}:
         text = f"role {server.user} logs in to all nodes over the network, and may change settings"
         fix = (
             "Let the agent log in on its own node as resolver_agent_local (`local: {user: resolver_agent_local}`), and "

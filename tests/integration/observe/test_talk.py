@@ -314,6 +314,25 @@ async def test_peers_of_a_hung_or_dead_server_are_unknown_in_time(lone: Postgres
 
 
 @in_loop
+async def test_a_name_with_a_login_of_its_own(lone: Postgres, load: Load) -> None:
+    """An agent that logs in to other clusters otherwise hears those of this one, and they hear it."""
+    here = load(lone, {"wk1": [lone.address]})
+    own = {"user": ROLE, "dbname": "postgres"}
+    there = dataclasses.replace(
+        here,
+        postgresql={"user": "nobody_here", "dbname": "barred"},
+        groups=tuple(dataclasses.replace(one, postgresql=own) for one in here.groups),
+    )
+    async with agents(here, 1) as [one], agents(there, 1) as [two]:
+        await one.until_talking(lone, peers=1)
+        await two.until_talking(lone, peers=1)
+        one.sight.monitor.say(node_of(lone), "from one")
+        two.sight.monitor.say(node_of(lone), "from two")
+        await two.until_told("from one")
+        await one.until_told("from two")
+
+
+@in_loop
 async def test_a_session_is_not_ended_for_being_idle(lone: Postgres, load: Load) -> None:
     """An agent asks rarely, and must be there when others say something."""
     await off_loop(lone.run_sql, f"ALTER ROLE {ROLE} SET idle_session_timeout = '300ms'")

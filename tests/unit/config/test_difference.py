@@ -76,6 +76,11 @@ def name(settings: str) -> str:
             id="its networks",
         ),
         pytest.param(", queue: {unplanned: 1m}", ["names.wk1.queue.unplanned: 0s → 60s"], id="its queue"),
+        pytest.param(
+            ", postgresql: {user: u, password: hunter2}",
+            ["names.wk1.postgresql.user: null → u", "names.wk1.postgresql.password: changed"],
+            id="its login",
+        ),
     ],
 )
 def test_a_key_of_one_name(settings: str, expected: list[str]) -> None:

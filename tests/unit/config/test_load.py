@@ -71,7 +71,7 @@ NAMES_AND_NODES = {
     "a list in place of a name's map": (
         names("wk1: [10.0.0.1]"),
         (
-            "names.wk1: a list found, expected a map of nodes, patroni, queue, route, port, max_lag_bytes, "
+            "names.wk1: a list found, expected a map of nodes, patroni, queue, postgresql, route, port, max_lag_bytes, "
             "max_lag_seconds, failback_delay"
         ),
     ),
@@ -550,3 +550,84 @@ def test_local_is_a_map_or_off(given: str, shown: str) -> None:
     """No other word is understood."""
     expected = f"local: {shown} found, expected a map, or off where there is no PostgreSQL on this host"
     assert errors(f"{MINIMAL}route: primary\nlocal: {given}\n") == [expected]
+
+
+@pytest.mark.parametrize(
+    ("shared", "own", "expected"),
+    [
+        ("user: u, dbname: d", "user: v", {"user": "v", "dbname": "d"}),
+        ("user: u, passfile: /p", "user: v", {"user": "v", "passfile": "/p"}),
+        ("user: u, password: p", "password: q", {"user": "u", "password": "q"}),
+        ("user: u, password: p, sslcert: /c, sslkey: /k", "user: v", {"user": "v"}),
+        ("user: u, password: p", "passfile: /q", {"user": "u", "passfile": "/q"}),
+        ("sslcert: /c, sslkey: /k, sslpassword: s", "sslcert: /d, sslkey: /l", {"sslcert": "/d", "sslkey": "/l"}),
+        ("sslmode: require, password: p", "sslmode: disable", {"sslmode": "disable", "password": "p"}),
+        ("user: u", "require_auth: scram-sha-256", {"user": "u", "require_auth": "scram-sha-256"}),
+    ],
+)
+def test_the_login_of_one_name(shared: str, own: str, expected: dict[str, str]) -> None:
+    """A name's keywords override those of all; a password or key of another user goes to nobody else's server."""
+    read = parse(
+        f"fallback: none\npostgresql: {{{shared}}}\n"
+        f"names: {{a: {{nodes: [10.0.0.1], postgresql: {{{own}}}}}, b: {{nodes: [10.0.0.2]}}}}\n"
+    )
+    defaults = {"user": "resolver_agent", "dbname": "postgres", **SAFELY}
+    assert read.login(read.groups[0]) == read.login_at(Node("10.0.0.1", 5432)) == {**defaults, **expected}
+    assert read.login(read.groups[1]) == read.login_at(Node("10.9.9.9", 1)) == read.postgresql
+
+
+FAULTY_LOGINS = {
+    "no such keyword": ("usr: x", "usr: libpq has no such keyword, did you mean `user`?"),
+    "the nodes' host": ("host: x", "host: not to be set here, the nodes are given under `names`: remove it"),
+    "a connection string": ("'user=x password=y'", " text found, expected a map"),
+    "libpq refuses": ("sslmode: maybe", "sslmode: "),
+}
+
+
+@pytest.mark.parametrize(("given", "fault"), FAULTY_LOGINS.values(), ids=FAULTY_LOGINS)
+def test_a_faulty_login_of_one_name(given: str, fault: str) -> None:
+    """It is read as carefully as that of all nodes; no error shows a password."""
+    text = given if given.startswith("'") else f"{{{given}}}"
+    [error] = errors(names(f"a: {{nodes: [10.0.0.1], postgresql: {text}}}"))
+    assert f"names.a.postgresql{'' if fault.startswith(' ') else '.'}" in error
+    assert fault.strip() in error
+    assert "password=y" not in error
+
+
+def test_two_logins_for_one_node() -> None:
+    """There is one session on each node, so names that share it cannot log in differently."""
+    text = names(
+        "cn: {nodes: [10.0.0.1], route: primary, postgresql: {user: u}}, ro: {nodes: [10.0.0.1], route: standby}"
+    )
+    assert errors(text) == [
+        "names.ro.postgresql: other than that of cn, which has 10.0.0.1:5432 too, expected the same login"
+    ]
+
+
+def test_keywords_of_one_name_that_do_not_go_together() -> None:
+    """What libpq refuses only with the keywords of all nodes is an error at the name."""
+    text = names("a: {nodes: [10.0.0.1], postgresql: {ssl_max_protocol_version: TLSv1.2}}")
+    assert errors(f"{text}postgresql: {{ssl_min_protocol_version: TLSv1.3}}\n") == [
+        "names.a.postgresql: libpq refuses these keywords: invalid SSL protocol version range"
+    ]
+
+
+def test_a_file_of_one_names_login(tmp_path: Path) -> None:
+    """Each file that it names must exist, and its password makes a file that everybody may read a warning."""
+    path = write(tmp_path / "agent.yml", names("a: {nodes: [10.0.0.1], postgresql: {passfile: /nowhere}}"))
+    with pytest.raises(ConfigError, match=r"names\.a\.postgresql\.passfile: /nowhere: "):
+        load(path)
+    secret = names("a: {nodes: [10.0.0.1], postgresql: {password: hunter2}}")
+    write(tmp_path / "agent.yml", secret, mode=0o644)
+    read = load(path)
+    assert any("holds a password and is world-readable" in one for one in read.warnings)
+    assert "hunter2" not in repr(read)
+
+
+def test_the_fingerprint_of_one_names_login() -> None:
+    """It differs with the login, but not with its password."""
+    found = [
+        fingerprint(parse(names(f"a: {{nodes: [10.0.0.1], postgresql: {{user: {user}, password: {word}}}}}")))
+        for user, word in ("ux", "uy", "vx")
+    ]
+    assert found[0] == found[1] != found[2]

@@ -90,3 +90,21 @@ def test_password_file_with_ipv6() -> None:
     facts = dataclasses.replace(facts, nodes={**facts.nodes, six: state("fd00::2", rejecting())})
     report = doctor_report.report(both(host(passfile=file("x:*:*:*:x")))(facts))
     assert r"Add the line: fd00\:\:2:5432:postgres:resolver_agent:PASSWORD" in report.as_text()
+
+
+def test_the_password_file_of_one_name() -> None:
+    """A name with a login of its own needs entries for its own nodes and user, in its own file; the others do not."""
+    own = {"user": "other", "passfile": "/own.pgpass"}
+    groups = tuple(
+        dataclasses.replace(one, postgresql=own) if one.name.startswith("wk1") else one for one in fit().config.groups
+    )
+    ours = TextFile("/own.pgpass", f"{WK1}:*:*:other:x\n", 0o600)
+    changes = both(
+        settings(groups=groups),
+        host(passfile=file("*:*:*:resolver_agent:x"), own_passfiles={"wk1": ours, "wk1-ro": ours}),
+        probed(cn2=rejecting(), wk2=rejecting()),
+    )
+    found = [one for one in doctor_report.report(changes(fit())).findings if one.key == "passfile"]
+    assert [(one.text, one.fix) for one in found] == [
+        (f"/own.pgpass has no entry for {WK2}:5432", f"Add the line: {WK2}:5432:postgres:other:PASSWORD")
+    ]
