@@ -58,7 +58,7 @@ _WITH_VALUE = {"-c", "--config", "--socket"}
 
 _COMMANDS = {
     *("run", "once", "dry-run", "status", "explain", "history", "check", "metrics", "doctor", "remove", "show", "demo"),
-    *("pin", "unpin", "pause", "resume", "help"),
+    *("pin", "unpin", "pause", "resume", "import", "help"),
 }
 """All commands but the hooks: these run before the parser is made, as whatever is wrong with it must not stop them."""
 
@@ -185,6 +185,11 @@ def command_line() -> Parser:
         parents=(),
     )
     printed.add_argument("file", choices=_SHOWN, metavar="FILE", help=f"one of {', '.join(_SHOWN)}")
+    imported = command(
+        *("import", _import, "print a configuration made from Patroni's file with its citus: section; changes nothing"),
+        parents=(),
+    )
+    imported.add_argument("file", metavar="FILE", help="patroni.yml of a coordinator")
     command(
         *("demo", _demo, "show the agent at work on throw-away PostgreSQL servers"),
         exits={OK: "every step worked", DIFFERENT: "a step failed", TROUBLE: "it could not begin"},
@@ -371,6 +376,17 @@ def _validate(options: argparse.Namespace) -> int:
     _say_warnings(config)
     _check_tls_files(config)
     print(f"{config.path}: nothing wrong; names: {', '.join(group.name for group in config.groups)}")
+    return OK
+
+
+def _import(options: argparse.Namespace) -> int:
+    from resolver_agent.config.load import ConfigError
+    from resolver_agent.config.patroni_import import convert_file
+
+    try:
+        print(convert_file(options.file), end="")
+    except ConfigError as error:
+        raise _TroubleError("the file cannot be converted\n" + "\n".join(error.errors)) from error
     return OK
 
 

@@ -1,8 +1,8 @@
 """From the text of the configuration file to a ``Config``, or to every error in it at once.
 
-Only ``load`` touches the file system; ``parse`` is a function of its arguments. This module knows the keys and which
-values must agree; ``values.py`` parses a single value, ``reader.py`` applies tables of keys and collects the errors,
-``yaml12.py`` reads YAML, ``patroni_yml.py`` reads Patroni's own section.
+Only ``load`` and ``read`` touch the file system; ``parse`` is a function of its arguments. This module knows the keys
+and which values must agree; ``values.py`` parses a single value, ``reader.py`` applies tables of keys and collects the
+errors, ``yaml12.py`` reads YAML, ``patroni_yml.py`` reads Patroni's own section.
 """
 
 from __future__ import annotations
@@ -348,7 +348,7 @@ def load(path: str) -> Config:
     Raises:
         ConfigError: the file, or one that it names, cannot be read, it has errors, or root must not act on it.
     """
-    found = _read(path)
+    found = read(path)
     intruder = found.intruder if os.geteuid() == 0 else None
     config = parse(found.content, path=path, hostname=socket.gethostname())
     if intruder is not None:
@@ -370,7 +370,12 @@ def load(path: str) -> Config:
     return dataclasses.replace(config, warnings=tuple(warnings)) if warnings else config
 
 
-def _read(path: str) -> source.Source:
+def read(path: str) -> source.Source:
+    """Return what is in a file, as ``source.read`` does.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     try:
         return source.read(path)
     except OSError as exc:

@@ -35,14 +35,19 @@ def local_server(postgresql: Any) -> tuple[dict[str, str], dict[str, str]]:
         if host and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 2**16:
             address = {"host": host, "port": port}
     if str(section.get("use_unix_socket")).lower() in ("true", "yes", "on"):
-        parameters = _map(section.get("parameters"))
-        folders = _text(parameters.get("unix_socket_directories", DEFAULT_SOCKET_DIR)).split(",")
-        absolute = [folder.strip() for folder in folders if folder.strip().startswith("/")]
-        if absolute:
-            address["host"] = absolute[0]
+        folder = socket_folder(section)
+        if folder is not None:
+            address["host"] = folder
     superuser = _map(_map(section.get("authentication")).get("superuser"))
     login = {_LOGIN[key] or key: text for key, value in superuser.items() if key in _LOGIN and (text := _text(value))}
     return address, login if "user" in login else {}
+
+
+def socket_folder(postgresql: Any) -> str | None:
+    """Return the first folder for sockets that is an absolute path, or None."""
+    parameters = _map(_map(postgresql).get("parameters"))
+    folders = _text(parameters.get("unix_socket_directories", DEFAULT_SOCKET_DIR)).split(",")
+    return next((folder.strip() for folder in folders if folder.strip().startswith("/")), None)
 
 
 def _text(value: Any) -> str:

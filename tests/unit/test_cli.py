@@ -141,3 +141,39 @@ def test_which_command_is_the_hook(line: str, runs: bool, monkeypatch: pytest.Mo
 def test_the_commands_besides_the_hooks() -> None:
     """They are known before the parser is made."""
     assert {*cli.command_line().commands} == cli._COMMANDS | {"pre-promote", "before-stop"}
+
+
+def test_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it prints is a configuration as soon as it is filled in; Patroni's file stays as it is."""
+    patronis, ours, passfile = (tmp_path / name for name in ("patroni.yml", "agent.yml", "pgpass"))
+    passfile.touch()
+    text = "{postgresql: {connect_address: '10.0.0.1'}, citus: {workers: [{groupid: 1, nodes: ['10.0.0.3:5432']}]}}"
+    patronis.write_text(text)
+    assert cli.main(["import", str(patronis)]) == 0
+    printed = capsys.readouterr().out
+    ours.write_text(printed)
+    assert cli.main(["--validate-config", "-c", str(ours)]) == 2
+    ours.write_text(printed.replace("<ADDRESS>", "10.0.0.2").replace("/etc/resolver-agent.pgpass", str(passfile)))
+    assert cli.main(["--validate-config", "-c", str(ours)]) == 0
+    assert capsys.readouterr().out == f"{ours}: nothing wrong; names: cn, wk1\n"
+    assert patronis.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (None, "No such file or directory, expected a configuration file that can be read"),
+        ("scope: cn", "citus: missing"),
+    ],
+)
+def test_import_of_a_faulty_file(
+    text: str | None, fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It prints no half of a configuration, and says what is wrong, with the file."""
+    path = tmp_path / "patroni.yml"
+    if text is not None:
+        path.write_text(text)
+    assert cli.main(["import", str(path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"resolver-agent: the file cannot be converted\n{path}: {fault}")
