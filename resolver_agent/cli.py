@@ -413,11 +413,13 @@ def _run(options: argparse.Namespace) -> int:
     import asyncio
     import logging
 
+    from resolver_agent import log
     from resolver_agent.agent import Agent
     from resolver_agent.control import client
     from resolver_agent.system import lock, systemd
 
     config = _load(options)
+    log.write_in_background()
     for warning in config.warnings:
         logging.getLogger(__name__).warning("%s", warning)
     passed = next(iter(systemd.listen_sockets(os.environ)), None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -34,6 +36,13 @@ _LEVELS = {
     Severity.WARNING: logging.WARNING,
     Severity.CRITICAL: logging.CRITICAL,
 }
+
+_WAITING_MAX = 1 << 20
+"""How many characters may wait to be written; of a line each counts, and some for its own cost."""
+
+_LINE_COSTS = 100
+_FLUSH_S = 0.5
+_DROPPED = "%d messages were dropped here: whoever reads the log did not take them in time"
 
 
 class _Text(logging.Formatter):
@@ -80,16 +89,99 @@ def _rfc3339(record: logging.LogRecord) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', moment)}.{int(record.msecs):03}{zone[:-2]}:{zone[-2:]}"
 
 
+class _Background(logging.Handler):
+    """Has a thread write the lines to a descriptor: whoever logs never waits for its reader.
+
+    What is logged while too much waits is dropped, and counted in a line in its place. ``flush()`` waits a while until
+    all is written. ``logging`` does that when the process ends; nothing is written through ``sys.stderr``, whose lock
+    would be held by then where nobody reads.
+
+    Raises:
+        RuntimeError: no thread can be started.
+    """
+
+    def __init__(self, descriptor: int, encoding: str) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._encoding = encoding
+        self._news = threading.Condition()
+        self._waiting: list[str] = []
+        self._length = self._dropped = 0
+        self._busy = False
+        threading.Thread(target=self._keep, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 -- as every handler of `logging` does
+            self.handleError(record)
+            return
+        with self._news:
+            if self._waiting and self._length + len(line) > _WAITING_MAX:
+                self._dropped += 1
+                return
+            self._waiting.append(line)
+            self._length += len(line) + _LINE_COSTS
+            self._news.notify_all()
+
+    def flush(self) -> None:
+        with self._news:
+            self._news.wait_for(lambda: not (self._busy or self._waiting), _FLUSH_S)
+
+    def _keep(self) -> None:
+        while True:
+            with self._news:
+                self._busy = False
+                self._news.notify_all()
+                self._news.wait_for(lambda: self._waiting)
+                lines, self._waiting, self._length = self._waiting, [], 0
+                dropped, self._dropped = self._dropped, 0
+                self._busy = True
+            if dropped:  # after all these, and before whatever is logged from now on
+                lines.append(self.format(_record_of_dropped(dropped)))
+            self._write("".join(f"{line}\n" for line in lines).encode(self._encoding, "backslashreplace"))
+
+    def _write(self, content: bytes) -> None:
+        left = memoryview(content)
+        while left:
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:  # noqa: PERF203 -- another process has made it so
+                select.select([], [self._descriptor], [])
+            except OSError:  # the reader has gone
+                return
+
+
+def _record_of_dropped(number: int) -> logging.LogRecord:
+    fields = {"levelno": logging.WARNING, "levelname": "WARNING", "msg": _DROPPED, "args": (number,)}
+    return logging.makeLogRecord({"name": __name__, **fields})
+
+
 def configure(form: str, level: str) -> None:
     """Log everything of ``level`` and above to standard error; ``form`` is text or json."""
-    handler = logging.StreamHandler(sys.stderr)
-    journal = systemd.is_journal(sys.stderr, os.environ)
-    handler.setFormatter(_Json(journal=journal) if form == "json" else _Text(journal=journal))
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    if not any(isinstance(handler, _Background) for handler in root.handlers):
+        root.handlers[:] = [logging.StreamHandler(sys.stderr)]
+    journal = systemd.is_journal(sys.stderr, os.environ)
+    for handler in root.handlers:
+        handler.setFormatter(_Json(journal=journal) if form == "json" else _Text(journal=journal))
     root.setLevel(level.upper())
     # asyncio's debug messages are about itself.
     logging.getLogger("asyncio").setLevel(max(logging.INFO, root.level))
+
+
+def write_in_background() -> None:
+    """Never wait for the reader of standard error from now on: a journal that hangs must not delay a round.
+
+    Nothing changes where standard error is closed, or no thread can be started.
+    """
+    root = logging.getLogger()
+    try:
+        handler = _Background(sys.stderr.fileno(), sys.stderr.encoding)
+    except (AttributeError, OSError, RuntimeError, ValueError):
+        return
+    handler.setFormatter(root.handlers[0].formatter)
+    root.handlers[:] = [handler]
 
 
 _log = logging.getLogger(__name__)

@@ -589,6 +589,11 @@ OTHERS: tuple[Remedy, ...] = (
         "reads return when it streams again",
     ),
     Remedy(
+        "`messages were dropped here`",
+        "`systemctl status systemd-journald`, and its limits in `journald.conf`; `log.level`",
+        "the journal did not take the agent's lines in time. Names were kept all the same; `history` has their changes",
+    ),
+    Remedy(
         "`there is no waiting room`",
         "the reason in the log line; `resolver-agent doctor`",
         "PostgreSQL must not listen on all addresses: `listen: 127.0.0.1,ADDRESS:PORT`",

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import signal
 from typing import TYPE_CHECKING
+
+from resolver_agent.control import client
+from tests.integration.conftest import Agent
+from tests.integration.support.agent_state import status, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.integration.conftest import Agent, Group
+    from tests.integration.conftest import Group
 
     WriteConfig = Callable[..., Path]
     StartAgent = Callable[..., Agent]
@@ -45,3 +51,56 @@ def test_verbosity_survives_a_reload(
     agent.process.send_signal(signal.SIGHUP)
     agent.wait_for_line("read .* again")
     agent.wait_for_line("DEBUG .*decided in .* ms", since=len(agent.lines))
+
+
+class Journal:
+    """A pipe that the agent says its log into. Nobody reads it but by ``read()``."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self._reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self._writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        self.launcher = ["sh", "-c", f'exec "$@" 2>{path}', "sh"]
+        self.said = ""
+
+    def fill(self) -> None:
+        """Leave no room in it."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(self._writer, b"\n")
+
+    def read(self) -> str:
+        """Take what is in it, and return all that was said until now."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.said += os.read(self._reader, 1 << 20).decode()
+        return self.said
+
+    def close(self) -> None:
+        """Close both ends."""
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+def test_a_journal_that_hangs_delays_nothing(
+    cluster: dict[str, Group], write_config: WriteConfig, hosts_file: Path, tmp_path: Path
+) -> None:
+    """Where nobody reads the log a failover is written in time, requests are answered, and a stop is as short as ever.
+
+    Once somebody reads again, there is what was said at first, and how much is missing.
+    """
+    config, wk1 = write_config(cluster["cn"].primary, cluster, log={"level": "debug"}), cluster["wk1"]
+    with contextlib.closing(Journal(tmp_path / "journal")) as journal:
+        journal.fill()
+        with Agent(config, hosts_file=hosts_file, launcher=journal.launcher) as agent:
+            agent.wait_for_target("wk2", cluster["wk2"].primary.address)
+            for _ in range(500):  # each brings a round, and so some lines
+                client.ask(str(tmp_path / "run" / "control.sock"), "pre-promote")
+            wk1.primary.stop()
+            wk1.standby.promote()
+            agent.wait_for_target("wk1", wk1.standby.address, timeout_s=3)
+            wait_until(lambda: status(config)["written"], timeout_s=3)
+            wait_until(lambda: re.search(r"WARNING [1-9]\d* messages were dropped here", journal.read()))
+            assert re.search(r"INFO resolver-agent .* keeps .*\n(.*\n)*.*INFO wk2 → ", journal.said)
+            journal.fill()
+            assert agent.stop() == 0

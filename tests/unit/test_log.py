@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import logging
@@ -14,14 +15,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resolver_agent.control import report
-from resolver_agent.log import ChangeLog, configure
+from resolver_agent.log import ChangeLog, configure, write_in_background
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.observation import Role
 from resolver_agent.routing.state import Alert, AlertCode, Code, GroupState, Reason, Target, TargetKind
 from tests.unit.builders import Agent, config, dead, group, node, primary, remembered, standby, unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 A, B = "10.0.0.1", "10.0.0.2"
 
@@ -287,3 +288,69 @@ def test_a_record_is_one_line_that_prints(form: str, output: Output) -> None:
     assert all(one.isprintable() for one in [first, *others])
     assert all(one.startswith("  ") for one in others)
     assert bool(others) == (form == "text")
+
+
+def say_much(form: str = "text", number: int = 0) -> None:
+    """Log in the background, one numbered line after the other, and end."""
+    configure(form, "info")
+    write_in_background()
+    for one in range(number):
+        logging.getLogger("resolver_agent").info("line %d %s", one, "x" * 1000)
+
+
+@contextlib.contextmanager
+def saying_much(form: str, number: int, stderr: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process that logs so many lines to a descriptor, says so, and waits for the end of its input."""
+    said = f"test_log.say_much({form!r}, {number}); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", f"import sys; from tests.unit import test_log; {said}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_nobody_waits_for_a_reader(form: str) -> None:
+    """Once somebody reads, the lines come in their order; what was too much is counted, and the rest comes after it."""
+    read, write = os.pipe()
+    with open(read, encoding="utf-8") as journal, saying_much(form, 3000, write) as process:  # noqa: PTH123
+        os.close(write)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()  # all is said, and nothing is read
+        process.stdin.close()
+        lines = journal.read().splitlines()
+    if form == "json":
+        lines = [json.loads(line)["message"] for line in lines]
+    told = [int(found[1]) for line in lines if (found := re.search(r"line (\d+) x", line))]
+    [dropped] = [int(found[1]) for line in lines if (found := re.search(r"(\d+) messages were dropped here", line))]
+    assert told == list(range(len(told)))
+    assert len(told) + dropped == 3000
+    assert dropped > 1000
+
+
+def test_an_end_waits_for_a_reader_for_a_short_while() -> None:
+    """A process ends although nobody takes what it has said; and one with a reader says all of it first."""
+    read, write = os.pipe()
+    with saying_much("text", 300, write) as process:
+        process.communicate(timeout=20)
+        assert process.returncode == 0
+    os.close(read)
+    os.close(write)
+    read, write = os.pipe()
+    with open(read, encoding="utf-8") as journal, saying_much("text", 900, write) as process:  # noqa: PTH123
+        os.close(write)
+        assert process.stdin is not None
+        process.stdin.close()
+        assert len(journal.read().splitlines()) == 900
+
+
+def test_a_reader_that_is_gone() -> None:
+    """What nobody can read any more is lost; the process goes on, and ends well."""
+    read, write = os.pipe()
+    os.close(read)
+    with saying_much("text", 10, write) as process:
+        os.close(write)
+        process.communicate(timeout=20)
+        assert process.returncode == 0
