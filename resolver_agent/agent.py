@@ -105,7 +105,7 @@ class Agent:
             maintenance=self._maintenance,
             windows=self._windows,
             stops=self._own_stop,
-            since=self._changes.since,
+            changes=self._changes,
             figures=self._figures,
             overrides=self._overrides,
         )
@@ -260,51 +260,39 @@ class Agent:
         self._observer.track(decision)
         self._maintenance.tick(self._observer, decision, written=written, puts=self._block.trampled, now=boottime())
         self._windows.track(decision, written=written, flushed=self._maintenance.flushed)
-        self._changes.track(
-            decision.targets,
-            seen_at=seen_at,
-            now=boottime(),
-            written=written,
-            flushed=self._maintenance.flushed,
-            citus=self._maintenance.flush_status.citus,
-        )
-        self._track_promotions(seen_at, written=written)
+        self._track_changes(seen_at, written=written)
         _log.debug("%s; decided in %.1f ms: %s", seen.nodes, took_s * 1000, decision.groups)
         self._change_log.nodes(seen.nodes)
         self._change_log.decision(decision, self._alerts(), begun, written=written)
-        self._count(before, seen_at=seen_at, begun=begun, written=written)
+        self._count(before, begun=begun)
         self._notifier.status(f"{len(self._config.groups)} names, {len(self._change_log.alerts)} alerts")
         self._live()
         await self._requests.round_over()
         # With many names a decision takes time: the probes get as much.
         await asyncio.sleep(took_s)
 
-    def _track_promotions(self, seen_at: float, *, written: bool) -> None:
-        citus = self._maintenance.flush_status.citus
+    def _track_changes(self, seen_at: float, *, written: bool) -> None:
+        """Have the names that this round has moved told, and counted, and those that are flushed by now."""
+        flush, now = self._maintenance.flush_status, boottime()
+        self._changes.track(
+            self._decision.targets, seen_at=seen_at, now=now, written=written, flushed=flush.flushed, citus=flush.citus
+        )
         self._promotions.track(
             promotion.Round(
                 decision=self._decision,
                 seen_at=seen_at,
-                now=boottime(),
+                now=now,
                 announced_at=self._observer.announced_at,
                 written=written,
-                flushed=self._maintenance.flushed,
-                citus=citus if self._observer.config.citus else False,
+                flushed=flush.flushed,
+                citus=flush.citus if self._observer.config.citus else False,
                 recovered_at=self._maintenance.recoverer.succeeded_at,
             )
         )
 
-    def _count(self, before: Decision, *, seen_at: float, begun: float, written: bool) -> None:
+    def _count(self, before: Decision, *, begun: float) -> None:
         try:
-            self._figures.take_round(
-                before,
-                self._decision,
-                seen_at=seen_at,
-                begun=begun,
-                now=boottime(),
-                written=written,
-                flush=self._maintenance.flush_status,
-            )
+            self._figures.take_round(before, self._decision, begun=begun, now=boottime())
         except Exception as error:  # noqa: BLE001 -- a defect that concerns the metrics alone
             self._note(error, "the metrics are wrong")
 

@@ -32,6 +32,7 @@ from resolver_agent.system.clock import boottime
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from resolver_agent.changes.changes import Changes
     from resolver_agent.citus.maintenance import CitusMaintenance
     from resolver_agent.config.model import Config
     from resolver_agent.control import server
@@ -88,10 +89,7 @@ class AgentState:
 
 
 class Requests:
-    """Answers requests from what the agent's rounds leave behind, as ``state()`` and ``decision()`` return it.
-
-    ``since(name, address)`` tells when a name was given its address, before this run.
-    """
+    """Answers requests from what the agent's rounds leave behind, as ``state()`` and ``decision()`` return it."""
 
     def __init__(
         self,
@@ -103,7 +101,7 @@ class Requests:
         maintenance: CitusMaintenance,
         windows: Windows,
         stops: Stops,
-        since: Callable[[str, str], str | None],
+        changes: Changes,
         figures: Figures,
         overrides: Overrides,
     ) -> None:
@@ -114,7 +112,7 @@ class Requests:
         self._maintenance = maintenance
         self._windows = windows
         self._stops = stops
-        self._since = since
+        self._changes = changes
         self._figures = figures
         self._metrics_at = float("-inf")
         self._metrics_text: asyncio.Task[str] | None = None
@@ -189,7 +187,7 @@ class Requests:
                 pins=self._by_hand.pins(shown),
                 pause=pause,
                 now=now,
-                since=self._since,
+                since=self._changes.since,
             )
 
         return make
@@ -231,9 +229,9 @@ class Requests:
             announced=observer.announcements,
             promotion_is_pending=observer.announced is not None,
             holds_lock=observer.observations().holds_lock,
-            changes=dict(figures.changes),
-            written_s=figures.written_s.snapshot(),
-            flushed_s=figures.flushed_s.snapshot(),
+            changes=dict(self._changes.count),
+            written_s=self._changes.written_s.snapshot(),
+            flushed_s=self._changes.flushed_s.snapshot(),
             probes=dict(observer.probes),
             probe_s=observer.probe_s.snapshot(),
             answered_at={str(node): epoch + seen.at for node, seen in role_seen.items() if seen is not None},

@@ -1,4 +1,4 @@
-"""Notices every change of a name once it is in the hosts file, and tells the history and the operator's command.
+"""Notices every change of a name once it is in the hosts file: for metrics, the history and the operator's command.
 
 Called in every round, and never blocks. What fails here is an alert, and changes no decision.
 """
@@ -15,14 +15,17 @@ from resolver_agent.changes.change import Change, gone, made
 from resolver_agent.changes.history import History
 from resolver_agent.changes.history_file import path_of
 from resolver_agent.changes.on_change import ChangeCommand
+from resolver_agent.system.histogram import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from resolver_agent.config.model import Config
     from resolver_agent.routing.state import Alert, Target
 
 _log = logging.getLogger(__name__)
+
+_DELAY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 _WAITING_MAX = 1000
 _CLOSE_S = 0.5
@@ -44,13 +47,20 @@ class _Waiting:
 
 
 class Changes:
-    """The changes of names, from ``start()`` to ``close()``."""
+    """The changes of names, from ``start()`` to ``close()``.
+
+    ``count`` is how often each name got another address. ``written_s`` and ``flushed_s`` are how many seconds after the
+    agent saw the reason a change was on disk, and flushed where there is Citus.
+    """
 
     def __init__(self, config: Config) -> None:
+        self.count: collections.Counter[str] = collections.Counter()
+        self.written_s = Histogram(*_DELAY_S)
+        self.flushed_s = Histogram(*_DELAY_S)
         self._history = History(path_of(config.state_dir))
         self._command = ChangeCommand()
         self._command.configure(config.on_change)
-        self._before: dict[str, Target] = {}
+        self._before: tuple[Target, ...] = ()
         self._seen: dict[tuple[str, str | None], float] = {}
         self._unflushed: collections.deque[_Waiting] = collections.deque(maxlen=_WAITING_MAX)
         self._untold: collections.deque[_Waiting] = collections.deque(maxlen=_WAITING_MAX)
@@ -72,21 +82,21 @@ class Changes:
 
     def resume(self, targets: Iterable[Target]) -> None:
         """Begin with what the hosts file says."""
-        self._before = {target.name: target for target in targets}
+        self._before = tuple(targets)
 
     def since(self, name: str, address: str) -> str | None:
         """Return when a name was given its address, also before this run (RFC 3339); None where that is not known."""
         return self._history.since(name, address)
 
     def track(
-        self, targets: Iterable[Target], *, seen_at: float, now: float, written: bool, flushed: bool, citus: bool | None
+        self, targets: Sequence[Target], *, seen_at: float, now: float, written: bool, flushed: bool, citus: bool | None
     ) -> None:
         """Take in a round. ``seen_at`` is when the evidence came; ``written`` and ``flushed`` are about ``targets``.
 
         ``citus`` is False or None where there is none, or none is known: nothing is flushed then.
         """
         try:
-            self._track({target.name: target for target in targets}, seen_at, now, written=written)
+            self._track(tuple(targets), seen_at, now, written=written)
             if written and flushed:
                 self._flushed(now, citus=citus is True)
             while self._untold and now - self._untold[0].written_at >= _FLUSH_S:
@@ -101,10 +111,13 @@ class Changes:
         await self._command.close()
         await self._history.close(within_s=_CLOSE_S)
 
-    def _track(self, targets: dict[str, Target], seen_at: float, now: float, *, written: bool) -> None:
-        before = self._before
-        moved = [one for one in targets.values() if one.name not in before or before[one.name].address != one.address]
-        left = [one for one in before.values() if one.name not in targets]
+    def _track(self, targets: tuple[Target, ...], seen_at: float, now: float, *, written: bool) -> None:
+        if targets == self._before:  # as in nearly all rounds
+            self._seen = {}
+            return
+        before, names = {one.name: one for one in self._before}, {one.name for one in targets}
+        moved = [one for one in targets if one.name not in before or before[one.name].address != one.address]
+        left = [one for one in self._before if one.name not in names]
         # What could not be written at once was seen when it was first decided.
         wanted = [*((one.name, one.address) for one in moved), *((one.name, None) for one in left)]
         self._seen = {one: self._seen.get(one, seen_at) for one in wanted}
@@ -113,6 +126,7 @@ class Changes:
         time = dt.datetime.now(dt.timezone.utc).astimezone().isoformat(timespec="milliseconds")
         for target in moved:
             since = self._seen[target.name, target.address]
+            self.count[target.name] += 1
             took_ms = round((now - since) * 1000)
             self._tell(made(before.get(target.name), target, time=time, written_ms=took_ms), since, now)
         for target in left:
@@ -121,6 +135,7 @@ class Changes:
         self._before = targets
 
     def _tell(self, change: Change, seen_at: float, now: float) -> None:
+        self.written_s.observe(now - seen_at)
         self._history.put(change)
         waiting = _Waiting(change, seen_at, now)
         self._unflushed.append(waiting)
@@ -131,6 +146,7 @@ class Changes:
         while self._unflushed:
             one = self._unflushed.popleft()
             if citus:
+                self.flushed_s.observe(now - one.seen_at)
                 self._history.put(one.flushed(now))
         while self._untold:
             one = self._untold.popleft()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from typing import TYPE_CHECKING
 
@@ -12,21 +11,17 @@ from resolver_agent.system.histogram import Histogram
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from resolver_agent.control.report import FlushStatus
     from resolver_agent.queue.room import RoomState
     from resolver_agent.routing.decision import Decision
     from resolver_agent.system.histogram import Distribution
 
 _ROUND_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-_DELAY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class Figures:
-    """Counts rounds, reloads, promotions and changes of names. Times are in seconds of CLOCK_BOOTTIME.
+    """Counts rounds, reloads and promotions. Times are in seconds of CLOCK_BOOTTIME.
 
     ``alive_at`` is when a round, or a step of the start, last succeeded, ``round_at`` when a round did (None: never).
-    ``changes`` counts those of each name. ``written_s`` and ``flushed_s`` are how long after the agent saw a reason a
-    name was on disk, and after that flushed.
     """
 
     def __init__(self, now: float) -> None:
@@ -35,53 +30,18 @@ class Figures:
         self.rounds = self.failed_rounds = 0
         self.round_s = Histogram(*_ROUND_S)
         self.reloads = self.failed_reloads = self.promotions = 0
-        self.changes: collections.Counter[str] = collections.Counter()
-        self.written_s = Histogram(*_DELAY_S)
-        self.flushed_s = Histogram(*_DELAY_S)
-        self._unwritten: dict[str, float] = {}
-        self._unflushed: dict[str, float] = {}
 
     def take_reload(self, *, done: bool) -> None:
         """Count a reload of the configuration."""
         self.reloads += done
         self.failed_reloads += not done
 
-    def take_round(
-        self,
-        before: Decision,
-        decision: Decision,
-        *,
-        seen_at: float,
-        begun: float,
-        now: float,
-        written: bool,
-        flush: FlushStatus,
-    ) -> None:
-        """Count a round that began at ``begun`` and has just led from one decision to the next.
-
-        ``seen_at`` is when the agent saw what made it due. ``written`` and ``flush`` are the state of the file, and of
-        cached connections, after it.
-        """
+    def take_round(self, before: Decision, decision: Decision, *, begun: float, now: float) -> None:
+        """Count a round that began at ``begun`` and has just led from one decision to the next."""
         self.rounds += 1
         self.round_s.observe(now - begun)
         self.round_at = now
         self.promotions += before.role is Role.STANDBY and decision.role is Role.PRIMARY
-        addresses = {target.name: target.address for target in before.targets}
-        for target in decision.targets:
-            if addresses.get(target.name) != target.address:
-                self.changes[target.name] += 1
-                self._unwritten[target.name] = seen_at
-                self._unflushed.pop(target.name, None)
-        if not written:
-            return
-        for name, at in self._unwritten.items():
-            self.written_s.observe(now - at)
-            self._unflushed[name] = at
-        self._unwritten.clear()
-        if flush.flushed:
-            for at in self._unflushed.values() if flush.citus else ():
-                self.flushed_s.observe(now - at)
-            self._unflushed.clear()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

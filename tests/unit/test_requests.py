@@ -49,7 +49,7 @@ def ask(stops: Stops, command: str, **arguments: object) -> dict[str, Any]:
         maintenance=nothing,
         windows=nothing,
         stops=stops,
-        since=nothing,
+        changes=nothing,
         figures=nothing,
         overrides=nothing,
     )

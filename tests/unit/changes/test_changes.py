@@ -141,6 +141,33 @@ def test_a_round_whose_file_is_not_written_flushes_nothing(tmp_path: Path) -> No
     assert change.flushed_ms is None
 
 
+def test_what_is_counted(tmp_path: Path) -> None:
+    """A change counts when it is in the file, and is timed from its evidence until then, and until it is flushed."""
+    setup = Setup(tmp_path, target(A), target(A, "wk2"))
+    changes = setup.changes
+    setup.round(target(B), seen_at=5.0, now=5.25, written=False)
+    assert (changes.count, changes.written_s.snapshot().counts[-1]) == ({}, 0)
+    setup.round(target(B), seen_at=6.0, now=6.0, flushed=False).round(target(B, code=Code.HELD), flushed=False)
+    setup.round(target(B), seen_at=9.0, now=9.0).round(target(B), now=10.0)
+    assert changes.count == {"wk1": 1}, "a name that is gone got no address"
+    assert (changes.written_s.snapshot().counts[-1], changes.written_s.snapshot().total) == (2, 2.0)
+    assert (changes.flushed_s.snapshot().counts[-1], changes.flushed_s.snapshot().total) == (2, 8.0)
+
+
+def test_a_second_change_before_the_first_is_flushed(tmp_path: Path) -> None:
+    """Connections to the first address may last until then: both are timed."""
+    setup = Setup(tmp_path, target(A)).round(target(B), seen_at=1.0, now=1.0, flushed=False)
+    found = setup.round(target(A), seen_at=2.0, now=3.0).changes
+    assert (found.count, found.written_s.snapshot().total) == ({"wk1": 2}, 1.0)
+    assert (found.flushed_s.snapshot().counts[-1], found.flushed_s.snapshot().total) == (2, 3.0)
+
+
+def test_what_is_not_flushed_without_citus(tmp_path: Path) -> None:
+    """Without Citus no flush is timed, and what waited for one is forgotten."""
+    setup = Setup(tmp_path, target(A)).round(target(B), citus=False).round(target(B), now=2.0)
+    assert setup.changes.flushed_s.snapshot().counts[-1] == 0
+
+
 def run(setup: Setup) -> list[str]:
     """Return the names and delays that the command was told, once it was run."""
 
