@@ -63,7 +63,7 @@ class Changes:
         self._before: tuple[Target, ...] = ()
         self._seen: dict[tuple[str, str | None], float] = {}
         self._unflushed: collections.deque[_Waiting] = collections.deque(maxlen=_WAITING_MAX)
-        self._untold: collections.deque[_Waiting] = collections.deque(maxlen=_WAITING_MAX)
+        self._untold: collections.deque[_Waiting] = collections.deque()
         self._failed = False
 
     @property
@@ -140,6 +140,8 @@ class Changes:
         waiting = _Waiting(change, seen_at, now)
         self._unflushed.append(waiting)
         self._untold.append(waiting)
+        if len(self._untold) > _WAITING_MAX:  # the command is told the oldest without its flush, or says that it is not
+            self._command.put(self._untold.popleft().change)
 
     def _flushed(self, now: float, *, citus: bool) -> None:
         """Take in that everything is flushed that the hosts file says; there was a flush only where there is Citus."""

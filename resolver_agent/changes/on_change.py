@@ -54,16 +54,19 @@ class ChangeCommand:
             self._config, self.alert = config, None
         if config is None:
             self._waiting.clear()
+            self._dropped = 0
 
     def start(self) -> None:
         """Begin to run it."""
         self._task = asyncio.get_running_loop().create_task(self._keep())
 
     def put(self, change: Change) -> None:
-        """Tell a change. Where too many wait, the oldest is dropped."""
+        """Tell a change. Where too many wait, the oldest is dropped, which is an alert until a later change is told."""
         if self._config is None:
             return
         if len(self._waiting) >= _WAITING_MAX:
+            if not self._dropped:
+                _log.warning("on_change: more than %d changes wait, and the oldest are not told", _WAITING_MAX)
             self._waiting.popleft()
             self._dropped += 1
         self._waiting.append(change)
@@ -90,6 +93,7 @@ class ChangeCommand:
                         _log.error("the command at a change cannot be run", exc_info=error)
                     words = error.strerror if isinstance(error, OSError) else repr(error)
                     self._report(self._config, some, f"cannot be run: {plain(str(words))}")
+            self._dropped = 0
 
     async def _run(self, config: OnChange, changes: Sequence[Change]) -> None:
         """Run the command once.
@@ -107,15 +111,17 @@ class ChangeCommand:
         if not self._call.done():
             self._report(config, changes, f"has neither ended nor been killed after {config.timeout_s + _GRACE_S:g} s")
         ended = await self._call
-        if ended.code == 0 and not self._dropped:
+        faults = []
+        if ended.code is None:
+            faults.append(f"was killed after {config.timeout_s:g} s")
+        elif ended.code:
+            faults.append(f"ended with {f'exit code {ended.code}' if ended.code > 0 else f'signal {-ended.code}'}")
+        if self._dropped:
+            faults.append(f"was not told {self._dropped} changes, as more than {_WAITING_MAX} waited")
+        if not faults:
             self.alert = None
             return
-        if ended.code is None:
-            fault = f"was killed after {config.timeout_s:g} s"
-        elif ended.code:
-            fault = f"ended with {f'exit code {ended.code}' if ended.code > 0 else f'signal {-ended.code}'}"
-        else:
-            fault, self._dropped = f"takes too long: {self._dropped} changes were not told", 0
+        fault = " and ".join(faults)
         self._report(config, changes, f"{fault}: {plain(ended.said)}" if ended.said.strip() else fault)
 
     def _report(self, config: OnChange, changes: Sequence[Change], fault: str) -> None:

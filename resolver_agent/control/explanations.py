@@ -487,6 +487,11 @@ ALERTS: tuple[Explanation, ...] = (
                 "run it by hand with the `RESOLVER_AGENT_…` variables, and mend it; the alert ends with its next run "
                 "that succeeds. It is not run again for old changes",
             ),
+            Remedy(
+                "`changes wait, and the oldest are not told`, `was not told`",
+                "how long a run takes; how many names move at once. `resolver-agent history` has the changes",
+                "a quicker command: one run is told up to 50 changes. The alert ends with a later change that is told",
+            ),
         ),
     ),
     Explanation(

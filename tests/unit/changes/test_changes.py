@@ -206,6 +206,15 @@ def test_the_command_does_not_wait_for_ever(tmp_path: Path) -> None:
     assert run(setup) == [f"wk1 {B} "]
 
 
+def test_very_many_changes_before_a_flush(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """More than may wait for the flush go to the command before it: it is the command that says which are not told."""
+    setup = configured(tmp_path)
+    setup.round(*(target(B, f"wk{number}") for number in range(2100)), flushed=False)
+    assert len(setup.changes._untold) == len(setup.changes._command._waiting) == 1000
+    assert setup.changes._command._dropped == 100
+    assert len(caplog.records) == 1
+
+
 def test_the_command_is_run_once_for_a_change(tmp_path: Path) -> None:
     """A flush after it was run changes the history alone."""
     setup = configured(tmp_path).round(target(B), now=1.0, flushed=False).round(target(B), now=11.5, flushed=False)
