@@ -40,18 +40,12 @@ def assess(
     Where it would come out the same, the previous view is returned: at any moment that is so for nearly all of a
     thousand groups.
     """
-    if view_before is not None and _would_repeat(
-        view_before, group, observations, before, now=now, max_age_s=max_age_s
-    ):
+    if view_before and _would_repeat(view_before, group, observations, before, now=now, max_age_s=max_age_s):
         return view_before
     memory = before.memory
     states = {node: observations.nodes.get(node, _NEVER_ASKED) for node in group.nodes}
     status = observations.patroni.get(group.name, _NO_STATUS)
-    fresh = {
-        node: seen
-        for node, state in states.items()
-        if (seen := state.fresh(now=now, max_age_s=max_age_s)) is not None and is_usable(seen.address)
-    }
+    fresh = _find_fresh(states, now=now, max_age_s=max_age_s)
     trusted, doubts = _trusted_status(group, status, fresh, memory.system_id)
     system_id, replaced_id, replaced = find_system_id(group, before, trusted, states=states, fresh=fresh)
     members = {node: seen for node, seen in fresh.items() if seen.identity and seen.identity.system_id == system_id}
@@ -59,13 +53,7 @@ def assess(
     alerts = _node_alerts(group, states, foreign_words if system_id is not None else {})
     foreign = find_foreign(states, system_id)
     primary, split = find_primary(
-        group,
-        before,
-        trusted,
-        states=states,
-        members=members,
-        foreign=foreign,
-        foreign_words=foreign_words,
+        group, before, trusted, states=states, members=members, foreign=foreign, foreign_words=foreign_words
     )
     met_beside = remember_foreign(memory, system_id, fresh=fresh, members=members)
     if memory.system_id is None and trusted.system_id is None and primary.seen is None:
@@ -148,6 +136,12 @@ def _would_repeat(
             for seen in [observations.nodes.get(node, _NEVER_ASKED)]
         )
     )
+
+
+def _find_fresh(states: Mapping[Node, NodeState], *, now: float, max_age_s: float) -> dict[Node, Observation]:
+    """Return what was seen of each node, where that counts and a name can lead there."""
+    found = {node: state.fresh(now=now, max_age_s=max_age_s) for node, state in states.items()}
+    return {node: seen for node, seen in found.items() if seen is not None and is_usable(seen.address)}
 
 
 def _trusted_status(
