@@ -113,7 +113,9 @@ class ByHand:
         if found:
             _log.info("the pin of %s is taken back by %s", plain(name), request["peer"])
             await self._until(lambda: name not in self._decision().pins and self._written(), _WAIT_S)
-        answer: dict[str, Any] = report.as_json(report.UnpinAnswer(pinned=found, target=self._target(name)))
+        answer: dict[str, Any] = report.as_json(
+            report.UnpinAnswer(pinned=found, kept=self._kept.saved, target=self._target(name))
+        )
         return answer
 
     async def _pause(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +136,7 @@ class ByHand:
         if found:
             _log.info("the pause is ended by %s", request["peer"])
             await self._until(lambda: not self._decision().paused and self._written(), _WAIT_S)
-        answer: dict[str, Any] = report.as_json(report.ResumeAnswer(paused=found))
+        answer: dict[str, Any] = report.as_json(report.ResumeAnswer(paused=found, kept=self._kept.saved))
         return answer
 
     def _group(self, request: dict[str, Any]) -> Group:

@@ -769,6 +769,7 @@ def _unpin(options: argparse.Namespace) -> int:
 
     found = _ask(options, report.UnpinAnswer, "unpin", name=options.name)
     print(found.target if found.pinned else f"{printable(options.name)} is not pinned")
+    _warn_unless_kept("may bring it back", kept=found.kept)
     return OK
 
 
@@ -786,13 +787,18 @@ def _resume(options: argparse.Namespace) -> int:
 
     found = _ask(options, report.ResumeAnswer, "resume")
     print("names move again" if found.paused else "names are not paused")
+    _warn_unless_kept("may bring it back", kept=found.kept)
     return OK
 
 
 def _say_consequences(*, kept: bool) -> None:
     print("2PC recovery waits meanwhile")
+    _warn_unless_kept("ends it", kept=kept)
+
+
+def _warn_unless_kept(what: str, *, kept: bool) -> None:
     if not kept:
-        print("warning: a restart of the agent ends it: it could not be saved in state_dir", file=sys.stderr)
+        print(f"warning: a restart of the agent {what}: it could not be saved in state_dir", file=sys.stderr)
 
 
 def _remove(options: argparse.Namespace) -> int:

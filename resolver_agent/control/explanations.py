@@ -471,7 +471,7 @@ ALERTS: tuple[Explanation, ...] = (
             ),
             Remedy(
                 "`a restart loses pins and a pause, or brings back old ones`",
-                "the reason in the alert: a full disk, or a `state_dir` that others may write",
+                "the reason in the alert: a disk that is full or hangs, or a `state_dir` that others may write",
                 "as the alert says; it is tried again every 30 s",
             ),
         ),

@@ -39,6 +39,7 @@ _FILE_S = 1.0
 """How long the start, or an answer, waits for the file."""
 
 _RETRY_S = 30.0
+_LOSES = "a restart loses pins and a pause, or brings back old ones"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +120,12 @@ class Overrides:
         self._kept = Kept()
         self._fault: str | None = None
         self._reading: asyncio.Future[Kept] | None = None
-        self._over_at: dict[str | None, float] = {}  # by the wall clock; of a name's pin, None for the pause
+        # By the wall clock; of a name's pin, None for the pause. CLOCK_BOOTTIME alone would not do, as the end is told,
+        # and kept over a restart, by the wall clock, which may be wrong until NTP has set it; nor would the wall clock
+        # alone: set back, it would have a pin last longer than it was made for.
+        self._over_at: dict[str | None, float] = {}
         self._saved = True
-        self._retry_at = 0.0
+        self._retry_at = self._save_begun = 0.0
         self._saving: asyncio.Task[None] | None = None
 
     @property
@@ -133,6 +137,11 @@ class Overrides:
     def kept(self) -> Kept:
         """The pins and the pause for people."""
         return self._kept
+
+    @property
+    def saved(self) -> bool:
+        """Whether a restart changes nothing: the file has what was decided last."""
+        return self._saved
 
     @property
     def loaded(self) -> bool:
@@ -172,6 +181,7 @@ class Overrides:
         self._end_what_is_over(ended)
         if not self._saved and boottime() >= self._retry_at:
             self._begin_to_save()
+            self._report_hung()
 
     async def pin(self, pin: PinStatus) -> bool:
         """Pin a name, and report whether that outlives a restart."""
@@ -239,9 +249,15 @@ class Overrides:
             await asyncio.wait({self._saving}, timeout=_FILE_S)
         return self._saved
 
+    def _report_hung(self) -> None:
+        """Make a save that takes long an alert until it is over."""
+        if self._fault is None and boottime() - self._save_begun > _FILE_S:
+            self._fault = f"{self._path} cannot be written within {_FILE_S:g} s; {_LOSES}"
+
     def _begin_to_save(self) -> None:
         self._saved = False
         if self._saving is None or self._saving.done():
+            self._save_begun = boottime()
             self._saving = asyncio.get_running_loop().create_task(self._write())
 
     async def _write(self) -> None:
@@ -253,7 +269,7 @@ class Overrides:
             try:
                 await threads.call(state_file.write, self._path, content)
             except OSError as error:
-                self._fault = f"{plain(str(error))}; a restart loses pins and a pause, or brings back old ones"
+                self._fault = f"{plain(str(error))}; {_LOSES}"
                 self._retry_at = boottime() + _RETRY_S
                 return
             written = kept

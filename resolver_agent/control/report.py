@@ -396,9 +396,13 @@ class PinAnswer:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class UnpinAnswer:
-    """The answer to ``unpin``: whether there was a pin, and what the name resolves to now, empty if to nothing."""
+    """The answer to ``unpin``: whether there was a pin, and what the name resolves to now, empty if to nothing.
+
+    ``kept``: a restart of the agent does not bring it back.
+    """
 
     pinned: bool
+    kept: bool = True
     target: str
 
 
@@ -412,9 +416,10 @@ class PauseAnswer:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ResumeAnswer:
-    """The answer to ``resume``: whether there was a pause."""
+    """The answer to ``resume``: whether there was a pause. ``kept``: a restart of the agent does not bring it back."""
 
     paused: bool
+    kept: bool = True
 
 
 # --- plain data

@@ -97,9 +97,9 @@ async def test_a_pin(tmp_path: Path) -> None:
     await one.round(lambda: True, 0)
     [shown] = one.by_hand.pins(one.agent.decision)
     assert shown.ignored == f"{B} was last seen as a primary, and `fallback` is none"
-    assert await one.ask("unpin", name="wk1") == {"pinned": True, "target": f"wk1 → {C} (standby)"}
-    assert await one.ask("unpin", name="wk1") == {"pinned": False, "target": f"wk1 → {C} (standby)"}
-    assert await one.ask("unpin", name="\x1b") == {"pinned": False, "target": ""}
+    assert await one.ask("unpin", name="wk1") == {"pinned": True, "kept": True, "target": f"wk1 → {C} (standby)"}
+    assert await one.ask("unpin", name="wk1") == {"pinned": False, "kept": True, "target": f"wk1 → {C} (standby)"}
+    assert await one.ask("unpin", name="\x1b") == {"pinned": False, "kept": True, "target": ""}
     await one.kept.close()
 
 
@@ -161,10 +161,23 @@ async def test_a_pause(tmp_path: Path) -> None:
     assert (told["kept"], told["until"]) == (True, one.by_hand.pause and one.by_hand.pause.until)
     one.agent.see({B: dead()}).decide()
     assert one.agent.address("wk1") == B
-    assert await one.ask("resume") == {"paused": True}
+    assert await one.ask("resume") == {"paused": True, "kept": True}
     assert one.agent.address("wk1") == C
-    assert await one.ask("resume") == {"paused": False}
+    assert await one.ask("resume") == {"paused": False, "kept": True}
     assert await one.ask("pause", for_s="long") == {"error": "the time must be from 1s to 168h"}
+    await one.kept.close()
+
+
+@in_loop
+async def test_a_state_folder_that_cannot_be_used(tmp_path: Path) -> None:
+    """Each answer says that a restart would undo it."""
+    one = Operator(tmp_path)
+    assert (await one.pin(C))["kept"]
+    assert (await one.ask("pause", for_s=60))["kept"]
+    (tmp_path / "state").rename(tmp_path / "gone")
+    (tmp_path / "state").touch()
+    told = [await one.ask("unpin", name="wk1"), await one.ask("resume"), await one.pin(C)]
+    assert [answer["kept"] for answer in told] == [False, False, False]
     await one.kept.close()
 
 

@@ -215,7 +215,7 @@ async def test_a_folder_that_cannot_be_used(path: str) -> None:
 
 @in_loop
 async def test_a_disk_that_hangs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the start nor an answer waits for it for long."""
+    """Neither the start nor an answer waits for it for long, and that it hangs is an alert until it is over."""
     hung = threading.Event()
     monkeypatch.setattr(overrides, "_FILE_S", 0.05)
     monkeypatch.setattr(overrides, "read", lambda _path: hung.wait(30))
@@ -228,6 +228,35 @@ async def test_a_disk_that_hangs(path: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert set(one.pins) == {"wk1"}
     await one.close()
     hung.set()
+
+
+@in_loop
+async def test_a_save_that_hangs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever decides is told, and it is an alert until it is over, also where nobody has asked for it."""
+    hung, true_write = threading.Event(), state_file.write
+
+    def write(path: str, content: bytes) -> None:
+        assert hung.wait(10)
+        true_write(path, content)
+
+    monkeypatch.setattr(overrides, "_FILE_S", 0.05)
+    monkeypatch.setattr(state_file, "write", write)
+    one = made(path)
+    await one.load()
+    assert (one.saved, one.alerts) == (True, ())
+    assert not await one.pin(pin())
+    assert await one.unpin("wk1")
+    assert not one.saved
+    one.tick()
+    [alert] = one.alerts
+    fault = f"{path} cannot be written within 0.05 s; a restart loses pins and a pause, or brings back old ones"
+    assert (alert.key, alert.text) == ("overrides:state", fault)
+    hung.set()
+    assert one._saving is not None
+    await asyncio.wait({one._saving}, timeout=10)
+    one.tick()
+    assert (one.saved, one.alerts, read(path)) == (True, (), Kept())
+    await one.close()
 
 
 def test_a_missing_file_and_a_link(path: str) -> None:
