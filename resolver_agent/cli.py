@@ -47,6 +47,7 @@ _SHOWN = {
     "config": "resolver-agent.yml",
     "hook": "patroni-hooks.yml",
     "schema": "status.schema.json",
+    "doctor-schema": "doctor.schema.json",
     "alerts": "monitoring/alerts.yml",
     "board": "monitoring/grafana.json",
 }
@@ -286,7 +287,9 @@ def _add_reports(command: Callable[..., Parser]) -> None:
         default=argparse.SUPPRESS,
         help="list each check, and what was not looked at and why",
     )
-    checked.add_argument("--json", action="store_true", help="print JSON, for programs")
+    checked.add_argument(
+        "--json", action="store_true", help="print JSON, for programs; `show doctor-schema` describes it"
+    )
     checked.add_argument(
         "--to-addresses",
         action="store_true",

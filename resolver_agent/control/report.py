@@ -41,8 +41,8 @@ _TEXT_LIMIT = 16384
 _NUMBER_LIMIT = 1 << 63
 """Of a number in an answer: what is larger is none of ours, and may be too large for a float."""
 
-SCHEMA_VERSION = 1
-"""Of what ``status --json`` prints. It rises when a key goes away or changes its meaning, not when one is added."""
+SCHEMA_VERSION = DOCTOR_SCHEMA_VERSION = 1
+"""Of what ``status --json`` and ``doctor --json`` print. Each rises when a key goes away or changes its meaning."""
 
 
 class Keyword(NamedTuple):
@@ -65,6 +65,8 @@ _Code = Annotated[str, _words(Code)]
 _AlertCode = Annotated[str, _words(AlertCode)]
 _Severity = Annotated[str, _words(Severity)]
 _Stage = Annotated[str, _words(Stage)]
+_FindingSeverity = Annotated[str, Keyword("examples", ("error", "warning", "note"))]
+_CheckState = Annotated[str, Keyword("examples", ("ok", "findings", "unchecked"))]
 
 # --- values; their fields are the keys that programs read
 
@@ -422,6 +424,40 @@ class ResumeAnswer:
     kept: bool = True
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FindingStatus:
+    """Something that doctor found wrong. ``key`` names it; ``fix`` is a command or a sentence, and may be empty."""
+
+    severity: _FindingSeverity
+    key: str
+    text: str
+    fix: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CheckStatus:
+    """What a check of doctor came to. ``why`` says why it, or a part of it, was not looked at; else it is empty."""
+
+    what: str
+    state: _CheckState
+    why: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorStatus:
+    """What doctor found, the worst first, and all its checks.
+
+    ``fit``: there are no findings other than notes. ``to_names`` is the script for psql that puts names into
+    pg_dist_node, ``to_addresses`` that with addresses; None where there is nothing to do.
+    """
+
+    fit: bool
+    findings: tuple[FindingStatus, ...]
+    checks: tuple[CheckStatus, ...]
+    to_names: str | None
+    to_addresses: str | None
+
+
 # --- plain data
 
 
@@ -436,14 +472,17 @@ def as_json(value: object) -> Any:
     data = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (Status, FileStatus)):
         data = {"schema_version": SCHEMA_VERSION, **data}
+    elif isinstance(value, DoctorStatus):
+        data = {"schema_version": DOCTOR_SCHEMA_VERSION, **data}
     return data | _in_old_words(data) if isinstance(value, WITH_OLD_WORDS) else data
 
 
-WITH_OLD_WORDS = (NameStatus, NameInFile, PromotionAnswer, RecoveryStatus)
+WITH_OLD_WORDS = (FindingStatus, NameStatus, NameInFile, PromotionAnswer, RecoveryStatus)
 """The values whose renamed keys have their old names, too."""
 
 OLD_WORDS = {
     "blocked_by": "hindered",
+    "fix": "mend",
     "kind": "standing",
     "misrouted": "astray",
     "primary_demoted": "primary_lost",

@@ -1,4 +1,4 @@
-"""The JSON Schema of what ``status --json`` prints, made from the dataclasses of ``report``."""
+"""The JSON Schemas of what ``status --json`` and ``doctor --json`` print, made from the dataclasses of ``report``."""
 
 from __future__ import annotations
 
@@ -11,37 +11,60 @@ from typing import Any
 from resolver_agent.control import report
 from resolver_agent.system.foreign import to_json
 
-_DESCRIPTION = (
+_STATUS = (
     "What the agent answers; or what the hosts file says, where no agent can be asked. A later version may have more "
     "keys, and more words for a kind, a code or a severity, under the same schema_version. Times are as in RFC 3339."
+)
+_DOCTOR = (
+    "What is wrong on a node. A later version may have more keys, findings and checks, and more words for a severity "
+    "or a state, under the same schema_version."
 )
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number"}
 
 
-def as_text() -> str:
-    """Return the schema as the text of ``systemd/status.schema.json``."""
-    return f"{to_json(schema(), indent=2)}\n"
+def as_text(schema: dict[str, Any]) -> str:
+    """Return a schema as the text of its file in ``systemd``."""
+    return f"{to_json(schema, indent=2)}\n"
 
 
-def schema() -> dict[str, Any]:
+def status() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a ``Status``, or of a ``FileStatus`` where no agent can be asked.
 
     Objects may have more keys than it names.
     """
-    definitions: dict[str, Any] = {}
-    answers = [_of(kind, definitions) for kind in (report.Status, report.FileStatus)]
-    for kind in (report.Status, report.FileStatus):
-        answer = definitions[kind.__name__]
-        answer["properties"] = {"schema_version": {"const": report.SCHEMA_VERSION}, **answer["properties"]}
-        answer["required"] = ["schema_version", *answer["required"]]
+    answers, definitions = _schemas(report.Status, report.FileStatus, version=report.SCHEMA_VERSION)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:resolver-agent:status:{report.SCHEMA_VERSION}",
         "title": "resolver-agent status --json",
-        "description": _DESCRIPTION,
+        "description": _STATUS,
         "oneOf": answers,
-        "$defs": dict(sorted(definitions.items())),
+        "$defs": definitions,
     }
+
+
+def doctor() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a ``DoctorStatus``. Objects may have more keys than it names."""
+    [answer], definitions = _schemas(report.DoctorStatus, version=report.DOCTOR_SCHEMA_VERSION)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:resolver-agent:doctor:{report.DOCTOR_SCHEMA_VERSION}",
+        "title": "resolver-agent doctor --json",
+        "description": _DOCTOR,
+        **answer,
+        "$defs": definitions,
+    }
+
+
+def _schemas(*kinds: type, version: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the schemas of answers, each with the version first, and the definitions that they need."""
+    definitions: dict[str, Any] = {}
+    answers = [_of(kind, definitions) for kind in kinds]
+    for kind in kinds:
+        answer = definitions[kind.__name__]
+        answer["properties"] = {"schema_version": {"const": version}, **answer["properties"]}
+        answer["required"] = ["schema_version", *answer["required"]]
+    return answers, dict(sorted(definitions.items()))
 
 
 def _of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:

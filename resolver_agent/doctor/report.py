@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from resolver_agent.control.report import CheckStatus, DoctorStatus, FindingStatus, as_json
 from resolver_agent.doctor import gather
 from resolver_agent.doctor.checks import host, metadata, nodes, passfiles, patroni, postgres, queue
 from resolver_agent.doctor.finding import Severity
@@ -43,17 +44,20 @@ class Report:
         return all(one.severity is Severity.NOTE for one in self.findings)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as plain data."""
-        return {
-            "fit": self.fit,
-            "findings": [
-                {"severity": one.severity.value, "key": one.key, "text": one.text, "fix": one.fix, "mend": one.fix}
-                for one in self.findings
-            ],  # "mend" is the old spelling
-            "checks": [{"what": one.what, "state": one.state.value, "why": one.why} for one in self.outcomes],
-            "to_names": self.to_names,
-            "to_addresses": self.to_addresses,
-        }
+        """Return the report as plain data, which ``systemd/doctor.schema.json`` describes."""
+        found: dict[str, Any] = as_json(
+            DoctorStatus(
+                fit=self.fit,
+                findings=tuple(
+                    FindingStatus(severity=one.severity.value, key=one.key, text=one.text, fix=one.fix)
+                    for one in self.findings
+                ),
+                checks=tuple(CheckStatus(what=one.what, state=one.state.value, why=one.why) for one in self.outcomes),
+                to_names=self.to_names,
+                to_addresses=self.to_addresses,
+            )
+        )
+        return found
 
     def as_text(self, marks: Mapping[State, str] | None = None) -> str:
         """Return the findings, each with its hint on the next line, and the scripts if addresses are still in use.

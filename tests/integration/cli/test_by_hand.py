@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from resolver_agent.control.schema import schema
+from resolver_agent.control import schema
 from tests.integration.support.agent_state import FENCE, SETTLED, alerts, status, wait_until
 from tests.integration.support.command_line import AS_NOBODY, run
 
@@ -58,7 +58,7 @@ def test_a_pin_over_a_restart(on_standby: Path, cluster: dict[str, Group], start
     ran = run("status", "--json", "-c", on_standby)
     assert ran.returncode == 1
     found = json.loads(ran.stdout)
-    assert list(Draft202012Validator(schema()).iter_errors(found)) == []
+    assert list(Draft202012Validator(schema.status()).iter_errors(found)) == []
     [pin] = found["pins"]
     assert (pin["name"], pin["address"], pin["reason"], pin["ignored"]) == ("wk1", wk1.primary.address, "rebuild", None)
     assert [(one["key"], one["severity"]) for one in found["alerts"]] == [("wk1:pinned", "warning")]

@@ -17,7 +17,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from resolver_agent import __version__
-from resolver_agent.control.schema import schema
+from resolver_agent.control import schema
 from tests.integration.support.agent_state import SETTLED, wait_until
 from tests.integration.support.command_line import (
     AS_NOBODY,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     StartAgent = Callable[..., Agent]
 
-ANSWER = Draft202012Validator(schema())
+ANSWER = Draft202012Validator(schema.status())
 """Accepts what ``status --json`` prints."""
 
 

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from resolver_agent.config.load import load
+from resolver_agent.control import schema
 from resolver_agent.doctor import gather
 from resolver_agent.doctor import report as doctor_report
 from tests.integration.support.cluster import DATABASE
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     WriteConfig = Callable[..., Path]
     StartAgent = Callable[..., Agent]
 
+ANSWER = Draft202012Validator(schema.doctor())
 PROGRAM = [sys.executable, "-m", "resolver_agent.cli"]
 NODES = "SELECT nodename FROM pg_dist_node ORDER BY groupid"
 
@@ -87,6 +90,7 @@ def run(config: Path, *options: str, program: Sequence[str] = PROGRAM) -> subpro
 def found(ran: subprocess.CompletedProcess[str]) -> dict[str, str]:
     """Return the texts of the findings of ``--json``, by key."""
     report = json.loads(ran.stdout)
+    assert list(ANSWER.iter_errors(report)) == []
     assert ran.returncode == (0 if report["fit"] else 1)
     texts: dict[str, str] = {}
     for one in report["findings"]:

@@ -1,4 +1,4 @@
-"""The schema of what ``status --json`` prints: made from the code, and true of answers."""
+"""The schemas of what ``status --json`` and ``doctor --json`` print: made from the code, and true of answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -23,17 +23,24 @@ from resolver_agent.control.report import (
     as_json,
     name_in_file,
 )
+from resolver_agent.doctor import report as doctor_report
+from resolver_agent.doctor.check import State
+from resolver_agent.doctor.finding import Severity
 from resolver_agent.routing.decision import Decision
 from resolver_agent.routing.state import TargetKind
 from tests.unit.builders import Agent, config, dead, group, remembered
 from tests.unit.control.builders import A, B, citus_status, past_window, seen, status
+from tests.unit.doctor.builders import fit, host, server
 
-FILE = Path(__file__).parents[3] / "systemd/status.schema.json"
+if TYPE_CHECKING:
+    from tests.unit.doctor.builders import Change
+
+FOLDER = Path(__file__).parents[3] / "systemd"
 
 
-def strict() -> Draft202012Validator:
-    """Return a validator that also refuses keys that the schema does not name."""
-    known = copy.deepcopy(schema.schema())
+def strict(of: dict[str, Any]) -> Draft202012Validator:
+    """Return a validator that also refuses keys that a schema does not name."""
+    known = copy.deepcopy(of)
     for one in known["$defs"].values():
         one["additionalProperties"] = False
     return Draft202012Validator(known)
@@ -78,10 +85,33 @@ IN_FILE = FileStatus(
 )
 def test_answers(answer: dict[str, Any]) -> None:
     """The schema names all keys of an answer, with their types, and requires them."""
-    assert list(strict().iter_errors(answer)) == []
+    assert list(strict(schema.status()).iter_errors(answer)) == []
     assert answer["schema_version"] == SCHEMA_VERSION
     for key in answer:
-        assert not strict().is_valid({name: value for name, value in answer.items() if name != key}), key
+        assert not strict(schema.status()).is_valid({name: value for name, value in answer.items() if name != key}), key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda fit: fit, id="all is well"),
+        pytest.param(host(agent=None), id="a finding"),
+        pytest.param(server(databases={}), id="no scripts"),
+    ],
+)
+def test_doctor(change: Change) -> None:
+    """The same is so for doctor."""
+    found = json.loads(json.dumps(doctor_report.report(change(fit())).as_json()))
+    assert list(strict(schema.doctor()).iter_errors(found)) == []
+    for key in found:
+        assert not strict(schema.doctor()).is_valid({name: value for name, value in found.items() if name != key}), key
+
+
+def test_words_of_doctor() -> None:
+    """The schema has the words that doctor uses."""
+    known = schema.doctor()["$defs"]
+    for definition, key, words in (("FindingStatus", "severity", Severity), ("CheckStatus", "state", State)):
+        assert known[definition]["properties"][key]["examples"] == [word.value for word in words]
 
 
 @pytest.mark.parametrize(
@@ -105,12 +135,12 @@ def test_what_is_none(place: tuple[str | int, ...], value: object) -> None:
     for step in place[:-1]:
         inside = inside[step]
     inside[place[-1]] = value
-    assert not Draft202012Validator(schema.schema()).is_valid(changed)
+    assert not Draft202012Validator(schema.status()).is_valid(changed)
 
 
 def test_old_words_are_deprecated() -> None:
     """Renamed keys are there under their old names, and marked."""
-    known = schema.schema()["$defs"]
+    known = schema.status()["$defs"]
     old = {
         (kind, key) for kind, one in known.items() for key, value in one["properties"].items() if "deprecated" in value
     }
@@ -118,11 +148,13 @@ def test_old_words_are_deprecated() -> None:
     assert ("RecoveryStatus", "hindered") in old
 
 
-def test_shipped() -> None:
+@pytest.mark.parametrize("name", ["status", "doctor"])
+def test_shipped(name: str) -> None:
     """The file is the schema of this code.
 
-    Write it with ``python -c "from resolver_agent.control import schema; print(schema.as_text(), end='')"``. A key that
-    goes away or changes its meaning needs another ``SCHEMA_VERSION``.
+    Write it with ``python -c "from resolver_agent.control.schema import *; print(as_text(status()), end='')"``. A key
+    that goes away or changes its meaning needs another version.
     """
-    Draft202012Validator.check_schema(json.loads(FILE.read_text("utf-8")))
-    assert FILE.read_text("utf-8") == schema.as_text()
+    text = (FOLDER / f"{name}.schema.json").read_text("utf-8")
+    Draft202012Validator.check_schema(json.loads(text))
+    assert text == schema.as_text(getattr(schema, name)())
