@@ -15,6 +15,7 @@ from resolver_agent.control import overrides, report
 from resolver_agent.routing.decide import decide
 from resolver_agent.routing.observation import Role, nodes_at
 from resolver_agent.routing.pin import canonical
+from resolver_agent.system import threads
 from resolver_agent.system.clock import boottime
 from resolver_agent.system.foreign import plain
 from resolver_agent.system.suggestion import nearest
@@ -85,8 +86,7 @@ class ByHand:
     async def _pin(self, request: dict[str, Any]) -> dict[str, Any]:
         """Pin a name, if that counts now."""
         try:
-            group = self._group(request)
-            pin = self._wanted(group, request)
+            pin = await self._wanted(await self._group(request), request)
         except _RefusedError as error:
             return {"error": str(error)}
         _log.info("%s is pinned to %s until %s by %s", pin.name, pin.address, pin.until, request["peer"])
@@ -139,16 +139,15 @@ class ByHand:
         answer: dict[str, Any] = report.as_json(report.ResumeAnswer(paused=found, kept=self._kept.saved))
         return answer
 
-    def _group(self, request: dict[str, Any]) -> Group:
+    async def _group(self, request: dict[str, Any]) -> Group:
         name = _text(request, "name").lower().removesuffix(".")
         groups = {group.name: group for group in self._observer.config.groups}
         if name not in groups:
-            raise _RefusedError(f"there is no name {name!r}: {nearest(name, groups)}")
-        if name not in self._kept.pins and len(self._kept.pins) >= overrides.PINS_MAX:
-            raise _RefusedError("too many names are pinned")
+            meant = await threads.call(nearest, name, groups)  # among a thousand that are alike it takes time
+            raise _RefusedError(f"there is no name {name!r}: {meant}")
         return groups[name]
 
-    def _wanted(self, group: Group, request: dict[str, Any]) -> report.PinStatus:
+    async def _wanted(self, group: Group, request: dict[str, Any]) -> report.PinStatus:
         """Return the pin that a request wants.
 
         Raises:
@@ -172,7 +171,7 @@ class ByHand:
             raise _RefusedError(f"{group.name} is not pinned: its servers were not all asked yet; try again")
         pins, _ = overrides.to_boottime(overrides.Kept(pins=(pin,)))
         with_it = dataclasses.replace(seen, pins={**seen.pins, **pins})
-        then = decide(self._observer.decidable(before, seen), with_it, before, boottime())
+        then = await threads.call(decide, self._observer.decidable(before, seen), with_it, before, boottime())
         why = then.pins[group.name]
         if why is not None:
             raise _RefusedError(f"{group.name} is not pinned to {address}: {why}")
@@ -182,6 +181,8 @@ class ByHand:
                 f"{group.name} is not pinned: {address} is the address of none of its nodes ({nodes}); --force pins it "
                 "all the same, although nothing is known of that server"
             )
+        if group.name not in self._kept.pins and len(self._kept.pins) >= overrides.PINS_MAX:
+            raise _RefusedError("too many names are pinned")
         return pin
 
     def _wanted_role(self, group: Group) -> Role:

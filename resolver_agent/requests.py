@@ -57,6 +57,9 @@ _NO_LOCAL = {"error": "there is no local PostgreSQL (local: off), so no promotio
 _STOP_LIMIT_S = 6.0
 """The longest that a stop may wait, whatever its hook says: the hook is ended after this time."""
 
+_LOOK_YOURSELF = {"look_yourself": True}
+"""The answer to a plan that another configuration makes, or one for which nodes have to be asked first."""
+
 
 class Stops(Protocol):
     """Answers the hook before a stop."""
@@ -158,9 +161,8 @@ class Requests:
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self._round_over.wait_for(done), within_s)
 
-    def _status(self, _request: dict[str, Any]) -> dict[str, Any]:
-        answer: dict[str, Any] = report.as_json(self._found()())
-        return answer
+    def _status(self, _request: dict[str, Any]) -> Awaitable[bytes]:
+        return _compute(self._found())
 
     def _found(self) -> Callable[[], report.Status]:
         """Take what there is now, and return what makes a status of it: with very many names that takes time."""
@@ -266,17 +268,21 @@ class Requests:
         told = json.dumps({"ok": why is None, "why": why or ""}) + "\n"
         return Answer(200 if why is None else 503, told.encode(), "application/json")
 
-    def _plan(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _plan(self, request: dict[str, Any]) -> Awaitable[bytes] | dict[str, Any]:
         """Answer with what would be decided now, for an assumed role where one is given."""
-        state = self._state()
-        if request.get("config") != fingerprint(state.config) or not self._observer.asked_all:
-            return {"look_yourself": True}
+        if not self._observer.asked_all:
+            return _LOOK_YOURSELF
+        state, config, now = self._state(), self._observer.config, boottime()
         assumed = next((role for role in Role if role.value == request.get("role")), None)
-        decision = decide(self._observer.config, self._observer.observations(assumed), state.decision, boottime())
-        answer: dict[str, Any] = report.as_json(
-            report.plan(decision, self._observer.nodes, self._observer.local if state.config.has_local else None)
-        )
-        return answer
+        seen = self._observer.observations(assumed)
+        local = seen.local if state.config.has_local else None
+
+        def make() -> object:
+            if request.get("config") != fingerprint(state.config):
+                return _LOOK_YOURSELF
+            return report.plan(decide(config, seen, state.decision, now), seen.nodes, local)
+
+        return _compute(make)
 
     async def _pre_promote(self, request: dict[str, Any]) -> dict[str, Any]:
         """Treat the local server as a primary from now on, and answer once the names are ready, or time is up (R4)."""
@@ -299,21 +305,21 @@ class Requests:
         _log.info("pre-promote answered: %s", pre_promote.judge(answer).text)
         return answer
 
-    def _check_promotion(self, _request: dict[str, Any]) -> dict[str, Any]:
+    def _check_promotion(self, _request: dict[str, Any]) -> Awaitable[bytes] | dict[str, Any]:
         """Answer with how the names would move if a promotion were announced, and announce none."""
         if not self._observer.config.has_local:
             return _NO_LOCAL
-        now, before = boottime(), self._decision()
+        now, before, announced = boottime(), self._decision(), self._observer.announced is not None
         seen = self._observer.observations(Role.PRIMARY)
-        then = decide(self._observer.decidable(before, seen), seen, before, now)
-        addresses = {target.name: target.address for target in before.targets}
-        answer: dict[str, Any] = report.as_json(
-            report.PromotionCheck(
-                announced=self._observer.announced is not None,
-                moves=tuple(str(one) for one in then.targets if addresses.get(one.name) != one.address),
-            )
-        )
-        return answer
+        config = self._observer.decidable(before, seen)
+
+        def make() -> report.PromotionCheck:
+            then = decide(config, seen, before, now)
+            addresses = {target.name: target.address for target in before.targets}
+            moves = tuple(str(one) for one in then.targets if addresses.get(one.name) != one.address)
+            return report.PromotionCheck(announced=announced, moves=moves)
+
+        return _compute(make)
 
     def _cancel_promotion(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take an announced promotion back."""
@@ -353,6 +359,20 @@ class Requests:
         called_off = self._observer.announced is None and decision.followed_role is Role.STANDBY
         written = self._block.says(decision.targets)
         return called_off or (decision.followed_role is Role.PRIMARY and written and self._maintenance.flushed)
+
+
+async def _compute(make: Callable[[], object]) -> bytes:
+    """Return an answer as JSON. It is made in a thread: with a thousand names it would hold up the loop."""
+
+    def compute() -> bytes:
+        # Key by key: no other thread runs while the encoder does.
+        parts = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in report.as_json(make()).items())
+        return f"{{{', '.join(parts)}}}".encode()
+
+    try:
+        return await threads.call(compute)
+    except threads.NoThreadError:  # whoever asks now wants to know what is wrong
+        return compute()
 
 
 def _hook_s(milliseconds: object) -> float:

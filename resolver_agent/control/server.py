@@ -35,7 +35,8 @@ from resolver_agent.system.foreign import read_json
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
-    Handlers = Mapping[str, Callable[[dict[str, Any]], "dict[str, Any] | Awaitable[dict[str, Any]]"]]
+    Answer = dict[str, Any] | bytes
+    Handlers = Mapping[str, Callable[[dict[str, Any]], Answer | Awaitable[Answer]]]
 
 _log = logging.getLogger(__name__)
 
@@ -98,8 +99,9 @@ async def serve(
     A new socket replaces one that a killed agent left; the caller holds the agent's lock. A client that takes longer
     than ``ask_timeout_s`` to ask, or than ``read_timeout_s`` to read the answer, is disconnected.
 
-    A handler gets the request, with the client's ``Peer`` as "peer". It may be a coroutine function; then it bounds its
-    own time, and other clients are answered meanwhile.
+    A handler gets the request, with the client's ``Peer`` as "peer", and returns plain data, or bytes of JSON. If it is
+    a coroutine function, it bounds its own time, and other clients are answered meanwhile. Any other one has its turn,
+    also if it returns an awaitable.
 
     Raises:
         ControlError: the socket cannot be made.
@@ -131,6 +133,7 @@ class _Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._limit = _most_connections()
         self._turn = asyncio.Lock()
+        self._computing: asyncio.Future[Answer] | None = None
         self._refused: dict[int, float] = {}
         self._resume: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -217,10 +220,11 @@ class _Server:
             with self._limited(self._ask_timeout_s):
                 line = await self._read_line(connection)
             if line:
-                answer = json.dumps(await self._answer(connection, line, peer)).encode() + b"\n"
+                answer = await self._answer(connection, line, peer)
+                told = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self._note(connection, _State.READING)
                 with self._limited(self._read_timeout_s):
-                    await self._loop.sock_sendall(connection, answer)
+                    await self._loop.sock_sendall(connection, told + b"\n")
         except OSError:
             pass
         except Exception:  # noqa: BLE001 -- it concerns this client alone
@@ -251,7 +255,7 @@ class _Server:
         if connection in self._open:
             self._open[connection].state = state
 
-    async def _answer(self, connection: socket.socket, line: bytes, peer: Peer) -> dict[str, Any]:
+    async def _answer(self, connection: socket.socket, line: bytes, peer: Peer) -> Answer:
         try:
             request = read_json(line)
         except ValueError:
@@ -265,18 +269,26 @@ class _Server:
             if command in _GUARDED and (refusal := await self._refuse(command, peer)) is not None:
                 return {"error": refusal}
             if inspect.iscoroutinefunction(handler):
-                answer: dict[str, Any] = await handler(request | {"peer": peer})
+                answer: Answer = await handler(request | {"peer": peer})
                 return answer
             return await self._compute(handler, request | {"peer": peer})
         except Exception as error:  # noqa: BLE001 -- the client gets every error, even that of a defect
             _log.exception("the request %s cannot be answered", command)
             return {"error": f"it cannot answer ({type(error).__name__}): its log says more"}
 
-    async def _compute(self, handler: Callable[[dict[str, Any]], Any], request: dict[str, Any]) -> dict[str, Any]:
-        """Call a handler, and then leave the loop to the agent for as long as it took, however often clients ask."""
+    async def _compute(self, handler: Callable[[dict[str, Any]], Any], request: dict[str, Any]) -> Answer:
+        """Call a handler, and then leave the processor to the agent for as long as it took, however often clients ask.
+
+        There is never a second computation beside one whose client was dropped.
+        """
         async with self._turn:
+            if self._computing is not None:
+                await asyncio.wait({self._computing})
             begun = self._loop.time()
-            answer: dict[str, Any] = handler(request)
+            answer: Answer | Awaitable[Answer] = handler(request)
+            if inspect.isawaitable(answer):
+                self._computing = asyncio.ensure_future(answer)
+                answer = await asyncio.shield(self._computing)
             await asyncio.sleep(self._loop.time() - begun)
         return answer
 

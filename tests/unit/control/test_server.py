@@ -189,6 +189,38 @@ def test_others_are_answered_while_one_waits(tmp_path: Path) -> None:
     assert served(clients, path, waiting.handlers) == [{"asked": {"command": "echo"}}, {"waited": {"command": "wait"}}]
 
 
+def test_one_computation_at_a_time(tmp_path: Path) -> None:
+    """Of a handler that computes elsewhere there is one call at a time, also where its clients were dropped."""
+    path, under_way, most, calls = tmp_path / "control.sock", 0, 0, 0
+    go_on = asyncio.Event()
+
+    async def compute() -> bytes:
+        nonlocal under_way, most, calls
+        under_way, calls = under_way + 1, calls + 1
+        most = max(most, under_way)
+        await go_on.wait()
+        under_way -= 1
+        return b'{"computed": true}'
+
+    async def let_go(_request: dict[str, Any]) -> dict[str, Any]:
+        go_on.set()
+        return {}
+
+    def flood() -> Any:
+        with contextlib.ExitStack() as clients:
+            for _ in range(100):  # a new one gets in at the cost of one that waits
+                [connection] = connect_silently(path, 1)
+                clients.enter_context(connection)
+                connection.sendall(b'{"command": "compute"}\n')
+            control_client.ask(str(path), "let-go")
+            return control_client.ask(str(path), "compute")
+
+    handlers: server.Handlers = {"compute": lambda _request: compute(), "let-go": let_go}
+    assert served(flood, path, handlers) == {"computed": True}
+    assert most == 1
+    assert calls > 1
+
+
 def test_the_answer_may_take_longer_than_asking(tmp_path: Path) -> None:
     """A handler may take as long as it needs: the time limit is for clients that stall."""
     path, waiting = tmp_path / "control.sock", Waiting()
