@@ -44,6 +44,7 @@ _SHOWN = {
     "role.sql": "role.sql",
     "unit": "resolver-agent.service",
     "socket": "resolver-agent.socket",
+    "local-off": "local-off.conf",
     "config": "resolver-agent.yml",
     "hook": "patroni-hooks.yml",
     "schema": "status.schema.json",

@@ -151,8 +151,9 @@ def test_samples(sample: str) -> None:
 
 
 def test_where_samples_are() -> None:
-    """There is one of a file of its own, and one of a section of Patroni's."""
-    assert ["resolver_agent:" in sample for sample in SAMPLES] == [False, True]
+    """There is one of a file of its own, one of a section of Patroni's, and one of an application host."""
+    kinds = [[key for key in ("resolver_agent:", "local: off") if key in sample] for sample in SAMPLES]
+    assert kinds == [[], ["resolver_agent:"], ["local: off"]]
 
 
 def test_every_command() -> None:

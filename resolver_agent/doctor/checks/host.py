@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 _SERVICE, _SOCKET = "resolver-agent.service", "resolver-agent.socket"
 _SHOWN = {_SERVICE: "unit", _SOCKET: "socket"}
+_DROP_IN = (
+    f"mkdir -p /etc/systemd/system/{_SOCKET}.d && resolver-agent show local-off "
+    f">/etc/systemd/system/{_SOCKET}.d/local-off.conf && systemctl daemon-reload"
+)
 
 _INSTANCE = "var/lib/cloud/instance/"
 
@@ -187,7 +191,10 @@ def _units(facts: Facts) -> Iterator[Finding]:
                 Severity.ERROR, "systemd", f"{name} is {unit.enabled or unit.load}: {why}", f"systemctl enable {name}"
             )
         if unit.active != "active":
-            yield Finding(Severity.ERROR, "systemd", f"{name} is {unit.active}", f"systemctl start {name}")
+            fix = f"systemctl start {name}"
+            if name == _SOCKET and not facts.config.has_local:
+                fix = f"If there is no group postgres here: {_DROP_IN}; then: {fix}"
+            yield Finding(Severity.ERROR, "systemd", f"{name} is {unit.active}", fix)
     for name in host.unordered:
         folder = f"/etc/systemd/system/{re.sub('@.*', '@.service', name)}.d"
         yield Finding(

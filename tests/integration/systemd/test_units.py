@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SERVICE, SOCKET = UNITS
 SNIPPET = CHECKOUT / "systemd/patroni-hooks.yml"
+LOCAL_OFF = CHECKOUT / "systemd/local-off.conf"
 AGENT = "/opt/resolver-agent/bin/resolver-agent"
 CONTROL = "/run/resolver-agent/control.sock"
 HOSTS = "127.0.0.1\tlocalhost\r\n# kept to the byte: caf\xe9\t\n192.168.234.203 db3.example".encode("latin-1")
@@ -89,6 +90,15 @@ def host(machine: SystemdHost) -> SystemdHost:
     machine.write("/etc/resolver-agent.yml", CONFIG.encode())
     machine.run("chown", "root:root", "/etc/hosts", "/etc/resolver-agent.yml")
     return machine
+
+
+APPLICATION = """\
+fallback: none
+names:
+  db: {nodes: [192.168.234.203], route: primary}
+postgresql: {user: resolver_agent, dbname: postgres}
+local: off
+"""
 
 
 def start(host: SystemdHost) -> str:
@@ -403,3 +413,22 @@ def test_before_an_instance_of_patroni(host: SystemdHost) -> None:
     host.run("systemctl", "start", "patroni@15-main.service")
     assert host.wait_for("activ", after=mark, unit="patroni@15-main.service") == "active"
     host.run("systemctl", "stop", "patroni@15-main.service")
+
+
+def test_a_host_without_the_group_postgres(host: SystemdHost) -> None:
+    """With its drop-in the socket needs no such group, and a connection starts the agent."""
+    host.write("/etc/resolver-agent.yml", APPLICATION.encode())
+    host.run("groupmod", "--new-name", "elsewhere", "postgres")
+    try:
+        with pytest.raises(RuntimeError):
+            host.run("systemctl", "start", SOCKET.name)
+        drop_in(host, SOCKET.name, LOCAL_OFF.read_text())
+        host.run("systemctl", "reset-failed")
+        host.run("systemctl", "start", SOCKET.name)
+        assert host.run("stat", "--format=%U:%G %a", CONTROL).split() == ["root:root", "660"]
+        mark = host.mark()
+        host.run("sh", "-c", f"{AGENT} pre-promote")
+        host.wait_for("db → 192.168.234.203", after=mark)
+        assert "no local PostgreSQL (local: off)" in host.run(AGENT, "status")
+    finally:
+        host.run("groupmod", "--new-name", "postgres", "elsewhere")

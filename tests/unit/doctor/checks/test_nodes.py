@@ -9,6 +9,7 @@ import pytest
 
 from resolver_agent.config.model import Fallback, Route
 from resolver_agent.doctor import report as doctor_report
+from resolver_agent.doctor.facts import Unit
 from resolver_agent.routing.observation import NodeState, Observation, ProbeFailure
 from tests.unit.builders import dead, group, node, not_serving, primary, rejecting, standby, unreachable
 from tests.unit.doctor.builders import (
@@ -26,6 +27,7 @@ from tests.unit.doctor.builders import (
     server,
     settings,
     state,
+    units,
 )
 
 if TYPE_CHECKING:
@@ -177,3 +179,12 @@ def test_a_room_that_cannot_be_opened_on_a_host_without_postgresql() -> None:
     [found] = doctor_report.report(facts).findings
     assert found.key == "queue:room"
     assert "cn: the waiting room cannot be opened at 127.77.0.1:5432: Address already in use" in found.text
+
+
+def test_the_socket_of_a_host_without_postgresql() -> None:
+    """Its unit fails where there is no group postgres: the fix is the drop-in for such hosts."""
+    facts = units(socket=Unit("loaded", "enabled", "failed"))(on_application_host(fit()))
+    [found] = doctor_report.report(facts).findings
+    assert found.text == "resolver-agent.socket is failed"
+    assert "resolver-agent show local-off >/etc/systemd/system/resolver-agent.socket.d/local-off.conf" in found.fix
+    assert found.fix.endswith("; then: systemctl start resolver-agent.socket")
