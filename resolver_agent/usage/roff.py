@@ -77,8 +77,8 @@ def sections(markdown: str, *titles: str) -> list[str]:
 
 
 def introduction(markdown: str) -> str:
-    """Return what a document says between its title and the first heading or sample."""
-    text = markdown.partition("\n## ")[0]
+    """Return what a document says between its title and the first heading or sample, but for a line of links alone."""
+    text = re.sub(r"^(?:\[[^]]*\]\([^)]*\)(?:, )?)+$", "", markdown.partition("\n## ")[0], flags=re.MULTILINE)
     return re.split(rf"^(?:    |{_FENCE})", text, flags=re.MULTILINE)[0].partition("\n")[2]
 
 

@@ -103,8 +103,8 @@ def test_sdist(built: Built) -> None:
 
 
 def test_show(built: Built, tmp_path: Path) -> None:
-    """The installed program prints every file of the folder but its README and a test, to the byte."""
-    kept = {f"resolver_agent/systemd/{name}" for name in ("README.md", "monitoring/alerts_test.yml")}
+    """The installed program prints every file of the folder but its READMEs and a test, to the byte."""
+    kept = {f"resolver_agent/systemd/{name}" for name in ("README.md", "README.zh-CN.md", "monitoring/alerts_test.yml")}
     assert {f"resolver_agent/systemd/{name}" for name in SHOWN.values()} == NODE - kept
     shutil.unpack_archive(built.file, tmp_path, "zip")
     for name, file in SHOWN.items():

@@ -23,9 +23,11 @@ FOLDERS = ("resolver_agent", "systemd", "tests", "vagrant")
 READMES = [
     TOP / "README.md",
     *sorted(path for folder in FOLDERS for path in (TOP / folder).rglob("README.md")),
+    *sorted(path for folder in FOLDERS for path in (TOP / folder).rglob("README.zh-CN.md")),
 ]
 TEXTS = {path.relative_to(TOP).as_posix(): path.read_text(encoding="utf-8") for path in READMES}
 MAIN = "README.md"
+CHINESE = [name for name in TEXTS if name.endswith(".zh-CN.md")]
 
 
 def prose(name: str) -> str:
@@ -36,12 +38,15 @@ def prose(name: str) -> str:
 SAMPLES = [
     one for text in TEXTS.values() for one in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 ]
-CODE = [
-    code
-    for name in TEXTS
-    for pattern in (r"`([^`\n]+)`", r"^ {4,}(\S.*)$")
-    for code in re.findall(pattern, prose(name), re.MULTILINE)
-]
+
+
+def code_of(name: str) -> list[str]:
+    """Return what is code in a README, but for its samples: inline, and indented lines."""
+    text, patterns = prose(name), (r"`([^`\n]+)`", r"^ {4,}(\S.*)$")
+    return [code for pattern in patterns for code in re.findall(pattern, text, re.MULTILINE)]
+
+
+CODE = [code for name in TEXTS for code in code_of(name)]
 MINIMAL = "{fallback: none, names: {wk1: {nodes: [10.0.0.1], patroni: {port: 8008}}}}"
 REQUIRED = "required"
 
@@ -151,9 +156,9 @@ def test_samples(sample: str) -> None:
 
 
 def test_where_samples_are() -> None:
-    """There is one of a file of its own, one of a section of Patroni's, and one of an application host."""
-    kinds = [[key for key in ("resolver_agent:", "local: off") if key in sample] for sample in SAMPLES]
-    assert kinds == [[], ["resolver_agent:"], ["local: off"]]
+    """There are some of a file of its own, of a section of Patroni's, and of an application host."""
+    kinds = {tuple(key for key in ("resolver_agent:", "local: off") if key in sample) for sample in SAMPLES}
+    assert kinds == {(), ("resolver_agent:",), ("local: off",)}
 
 
 def test_every_command() -> None:
@@ -173,6 +178,31 @@ def test_no_other_command(call: list[str]) -> None:
     command = [word for word in call if not word.startswith("-")][:1]
     assert set(command) <= set(COMMANDS)
     assert options(" ".join(call)) <= options(usage(*command))
+
+
+@pytest.mark.parametrize("name", CHINESE)
+def test_chinese_names_what_the_others_name(name: str) -> None:
+    """What a Chinese README has as code is in the others, whose commands, options and keys are tested."""
+
+    def words(text: str) -> set[str]:
+        return {word.strip(".") for word in re.findall(r"[\w.-]*[A-Za-z][\w.-]*", text, re.ASCII)}
+
+    named = words(" ".join(code_of(name)))
+    assert {"resolver-agent", "pg_dist_node"} <= named
+    assert named - words(" ".join(text for other, text in TEXTS.items() if other not in CHINESE)) == set()
+
+
+def test_chinese_keys() -> None:
+    """Each key under the Chinese heading of the configuration is one that the agent knows."""
+    found = re.search(r"^## 配置$(.*?)^## ", TEXTS["systemd/README.zh-CN.md"], re.MULTILINE | re.DOTALL)
+    assert found is not None
+    named = set(re.findall(r"`([a-z]+(?:[_.][a-z]+)*)`", found[1]))
+    assert named - {part for key in KEYS for part in (key, key.rpartition(".")[2])} == {
+        "all",
+        "none",
+        "primary",
+        "pg_dist_node",
+    }
 
 
 def test_exit_codes() -> None:

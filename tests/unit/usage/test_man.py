@@ -8,7 +8,7 @@ from resolver_agent.usage import man
 from tests.unit.usage.builders import program
 
 NODE = "## Files\n\n| file | |\n|---|---|\n| `/etc/x` | it |\n"
-README = "# agent\n\nIt keeps `names`.\n\n    a diagram\n\n## Heading\n"
+README = "# agent\n\n[中文](zh.md), [a lab](b.md#c)\n\nIt keeps `names`.\n\n    a diagram\n\n## Heading\n"
 
 
 def lines(node_readme: str = NODE) -> list[str]:
@@ -37,7 +37,7 @@ def test_synopsis() -> None:
 
 
 def test_description() -> None:
-    """It is how the README begins, up to its first diagram."""
+    """It is how the README begins, up to its first diagram, without links to other pages."""
     page = lines()
     found = page[page.index(".SH DESCRIPTION") + 1 : page.index(".SH OPTIONS")]
     assert found == [r"It keeps \fBnames\fR.", ".PP", r"Every command also has the option \fB\-\-help\fR."]
