@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 ROLE_SQL = (Path(__file__).parents[3] / "systemd" / "role.sql").read_text(encoding="utf-8")
 
 CONF = """
+allow_system_table_mods = on
 citus.defer_shard_delete_interval = -1
 citus.recover_2pc_interval = -1
 log_line_prefix = '%u '
@@ -40,7 +41,6 @@ max_prepared_transactions = 5
 # Each call is counted by a sequence, as a rollback leaves that alone. A node answers the question truly, unless another
 # answer is given for this look (NULL: none at all). A script runs during a call as well.
 STAND_IN = """
-SET allow_system_table_mods = on;
 CREATE TABLE pg_catalog.pg_dist_node (
     nodeid int, groupid int, nodename text, nodeport int, noderole text, hasmetadata boolean DEFAULT true
 );
@@ -98,7 +98,6 @@ $$;
 
 # Three nodes, the commit records of one transaction, and two orphaned resources.
 CONTENTS = """
-SET allow_system_table_mods = on;
 TRUNCATE pg_dist_node, pg_dist_transaction, pg_dist_cleanup, stand_in.answers, stand_in.scripts;
 INSERT INTO pg_dist_node
 VALUES (1, 0, 'cn', 5432, 'primary'), (2, 1, 'wk1', 5432, 'primary'), (3, 2, 'wk2', 5432, 'primary');
@@ -186,9 +185,9 @@ def nothing() -> None:
     """Report no blocker."""
 
 
-@pytest.fixture(scope="module", params=["system", "embedded"])
+@pytest.fixture(scope="module", params=[None, "embedded"], ids=["chosen", "embedded"])
 def either_site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    """A site for servers of the system's PostgreSQL, and one for those of the embedded one."""
+    """A site for servers of the chosen PostgreSQL, and one for those of the embedded one."""
     with Site(postgres=request.param) as site:
         server = site.primary("a", "127.0.62.1", config=CONF)
         server.run_sql("CREATE DATABASE app")
@@ -285,7 +284,7 @@ def test_a_stranger_is_not_recovered(citus: Citus) -> None:
 def test_a_node_without_metadata_need_not_know_its_group(citus: Citus) -> None:
     """Before Citus 11 workers do not know their group."""
     citus.answer("primary 0 7 2026-01-01", 1, 2, 3, 4)
-    citus.run("SET allow_system_table_mods = on; UPDATE pg_dist_node SET hasmetadata = false WHERE nodename = 'wk1'")
+    citus.run("UPDATE pg_dist_node SET hasmetadata = false WHERE nodename = 'wk1'")
     assert recover(citus.settings, "app", still=nothing) == DONE
 
 
@@ -300,7 +299,7 @@ def test_nobody_answers(citus: Citus) -> None:
 
 def test_no_nodes(citus: Citus) -> None:
     """A database where Citus has no nodes is no fault."""
-    citus.run("SET allow_system_table_mods = on; DELETE FROM pg_dist_node")
+    citus.run("DELETE FROM pg_dist_node")
     assert recover(citus.settings, "app", still=nothing).fault is None
 
 
@@ -308,7 +307,7 @@ def test_a_node_that_does_not_answer(citus: Citus) -> None:
     """The others are recovered, and Citus' warnings of that node are no fault."""
     citus.answer(None, 1, 2, 3, 4)
     citus.let(recovery=f"RAISE WARNING 'could not establish connection after 2000 ms'; {UNREACHED}")
-    citus.run("SET allow_system_table_mods = on; UPDATE pg_dist_cleanup SET node_group_id = 2")
+    citus.run("UPDATE pg_dist_cleanup SET node_group_id = 2")
     expected = dataclasses.replace(DONE, not_reached=("wk1:5432",))
     assert recover(citus.settings, "app", still=nothing) == expected
 

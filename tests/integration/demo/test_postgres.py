@@ -34,7 +34,7 @@ with Site() as site:
 """
 
 
-@pytest.fixture(params=["system", "embedded"])
+@pytest.fixture(params=[None, "embedded"], ids=["chosen", "embedded"])
 def trio(request: pytest.FixtureRequest) -> Iterator[list[Postgres]]:
     """A primary and two standbys, of either kind of PostgreSQL."""
     with Site(postgres=request.param) as site:

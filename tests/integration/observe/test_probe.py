@@ -92,9 +92,11 @@ async def match(sight: Sight, server: Postgres, *, result: Role, timeline: int) 
     assert seen.identity == Identity(system_id, started_us)
 
 
-@pytest.mark.parametrize("postgres", ["system", "embedded"])
+@pytest.mark.parametrize("postgres", [None, "embedded"], ids=["chosen", "embedded"])
 @in_loop
-async def test_a_role_with_login_alone_sees_a_pair_before_and_after_a_promotion(postgres: str, load: Load) -> None:
+async def test_a_role_with_login_alone_sees_a_pair_before_and_after_a_promotion(
+    postgres: str | None, load: Load
+) -> None:
     """Address, LSN, timeline and identity are right, and the first observation has the new timeline."""
     with Site(postgres=postgres) as site:
         primary, standby = (await off_loop(site.groups, {"wk1": ["127.0.9.1", "127.0.9.2"]}))["wk1"]

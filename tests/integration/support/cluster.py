@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from psycopg.abc import QueryNoTemplate as Query
     from typing_extensions import Self
 
+    from resolver_agent.demo.binaries import Binaries
+
 ADDRESSES = {
     "cn": ["127.0.41.1", "127.0.41.2"],
     "wk1": ["127.0.42.1", "127.0.42.2"],
@@ -145,7 +147,7 @@ class Cluster:
             "fallback": "none",
             "names": {name: {"nodes": nodes} | self._settings_of_names() for name, nodes in self.addresses.items()},
             "postgresql": {"user": "resolver_agent", "dbname": "postgres"},
-            "local": {"host": str(machine.server.socket_dir), "user": "resolver_agent_local"},
+            "local": {"host": str(machine.server.socket_dir), "user": local_user(self.site.binaries)},
             "port": self.site.port,
             "runtime_dir": str(self.control_path(machine).parent),
             "state_dir": str(machine.folder / "state"),
@@ -245,6 +247,11 @@ class Cluster:
         path.chmod(0o660)
         listener.listen()
         return listener
+
+
+def local_user(binaries: Binaries) -> str:
+    """Return the role of an agent on its own server: before PostgreSQL 15 only a superuser may flush."""
+    return "resolver_agent_local" if binaries.version >= 15 else "postgres"
 
 
 def in_memory() -> Path | None:

@@ -40,11 +40,15 @@ GIVEN = """
     SELECT rolname, what, privilege_type
       FROM (SELECT oid::regprocedure::text, (aclexplode(proacl)).* FROM pg_proc
              UNION ALL
-            SELECT nspname, (aclexplode(nspacl)).* FROM pg_namespace
-             UNION ALL
-            SELECT parname, (aclexplode(paracl)).* FROM pg_parameter_acl) AS given (what)
+            SELECT nspname, (aclexplode(nspacl)).* FROM pg_namespace) AS given (what)
       JOIN pg_roles ON pg_roles.oid = grantee AND rolname LIKE 'resolver\\_agent%'
 """
+GIVEN_ON_PARAMETERS = """
+    SELECT rolname, parname, privilege_type
+      FROM (SELECT parname, (aclexplode(paracl)).* FROM pg_parameter_acl) AS given
+      JOIN pg_roles ON pg_roles.oid = grantee AND rolname LIKE 'resolver\\_agent%'
+"""
+PARAMETERS = {"citus.node_conninfo", "citus.max_cached_conns_per_worker"}
 ROLES = """
     SELECT rolname, rolcanlogin, rolpassword,
            rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls
@@ -52,7 +56,6 @@ ROLES = """
 """
 OLD = """
     CREATE ROLE resolver_agent LOGIN;
-    GRANT ALTER SYSTEM ON PARAMETER citus.node_conninfo TO resolver_agent;
     GRANT EXECUTE ON FUNCTION pg_reload_conf() TO resolver_agent;
     CREATE SCHEMA resolver_agent;
     CREATE FUNCTION resolver_agent.reached() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1';
@@ -64,6 +67,7 @@ OUTSIDERS = """
            (SELECT rolsuper FROM pg_roles WHERE oid = proowner)
       FROM pg_proc WHERE pronamespace = 'resolver_agent'::regnamespace
 """
+OLD_PARAMETER = "GRANT ALTER SYSTEM ON PARAMETER citus.node_conninfo TO resolver_agent"
 REACHED = "SELECT resolver_agent.reached()"
 
 ORPHAN = """
@@ -73,9 +77,9 @@ ORPHAN = """
 """
 
 
-@pytest.fixture(scope="module", params=["system", "embedded"])
+@pytest.fixture(scope="module", params=[None, "embedded"], ids=["chosen", "embedded"])
 def either_server(request: pytest.FixtureRequest) -> Iterator[Postgres]:
-    """A server of the system's PostgreSQL, and one of the embedded one."""
+    """A server of the chosen PostgreSQL, and one of the embedded one."""
     with Site(postgres=request.param) as site:
         server = site.primary("a", "127.0.62.1")
         server.run_sql("CREATE DATABASE app")
@@ -102,6 +106,17 @@ def uninstall(servers: list[Postgres]) -> None:
         server.run_sql(last, dbname="app")
 
 
+def has_parameter_rights(server: Postgres) -> bool:
+    """Report whether rights on parameters can be granted: since PostgreSQL 15."""
+    return server.binaries.version >= 15
+
+
+def given(server: Postgres, database: str = "postgres") -> set[tuple[str, str, str]]:
+    """Return which of our roles has which privilege on what."""
+    queries = [GIVEN, *([GIVEN_ON_PARAMETERS] if has_parameter_rights(server) else [])]
+    return {(role, what, right) for query in queries for role, what, right in server.run_sql(query, dbname=database)}
+
+
 def connect(server: Postgres, **keywords: str) -> psycopg.Connection:
     """Log in as the role, over the server's socket unless told otherwise."""
     where = {
@@ -118,11 +133,11 @@ def test_it_gives_what_is_needed_and_no_more(server: Postgres) -> None:
     for _ in range(2):
         for database in DATABASES:
             server.run_sql(ROLE_SQL, dbname=database)
-            assert set(server.run_sql(GIVEN, dbname=database)) == {
+            parameters = PARAMETERS if has_parameter_rights(server) else set()
+            assert given(server, database) == {
                 *(("resolver_agent_local", function, "EXECUTE") for function in (*FUNCTIONS, "pg_reload_conf()")),
                 ("resolver_agent_local", "resolver_agent", "USAGE"),
-                ("resolver_agent_local", "citus.node_conninfo", "ALTER SYSTEM"),
-                ("resolver_agent_local", "citus.max_cached_conns_per_worker", "ALTER SYSTEM"),
+                *(("resolver_agent_local", parameter, "ALTER SYSTEM") for parameter in parameters),
             }
             assert set(server.run_sql(OUTSIDERS.replace("proconfig", "proconfig::text"), dbname=database)) == {
                 (function, False, True, '{"search_path=pg_catalog, pg_temp"}', True) for function in FUNCTIONS
@@ -133,13 +148,17 @@ def test_it_gives_what_is_needed_and_no_more(server: Postgres) -> None:
 def test_the_role_of_an_older_version_loses_its_rights(server: Postgres) -> None:
     """What an older version of the script gave to the role that logs in over the network is taken away."""
     server.run_sql(OLD)
-    assert {(role, what) for role, what, _ in server.run_sql(GIVEN)} == {
+    parameters = []
+    if has_parameter_rights(server):
+        server.run_sql(OLD_PARAMETER)
+        parameters = ["citus.node_conninfo"]
+    assert {(role, what) for role, what, _ in given(server)} == {
         ("resolver_agent", what)
-        for what in ("citus.node_conninfo", "pg_reload_conf()", "resolver_agent", "resolver_agent.reached()")
+        for what in (*parameters, "pg_reload_conf()", "resolver_agent", "resolver_agent.reached()")
     }
     for database in DATABASES:
         server.run_sql(ROLE_SQL, dbname=database)
-        assert {role for role, *_ in server.run_sql(GIVEN, dbname=database)} == {"resolver_agent_local"}
+        assert {role for role, *_ in given(server, database)} == {"resolver_agent_local"}
 
 
 def test_roles_of_others_are_cut_down(server: Postgres) -> None:
@@ -158,7 +177,7 @@ def test_nobody_is_a_member_of_the_local_role(server: Postgres, member: str) -> 
     server.run_sql(f"GRANT resolver_agent_local TO {member}")
     with pytest.raises(psycopg.errors.RaiseException, match=f"role {member} is a member of resolver_agent_local"):
         server.run_sql(ROLE_SQL)
-    assert server.run_sql(GIVEN) == []
+    assert given(server) == set()
     server.run_sql(f"REVOKE resolver_agent_local FROM {member}")
     for database in DATABASES:
         server.run_sql(ROLE_SQL, dbname=database)
@@ -234,7 +253,8 @@ def test_the_comments_take_all_of_it_away(server: Postgres) -> None:
         for database in DATABASES:
             assert server.run_sql("SELECT 1 FROM pg_namespace WHERE nspname = 'resolver_agent'", dbname=database) == []
         assert server.run_sql(ROLES) == []
-        assert server.run_sql("SELECT 1 FROM pg_parameter_acl, aclexplode(paracl) WHERE grantee <> 10") == []
+        if has_parameter_rights(server):
+            assert server.run_sql("SELECT 1 FROM pg_parameter_acl, aclexplode(paracl) WHERE grantee <> 10") == []
     for database in DATABASES:
         server.run_sql(ROLE_SQL, dbname=database)
 
@@ -358,6 +378,6 @@ def test_every_primary_is_given_its_own(citus: CitusCluster) -> None:
     for server in servers:
         for database in DATABASES:
             server.run_sql(ROLE_SQL, dbname=database)
-            assert len(server.run_sql(GIVEN, dbname=database)) == len(FUNCTIONS) + 4
+            assert len(given(server, database)) == len(FUNCTIONS) + 2 + 2 * has_parameter_rights(server)
     uninstall(servers)
     assert ask(is_there) == ask(is_known) == [[], [], []]
