@@ -11,7 +11,10 @@
 --
 --     psql -v ON_ERROR_STOP=1 -d postgres -f role.sql
 --     psql -v ON_ERROR_STOP=1 -d app -f role.sql
---     psql -d postgres -c '\password resolver_agent'      (prompts for it, and keeps it out of the server's log)
+--     PGOPTIONS='-c password_encryption=scram-sha-256' psql -d postgres -c '\password resolver_agent'
+--
+-- The last line prompts for the password, and keeps it out of the server's log. Before PostgreSQL 14 it would be stored
+-- in another way without the option, and the method below would refuse it.
 --
 -- pg_hba.conf, on every node, above any wider line, because the first match counts (with Patroni: postgresql.pg_hba):
 --

@@ -266,7 +266,12 @@ def test_the_comments_let_the_agents_in(server: Postgres, tmp_path: Path) -> Non
     """
     for database in DATABASES:
         server.run_sql(ROLE_SQL, dbname=database)
-    server.run_sql("ALTER ROLE resolver_agent PASSWORD 'PASSWORD'; ALTER ROLE resolver_agent_local PASSWORD 'PASSWORD'")
+    [options] = (
+        found[1] for line in SAMPLES if (found := re.fullmatch(r"PGOPTIONS='(.*)' psql .*\\password .*", line))
+    )
+    for role in ("resolver_agent", "resolver_agent_local"):
+        with connect(server, user="postgres", options=f"'{options}'") as session:  # as \password does
+            session.execute(f"ALTER ROLE {role} PASSWORD 'PASSWORD'")
     password_file = tmp_path / "pgpass"
     password_file.write_text(next(line for line in SAMPLES if line.startswith("*:")).replace("5432", str(server.port)))
     password_file.chmod(0o600)
