@@ -18,6 +18,9 @@ from resolver_agent.system import ownership
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_PIECE_BYTES = 1 << 16
+"""How much is read at a time: ``os.read`` allocates all that it is asked for, also where the file is small."""
+
 
 class StateError(OSError):
     """A file cannot be read or written, or must not be trusted; the message names it, the fault and the fix."""
@@ -29,13 +32,13 @@ def read(path: str, *, most_bytes: int) -> bytes:
     Raises:
         StateError: it cannot be read, is larger than ``most_bytes``, or as root: another user may change it.
     """
-    content = b""
+    content = bytearray()
     with _in_words(path), contextlib.suppress(FileNotFoundError), _safely_opened(path, os.O_RDONLY) as descriptor:
-        while len(content) <= most_bytes and (more := os.read(descriptor, most_bytes + 1 - len(content))):
+        while len(content) <= most_bytes and (more := os.read(descriptor, _PIECE_BYTES)):
             content += more
         if len(content) > most_bytes:
             raise StateError(f"{path} is larger than {most_bytes} bytes: delete it")
-    return content
+    return bytes(content)
 
 
 def write(path: str, content: bytes) -> None:

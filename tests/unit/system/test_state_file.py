@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,6 +38,17 @@ def test_a_file_that_is_missing_is_empty(path: Path) -> None:
     """A first start is no fault, and reading makes nothing."""
     assert read(path) == b""
     assert not path.parent.exists()
+
+
+def test_a_small_file_takes_little_memory(path: Path) -> None:
+    """However much may be read, what is read counts."""
+    state_file.write(str(path), b"old")
+    tracemalloc.start()
+    try:
+        assert state_file.read(str(path), most_bytes=16 << 20) == b"old"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_is_replaced(path: Path) -> None:
