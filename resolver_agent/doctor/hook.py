@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
@@ -35,11 +36,26 @@ class HookName:
         return self.line.split("'")[1]
 
     def calls(self, text: str) -> list[str]:
-        """Return the programs of ours that a command or a script calls for this hook."""
-        return [found["program"] for found in re.finditer(_OURS + rf"\b{self.command}\b", text)]
+        """Return the programs of ours that a command or a script calls for this hook.
+
+        The time is linear in the length of the text, which a single regular expression would not be: a script may name
+        us very often without a call.
+        """
+        ends = [one.start() for one in _END.finditer(text)]
+        words = [one.start() for one in re.finditer(rf"\b{self.command}\b", text)]
+        programs, seen = [], 0
+        for found in _OURS.finditer(text):
+            end = bisect.bisect_left(ends, found.end())
+            until = ends[end] if end < len(ends) else len(text)
+            first, after = bisect.bisect_left(words, found.end()), bisect.bisect_left(words, until)
+            if found.start() >= seen and first < after:
+                programs.append(found["program"])
+                seen = words[after - 1]  # what stands before the word is our command line
+        return programs
 
 
-_OURS = r"(?P<program>[^\s'\"`(;&|]{0,200}resolver[-_]agent(?:\.cli)?)['\"]?\s[^;&|\n]*"
+_OURS = re.compile(r"(?P<program>[^\s'\"`(;&|]{0,200}resolver[-_]agent(?:\.cli)?)['\"]?\s")
+_END = re.compile(r"[;&|\n]")
 
 PRE_PROMOTE = HookName("pre_promote", "/bin/sh -c 'timeout -k 1 5 /usr/local/bin/resolver-agent pre-promote || :'")
 BEFORE_STOP = HookName("before_stop", "/bin/sh -c 'timeout -k 1 6 /usr/local/bin/resolver-agent before-stop || :'")
