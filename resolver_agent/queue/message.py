@@ -75,7 +75,7 @@ def render(message: Message) -> str:
 def parse(payload: str) -> Message | None:
     """Return the message in a payload; None if it is none, or one of another version.
 
-    Unknown keys are ignored. Times are cut to their limits.
+    Unknown keys are ignored, and so are those of another kind. Times are cut to their limits.
     """
     try:
         said = read_json(payload) if len(payload) <= LIMIT else None
@@ -96,8 +96,8 @@ def parse(payload: str) -> Message | None:
         kind=kind,
         id=name,
         node=node if kind is Kind.LEAVES else "",
-        wait_s=min(wait_ms / 1000, _WAIT_LIMIT_S),
-        coordinator=coordinator,
-        later=later,
-        left=left,
+        wait_s=min(wait_ms / 1000, _WAIT_LIMIT_S) if kind is Kind.LEAVES else 0.0,
+        coordinator=coordinator and kind is Kind.HELD,
+        later=later and kind is Kind.HELD,
+        left=left if kind is Kind.CLEAR else 0,
     )

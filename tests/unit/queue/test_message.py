@@ -57,6 +57,19 @@ def test_anything_else_is_no_message(payload: str) -> None:
     assert parse(payload) is None
 
 
+@pytest.mark.parametrize("kind", Kind)
+def test_what_belongs_to_another_kind_is_ignored(kind: Kind) -> None:
+    """A message has the values of its own kind alone, whatever else is in it."""
+    told = {"v": 1, "say": kind.value, "id": ID, "node": "a:1", "wait_ms": 5}
+    told |= {"coordinator": True, "later": True, "left": 3}
+    found = parse(json.dumps(told))
+    assert found is not None
+    assert parse(render(found)) == found
+    assert (found.node, found.wait_s) == (("a:1", 0.005) if kind is Kind.LEAVES else ("", 0.0))
+    assert {found.coordinator, found.later} == {kind is Kind.HELD}
+    assert found.left == (3 if kind is Kind.CLEAR else 0)
+
+
 def test_a_long_wait_is_cut() -> None:
     """A hook waits 6 s at most, whatever a message says."""
     message = parse('{"v": 1, "say": "leaves", "id": "0123456789abcdef", "node": "a:1", "wait_ms": 99999999}')
