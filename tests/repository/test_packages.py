@@ -33,8 +33,12 @@ WORKFLOW = yaml.safe_load((TOP / ".github/workflows/tests.yml").read_text(encodi
 HOOKS = yaml.safe_load((TOP / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
 NAME = f"resolver_agent-{__version__}"
 MODULES = {path.relative_to(TOP).as_posix() for path in (TOP / "resolver_agent").rglob("*.py")}
-NODE = {f"resolver_agent/{path.relative_to(TOP)}" for path in (TOP / "systemd").rglob("*") if path.is_file()}
-"""What a node is installed with besides the program."""
+NODE = {
+    f"resolver_agent/{path.relative_to(TOP)}"
+    for path in (TOP / "systemd").rglob("*")
+    if path.is_file() and TOP / "systemd/packages" not in path.parents
+}
+"""What a node is installed with besides the program: not the recipes of packages, which need a checkout."""
 
 PACKAGE = {*MODULES, *NODE, "resolver_agent/py.typed"}
 SHARED = {
