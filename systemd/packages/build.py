@@ -328,8 +328,9 @@ def _stage(job: Job, tree: Path, wheels: list[Path], sources: Path) -> None:
     _write(tree / HOME / "maintain", script, executable=True)
     shipped = packages / "resolver_agent/systemd"
     _write(tree / DOC / "README.md", (sources / "README.md").read_text(encoding="utf-8"))
-    _write(tree / DOC / "systemd/README.md", (shipped / "README.md").read_text(encoding="utf-8"))
-    (shipped / "README.md").unlink()
+    for readme in sorted(shipped.glob("README*.md")):
+        _write(tree / DOC / "systemd" / readme.name, readme.read_text(encoding="utf-8"))
+        readme.unlink()
     _share(tree, shipped)
     for page in sorted((tree / "usr/share/man").rglob("*.[58]")):
         _gzip(page)

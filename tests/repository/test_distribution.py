@@ -22,7 +22,7 @@ TOP = Path(__file__).parents[2]
 RECIPES = TOP / "systemd/packages"
 HOME = "usr/lib/resolver-agent"
 SHARED = ["monitoring/alerts.yml", "monitoring/alerts_test.yml", "monitoring/grafana.json", "patroni-hooks.yml"]
-SHARED += ["resolver-agent.yml", "role.sql", "status.schema.json"]
+SHARED += ["doctor.schema.json", "local-off.conf", "resolver-agent.yml", "role.sql", "status.schema.json"]
 INSTALLED = {
     "usr/bin/resolver-agent",
     f"{HOME}/maintain",
@@ -32,7 +32,7 @@ INSTALLED = {
     "usr/share/man/man5/resolver-agent.yml.5.gz",
     "usr/share/man/man8/resolver-agent.8.gz",
     *(f"usr/share/resolver-agent/{name}" for name in SHARED),
-    *(f"usr/share/doc/resolver-agent/{name}" for name in ("README.md", "systemd/README.md")),
+    *(f"usr/share/doc/resolver-agent/{name}" for name in ("README.md", "systemd/README.md", "systemd/README.zh-CN.md")),
     *(f"usr/share/doc/resolver-agent/examples/{name}" for name in ("patroni-hooks.yml", "resolver-agent.yml")),
 }
 OF_DEB = {
