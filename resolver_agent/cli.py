@@ -471,12 +471,13 @@ def _once(options: argparse.Namespace) -> int:
 
 
 def _assumed_role(options: argparse.Namespace, config: Config) -> Role | None:
+    from resolver_agent.config.model import NO_LOCAL
     from resolver_agent.routing.observation import Role
 
     if options.role == "auto":
         return None
     if not config.has_local:
-        raise _TroubleError(f"--role {options.role}: there is no local PostgreSQL (local: off)")
+        raise _TroubleError(f"--role {options.role}: {NO_LOCAL}")
     return Role(options.role)
 
 

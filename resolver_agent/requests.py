@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from resolver_agent.by_hand import ByHand
 from resolver_agent.config.load import fingerprint
+from resolver_agent.config.model import NO_LOCAL
 from resolver_agent.control import before_stop, pre_promote, report
 from resolver_agent.metrics import exposition, health
 from resolver_agent.metrics.families import families
@@ -52,7 +53,7 @@ _ANNOUNCED_S = 1.5
 _METRICS_S = 1.0
 """How long the text of the metrics is good for: however often it is asked for, it is made once in this time."""
 
-_NO_LOCAL = {"error": "there is no local PostgreSQL (local: off), so no promotion is announced here"}
+_NO_PROMOTION = {"error": f"{NO_LOCAL}, so no promotion is announced here"}
 
 _STOP_LIMIT_S = 6.0
 """The longest that a stop may wait, whatever its hook says: the hook is ended after this time."""
@@ -287,7 +288,7 @@ class Requests:
     async def _pre_promote(self, request: dict[str, Any]) -> dict[str, Any]:
         """Treat the local server as a primary from now on, and answer once the names are ready, or time is up (R4)."""
         if not self._observer.config.has_local:
-            return _NO_LOCAL
+            return _NO_PROMOTION
         begun = boottime()
         _log.info("a promotion is announced by %s", request["peer"])
         self._observer.announce()
@@ -308,7 +309,7 @@ class Requests:
     def _check_promotion(self, _request: dict[str, Any]) -> Awaitable[bytes] | dict[str, Any]:
         """Answer with how the names would move if a promotion were announced, and announce none."""
         if not self._observer.config.has_local:
-            return _NO_LOCAL
+            return _NO_PROMOTION
         now, before, announced = boottime(), self._decision(), self._observer.announced is not None
         seen = self._observer.observations(Role.PRIMARY)
         config = self._observer.decidable(before, seen)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.citus import flush as citus_flush
 from resolver_agent.citus import preconditions, recovery
+from resolver_agent.config.model import NO_LOCAL
 from resolver_agent.control.report import FlushStatus, RecoveryStatus
 from resolver_agent.routing.observation import Role
 from resolver_agent.routing.state import Alert, AlertCode
@@ -215,7 +216,8 @@ class Recoverer:
             self._next_at, self._good_at, self._asked_at = now, now, None
         self._looked_at = now
         if role is not Role.PRIMARY or not config.citus:
-            self._blocked_by, self._overdue, self._results = "the local PostgreSQL is not a primary", False, []
+            self._blocked_by = "the local PostgreSQL is not a primary" if config.has_local else NO_LOCAL
+            self._overdue, self._results = False, []
             return
         self._overdue = now - self._good_at > _OVERDUE_S
         if self._call.under_way:

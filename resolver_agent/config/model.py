@@ -21,6 +21,10 @@ _OF_ONE_LOGIN = (
 """What a name does not take from the login of all nodes where its own has one of these keywords."""
 
 
+NO_LOCAL = "there is no local PostgreSQL (local: off)"
+"""Why something is not done, on a host without PostgreSQL."""
+
+
 class Route(enum.Enum):
     """How the operator wants a name routed."""
 

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 from typing import TYPE_CHECKING
 
+from resolver_agent.config.model import NO_LOCAL
 from resolver_agent.doctor.facts import Facts, Server, Unknown
 from resolver_agent.system.foreign import plain
 
@@ -77,7 +78,7 @@ def of_server(rule: Callable[[Facts, Server], Iterable[Finding]]) -> Callable[[F
 
 def without_local(facts: Facts) -> str | None:
     """Return that there is no PostgreSQL on this host; None if there is one."""
-    return None if facts.config.has_local else "there is no local PostgreSQL (local: off)"
+    return None if facts.config.has_local else NO_LOCAL
 
 
 def without_server(facts: Facts) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from resolver_agent.config.model import Route
+from resolver_agent.config.model import NO_LOCAL, Route
 from resolver_agent.routing.observation import Role
 from resolver_agent.routing.state import Code
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from resolver_agent.routing.state import GroupState
 
 _LEAST_S = 10.0
-_NO_LOCAL = "there is no local PostgreSQL (local: off)"
 _PATIENCE = 3
 """How many rounds may be missing, and the shortest time."""
 
@@ -63,7 +62,7 @@ def readiness(facts: Facts) -> str | None:
 def primary(facts: Facts) -> str | None:
     """Return why nothing should be written through the local server, None if it is a primary with its names."""
     if not facts.config.has_local:
-        return _NO_LOCAL
+        return NO_LOCAL
     if facts.decision.role is not Role.PRIMARY:
         return "the local PostgreSQL is not a primary"
     if facts.leads is False:
@@ -77,7 +76,7 @@ def read_only(facts: Facts) -> str | None:
     Whoever has pinned or paused a name has chosen its standby: as long as that is seen, it counts as fit.
     """
     if not facts.config.has_local:
-        return _NO_LOCAL
+        return NO_LOCAL
     if facts.decision.role is not Role.STANDBY:
         return "the local PostgreSQL is not a standby"
     for group in facts.config.groups:

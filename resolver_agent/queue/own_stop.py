@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from resolver_agent.citus import session
+from resolver_agent.config.model import NO_LOCAL
 from resolver_agent.control.report import StopAnswer, StopCancelled, StopCheck
 from resolver_agent.queue import drain, evidence
 from resolver_agent.queue.message import Kind, Message, render
@@ -148,7 +149,7 @@ class OwnStop:
         """Return why no agent is told of a stop, or None."""
         own = self._own_groups()
         if not self._observer.config.has_local:
-            return "there is no local PostgreSQL (local: off)"
+            return NO_LOCAL
         if not own:
             return "the local PostgreSQL is not a node of any name"
         if not any(group.queue.planned_s for group in own):
