@@ -12,7 +12,7 @@ import time
 
 import psycopg
 
-_PAUSE_S = 0.02
+_PAUSE_S = 0.05
 
 
 def main() -> None:
