@@ -51,10 +51,10 @@ _LINE = re.compile(rb".*\n|.+")
 _CONTEXT = 3
 _RANGES = re.compile(r"^@@ -(\d+)(.*) \+(\d+)(.*) @@$")
 _ADDRESS = r"[0-9A-Fa-f:.]+"
-_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _SYSTEM = r"-?[0-9]{1,20}"
 _ENTRY = re.compile(
-    rf"(?P<address>{_ADDRESS})\s+(?P<name>[A-Za-z0-9._-]+)\s+# (?P<standing>{'|'.join(s.value for s in TargetKind)})"
+    rf"(?P<address>{_ADDRESS})\s+(?P<name>{_NAME.pattern})\s+# (?P<standing>{'|'.join(s.value for s in TargetKind)})"
     rf"(?:(?P<no_standby>; no standby)|; wants (?P<wanted>{'|'.join(role.value for role in Role)}))?"
     rf"(?P<told>; primary (?P<primary>{_ADDRESS})|; primary was (?P<lost>{_ADDRESS}), now in recovery|; no primary)?"
     rf"(?:; system (?P<system>{_SYSTEM})(?: in place of (?P<replaced>{_SYSTEM}))?)?\s*"

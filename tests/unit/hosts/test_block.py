@@ -276,6 +276,8 @@ UNREADABLE = [
     pytest.param(f"#{A} wk1 # standby", id="commented out"),
     pytest.param(f"{A} cn # self {B} wk1 # standby", id="two lines in one"),
     pytest.param("<html>", id="anything"),
+    pytest.param(f"{A}\t{'x' * 254}\t# standby", id="a name that is too long"),
+    pytest.param(f"{A} wk1 {'x' * 254}", id="a name that is too long, without a comment"),
 ]
 
 
