@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
+import random
 import statistics
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import pytest
 from resolver_agent.config.model import Config, Node
 from resolver_agent.demo.postgres import Postgres, Site
 from resolver_agent.observe.talk import CHANNEL, LIMIT
+from resolver_agent.queue import message as queue_message
 from resolver_agent.routing.observation import ProbeFailure, Role
 from resolver_agent.system.clock import boottime
 from tests.integration.conftest import ROLE, Group
@@ -30,6 +32,8 @@ from tests.integration.support.sight import (
     ours,
     watching,
 )
+from tests.unit.fuzz.mutation import mutated
+from tests.unit.fuzz.targets import TARGETS, seeds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -124,6 +128,23 @@ async def test_agents_hear_each_other_in_order_and_not_themselves(lone: Postgres
         two.sight.monitor.say(node_of(lone), "answer")
         await one.until_told("answer")
         assert one.texts() == ["answer"]
+
+
+@in_loop
+async def test_mutated_messages_are_heard_as_they_are(lone: Postgres, load: Load) -> None:
+    """Whatever text a session of our role sends, it arrives or is too long, and is a message or none."""
+    known, chance = seeds("message"), random.Random(3)  # noqa: S311 -- a seed, to repeat it
+    words = TARGETS["message"].words
+    made = [mutated(chance.choice(known), chance, others=known, words=words)[:7000] for _ in range(300)]
+    texts = [one.decode(errors="ignore").replace("\0", "") for one in made]
+    async with agents(load(lone, {"wk1": [lone.address]}, interval="10s")) as (one, two):
+        await one.until_talking(lone, peers=1)
+        with session(lone, ROLE) as send:
+            for text in [*texts, "last"]:
+                await send(text)
+            await two.until_told("last")
+        assert two.texts() == [text for text in [*texts, "last"] if 0 < len(text) <= LIMIT]
+        assert sum(queue_message.parse(text) is not None for text in two.texts()) > 20
 
 
 @in_loop
