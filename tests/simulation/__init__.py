@@ -1,0 +1,1 @@
+"""Whole clusters in virtual time: servers, Patroni, clients and the agent's own code, with faults by seed."""

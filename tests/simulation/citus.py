@@ -1,0 +1,318 @@
+"""Citus on the simulated coordinators: sessions with cached connections, two-phase commit, flush and recovery."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from resolver_agent.citus.flush import Flushed, FlushError
+from resolver_agent.citus.recovery import Recovered, objection, refusal
+from resolver_agent.routing.state import FENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from tests.simulation.process import Process
+    from tests.simulation.world import Host, World
+
+    Steps = Generator[float, None, None]
+    """What a client does: it yields how long each step takes, in seconds."""
+
+WORKERS = ("wk1", "wk2")
+_WAIT_S = 30.0
+"""``citus.node_connection_timeout``."""
+_POLL_S = 0.02
+_SILENCE_S = 2.0
+
+
+class Failed(Exception):  # noqa: N818 -- what a client gets
+    """A statement failed; the client is told."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Session:
+    """A client's session on a coordinator, and the connections that it keeps: by name the host and the server's run."""
+
+    host: Host
+    run: int
+    flushed: int = 0
+    is_busy: bool = False
+    cache: dict[str, tuple[Host, int]] = dataclasses.field(default_factory=dict)
+
+
+def _hop(world: World) -> float:
+    return world.between(0.0005, 0.004)
+
+
+def begin_command(session: Session) -> None:
+    """Read the configuration again, as every session does between two commands (R5)."""
+    if session.flushed != session.host.server.flushed:
+        session.flushed = session.host.server.flushed
+        session.cache.clear()
+
+
+def _alive(session: Session) -> bool:
+    server = session.host.server
+    return session.host.up and server.up and server.run == session.run
+
+
+def _connection(world: World, session: Session, name: str) -> Generator[float, None, tuple[Host, int, bool]]:
+    """Return a connection to a worker: the cached one, or a new one to what the name resolves to now."""
+    cached = session.cache.get(name)
+    if cached is not None:
+        target, run = cached
+        if target.up and target.server.up and target.server.run == run and world.talks(session.host, target):
+            return target, run, True
+        del session.cache[name]
+    since, address = world.now, world.lookup(session.host, name)
+    if address is not None and address.startswith("127."):
+        target_in_room = yield from _wait_in_room(world, session, name, address, since)
+        address = target_in_room
+    if address is None or address == FENCE:
+        raise Failed(f"{name} is fenced")
+    target = world.by_address[address]
+    yield _hop(world)
+    if not _alive(session):
+        raise Failed("the coordinator has gone")
+    if not world.talks(session.host, target) or target.server.stopped:
+        yield _SILENCE_S
+        raise Failed(f"{name}: no answer")
+    if not (target.server.up and target.server.serving):
+        raise Failed(f"{name}: refused")
+    session.cache[name] = (target, target.server.run)
+    return target, target.server.run, False
+
+
+def _wait_in_room(
+    world: World, session: Session, name: str, address: str, since: float
+) -> Generator[float, None, str | None]:
+    """Wait in a waiting room, and return whom it forwards to."""
+    while world.now - since < _WAIT_S:
+        if not _alive(session):
+            raise Failed("the coordinator has gone")
+        room = world.room(session.host, name, address)
+        if room is None:
+            raise Failed(f"{name}: nobody listens in the waiting room")
+        if room.target is not None:
+            return room.target
+        yield _POLL_S
+    raise Failed(f"{name}: waited in vain")
+
+
+def _committed(world: World, host: Host, run: int) -> Generator[float, None, None]:
+    """Wait until a commit on a server is acknowledged."""
+    waited_s = 0.0
+    while True:
+        server = host.server
+        if not (host.up and server.up and server.run == run and not server.recovery):
+            raise Failed("the server has gone")
+        if world.commits(host):
+            return
+        if waited_s > _WAIT_S:
+            raise Failed("no standby has confirmed it")
+        pause_s = max(0.05, waited_s / 4)
+        yield pause_s
+        waited_s += pause_s
+
+
+def write(world: World, session: Session) -> Steps:
+    """Write one row to each worker, in one distributed transaction."""
+    host, server = session.host, session.host.server
+    while host.gate is not None and host.gate.is_closed:
+        yield _POLL_S
+    if not _alive(session) or server.recovery or server.stopped:
+        return
+    begin_command(session)
+    number = world.new_number()
+    gid = f"citus_0_{number}"
+    server.active.add(gid)
+    parts: list[tuple[str, Host, int]] = []
+    try:
+        for name in WORKERS:
+            target, run, was_cached = yield from _connection(world, session, name)
+            world.judge.reached(host, name, target, was_cached=was_cached, writes=True)
+            if target.server.recovery:
+                session.cache.pop(name, None)
+                raise Failed(f"{name}: {target} is in recovery")  # noqa: TRY301 -- as all other failures
+            parts.append((name, target, run))
+        yield from _prepare_and_commit(world, session, gid, number, parts)
+    except Failed as why:
+        world.judge.failed(host, str(why))
+        for _, target, run in parts:
+            usable = target.server.run == run and world.talks(host, target) and target.server.is_primary
+            if _alive(session) and usable and not any(record[0] == gid for record in server.data.records):
+                target.server.data.prepared.pop(gid, None)
+    finally:
+        if server.run == session.run:
+            server.active.discard(gid)
+
+
+def _prepare_and_commit(
+    world: World, session: Session, gid: str, number: int, parts: list[tuple[str, Host, int]]
+) -> Steps:
+    host, server = session.host, session.host.server
+    for _, target, run in parts:
+        yield _hop(world)
+        if not _alive(session):
+            raise Failed("the coordinator has gone")
+        if target.server.run != run or not target.server.is_primary or not world.reaches(host, target):
+            raise Failed(f"{target}: the connection is lost")
+        target.server.data.prepared[gid] = number
+        yield from _committed(world, target, run)
+        if not world.reaches(target, host):
+            raise Failed(f"{target}: no answer")
+    if not _alive(session) or server.recovery:
+        raise Failed("the coordinator has gone")
+    server.data.records |= {(gid, name) for name, _, _ in parts}
+    yield from _committed(world, host, session.run)
+    for _, target, run in parts:
+        yield _hop(world)
+        if not _alive(session):
+            return
+        if target.server.run == run and target.server.is_primary and world.reaches(host, target):
+            _resolve(target, gid, commit=True)
+    world.judge.acknowledged(number)
+
+
+def _resolve(target: Host, gid: str, *, commit: bool) -> bool:
+    number = target.server.data.prepared.pop(gid, None)
+    if number is not None and commit:
+        target.server.data.rows.add(number)
+    return number is not None
+
+
+def read(world: World, session: Session) -> Steps:
+    """Read from each worker."""
+    host = session.host
+    while host.gate is not None and host.gate.is_closed:
+        yield _POLL_S
+    if not _alive(session) or host.server.stopped:
+        return
+    begin_command(session)
+    try:
+        for name in WORKERS:
+            target, _, was_cached = yield from _connection(world, session, name)
+            world.judge.reached(host, name, target, was_cached=was_cached, writes=False)
+            yield _hop(world)
+    except Failed as why:
+        world.judge.failed(host, str(why))
+
+
+# --- what the agent calls instead of sessions on its local server
+
+
+async def flush(process: Process) -> Flushed | None:
+    """Stand for ``citus.flush.flush``."""
+    world, host = process.world, process.host
+    server = host.server
+    run = server.run
+    if server.stopped:
+        await process.sleep(_SILENCE_S)
+        raise FlushError("no answer within 2 s")
+    await process.sleep(world.between(0.002, 0.03))
+    if not (server.up and server.serving and server.run == run):
+        raise FlushError("error on the local PostgreSQL: Connection refused")
+    server.flushed += 1
+    await process.sleep(world.between(0.002, 0.01))
+    return Flushed(base="")
+
+
+def _reached(world: World, host: Host) -> dict[str, tuple[str | None, Host | None]]:
+    """Return which servers Citus reaches from a coordinator, as ``resolver_agent.reached()`` says, and their hosts."""
+    found: dict[str, tuple[str | None, Host | None]] = {}
+    for name in WORKERS:
+        address = world.lookup(host, name)
+        target = world.by_address.get(address or "")
+        silent = target is None or not world.talks(host, target) or target.server.stopped
+        if target is None or silent or not (target.server.up and target.server.serving):
+            found[f"{name}:5432"] = None, None
+        else:
+            kind = "standby" if target.server.recovery else "primary"
+            if target.group.name != name:
+                kind = "stranger"
+            identity = target.server.identity
+            found[f"{name}:5432"] = f"{kind} {identity.system_id} {identity.started_us}", target
+    return found
+
+
+class _Pass:
+    """One pass of 2PC recovery on a coordinator."""
+
+    def __init__(self, process: Process, still: Callable[[], str | None]) -> None:
+        self._process = process
+        self._world = process.world
+        self._host = process.host
+        self._still = still
+        self._run = process.host.server.run
+        self.recovered = 0
+
+    async def run(self) -> None:
+        """Recover, or raise ``_EndedError`` and change nothing here."""
+        server = self._host.server
+        await self._step()
+        before = {node: answer for node, (answer, _) in _reached(self._world, self._host).items()}
+        if (why := refusal(before)) is not None:
+            raise _EndedError("fault", f"not begun: {why}")
+        self._check()
+        removed: set[tuple[str, str]] = set()
+        warnings = []
+        for name in WORKERS:
+            await self._step()
+            self._check()
+            target = _reached(self._world, self._host)[f"{name}:5432"][1]
+            if target is None:
+                warnings.append(f"transaction recovery cannot connect to {name}:5432")
+            else:
+                removed |= self._resolve_on(name, target)
+        await self._step()
+        after = {node: answer for node, (answer, _) in _reached(self._world, self._host).items()}
+        if (why := objection(before, after, warnings)) is not None:
+            raise _EndedError("fault", f"rolled back: {why}")
+        self._check()
+        if not self._world.commits(self._host):
+            raise _EndedError("fault", "the local PostgreSQL does not commit")
+        server.data.records -= removed
+
+    def _resolve_on(self, name: str, target: Host) -> set[tuple[str, str]]:
+        """Resolve what is prepared on a worker, and return the commit records that are no longer needed.
+
+        On a standby ``pg_prepared_xacts`` is empty: whoever reads it there takes every transaction for resolved.
+        """
+        server = self._host.server
+        found = {} if target.server.recovery else dict(target.server.data.prepared)
+        self._world.judge.recovers(self._host, name, target)
+        for gid in found:
+            if (gid, name) in server.data.records:
+                self.recovered += _resolve(target, gid, commit=True)
+            elif gid not in server.active:
+                self.recovered += _resolve(target, gid, commit=False)
+        records = {record for record in server.data.records if record[1] == name}
+        return {record for record in records if record[0] in found or record[0] not in server.active}
+
+    async def _step(self) -> None:
+        await self._process.sleep(_hop(self._world))
+        server = self._host.server
+        if not (server.is_primary and server.run == self._run) or server.stopped:
+            raise _EndedError("fault", "the local PostgreSQL has gone")
+
+    def _check(self) -> None:
+        if (why := self._still()) is not None:
+            raise _EndedError("withdrawn", why)
+
+
+class _EndedError(Exception):
+    """A pass has ended early: the field of ``Recovered`` that says so, and why."""
+
+
+async def recover_all(process: Process, still: Callable[[], str | None]) -> list[Recovered]:
+    """Stand for ``citus.recovery.recover_all``: a pass, with the program's own ``refusal`` and ``objection``."""
+    if process.host.group.name != "cn":
+        await process.sleep(0.003)
+        return []
+    one = _Pass(process, still)
+    try:
+        await one.run()
+    except _EndedError as why:
+        kind, words = why.args
+        return [Recovered(database="citus", recovered=one.recovered, **{kind: words})]
+    return [Recovered(database="citus", recovered=one.recovered)]

@@ -1,0 +1,380 @@
+"""What goes wrong, and what operators do. Each kind is a function that begins it and returns what ends it, or None.
+
+To add one: write the function, and name it in ``KINDS`` with its weight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from tests.simulation.judge import FOREIGN
+from tests.simulation.world import Data
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from tests.simulation.world import Host, World
+
+    End = Callable[[], None] | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault: when it begins, how long it lasts (seconds), its kind, and the numbers of two hosts."""
+
+    at: float
+    lasts: float
+    kind: str
+    host: int
+    other: int
+
+    def __str__(self) -> str:
+        """Return it as the story and a regression test show it."""
+        return f"Fault({self.at:.2f}, {self.lasts:.2f}, {self.kind!r}, {self.host}, {self.other})"
+
+
+def crash(world: World, host: Host, _other: Host) -> End:
+    """PostgreSQL crashes."""
+    if host.up:
+        world.die(host, "it crashes")
+    return None
+
+
+def power_loss(world: World, host: Host, _other: Host) -> End:
+    """A host loses its power."""
+    world.power_off(host)
+    return lambda: world.power_on(host)
+
+
+def freeze_server(world: World, host: Host, _other: Host) -> End:
+    """PostgreSQL is stopped by SIGSTOP."""
+    if not host.server.up:
+        return None
+    host.server.stopped, run = True, host.server.run
+    world.server_changed(host)
+    world.tend(host.group)
+
+    def end() -> None:
+        if host.server.run == run and host.server.stopped:
+            host.server.stopped = False
+            world.server_changed(host)
+            world.tend(host.group)
+
+    return end
+
+
+def hang_patroni(world: World, host: Host, _other: Host) -> End:
+    """Patroni hangs, and its server lives on."""
+    host.patroni_hung = True
+    world.patroni_changed(host)
+    world.tend(host.group)
+
+    def end() -> None:
+        host.patroni_hung = False
+        world.patroni_changed(host)
+        world.tend(host.group)
+
+    return end
+
+
+def kill_patroni(world: World, host: Host, _other: Host) -> End:
+    """Patroni is killed, and its server lives on."""
+    host.patroni_up = False
+    world.patroni_changed(host)
+    world.tend(host.group)
+    return lambda: world.start_patroni(host)
+
+
+def lose_dcs(world: World, host: Host, _other: Host) -> End:
+    """A Patroni does not reach the DCS."""
+    host.dcs_ok = False
+    world.tend(host.group)
+
+    def end() -> None:
+        host.dcs_ok = True
+        world.tend(host.group)
+
+    return end
+
+
+def partition(world: World, host: Host, other: Host) -> End:
+    """Nothing passes between two hosts."""
+    return _block(world, {(host.number, other.number), (other.number, host.number)})
+
+
+def partition_one_way(world: World, host: Host, other: Host) -> End:
+    """Nothing passes from one host to another one; answers from there do."""
+    return _block(world, {(host.number, other.number)})
+
+
+def isolate(world: World, host: Host, _other: Host) -> End:
+    """A host is cut off from all others and from the DCS."""
+    pairs = {(host.number, one.number) for one in world.hosts if one is not host}
+    back = _block(world, pairs | {(b, a) for a, b in pairs})
+    dcs = lose_dcs(world, host, host)
+
+    def end() -> None:
+        for one in (back, dcs):
+            if one is not None:
+                one()
+
+    return end
+
+
+def _block(world: World, pairs: set[tuple[int, int]]) -> End:
+    pairs = {pair for pair in pairs if pair[0] != pair[1] and pair not in world.blocked}
+    world.blocked |= pairs
+    world.network_changed()
+
+    def end() -> None:
+        world.blocked -= pairs
+        world.network_changed()
+
+    return end
+
+
+def slow_path(world: World, host: Host, other: Host) -> End:
+    """What one agent asks of a host is answered late, so that answers pass each other."""
+    world.slow[host.number, other.number] = 2.2
+
+    def end() -> None:
+        world.slow.pop((host.number, other.number), None)
+
+    return end
+
+
+def lose_answers(world: World, host: Host, _other: Host) -> End:
+    """Every third answer to an agent is lost."""
+    world.lossy.add(host.number)
+    return lambda: world.lossy.discard(host.number)
+
+
+def kill_agent(world: World, host: Host, _other: Host) -> End:
+    """The agent is killed, and started again by systemd."""
+    if host.process is not None:
+        world.restart_agent(host, world.between(0.3, 3.0))
+    return None
+
+
+def kill_agent_before_write(_world: World, host: Host, _other: Host) -> End:
+    """The agent is killed right before it writes its file next."""
+    host.kill_at_write = "before"
+    return None
+
+
+def kill_agent_after_write(_world: World, host: Host, _other: Host) -> End:
+    """The agent is killed right after it has written its file next: nothing is flushed yet."""
+    host.kill_at_write = "after"
+    return None
+
+
+def freeze_agent(_world: World, host: Host, _other: Host) -> End:
+    """The agent is stopped by SIGSTOP."""
+    process = host.process
+    if process is None:
+        return None
+    process.stop()
+    return process.go_on
+
+
+def fill_disk(_world: World, host: Host, _other: Host) -> End:
+    """The hosts file cannot be written."""
+    host.hosts_fails = True
+
+    def end() -> None:
+        host.hosts_fails = False
+
+    return end
+
+
+def edit_file(world: World, host: Host, _other: Host) -> End:
+    """Another program restores its own version of the hosts file: the block is gone."""
+    world.edit_hosts(host, b"127.0.0.1\tlocalhost\n")
+    return None
+
+
+def edit_comments(world: World, host: Host, _other: Host) -> End:
+    """Another program writes the file anew without comments; an agent that starts then has lost its memory."""
+    begin = b"# BEGIN resolver-agent: managed, edits inside are overwritten\n"
+    lines = [line.partition(b"\t# ")[0] + b"\n" for line in host.hosts.splitlines() if not line.startswith(b"#")]
+    own = [line for line in lines if b"localhost" not in line]
+    world.edit_hosts(host, b"127.0.0.1\tlocalhost\n" + begin + b"".join(own) + b"# END resolver-agent\n")
+    return None
+
+
+def jump_clock(world: World, host: Host, _other: Host) -> End:
+    """The clock on the wall jumps, by hours."""
+    world.wall_offset_s += 7200.0 if host.number % 2 else -7200.0
+    return None
+
+
+def foreign_server(world: World, host: Host, _other: Host) -> End:
+    """Another database cluster answers at a node's address, as a primary."""
+    if not host.up or host.group.leader is host or host.group.promoting is host:
+        return None
+    host.is_foreign = True
+    world.die(host, "another database cluster takes its place")
+    host.server.system_id = FOREIGN + host.number
+    host.server.data = Data()
+    host.server.timeline = 1
+    world.start(host, recovery=False)
+
+    def end() -> None:
+        world.die(host, "the foreign server is stopped")
+        host.is_foreign = False
+        host.server.system_id = host.group.system_id
+        world.tend(host.group)
+
+    return end
+
+
+def switchover(world: World, host: Host, _other: Host) -> End:
+    """An operator switches over."""
+    world.switch_over(host.group)
+    return None
+
+
+def restart(world: World, host: Host, _other: Host) -> End:
+    """An operator restarts a server."""
+    world.restart(host)
+    return None
+
+
+def reload(_world: World, host: Host, _other: Host) -> End:
+    """An operator reloads an agent."""
+    if host.process is not None:
+        host.process.reload()
+    return None
+
+
+def remove_node(world: World, host: Host, other: Host) -> End:
+    """An operator takes a node out of an agent's configuration, and later puts it back."""
+    world.removed[host.number] = other.address
+    if host.process is not None:
+        host.process.reload()
+
+    def end() -> None:
+        world.removed.pop(host.number, None)
+        if host.process is not None:
+            host.process.reload()
+
+    return end
+
+
+def pin(_world: World, host: Host, other: Host) -> End:
+    """An operator pins a name to a server."""
+    if host.process is None:
+        return None
+    name = other.group.name
+    host.process.ask("pin", name=name, address=other.address, for_s=3600)
+
+    def end() -> None:
+        if host.process is not None:
+            host.process.ask("unpin", name=name)
+
+    return end
+
+
+def pause_names(_world: World, host: Host, _other: Host) -> End:
+    """An operator pauses all names of an agent."""
+    if host.process is None:
+        return None
+    host.process.ask("pause", for_s=3600)
+
+    def end() -> None:
+        if host.process is not None:
+            host.process.ask("resume")
+
+    return end
+
+
+def pause_patroni(world: World, host: Host, _other: Host) -> End:
+    """An operator pauses Patroni."""
+    host.group.paused = True
+
+    def end() -> None:
+        host.group.paused = False
+        world.tend(host.group)
+
+    return end
+
+
+def promote_by_hand(world: World, host: Host, _other: Host) -> End:
+    """Somebody runs ``pg_ctl promote`` on a standby, beside a primary that lives."""
+    if host.server.is_standby and host.group.leader is not host and host.group.promoting is None:
+        world.promote(host, "by hand")
+        world.tend(host.group)
+    return None
+
+
+def upgrade(world: World, host: Host, _other: Host) -> End:
+    """pg_upgrade: both servers of a group come back as another database cluster, with the same data."""
+    group = host.group
+    if group.leader is None or group.promoting is not None or not all(one.up for one in group.hosts):
+        return None
+    if any(one.is_foreign or not one.patroni_works for one in group.hosts):
+        return None
+    group.paused = True
+    for one in group.hosts:
+        world.die(one, "pg_upgrade")
+    group.system_id += 100
+    for one in group.hosts:
+        world.patroni_changed(one)
+
+    def end() -> None:
+        for one in group.hosts:
+            if not one.is_foreign:
+                one.server.system_id = group.system_id
+        group.paused = False
+        world.tend(group)
+
+    return end
+
+
+KINDS: dict[Callable[[World, Host, Host], End], int] = {
+    crash: 10,
+    power_loss: 6,
+    freeze_server: 4,
+    hang_patroni: 5,
+    kill_patroni: 3,
+    lose_dcs: 4,
+    partition: 4,
+    partition_one_way: 4,
+    isolate: 4,
+    slow_path: 4,
+    lose_answers: 3,
+    kill_agent: 6,
+    kill_agent_before_write: 4,
+    kill_agent_after_write: 4,
+    freeze_agent: 4,
+    fill_disk: 3,
+    edit_file: 2,
+    edit_comments: 2,
+    jump_clock: 1,
+    foreign_server: 4,
+    switchover: 24,
+    restart: 6,
+    reload: 2,
+    remove_node: 2,
+    pin: 3,
+    pause_names: 2,
+    pause_patroni: 2,
+    promote_by_hand: 4,
+    upgrade: 2,
+}
+BY_NAME = {kind.__name__: kind for kind in KINDS}
+_NAMES = [*BY_NAME]
+_WEIGHTS = [*KINDS.values()]
+
+
+def plan(random: random.Random) -> tuple[Fault, ...]:
+    """Return what goes wrong in one world."""
+    faults, at = [], random.uniform(1.0, 5.0)
+    for _ in range(random.randint(4, 30)):
+        kind = random.choices(_NAMES, _WEIGHTS)[0]
+        lasts = random.choice((0.05, 0.5, 2.0, 5.0, 12.0, 35.0)) * random.uniform(0.5, 1.5)
+        faults.append(Fault(round(at, 3), round(lasts, 3), kind, random.randrange(6), random.randrange(6)))
+        at += random.choice((0.02, 0.3, 2.0, 8.0, 20.0)) * random.uniform(0.2, 1.5)
+    return tuple(faults)

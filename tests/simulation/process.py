@@ -1,0 +1,334 @@
+"""One process of the agent in a simulated world: the real ``Agent`` with other sockets, files, threads and clocks.
+
+``replaced()`` makes the replacements, each at the one place where the program calls what is replaced. All code that
+decides, waits, writes, flushes, recovers and talks is the program's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import types
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from resolver_agent import agent as agent_module
+from resolver_agent.agent import Agent
+from resolver_agent.citus.maintenance import Flusher, Recoverer
+from resolver_agent.control import before_stop, pre_promote
+from resolver_agent.control import overrides as overrides_module
+from resolver_agent.hosts import managed_block
+from resolver_agent.hosts.atomic_file import Outcome, Snapshot, State, WriteError
+from resolver_agent.observe import observer as observer_module
+from resolver_agent.queue import evidence, hold, own_stop
+from resolver_agent.queue import name_rooms as name_rooms_module
+from resolver_agent.system import clock, state_file, threads
+from tests.simulation.citus import flush, recover_all
+from tests.simulation.gate import SimulatedRooms, ask_patroni, coordinated_databases, hold_at_gate, look_at_server
+from tests.simulation.loop import ProcessLoop
+from tests.simulation.sight import SimulatedMonitor, SimulatedPatroniWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from resolver_agent.config.model import Config
+    from resolver_agent.hosts.atomic_file import Signature
+    from tests.simulation.world import Host, World
+
+_DISK_S = (0.0005, 0.003)
+
+
+class _Writer:
+    """Stands for ``hosts.atomic_file.HostsFileWriter``: the file of one simulated host."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def signature(self) -> Signature | None:
+        """Return what changes with each write."""
+        host = self._process.host
+        return (0, host.hosts_version, len(host.hosts), int(host.hosts_written_at * 1e9), 0)
+
+    def read(self) -> Snapshot:
+        """Return the file."""
+        return Snapshot(self._process.host.hosts, self.signature())
+
+    def sweep(self) -> tuple[str, ...]:
+        """Find nothing that a killed writer left."""
+        return ()
+
+    def update(self, transform: Callable[[bytes], bytes]) -> Outcome:
+        """Replace the content; a killed writer leaves the old file or the new one."""
+        host, world = self._process.host, self._process.world
+        if host.hosts_fails:
+            raise WriteError("/etc/hosts", "cannot be written", OSError(28, "No space left on device"))
+        new = transform(host.hosts)
+        if new == host.hosts:
+            return Outcome(State.UNCHANGED, self.read())
+        at, host.kill_at_write = host.kill_at_write, None
+        if at == "before":
+            self._process.die("right before it writes the hosts file")
+            raise OSError
+        world.write_hosts(host, new)
+        if at == "after":
+            self._process.die("right after it has written the hosts file")
+            raise OSError
+        return Outcome(State.REPLACED, self.read())
+
+
+class _Notifier:
+    """Stands for systemd."""
+
+    watchdog_s = None
+
+    def ready(self) -> None:
+        """Take it in."""
+
+    stopping = reloading = watchdog = ready
+
+    def status(self, _text: str) -> None:
+        """Take it in."""
+
+
+class SimulatedAgent(Agent):
+    """The agent, without the rounds that could change nothing because no server has said anything new."""
+
+    def __init__(self, config: Config, process: Process) -> None:
+        notifier: Any = _Notifier()
+        with (
+            mock.patch.object(observer_module, "Monitor", lambda **given: SimulatedMonitor(process, **given)),
+            mock.patch.object(observer_module, "PatroniWatch", lambda **given: SimulatedPatroniWatch(process, **given)),
+            mock.patch.object(managed_block, "HostsFileWriter", return_value=_Writer(process)),
+            mock.patch.object(name_rooms_module, "Rooms", return_value=SimulatedRooms(process)),
+        ):
+            super().__init__(config, notifier=notifier)
+        self._process = process
+        changed = self._observer.changed
+        self._maintenance.flusher = Flusher(
+            changed=changed,
+            do_flush=lambda _config: flush(process),  # type: ignore[arg-type,return-value]
+            do_keep=lambda _config: None,
+        )
+        self._maintenance.recoverer = Recoverer(
+            changed=changed,
+            ask_again=self._ask_again,
+            do_recover=lambda _config, still: recover_all(process, still),  # type: ignore[arg-type,return-value]
+        )
+
+    async def keep(self) -> None:
+        """Work until killed."""
+        await self._keep()
+
+    async def ask(self, command: str, **request: Any) -> dict[str, Any]:
+        """Return the answer to a request on the control socket."""
+        answer: Any = self._requests.handlers[command]({"peer": "Patroni", **request})
+        return await answer if inspect.isawaitable(answer) else answer  # type: ignore[no-any-return]
+
+    def reload(self) -> None:
+        """Take a SIGHUP."""
+        self._ask_reload()
+
+    @property
+    def hosts_file_is_disturbed(self) -> Callable[[], None]:
+        """What a probe of the local server calls."""
+        return self._look_at_file
+
+    async def _pause(self) -> None:
+        """Wait as the agent does, but not for answers that only say the same again."""
+        decision, now = self._decision, self._process.world.now
+        due = min(decision.recheck_at, now + self._config.interval_s)
+        busy = self._observer.windows or self._maintenance.recoverer.status(now).under_way or self._decision.paused
+        if self._process.monitor.is_calm and not busy:
+            due = max(due, min(now + 10.0, min((v.pending_until for v in decision.views.values()), default=now)))
+        await self._observer.news_within(max(0.001, due - now))  # virtual time does not pass by itself
+
+
+class Process:
+    """One run of the agent on a host, from its start until it is killed."""
+
+    monitor: SimulatedMonitor
+    patroni: SimulatedPatroniWatch
+    rooms: SimulatedRooms
+
+    def __init__(self, world: World, host: Host, config: Config) -> None:
+        self.world = world
+        self.host = host
+        self.pid = world.new_number()
+        self.begun = world.now
+        self.loop = ProcessLoop(world.scheduler)  # type: ignore[abstract]  # asyncio calls no more of it
+        self.agent = SimulatedAgent(config, self)
+        self.loop.create_task(self.agent.keep())
+
+    # --- for what runs in it
+
+    def call_after(self, seconds: float, call: Callable[..., object], *arguments: object) -> None:
+        """Call something in this process later."""
+        scheduler = self.world.scheduler
+        scheduler.at(scheduler.now + seconds, call, *arguments, of=self.loop)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        future = self.loop.create_future()
+        self.call_after(seconds, _set_result, future, None)
+        await future
+
+    # --- for the world
+
+    def server_changed(self, host: Host, *, died: bool) -> None:
+        """Something can be told of a server that was not so before."""
+        if self.loop.is_stopped:
+            self.call_after(0.0, lambda: self.monitor.server_changed(host, died=died))
+        else:
+            self.monitor.server_changed(host, died=died)
+
+    def patroni_changed(self, host: Host) -> None:
+        """Something can be told by a Patroni that was not so before."""
+        if self.loop.is_stopped:
+            self.call_after(0.0, self.patroni.patroni_changed, host)
+        else:
+            self.patroni.patroni_changed(host)
+
+    def has_session(self, host: Host) -> bool:
+        """Report whether it has an open session on a server."""
+        return self.monitor.has_session(host)
+
+    def told(self, host: Host, pid: int, payload: str) -> None:
+        """Take a notification from a session on a server."""
+        self.monitor.told(host, pid, payload)
+
+    def before_promotion(self, done: Callable[[str], None]) -> None:
+        """Run the ``pre_promote`` hook."""
+        self._run_hook(pre_promote.judge, self.agent.ask("pre-promote"), done, "pre-promote")
+
+    def before_stop(self, done: Callable[[str], None]) -> None:
+        """Run the ``before_stop`` hook."""
+        asked = self.agent.ask("before-stop", within_ms=5400, since_ms=50)
+        self._run_hook(before_stop.judge, asked, done, "before-stop")
+
+    def _run_hook(
+        self,
+        judge: Callable[[dict[str, Any]], Any],
+        asked: Awaitable[dict[str, Any]],
+        done: Callable[[str], None],
+        name: str,
+    ) -> None:
+        async def run() -> None:
+            await self.sleep(self.world.between(0.02, 0.1))  # Python starts
+            outcome = judge(await asked)
+            self.world.judge.hook_answered(self.host, name, well=outcome.well)
+            self.world.scheduler.after(0.001, done, f"{name}: {outcome.text}")
+
+        self.call_after(0.0, lambda: self.loop.create_task(run()))
+
+    def ask(self, command: str, **request: Any) -> None:
+        """Have an operator type a command."""
+
+        async def run() -> None:
+            answer = await self.agent.ask(command, **request)
+            self.world.tell(f"{self.host}: {command}: {answer.get('error') or 'done'}")
+
+        self.call_after(0.0, lambda: self.loop.create_task(run()))
+
+    def reload(self) -> None:
+        """Send SIGHUP."""
+        self.call_after(0.0, self.agent.reload)
+
+    def file_changed(self) -> None:
+        """Another program has written the hosts file."""
+        self.call_after(self.world.between(0.0, 0.1), self.agent.hosts_file_is_disturbed)
+
+    def stop(self) -> None:
+        """Send SIGSTOP."""
+        self.loop.is_stopped = True
+
+    def go_on(self) -> None:
+        """Send SIGCONT."""
+        self.loop.go_on()
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.loop.kill()
+        self.rooms.process_ended()
+
+    def die(self, where: str) -> None:
+        """Be killed at this step of its own, and start anew as systemd does."""
+        self.world.tell(f"the agent on {self.host} is killed {where}")
+        self.world.restart_agent(self.host, self.world.between(0.3, 2.0))
+
+    @property
+    def defects(self) -> list[str]:
+        """What went wrong that should not."""
+        defect = self.agent._defect
+        return [*self.loop.defects, *([defect.text] if defect is not None else [])]
+
+
+def _start(function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+    """Stand for ``system.threads.start``: what would take a thread is done now, and its result comes a little later."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, ProcessLoop)
+    future = loop.create_future()
+    try:
+        result = function(*arguments)
+    except Exception as error:  # noqa: BLE001 -- it is raised where the future is awaited
+        loop.call_later(_DISK_S[0], _set_exception, future, error)
+        return future
+    if inspect.iscoroutine(result):
+        return loop.create_task(result)
+    loop.call_later(_DISK_S[1] * ((loop.scheduler.now * 1e3) % 1.0) + _DISK_S[0], _set_result, future, result)
+    return future
+
+
+def _set_exception(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _set_result(future: asyncio.Future[Any], result: object) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+class _Worlds:
+    """The world that runs now."""
+
+    current: World
+
+
+@contextlib.contextmanager
+def replaced(world: World) -> Iterator[None]:
+    """Give the program this world's clock, threads and disk, and no log."""
+    _Worlds.current = world
+    kept: dict[str, bytes] = {}
+
+    def now(_clock: int = 0) -> float:
+        return world.scheduler.now
+
+    def wall() -> float:
+        return world.scheduler.now + world.wall_offset_s
+
+    steady = types.SimpleNamespace(clock_gettime=now, monotonic=now, CLOCK_BOOTTIME=0, time=wall)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    with contextlib.ExitStack() as stack:
+        for where, name, stand_in in (
+            (clock, "time", steady),
+            (managed_block, "time", steady),
+            (overrides_module, "time", steady),
+            (threads, "start", _start),
+            (agent_module, "load_again", world.reread),
+            (agent_module, "_spare_the_collector", lambda: None),
+            (state_file, "read", lambda path, *, most_bytes: kept.get(path, b"")[:most_bytes]),
+            (state_file, "write", kept.__setitem__),
+            (hold, "coordinated_databases", coordinated_databases(world)),
+            (hold, "hold", hold_at_gate(world)),
+            (own_stop, "_drain_local", lambda _config, _within_s: 0),
+            (evidence, "_look", look_at_server(world)),
+            (evidence, "_ask", ask_patroni(world)),
+        ):
+            stack.enter_context(mock.patch.object(where, name, stand_in))
+        try:
+            yield
+        finally:
+            logging.disable(before)

@@ -1,0 +1,242 @@
+"""Runs one world from its seed, tells its story, and makes the story of a failure short."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import TYPE_CHECKING
+
+from resolver_agent.config.model import Config, Fallback, Group, PatroniApi, Queue, Route
+from tests.simulation import citus
+from tests.simulation.faults import BY_NAME, Fault, plan
+from tests.simulation.judge import Judge, Violation
+from tests.simulation.process import Process, replaced
+from tests.simulation.world import GROUPS, World
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.simulation.citus import Steps
+    from tests.simulation.world import Host
+
+SETTLE_S = 45.0
+"""How long after the last fault everything has to be right: a ttl, a restart, ``failback_delay``."""
+QUIET_S = 70.0
+"""How long it then has to stay so; 2PC recovery comes once a minute."""
+
+_API = PatroniApi(port=8008)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """How a world ended: what was broken, if anything, and its figures."""
+
+    seed: int
+    faults: tuple[Fault, ...]
+    broken: str | None
+    failovers: int
+    statements: int
+    failures: int
+    moves: int
+    events: int
+    simulated_s: float
+    story: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Setting:
+    """The configuration of one world."""
+
+    fallback: Fallback
+    with_patroni: bool
+    planned_s: float
+    unplanned_s: float
+    extra: bool
+    agents: tuple[int, ...]
+    no_rooms: bool
+
+    @classmethod
+    def of(cls, random: random.Random) -> Setting:
+        """Return one by chance."""
+        agents = [0, 1, *(number for number in range(2, 6) if random.random() < 0.35)]
+        return cls(
+            fallback=random.choice((Fallback.NONE, Fallback.PRIMARY, Fallback.ALL)),
+            with_patroni=random.random() < 0.85,
+            planned_s=random.choice((0.0, 15.0, 15.0)),
+            unplanned_s=random.choice((0.0, 0.0, 10.0)),
+            extra=random.random() < 0.2,
+            agents=tuple(agents),
+            no_rooms=random.random() < 0.1,
+        )
+
+
+def configuration(world: World, host: Host, setting: Setting) -> Config:
+    """Return the configuration of the agent on a host."""
+    removed = world.removed.get(host.number)
+    names = [(name, name, Route.FOLLOW) for name in GROUPS]
+    if setting.extra:
+        names += [("wk1-ro", "wk1", Route.STANDBY), ("wk1-rw", "wk1", Route.PRIMARY)]
+    groups = tuple(
+        Group(
+            name=name,
+            nodes=tuple(one.node for one in world.group_of(place).hosts if one.address != removed),
+            route=route,
+            max_lag_bytes=None,
+            max_lag_s=None,
+            failback_delay_s=10.0,
+            patroni=_API if setting.with_patroni else None,
+            queue=Queue(planned_s=setting.planned_s, drain_s=2.0, unplanned_s=setting.unplanned_s),
+        )
+        for name, place, route in names
+    )
+    return Config(
+        path=f"/sim/{host.number}/resolver-agent.yml",
+        fallback=setting.fallback,
+        groups=groups,
+        postgresql={},
+        local={},
+        interval_s=1.0,
+        timeout_s=2.0,
+        citus=True,
+        hosts_file=f"/sim/{host.number}/hosts",
+        runtime_dir=f"/sim/{host.number}/run",
+        state_dir=f"/sim/{host.number}/state",
+        log_format="text",
+        log_level="info",
+    )
+
+
+class _Clients:
+    """Clients on both coordinators, each in a session that lives as long as its server's run."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._sessions: dict[int, citus.Session] = {}
+
+    def begin(self, until: float) -> None:
+        """Work until then."""
+        for host in self._world.hosts[:2]:
+            for number in range(2):
+                self._world.after(self._world.between(1.0, 2.0), self._turn, host, number, until)
+
+    def _turn(self, host: Host, number: int, until: float) -> None:
+        world, server = self._world, host.server
+        if world.now > until:
+            return
+        busy_until = world.busy_until
+        pace_s = world.between(0.1, 0.6) if world.now < busy_until else world.between(2.0, 6.0)
+        world.after(pace_s, self._turn, host, number, until)
+        if not (host.up and server.up and server.serving) or server.stopped:
+            return
+        key = 2 * host.number + number
+        session = self._sessions.get(key)
+        if session is None or session.run != server.run:
+            session = self._sessions[key] = citus.Session(host, server.run)
+        if not session.is_busy:
+            session.is_busy = True
+            self._step(session, citus.read(world, session) if server.recovery else citus.write(world, session))
+
+    def _step(self, session: citus.Session, steps: Steps) -> None:
+        pause_s = next(steps, None)
+        if pause_s is not None:
+            self._world.after(pause_s, self._step, session, steps)
+        else:
+            session.is_busy = False
+
+
+def run(seed: int, faults: Sequence[Fault] | None = None, *, is_told: bool = False) -> Result:
+    """Run the world of a seed, with its own faults or with these."""
+    chance = random.Random(seed)  # noqa: S311
+    setting = Setting.of(chance)
+    own = plan(chance)
+    given = own if faults is None else tuple(faults)
+    world = World(seed, is_told=is_told)
+    world.judge = Judge(world)
+    world.tell(f"seed {seed}: {setting}")
+    world.uses_patroni(with_patroni=setting.with_patroni)
+
+    def begin_agent(host: Host) -> None:
+        host.process = Process(world, host, configuration(world, host, setting))
+
+    world.begin_agent = begin_agent
+    world.reread = lambda config: configuration(world, world.hosts[int(config.path.split("/")[2])], setting)
+    world.agents = [world.hosts[number] for number in setting.agents]
+    broken = None
+    with replaced(world):
+        try:
+            _run(world, setting, given)
+        except Violation as why:
+            broken = str(why)
+        finally:
+            for host in world.agents:
+                if host.process is not None:
+                    host.process.kill()
+    return Result(
+        seed=seed,
+        faults=given,
+        broken=broken,
+        failovers=world.failovers,
+        statements=world.judge.statements,
+        failures=world.judge.failures,
+        moves=world.judge.moves,
+        events=world.scheduler.events,
+        simulated_s=world.now - 1000.0,
+        story=tuple(world.story),
+    )
+
+
+def _run(world: World, setting: Setting, faults: Sequence[Fault]) -> None:
+    for host in world.agents:
+        host.no_rooms = setting.no_rooms
+        world.after(world.between(0.0, 0.5), world.start_agent, host)
+    begun = world.now + 3.0
+    last = begun
+    for fault in faults:
+        world.scheduler.at(begun + fault.at, _begin, world, fault)
+        last = max(last, begun + fault.at + fault.lasts)
+    clients = _Clients(world)
+    clients.begin(last + SETTLE_S / 2)
+    world.scheduler.run(last + SETTLE_S)
+    before = world.judge.moves
+    world.tell("the quiet time begins")
+    world.scheduler.run(last + SETTLE_S + QUIET_S)
+    world.judge.judge_end(configuration(world, world.hosts[0], setting), moves=world.judge.moves - before)
+
+
+def _begin(world: World, fault: Fault) -> None:
+    host, other = world.hosts[fault.host], world.hosts[fault.other]
+    if fault.kind == "promote_by_hand":
+        world.judge.is_certain = False
+    world.tell(f"FAULT {fault.kind} of {host}{f', {other}' if other is not host else ''} for {fault.lasts:.2f} s")
+    world.busy_until = max(world.busy_until, world.now + fault.lasts + 8.0)
+    end = BY_NAME[fault.kind](world, host, other)
+    if end is not None:
+        world.after(fault.lasts, _end, world, fault, end)
+
+
+def _end(world: World, fault: Fault, end: object) -> None:
+    world.tell(f"over: {fault.kind} of {world.hosts[fault.host]}")
+    assert callable(end)
+    end()
+
+
+def shrink(seed: int, faults: Sequence[Fault]) -> tuple[Fault, ...]:
+    """Return as few of the faults as still break a rule of the same letter."""
+    first = run(seed, faults)
+    rule = _rule(first.broken)
+    kept = [*faults]
+    size = max(1, len(kept) // 2)
+    while size:
+        at = 0
+        while at < len(kept):
+            fewer = kept[:at] + kept[at + size :]
+            if _rule(run(seed, fewer).broken) == rule is not None:
+                kept = fewer
+            else:
+                at += size
+        size //= 2
+    return tuple(kept)
+
+
+def _rule(broken: str | None) -> str | None:
+    return None if broken is None else broken.partition(":")[0][:12]

@@ -1,0 +1,751 @@
+"""The world around the agents: hosts, PostgreSQL, Patroni, the DCS and the network.
+
+Only what can be told from outside is here. ``tests/simulation/README.md`` says what is modelled, and which test on real
+servers shows that it is so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from typing import TYPE_CHECKING
+
+from resolver_agent.config.model import Node
+from resolver_agent.routing.observation import Identity, Observation, ProbeFailure, Role
+from tests.simulation.loop import Scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from resolver_agent.config.model import Config
+    from tests.simulation.gate import Gate, Room
+    from tests.simulation.judge import Judge
+    from tests.simulation.process import Process
+
+PORT = 5432
+GROUPS = ("cn", "wk1", "wk2")
+TTL_S, LOOP_S = 30.0, 10.0
+HOOK_S = 2.7
+"""When the hooks of ``pre_promote`` and ``before_stop`` end by themselves: ``control.pre_promote``."""
+STOP_HOOK_S = 5.7
+ALIVE_S = 0.5
+"""How long the hook before a stop waits for a first answer: ``control.before_stop``."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Data:
+    """What a server has on disk: rows, prepared transactions, and Citus' commit records as (transaction, worker)."""
+
+    rows: set[int] = dataclasses.field(default_factory=set)
+    prepared: dict[str, int] = dataclasses.field(default_factory=dict)
+    records: set[tuple[str, str]] = dataclasses.field(default_factory=set)
+
+    def copy(self) -> Data:
+        """Return another server's data, from here on."""
+        return Data(set(self.rows), dict(self.prepared), set(self.records))
+
+
+NOBODY = Identity(0, 0)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Server:
+    """PostgreSQL on one host. A standby that streams shares the primary's ``data``.
+
+    ``needs_sync``: a commit waits for the standby. ``active`` are the transactions of sessions that are at work here.
+    ``flushed`` counts the flushes that sessions must have seen before their next command.
+    """
+
+    system_id: int
+    data: Data
+    up: bool = True
+    serving: bool = True
+    recovery: bool = True
+    stopped: bool = False
+    run: int = 0
+    timeline: int = 1
+    receiver: int | None = None
+    needs_sync: bool = False
+    active: set[str] = dataclasses.field(default_factory=set)
+    flushed: int = 0
+    identity: Identity = NOBODY
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether it takes writes."""
+        return self.up and self.serving and not self.recovery
+
+    @property
+    def is_standby(self) -> bool:
+        """Whether it takes reads alone."""
+        return self.up and self.serving and self.recovery
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """All that a probe can tell, but for LSN and time."""
+        if self.stopped:
+            return ("stopped", self.run)
+        return (self.up, self.serving, self.recovery, self.identity, self.timeline, self.receiver is None)
+
+
+class Host:
+    """One machine: PostgreSQL, Patroni, a hosts file and an agent."""
+
+    def __init__(self, number: int, group: Group) -> None:
+        self.number = number
+        self.group = group
+        self.address = f"10.0.0.{number + 1}"
+        self.node = Node(self.address, PORT)
+        self.server = Server(system_id=group.system_id, data=group.data)
+        self.up = True
+        self.patroni_up = True
+        self.patroni_hung = False
+        self.dcs_ok = True
+        self.is_foreign = False
+        self.process: Process | None = None
+        self.gate: Gate | None = None
+        self.no_rooms = False
+        self.uses_patroni = True
+        self.checkpoint_at = 0.0
+        self.hosts = b"127.0.0.1\tlocalhost\n"
+        self.hosts_version = 0
+        self.hosts_written_at = 0.0
+        self.hosts_fails = False
+        self.kill_at_write: str | None = None
+        self.demoting = self.starting = False
+
+    def __repr__(self) -> str:
+        """Return how the story names it."""
+        return f"{self.group.name}{'ab'[self.number % 2]}"
+
+    @property
+    def patroni_works(self) -> bool:
+        """Whether its Patroni renews or takes the leader lock."""
+        return self.up and self.patroni_up and not self.patroni_hung and self.dcs_ok and not self.is_foreign
+
+    @property
+    def patroni_answers(self) -> bool:
+        """Whether its REST API answers."""
+        return self.up and self.patroni_up and not self.patroni_hung
+
+    @property
+    def leads(self) -> bool:
+        """Whether its Patroni says that it has the leader lock."""
+        return self.group.leader is self
+
+
+class Group:
+    """The two hosts behind one name, and what the DCS has of them."""
+
+    def __init__(self, name: str, system_id: int) -> None:
+        self.name = name
+        self.system_id = system_id
+        self.data = Data()
+        self.hosts: list[Host] = []
+        self.leader: Host | None = None
+        self.last: Host | None = None
+        self.sync: Host | None = None
+        self.paused = False
+        self.promoting: Host | None = None
+        self.timeline = 1
+        self.lease = 0
+        """Counts what has happened to the lock: what was planned for an earlier lease is void."""
+        self.unhealthy = False
+
+    def other(self, host: Host) -> Host:
+        """Return the host that is not this one."""
+        return self.hosts[1] if self.hosts[0] is host else self.hosts[0]
+
+    @property
+    def primaries(self) -> list[Host]:
+        """The hosts whose server takes writes."""
+        return [host for host in self.hosts if host.up and host.server.is_primary]
+
+
+class World:
+    """Everything but the agents' own code."""
+
+    def __init__(self, seed: int, *, is_told: bool = False) -> None:
+        self.random = random.Random(seed)  # noqa: S311 -- the point is that it repeats
+        self.scheduler = Scheduler()
+        self.story: list[str] = []
+        self.busy_until = 0.0
+        self.removed: dict[int, str] = {}
+        """The address that the configuration of an agent leaves out, by the number of its host."""
+        self.begin_agent: Callable[[Host], None]
+        self.reread: Callable[[Config], Config]
+        self.is_told = is_told
+        self.judge: Judge
+        self.failovers = 0
+        self.wall_offset_s = 1_700_000_000.0
+        self.blocked: set[tuple[int, int]] = set()
+        self.slow: dict[tuple[int, int], float] = {}
+        self.lossy: set[int] = set()
+        self._runs = 0
+        self.groups = [Group(name, 7000 + number) for number, name in enumerate(GROUPS)]
+        self.hosts: list[Host] = []
+        for group in self.groups:
+            for _ in range(2):
+                host = Host(len(self.hosts), group)
+                group.hosts.append(host)
+                self.hosts.append(host)
+        self.by_address = {host.address: host for host in self.hosts}
+        self.agents: list[Host] = []
+        """The hosts that have an agent."""
+        for group in self.groups:
+            first, second = group.hosts if self.random.random() < 0.5 else group.hosts[::-1]
+            for host in group.hosts:
+                self.new_run(host.server)
+            first.server.recovery = False
+            first.server.needs_sync = True
+            group.leader, group.last, group.sync = first, first, second
+            second.server.receiver = self.new_number()
+
+    # --- small things
+
+    @property
+    def now(self) -> float:
+        """The time, in seconds."""
+        return self.scheduler.now
+
+    def between(self, low: float, high: float) -> float:
+        """Return a number by chance."""
+        return low + (high - low) * self.random.random()
+
+    def after(self, seconds: float, call: Callable[..., object], *arguments: object) -> None:
+        """Do something later."""
+        self.scheduler.at(self.scheduler.now + seconds, call, *arguments)
+
+    def tell(self, text: str) -> None:
+        """Add a line to the story."""
+        if self.is_told:
+            self.story.append(f"{self.now - 1000:9.3f}  {text}")
+
+    def new_number(self) -> int:
+        """Return a number that nothing else has."""
+        self._runs += 1
+        return self._runs
+
+    def new_run(self, server: Server) -> None:
+        """Start PostgreSQL: sessions are gone, and so is what only they knew."""
+        server.run = self.new_number()
+        server.identity = Identity(server.system_id, server.run)
+        server.active.clear()
+        server.receiver = None
+
+    def group_of(self, name: str) -> Group:
+        """Return the group that a name leads to: ``wk1-ro`` leads to wk1, too."""
+        place = name.partition("-")[0]
+        return next(group for group in self.groups if group.name == place)
+
+    def uses_patroni(self, *, with_patroni: bool) -> None:
+        """Say whether agents ask Patroni."""
+        for host in self.hosts:
+            host.uses_patroni = with_patroni
+
+    # --- the network
+
+    def reaches(self, source: Host, target: Host) -> bool:
+        """Report whether a packet from one host comes to another one."""
+        return source.up and target.up and (source.number, target.number) not in self.blocked
+
+    def talks(self, one: Host, other: Host) -> bool:
+        """Report whether questions and answers pass."""
+        return one is other or (self.reaches(one, other) and self.reaches(other, one))
+
+    def probe(self, source: Host, target: Host) -> Observation:
+        """Return what a probe that begins now will see."""
+        now, server = self.scheduler.now, target.server
+        if server.stopped or not self.talks(source, target):
+            return Observation(result=ProbeFailure.UNREACHABLE, at=now, detail="no answer within 2 s")
+        if not server.up:
+            return Observation(result=ProbeFailure.DEAD, at=now, detail="Connection refused")
+        if not server.serving:
+            return Observation(result=ProbeFailure.NOT_SERVING, at=now, detail="the database system is starting up")
+        return Observation(
+            result=Role.STANDBY if server.recovery else Role.PRIMARY,
+            at=now,
+            address=target.address,
+            lsn=int(now * 1000),
+            timeline=server.timeline,
+            identity=server.identity,
+            receiver=server.receiver if server.recovery else None,
+        )
+
+    def sees(self, source: Host, target: Host) -> tuple[object, ...]:
+        """Return what could be told now: a probe has to be made anew when that has changed."""
+        if source is not target and not self.talks(source, target):
+            return ("silent",)
+        return target.server.kind
+
+    # --- what changes
+
+    def server_changed(self, host: Host, *, died: bool = False) -> None:
+        """Let those who watch a server notice."""
+        for one in self.agents:
+            if one.process is not None:
+                one.process.server_changed(host, died=died)
+
+    def patroni_changed(self, host: Host) -> None:
+        """Let those who watch a Patroni notice."""
+        for one in self.agents:
+            if one.process is not None:
+                one.process.patroni_changed(host)
+
+    def network_changed(self) -> None:
+        """Let everybody notice."""
+        for host in self.hosts:
+            self.server_changed(host)
+            self.patroni_changed(host)
+        for group in self.groups:
+            self.tend(group)
+
+    # --- PostgreSQL
+
+    def die(self, host: Host, why: str) -> None:
+        """End a server: its sessions end, and what was not replicated is on its disk alone."""
+        server = host.server
+        if not server.up:
+            return
+        self.tell(f"PostgreSQL on {host} ends: {why}")
+        server.up = server.stopped = False
+        self._leave_stream(host)
+        server.receiver = None
+        server.active.clear()
+        self.server_changed(host, died=host.up)
+        self.tend(host.group)
+
+    def start(self, host: Host, *, recovery: bool) -> None:
+        """Start a server: it says 57P03 for a while."""
+        server = host.server
+        if server.up or not host.up:
+            return
+        server.up, server.serving, server.recovery = True, False, recovery
+        self.new_run(server)
+        self.server_changed(host)
+        self.after(self.between(0.05, 1.0), self._serve, host, server.run)
+
+    def _serve(self, host: Host, run: int) -> None:
+        server = host.server
+        if not server.up or server.run != run:
+            return
+        server.serving = True
+        self.tell(f"PostgreSQL on {host} serves, {'in recovery' if server.recovery else 'as a primary'}")
+        if not server.recovery:
+            self.judge.is_primary(host)
+        self.server_changed(host)
+        self.tend(host.group)
+
+    def _leave_stream(self, host: Host) -> None:
+        """Give a server data of its own: it no longer gets what others write."""
+        for one in host.group.hosts:
+            other = one.group.other(one)
+            if one.server.data is other.server.data:
+                one.server.data = one.server.data.copy()
+
+    def streams(self, standby: Host) -> bool:
+        """Report whether what the other server commits is on this one at once."""
+        return standby.server.data is standby.group.other(standby).server.data
+
+    def commits(self, host: Host) -> bool:
+        """Report whether a commit on a server is acknowledged now."""
+        server = host.server
+        if not (host.up and server.is_primary) or server.stopped:
+            return False
+        other = host.group.other(host)
+        return not server.needs_sync or (self.streams(other) and self._can_stream(other))
+
+    def _can_stream(self, standby: Host) -> bool:
+        primary = standby.group.other(standby)
+        return (
+            standby.up
+            and primary.up
+            and standby.server.is_standby
+            and not standby.server.stopped
+            and not primary.server.stopped
+            and primary.server.is_primary
+            and standby.server.system_id == primary.server.system_id
+            and self.talks(standby, primary)
+        )
+
+    def promote(self, host: Host, why: str) -> None:
+        """Make a primary of a server in recovery."""
+        server, group = host.server, host.group
+        if not server.is_standby or server.stopped:
+            return
+        self._leave_stream(host)
+        group.timeline += 1
+        server.recovery, server.timeline, server.receiver = False, group.timeline, None
+        server.needs_sync = False
+        self.failovers += 1
+        self.tell(f"PostgreSQL on {host} is promoted ({why}), timeline {server.timeline}")
+        self.judge.is_primary(host)
+        self.server_changed(host)
+
+    # --- Patroni
+
+    def tend(self, group: Group) -> None:
+        """Do what the Patronis of a group do next; called whenever something has changed."""
+        leader = group.leader
+        if leader is not None:
+            self._tend_leader(group, leader)
+        elif group.promoting is None:
+            self.after(self.between(0.1, 1.0), self._elect, group, group.lease)
+        for host in group.hosts:
+            if host is not group.leader:
+                self._tend_follower(host)
+        self._tend_streams(group)
+
+    def _tend_leader(self, group: Group, leader: Host) -> None:
+        if not leader.patroni_works:
+            if not group.unhealthy:
+                group.unhealthy = True
+                self.after(self.between(TTL_S - LOOP_S, TTL_S), self._expire, group, group.lease)
+                if leader.up and leader.patroni_answers and not leader.dcs_ok:
+                    self.after(self.between(5.0, 10.0), self._demote_without_dcs, leader, group.lease)
+            return
+        group.unhealthy = False
+        if not leader.server.up and not leader.starting and group.promoting is None and not group.paused:
+            leader.starting = True
+            if self.random.random() < 0.4:
+                self.after(self.between(0.5, 3.0), self._start_leader, leader, group.lease)
+            else:
+                self.after(self.between(0.2, 2.0), self._give_lock_back, leader, group.lease)
+        elif leader.server.is_standby and group.promoting is None:  # a leader that came back read-only
+            self._begin_promotion(group, leader, "it has the lock")
+
+    def _start_leader(self, leader: Host, lease: int) -> None:
+        leader.starting = False
+        if leader.group.lease == lease and leader.patroni_works and not leader.server.up:
+            self.start(leader, recovery=False)
+        else:
+            self.tend(leader.group)
+
+    def _give_lock_back(self, leader: Host, lease: int) -> None:
+        leader.starting = False
+        group = leader.group
+        if group.lease == lease and leader.patroni_works and not leader.server.up:
+            self._set_leader(group, None, f"{leader} gives the lock back")
+        self.tend(group)
+
+    def _expire(self, group: Group, lease: int) -> None:
+        if group.lease != lease or not group.unhealthy or group.leader is None:
+            return
+        if group.leader.patroni_works:
+            group.unhealthy = False
+            return
+        self._set_leader(group, None, "the leader lock runs out")
+        self.tend(group)
+
+    def _demote_without_dcs(self, host: Host, lease: int) -> None:
+        if host.group.lease == lease and not host.dcs_ok and host.patroni_answers and host.server.is_primary:
+            self._stop_by_patroni(host, "its Patroni does not reach the DCS")
+
+    def _set_leader(self, group: Group, host: Host | None, why: str) -> None:
+        before, group.leader = group.leader, host
+        group.lease += 1
+        group.unhealthy = False
+        self.tell(f"{group.name}: {why}; leader: {host}")
+        for one in (before, host):
+            if one is not None:
+                self.patroni_changed(one)
+
+    def _elect(self, group: Group, lease: int) -> None:
+        if group.lease != lease or group.leader is not None or group.paused or group.promoting is not None:
+            return
+        fit = [host for host in group.hosts if host.patroni_works and host.server.up and host.server.serving]
+        fit = [host for host in fit if not host.server.stopped and host.server.system_id == group.system_id]
+        found = next((host for host in fit if host.server.is_primary and self._has_all(host)), None)
+        if found is not None:
+            self._set_leader(group, found, "takes the lock, being a primary")
+            self.tend(group)
+            return
+        found = next((host for host in fit if host.server.is_standby and self._has_all(host)), None)
+        if found is not None:
+            self._set_leader(group, found, "takes the lock")
+            self._begin_promotion(group, found, "it has the lock")
+
+    def _has_all(self, host: Host) -> bool:
+        """Report whether a server has everything that was acknowledged: the last primary, or its synchronous one."""
+        return host in (host.group.last, host.group.sync)
+
+    def _begin_promotion(self, group: Group, host: Host, why: str) -> None:
+        """Run ``pre_promote``, wait for it, and promote."""
+        group.promoting = host
+        begun, lease, over = self.now, group.lease, [False]
+
+        def done(line: str) -> None:
+            if over[0]:
+                return
+            over[0] = True
+            self.tell(f"{host}: {line}")
+            self.judge.promotion_held(host, self.now - begun)
+            self.after(self.between(0.01, 0.5), self._promote, group, host, lease, why)
+
+        self.tell(f"Patroni on {host} is about to promote")
+        if host.process is not None:
+            self.after(HOOK_S, done, "pre-promote: no answer in time")
+            host.process.before_promotion(done)
+        else:
+            self.after(self.between(0.05, 0.3), done, "pre-promote: no agent")
+
+    def _promote(self, group: Group, host: Host, lease: int, why: str) -> None:
+        if group.promoting is not host:
+            return
+        group.promoting = None
+        if group.lease == lease and host.up and host.patroni_up and not host.patroni_hung:
+            self.promote(host, why)
+            group.sync, group.last = None, host
+        self.tend(group)
+
+    def _tend_follower(self, host: Host) -> None:
+        group, server = host.group, host.server
+        if not (host.up and host.patroni_up and not host.patroni_hung and not host.is_foreign):
+            return
+        if not server.up and not host.starting and not group.paused:
+            host.starting = True
+            self.after(self.between(0.5, 4.0), self._start_follower, host)
+        elif server.is_primary and group.leader is not None and not host.demoting and not group.paused and host.dcs_ok:
+            host.demoting = True
+            self.after(self.between(0.1, 2.0), self._demote, host)
+
+    def _start_follower(self, host: Host) -> None:
+        host.starting = False
+        if host.server.up or host.group.leader is host or not host.patroni_answers or host.is_foreign:
+            self.tend(host.group)
+            return
+        if host.server.system_id != host.group.system_id:
+            host.server.system_id = host.group.system_id
+        self.start(host, recovery=True)
+
+    def _demote(self, host: Host) -> None:
+        host.demoting = False
+        if host.group.leader not in (None, host) and host.server.is_primary and host.patroni_answers:
+            self._stop_by_patroni(host, "it was deposed")
+
+    def _stop_by_patroni(self, host: Host, why: str) -> None:
+        """Stop a server at once: the hook may not hold that up for long, but it is run."""
+        begun, over, run = self.now, [False], host.server.run
+
+        def done(line: str) -> None:
+            if over[0]:
+                return
+            over[0] = True
+            self.tell(f"{host}: {line}")
+            self.judge.forced_stop_held(host, self.now - begun)
+            if host.server.run == run:
+                self.die(host, why)
+
+        self._run_stop_hook(host, done)
+
+    def _tend_streams(self, group: Group) -> None:
+        """Let a standby follow its primary, and a primary go on without one that does not."""
+        if not any(self._can_stream(host) for host in group.hosts):
+            self._break_stream(group)
+        leader = group.leader
+        if leader is None:
+            return
+        standby = group.other(leader)
+        if self._can_stream(standby):
+            if not self.streams(standby):
+                self.after(self.between(0.1, 1.0), self._join_stream, standby)
+            elif group.sync is not standby:
+                self.after(self.between(0.1, 1.0), self._set_sync, standby)
+        elif leader.server.needs_sync:
+            self.after(self.between(1.0, 3.0), self._go_on_alone, leader)
+
+    def _break_stream(self, group: Group) -> None:
+        """End a stream, and tell those who watch the standby."""
+        self._leave_stream(group.hosts[0])
+        for host in group.hosts:
+            if host.server.receiver is not None and not host.server.stopped:
+                host.server.receiver = None
+                self.server_changed(host)
+
+    def _join_stream(self, standby: Host) -> None:
+        group, primary = standby.group, standby.group.other(standby)
+        if not self._can_stream(standby) or group.leader is not primary or self.streams(standby):
+            return
+        standby.server.data = primary.server.data
+        standby.server.timeline = primary.server.timeline
+        standby.server.receiver = self.new_number()
+        self.server_changed(standby)
+        self.after(self.between(0.1, 1.0), self._set_sync, standby)
+
+    def _set_sync(self, standby: Host) -> None:
+        group, primary = standby.group, standby.group.other(standby)
+        if group.leader is primary and primary.patroni_works and self.streams(standby) and self._can_stream(standby):
+            primary.server.needs_sync = True
+            if group.sync is standby:
+                return
+            group.sync = standby
+            self.tell(f"{standby} is the synchronous standby of {primary}")
+
+    def _go_on_alone(self, primary: Host) -> None:
+        group, standby = primary.group, primary.group.other(primary)
+        may = group.leader is primary and primary.patroni_works and primary.server.is_primary
+        if may and primary.server.needs_sync and not self._can_stream(standby):
+            group.sync = None
+            primary.server.needs_sync = False
+            self.tell(f"{primary} goes on without a synchronous standby")
+
+    # --- operators
+
+    def switch_over(self, group: Group) -> None:
+        """Switch over, as ``patronictl switchover`` does: checkpoint, hook, stop, promotion of the other one."""
+        leader = group.leader
+        if leader is None or group.promoting is not None or not leader.server.is_primary or not leader.patroni_works:
+            return
+        other = group.other(leader)
+        if not (other.patroni_works and group.sync is other and self.streams(other) and self._can_stream(other)):
+            return
+        self.tell(f"switchover of {group.name} from {leader} to {other}")
+        self._stop_gracefully(leader, lambda: self._hand_over(group, leader, other))
+
+    def _hand_over(self, group: Group, leader: Host, other: Host) -> None:
+        if group.leader is not leader:
+            return
+        self.die(leader, "switchover")
+        if not (other.patroni_works and other.server.is_standby and group.sync is other):
+            return
+        self._set_leader(group, other, "takes the lock")
+        self._begin_promotion(group, other, "switchover")
+
+    def restart(self, host: Host) -> None:
+        """Restart a server, as ``patronictl restart`` does."""
+        if not host.server.up or not host.patroni_works or host.group.promoting is not None or host.server.stopped:
+            return
+        recovery = host.server.recovery
+        if not recovery and host.group.leader is not host:
+            return
+        self.tell(f"restart of PostgreSQL on {host}")
+
+        def go_on() -> None:
+            if not host.up or not host.server.up:
+                return
+            host.starting = True
+            self.die(host, "restart")
+            host.starting = False
+            self.start(host, recovery=recovery)
+
+        self._stop_gracefully(host, go_on)
+
+    def _stop_gracefully(self, host: Host, go_on: Callable[[], None]) -> None:
+        begun, over, run = self.now, [False], host.server.run
+        host.checkpoint_at = self.now
+
+        def done(line: str) -> None:
+            if over[0]:
+                return
+            over[0] = True
+            self.tell(f"{host}: {line}")
+            self.judge.stop_held(host, self.now - begun)
+            if host.server.run == run and host.server.up and host.up:
+                go_on()
+
+        self._run_stop_hook(host, done)
+
+    def _run_stop_hook(self, host: Host, done: Callable[[str], None]) -> None:
+        if host.process is None:
+            done("before-stop: no agent")
+        elif host.process.loop.is_stopped:
+            self.after(ALIVE_S, done, "before-stop: the agent does not answer")
+        else:
+            self.after(STOP_HOOK_S, done, "before-stop: no answer in time")
+            host.process.before_stop(done)
+
+    # --- power
+
+    def power_off(self, host: Host) -> None:
+        """Take a host's power away: nobody is told."""
+        if not host.up:
+            return
+        self.tell(f"power loss of {host}")
+        self.kill_agent(host)
+        host.up = host.patroni_up = False
+        server = host.server
+        server.up = server.stopped = False
+        self._leave_stream(host)
+        server.receiver = None
+        server.active.clear()
+        host.starting = host.demoting = False
+        self.server_changed(host)
+        self.patroni_changed(host)
+        self.tend(host.group)
+
+    def power_on(self, host: Host) -> None:
+        """Give it back."""
+        if host.up:
+            return
+        self.tell(f"power of {host} is back")
+        host.up, host.patroni_hung = True, False
+        self.server_changed(host)
+        self.after(self.between(0.5, 3.0), self.start_patroni, host)
+        self.after(self.between(0.3, 2.0), self.start_agent, host)
+
+    def start_patroni(self, host: Host) -> None:
+        """Start Patroni."""
+        if host.up and not host.patroni_up:
+            host.patroni_up = True
+            self.patroni_changed(host)
+            self.tend(host.group)
+
+    def servers(self) -> Iterator[tuple[Host, Server]]:
+        """Yield all hosts with their servers."""
+        for host in self.hosts:
+            yield host, host.server
+
+    # --- the agent's process and its file
+
+    def kill_agent(self, host: Host) -> None:
+        """End the agent's process at once."""
+        if host.process is not None:
+            host.process.kill()
+            host.process = None
+            self.judge.agent_ended(host)
+
+    def restart_agent(self, host: Host, within_s: float) -> None:
+        """Kill the agent, and have systemd start it again."""
+        self.kill_agent(host)
+        self.after(within_s, self.start_agent, host)
+
+    def start_agent(self, host: Host) -> None:
+        """Start it, if the host is to have one."""
+        if host in self.agents and host.up and host.process is None:
+            self.begin_agent(host)
+
+    def write_hosts(self, host: Host, content: bytes) -> None:
+        """Take a new hosts file from the agent."""
+        before, host.hosts = host.hosts, content
+        host.hosts_version += 1
+        host.hosts_written_at = self.now + self.wall_offset_s
+        self.judge.file_written(host, before, content)
+
+    def edit_hosts(self, host: Host, content: bytes) -> None:
+        """Take a new hosts file from another program."""
+        host.hosts = content
+        host.hosts_version += 1
+        host.hosts_written_at = self.now + self.wall_offset_s
+        self.judge.file_edited(host)
+        if host.process is not None:
+            host.process.file_changed()
+
+    def lookup(self, host: Host, name: str) -> str | None:
+        """Return the first address that a name has in a host's file."""
+        return addresses(host.hosts).get(name)
+
+    def room(self, host: Host, name: str, address: str) -> Room | None:
+        """Return the waiting room at an address of a host, if somebody listens there."""
+        return host.process.rooms.find(name, address) if host.process is not None else None
+
+
+@functools.lru_cache(maxsize=512)
+def addresses(content: bytes) -> dict[str, str]:
+    """Return what each name in a hosts file resolves to."""
+    lines = (line.partition("#")[0].split() for line in content.decode("ascii", "replace").splitlines())
+    found: dict[str, str] = {}
+    for fields in lines:
+        for name in fields[1:]:
+            found.setdefault(name, fields[0])
+    return found
