@@ -769,6 +769,8 @@ TARGETS: dict[str, Target] = {
             b"; wants primary",
             b"255.255.255.255",
             b"fd00::1",
+            b" wk1",
+            b"10.0.0.9 wk1\n",
             b"\r",
         ],
         peak_bytes=600,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -368,6 +369,15 @@ def test_conflicts_are_found_as_glibc_reads(content: bytes, line_nos: list[int])
     found = hosts_block.conflicts(content, ["cn", "wk1"])
     assert [conflict.line_no for conflict in found] == line_nos
     assert all(conflict.name == "wk1" for conflict in found)
+
+
+def test_very_many_conflicts() -> None:
+    """Of many lines the first ones are reported, and of a name that is on a line very often one, in little time."""
+    lines = b"".join(b"10.0.0.9 wk1 # %d\n" % number for number in range(30_000))
+    assert [one.line_no for one in hosts_block.conflicts(lines, ["wk1"])] == list(range(1, 101))
+    begun = time.thread_time()
+    assert len(hosts_block.conflicts(b"10.0.0.9" + b" wk1" * 100_000, ["wk1"])) == 1
+    assert time.thread_time() - begun < 1
 
 
 REVERSE = [
