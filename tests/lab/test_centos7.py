@@ -28,6 +28,8 @@ PROGRAMS = {
     "curl": "tar -cz -C /var/lib/stand-in uv-x86_64-unknown-linux-musl",
     "systemctl": "[ $1 != is-active ]",
     "setenforce": 'echo "$1" >>/var/lib/stand-in/setenforce',
+    # CentOS 7's own, if it has one: 2.7 or 3.6. Nothing may call it.
+    **dict.fromkeys(("python", "python2", "python3"), 'echo "$0 is too old" >&2; exit 1'),
 }
 UV = """
 case $2 in
@@ -57,7 +59,7 @@ def machine(tmp_path: Path) -> Path:
 
 
 def test_installed_once(machine: Path, tmp_path: Path) -> None:
-    """Packages come from the archives only, those for HTTPS first; a second run changes nothing."""
+    """Packages come from the archives only, those for HTTPS first; no other Python is called; twice changes nothing."""
     lower, wheels = layers.installed()
     checkout = layers.copy_checkout(tmp_path / "checkout")
     said = layers.install(machine, lower, wheels=wheels, checkout=checkout)

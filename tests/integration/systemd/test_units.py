@@ -131,23 +131,6 @@ def test_exposure() -> None:
     assert float(found[1]) <= 2.1
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        pytest.param("ExecStart", r"/.*", id="no prefix before the program"),
-        pytest.param("ExecReload", r"/.*", id="no prefix before the reload program"),
-        pytest.param("SystemCallFilter", r"~.*", id="a list of groups to allow would allow nothing"),
-        pytest.param("RuntimeDirectory", r".*/", id="a folder that would be removed under the socket"),
-        pytest.param("StartLimitInterval", r"0", id="the start limit by its old name"),
-    ],
-)
-def test_understood_by_systemd_219(key: str, value: str) -> None:
-    """Settings that systemd 219 would misread are written in a form that it reads correctly."""
-    found = re.findall(rf"^{key}=(.*)$", SERVICE.read_text(), re.MULTILINE)
-    assert found
-    assert all(re.fullmatch(value, each) for each in found)
-
-
 def test_priorities_in_the_journal(host: SystemdHost) -> None:
     """The journal knows the level of each line, and the time stands there only once."""
     mark = host.mark()
