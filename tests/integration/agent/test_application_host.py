@@ -40,9 +40,9 @@ def config(cluster: dict[str, Group], write_config: WriteConfig) -> Path:
 def running(config: Path, start_agent: StartAgent, cluster: dict[str, Group]) -> Agent:
     """Start the agent of that host, and wait until both names are right."""
     agent = start_agent(config)
+    agent.wait_for_line("cn-ro → ", timeout_s=30)
     agent.wait_for_target("cn", cluster["cn"].primary.address)
     agent.wait_for_target("cn-ro", cluster["cn"].standby.address)
-    agent.wait_for_line("cn-ro → ")
     return agent
 
 
@@ -116,8 +116,7 @@ def test_a_lost_primary_is_waited_for(config: Path, start_agent: StartAgent, clu
     """With ``queue.unplanned`` a new connection waits in the room of this host, and reaches the next primary."""
     edit(config, queue={"unplanned": "30s"})
     agent, found = start_agent(config), cluster["cn"]
-    agent.wait_for_target("cn", found.primary.address)
-    agent.wait_for_line("cn-ro → ")
+    agent.wait_for_line("cn-ro → ", timeout_s=30)
     found.primary.kill()
     agent.wait_for_line(r"cn → 127\.77\.")
     room = agent.target("cn")
@@ -156,3 +155,35 @@ def test_a_reload_takes_the_local_server_away(
     edit(path, local=local)
     agent.process.send_signal(1)
     assert wait_until(lambda: status(path)["role"] == "primary")
+
+
+def test_several_clusters(
+    cluster: dict[str, Group], pair: Group, write_config: WriteConfig, start_agent: StartAgent
+) -> None:
+    """Each cluster sees the login that its name has, and no password of another one's."""
+    pair.primary.run_sql("CREATE ROLE billing LOGIN PASSWORD 'hunter2'")
+    pair.primary.run_sql("CREATE DATABASE billing")
+    pair.standby.wait_for_replay(of=pair.primary)
+    names: dict[str, dict[str, Any]] = {
+        "cn": {"nodes": [node.address for node in cluster["cn"].nodes], "route": "primary"},
+        "billing": {
+            "nodes": [node.address for node in pair.nodes],
+            "port": pair.primary.port,
+            "route": "standby",
+            "postgresql": {"user": "billing", "dbname": "billing", "password": "hunter2"},
+        },
+    }
+    path = write_config(cluster["cn"].primary, cluster, names=names, local="off")
+    agent = start_agent(path)
+    agent.wait_for_line("billing → ", timeout_s=30)
+    agent.wait_for_target("cn", cluster["cn"].primary.address)
+    agent.wait_for_target("billing", pair.standby.address)
+    seen = "SELECT DISTINCT usename, datname FROM pg_stat_activity WHERE client_port > 0 AND usename <> 'postgres'"
+    assert pair.primary.run_sql(seen) == [("billing", "billing")]
+    assert cluster["cn"].primary.run_sql(seen) == [("resolver_agent", "postgres")]
+    edit(path, names=names | {"billing": names["billing"] | {"postgresql": {"user": "resolver_agent"}}})
+    agent.process.send_signal(1)
+    line = agent.wait_for_line("names.billing.postgresql.user: billing → null|names.billing.postgresql.user: billing")
+    assert "hunter2" not in "".join(agent.lines)
+    assert "names.billing.postgresql.password: changed" in line
+    assert wait_until(lambda: pair.primary.run_sql(seen) == [("resolver_agent", "postgres")])
