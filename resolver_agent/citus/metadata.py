@@ -73,8 +73,6 @@ def _names_in_use(config: Config, names: Collection[str]) -> Iterator[str]:
             yield from (f"{plain(name)} (database {database})" for (name,) in connection.execute(_NAMES, [[*names]]))
 
 
-_LOCK_TIMEOUT = "5s"
-
 _REACHABLE = """\
 -- An ERROR here: some node cannot connect to what is about to be written. Nothing has changed.
 DO $check$
@@ -92,6 +90,28 @@ BEGIN
     END IF;
 END
 $check$;
+"""
+
+_CHANGE = """\
+-- It takes locks that writes on these nodes hold. While it waits for one with others in hand, Citus may find a deadlock
+-- and end a client's transaction. So for half a minute it looks for a moment at which all are free. Only then it waits,
+-- longer with each try. An ERROR here: nothing has changed. Try again at a quieter time.
+DO $change$
+BEGIN
+    PERFORM set_config('deadlock_timeout', '10ms', true);  -- of a deadlock this is the victim, and tries again
+    FOR attempt IN 1..1000 LOOP
+        PERFORM set_config('lock_timeout', greatest(1, attempt - 500) || 'ms', true);
+        BEGIN
+{calls}
+            RETURN;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            NULL;
+        END;
+        PERFORM pg_sleep(0.05);
+    END LOOP;
+    RAISE EXCEPTION 'transactions that write are in the way all the time';
+END
+$change$;
 """
 
 _SEEN = """\
@@ -130,7 +150,12 @@ class Change:
 
         ``citus_set_coordinator_host`` would not do for the coordinator: before Citus 11.3 it tells no worker.
         """
-        return f"SELECT citus_update_node({self.node_id}, {literal(self.host)}, {self.port});"
+        return f"SELECT {self.update};"
+
+    @property
+    def update(self) -> str:
+        """The call in that statement."""
+        return f"citus_update_node({self.node_id}, {literal(self.host)}, {self.port})"
 
 
 def script(title: str, changes: Mapping[str, Sequence[Change]], *, check: bool) -> str:
@@ -141,6 +166,7 @@ def script(title: str, changes: Mapping[str, Sequence[Change]], *, check: bool) 
     parts = [_comment(title), "\\set ON_ERROR_STOP on"]
     for database, those in changes.items():
         places = ", ".join(f"({literal(one.host)}, {one.port})" for one in those)
+        ordered = sorted(those, key=lambda one: (one.group_id, one.node_id))
         parts += [
             "\\encoding SQL_ASCII",  # psql passes the database's name on as it is, whatever the terminal's encoding
             f"\\connect -reuse-previous=on {_connect_name(database)}",
@@ -148,14 +174,9 @@ def script(title: str, changes: Mapping[str, Sequence[Change]], *, check: bool) 
             "SET search_path = pg_catalog;",
             "SET standard_conforming_strings = on;",
             *([_REACHABLE.format(places=places).rstrip()] if check else []),
-            "-- A lock timeout here: nothing has changed. Try again at a quieter time.",
-            "BEGIN;",
-            f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}';",
-            *(
-                f"{one.call}  {_comment(one.note)}"
-                for one in sorted(those, key=lambda one: (one.group_id, one.node_id))
-            ),
-            "COMMIT;",
+            # Not behind the calls: what stood in a row could end the block.
+            *(f"{_comment(f'{one.update}: {one.note}')}" for one in ordered),
+            _CHANGE.format(calls="\n".join(f"            PERFORM {one.update};" for one in ordered)).rstrip(),
             _SEEN.rstrip(),
         ]
     return "\n".join(parts) + "\n"

@@ -24,7 +24,7 @@ ADDRESSES = database(rows=(row(1, CN1), row(2, WK1)))
 
 def calls(script: str | None) -> list[str]:
     """Return the statements of a script that change the metadata."""
-    return re.findall(r"^SELECT (citus_\w+\([^)]*\));", script or "", re.MULTILINE)
+    return re.findall(r"^ +PERFORM (citus_\w+\([^)]*\));", script or "", re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_many_rows() -> None:
 
 
 def test_one_transaction_that_waits_for_nobody_for_long() -> None:
-    """A database's changes are one transaction with a lock timeout; an error ends the script."""
+    """A database's changes are one statement; an error ends the script."""
     script = report.report(ADDRESSES(fit())).to_names
     assert script is not None
     assert script.splitlines()[1:6] == [
@@ -147,12 +147,11 @@ def test_one_transaction_that_waits_for_nobody_for_long() -> None:
         "SET search_path = pg_catalog;",
         "SET standard_conforming_strings = on;",
     ]
-    begin, limit, *changes, commit = re.findall(r"^(?:BEGIN;|SET LOCAL|SELECT citus|COMMIT).*", script, re.MULTILINE)
-    assert (begin, limit, commit) == ("BEGIN;", "SET LOCAL lock_timeout = '5s';", "COMMIT;")
-    assert changes == [
-        f"SELECT citus_update_node(1, 'cn', 5432);  -- was {CN1}:5432",
-        f"SELECT citus_update_node(2, 'wk1', 5432);  -- was {WK1}:5432",
-    ]
+    [statement] = re.findall(r"^DO \$change\$$.*^\$change\$;$", script, re.MULTILINE | re.DOTALL)
+    assert (
+        calls(statement) == calls(script) == ["citus_update_node(1, 'cn', 5432)", "citus_update_node(2, 'wk1', 5432)"]
+    )
+    assert f"-- citus_update_node(2, 'wk1', 5432): was {WK1}:5432" in script.splitlines()
     assert f"on the coordinator's primary ({CN1})" in script.splitlines()[0]
 
 
@@ -161,7 +160,7 @@ def test_the_names_are_tried_first(version: str, checked: bool) -> None:  # noqa
     """Before any change every node connects to every name, where Citus has the functions for that."""
     script = report.report(both(ADDRESSES, database(citus_version=version))(fit())).to_names or ""
     assert ("(VALUES ('cn', 5432), ('wk1', 5432)) AS place" in script) == checked
-    before, _, after = script.partition("BEGIN;")
+    before, _, after = script.partition("DO $change$")
     for part in ("DO $check$", "citus_check_connection_to_node"):
         assert (part in before, part in after) == (checked, False)
 
@@ -170,13 +169,13 @@ def test_every_database() -> None:
     """Each database of the coordinator has its own metadata and is changed separately, after a login to it alone."""
     change = metadata.Change.of(row(2, WK1), "wk1", 5432)
     script = metadata.script("x", {"app": [change], r"""o'd"\d""": [change], "host=h": [change]}, check=False)
-    assert re.findall(r"^(?:\\connect -reuse-previous=on (.*)|(COMMIT);)$", script, re.MULTILINE) == [
+    assert re.findall(r"^(?:\\connect -reuse-previous=on (.*)|(DO \$change\$))$", script, re.MULTILINE) == [
         (""" "dbname='app'" """.strip(), ""),
-        ("", "COMMIT"),
+        ("", "DO $change$"),
         (r""" "dbname='o\'d""\\d'" """.strip(), ""),
-        ("", "COMMIT"),
+        ("", "DO $change$"),
         (""" "dbname='host=h'" """.strip(), ""),
-        ("", "COMMIT"),
+        ("", "DO $change$"),
     ]
 
 
