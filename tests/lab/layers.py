@@ -51,6 +51,14 @@ apt-get install -qq --no-install-recommends libcurl4
 apt-get clean
 """
 
+# What shows that a package works on a host; without it man pages would not be unpacked.
+_PACKAGE_TOOLS = """
+rm -f /etc/dpkg/dpkg.cfg.d/*
+apt-get update -qq
+apt-get install -qq --no-install-recommends bash-completion man-db rpm
+apt-get clean
+"""
+
 
 def installed() -> tuple[list[Path], Path]:
     """Return the folders that make a tree where ``install.sh`` has run, the upper one first, and the one of wheels.
@@ -67,6 +75,14 @@ def installed() -> tuple[list[Path], Path]:
     layer = base.with_name(f"lab-{_digest(base.name, wheels.name, _BESIDES, (PROVISION / 'debian.sh').read_text())}")
     _once(layer, lambda folder: _install(folder, base, wheels))
     return [layer, base], wheels
+
+
+def with_package_tools() -> list[Path]:
+    """Return the folders that make a tree with dpkg, rpm, man and bash-completion, the upper one first."""
+    base = cached_tree()
+    layer = base.with_name(f"package-tools-{_digest(base.name, _PACKAGE_TOOLS)}")
+    _once(layer, lambda folder: _run_in(folder, [base], CHECKOUT, CHECKOUT, "sh", "-ec", _PACKAGE_TOOLS))
+    return [layer, base]
 
 
 def copy_checkout(folder: Path) -> Path:
@@ -116,7 +132,7 @@ def _collect(wheels: Path, wanted: Sequence[str], *, version: str) -> None:
     _run(*pip, *download, f"--find-links={wheels}", f"--dest={wheels}", *wanted)
 
 
-def _once(path: Path, make: Callable[[Path], None]) -> None:
+def _once(path: Path, make: Callable[[Path], object]) -> None:
     """Make what does not exist yet, completely or not at all, however many processes do so at a time."""
     if path.exists():
         return
