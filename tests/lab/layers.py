@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -67,9 +68,7 @@ def installed() -> tuple[list[Path], Path]:
     """
     base = cached_tree()
     (python,) = base.glob("usr/lib/python3.*")
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
-    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
-    wanted += (PROVISION / "requirements.txt").read_text().splitlines()
+    wanted = _wanted()
     wheels = base.with_name(f"wheels-{_digest(python.name, *wanted)}")
     _once(wheels, lambda folder: _collect(folder, wanted, version=python.name.removeprefix("python")))
     layer = base.with_name(f"lab-{_digest(base.name, wheels.name, _BESIDES, (PROVISION / 'debian.sh').read_text())}")
@@ -83,6 +82,19 @@ def with_package_tools() -> list[Path]:
     layer = base.with_name(f"package-tools-{_digest(base.name, _PACKAGE_TOOLS)}")
     _once(layer, lambda folder: _run_in(folder, [base], CHECKOUT, CHECKOUT, "sh", "-ec", _PACKAGE_TOOLS))
     return [layer, base]
+
+
+def centos7_wheels() -> Path:
+    """Return the folder of the wheels that pip installs on the lab's CentOS 7, whose glibc is 2.17."""
+    _, ours = installed()
+    found = re.search(r"^python_version=(3\.\d+)", (PROVISION / "centos7.sh").read_text(), re.MULTILINE)
+    assert found is not None
+    wheels = ours.with_name(f"centos7-{_digest(ours.name, found[1])}")
+    pip = (sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", f"--find-links={ours}")
+    platforms = [f"--platform={name}_x86_64" for name in ("manylinux2014", "manylinux_2_17")]
+    options = (*platforms, "--implementation=cp", f"--python-version={found[1]}")
+    _once(wheels, lambda folder: _run(*pip, *options, f"--dest={folder}", *_wanted()))
+    return wheels
 
 
 def copy_checkout(folder: Path) -> Path:
@@ -104,6 +116,13 @@ def install(upper: Path, lower: Sequence[Path], *, wheels: Path, checkout: Path)
         RuntimeError: it failed; with all of its output.
     """
     return _run_in(upper, lower, wheels, checkout, "bash", str(SOURCES / "vagrant/provision/install.sh"))
+
+
+def _wanted() -> list[str]:
+    """Return what pip is asked for on a host of the lab, to build the agent too."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    return wanted + (PROVISION / "requirements.txt").read_text().splitlines()
 
 
 def _install(upper: Path, base: Path, wheels: Path) -> None:

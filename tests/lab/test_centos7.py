@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import configparser
+import re
 import shlex
+import shutil
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +15,8 @@ from tests.lab import layers
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.integration.support.distribution import Packages
 
 REPOSITORIES = "vault.centos.org", "archives.fedoraproject.org", "yum-archive.postgresql.org"
 WORDS = 'words=; for word in "$@"; do case $word in -*) ;; *) words="$words $word" ;; esac; done'
@@ -94,3 +99,59 @@ def test_no_other_release(machine: Path, tmp_path: Path) -> None:
     assert "install.sh: centos 9 is not supported" in str(caught.value)
     assert not (machine / "etc/yum.repos.d").exists()
     assert list((machine / "tmp").iterdir()) == []
+
+
+NEWEST = {"GLIBC": (2, 17), "GLIBCXX": (3, 4, 19), "CXXABI": (1, 3, 7), "GCC": (4, 8, 0)}
+"""The newest symbol versions of CentOS 7's own libraries, as in PEP 599 (manylinux2014)."""
+
+LIBRARIES = {
+    *("ld-linux-x86-64.so.2", "libc.so.6", "libdl.so.2", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0"),
+    *("libresolv.so.2", "librt.so.1", "libstdc++.so.6", "libutil.so.1"),
+    "libz.so.1",
+}
+"""What may be taken from there: of the list in PEP 599, and zlib, which rpm itself needs."""
+
+
+def lacking(folder: Path) -> tuple[int, list[str]]:
+    """Return the number of programs and libraries in a folder, and what they need that CentOS 7 does not have."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.read_bytes().startswith(b"\x7fELF")]
+    there = LIBRARIES | {path.name for path in files}
+    found = []
+    for path in files:
+        command = ["readelf", "--wide", "--dynamic", "--version-info", str(path)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        needs = set(re.findall(r"\(NEEDED\) +Shared library: \[(.*)\]", said)) - there
+        for library, version in set(re.findall(r"Name: (GLIBC|GLIBCXX|CXXABI|GCC)_(\S+)", said)):
+            numbers = tuple(map(int, version.split("."))) if re.fullmatch(r"[\d.]+", version) else (99,)
+            if numbers > NEWEST[library]:
+                needs.add(f"{library}_{version}")
+        found += [f"{path.relative_to(folder)}: {need}" for need in sorted(needs)]
+    return len(files), found
+
+
+def test_what_is_lacking_is_seen(tmp_path: Path) -> None:
+    """A program of this machine needs more than CentOS 7 has: symbols, and a library."""
+    shutil.copy("/bin/bash", tmp_path)
+    count, found = lacking(tmp_path)
+    assert count == 1
+    assert re.search(r"bash: GLIBC_2\.[2-9]\d", "\n".join(found))
+    assert "bash: libtinfo.so.6" in found
+
+
+def test_wheels(tmp_path: Path) -> None:
+    """What pip installs there, for the agent and for Patroni, runs with glibc 2.17."""
+    for wheel in layers.centos7_wheels().iterdir():
+        shutil.unpack_archive(wheel, tmp_path, "zip")
+    assert [path.name for path in tmp_path.glob("psycopg_binary/pq*.so")]
+    count, found = lacking(tmp_path)
+    assert count > 10
+    assert found == []
+
+
+def test_package(packages: Packages, tmp_path: Path) -> None:
+    """So does what the package for CentOS 7 brings, but its Python: here that is made of Debian's."""
+    unpack = 'rpm2archive --nocompression - <"$1" | tar -x -C "$2"'
+    subprocess.run(["sh", "-ec", unpack, "sh", str(packages.get("el7")), str(tmp_path)], check=True)
+    count, found = lacking(tmp_path / "usr/lib/resolver-agent/packages")
+    assert count > 10
+    assert found == []
