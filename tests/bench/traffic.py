@@ -21,8 +21,8 @@ from tests.integration.support.citus_cluster import DATABASE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from tests.integration.support.citus_cluster import CitusCluster
     from tests.integration.support.machine import Machine
-    from tests.integration.support.patroni_cluster import CitusPatroniCluster
 
 PRIMARY, STANDBY, WORKER = SIDES = ("primary", "standby", "worker")
 """Whom a client asks: the primary coordinator, its standby, or a worker's primary as query node."""
@@ -144,7 +144,7 @@ class Account:
 class Data:
     """The tables of the traffic, and what clients were told about them."""
 
-    def __init__(self, cluster: CitusPatroniCluster, coordinator: Machine) -> None:
+    def __init__(self, cluster: CitusCluster, coordinator: Machine) -> None:
         """Create them."""
         self._numbers = itertools.count(1)
         for statement in [*filter(str.strip, _TABLES.split(";")), *_ROUTINES]:
@@ -164,15 +164,16 @@ class Data:
         """Return a number that nobody else has."""
         return next(self._numbers)
 
-    def account(self, cluster: CitusPatroniCluster, coordinator: Machine, *, within_s: float = 90.0) -> Account:
+    def account(self, cluster: CitusCluster, coordinator: Machine, *, within_s: float = 90.0) -> Account:
         """Compare the tables with what was acknowledged. No client may be writing.
 
         Raises:
             TimeoutError: transactions stay prepared.
         """
         deadline = time.monotonic() + within_s
-        primaries = [cluster.lock_holder(group) for group in cluster.groups]
-        while any(cluster.run_sql(one, _PREPARED) != [(0,)] for one in primaries if one is not None):
+        servers = [one for one in cluster.machines.values() if one.server.is_running]
+        primaries = [one for one in servers if not one.server.is_in_recovery]
+        while any(cluster.run_sql(one, _PREPARED) != [(0,)] for one in primaries):
             if time.monotonic() > deadline:
                 raise TimeoutError("transactions stay prepared")
             time.sleep(0.2)

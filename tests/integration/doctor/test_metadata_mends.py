@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import socket
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,14 +12,13 @@ from psycopg import sql
 from resolver_agent.citus.metadata import names_in_use
 from resolver_agent.config.load import load
 from tests.integration.support.cluster import DATABASE
-from tests.integration.support.machine import CHECKOUT
+from tests.integration.support.doctor import mend, report
 from tests.integration.support.proxy import Proxy
 
 if TYPE_CHECKING:
     from tests.integration.support.citus_cluster import CitusCluster
     from tests.integration.support.machine import Machine
 
-DOCTOR = [sys.executable, "-m", "resolver_agent.cli", "doctor", "--json"]
 NODES = "SELECT nodename FROM pg_dist_node ORDER BY groupid"
 ELSEWHERE, VIRTUAL = "127.0.44.66", "127.0.44.100"
 EVIL = [
@@ -45,22 +40,6 @@ def cn(citus: CitusCluster) -> Machine:
     return citus.machines["cn-1"]
 
 
-def report(citus: CitusCluster, machine: Machine, **settings: Any) -> dict[str, Any]:
-    """Return what doctor says on a machine, as plain data."""
-    ran = subprocess.run(
-        [*machine.launcher, *DOCTOR, "-c", citus.configure(machine, **settings)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
-    )
-    assert ran.returncode in (0, 1), ran.stderr
-    answer: dict[str, Any] = json.loads(ran.stdout)
-    return answer
-
-
 def findings(answer: dict[str, Any]) -> dict[str, str]:
     """Return the findings of a report about the metadata and the databases, each with its fix, by key."""
     texts: dict[str, str] = {}
@@ -68,28 +47,6 @@ def findings(answer: dict[str, Any]) -> dict[str, str]:
         if one["key"].startswith(("metadata:", "database:", "unchecked")):
             texts[one["key"]] = f"{texts.get(one['key'], '')}{one['text']}; {one['fix']}\n"
     return texts
-
-
-def psql(citus: CitusCluster, machine: Machine, script: str) -> subprocess.CompletedProcess[str]:
-    """Run a script with psql as an operator would: as a superuser with a password that opens any server."""
-    where = ["-h", str(machine.server.socket_dir), "-p", str(citus.site.port), "-U", "postgres", "-d", "postgres"]
-    command = [*machine.as_postgres, str(citus.site.binaries.folder / "psql"), "-X", "-q", "-w", *where]
-    return subprocess.run(
-        command,
-        input=script,
-        cwd=machine.folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PGPASSWORD": "SUPERUSERS-PASSWORD"},
-    )
-
-
-def mend(citus: CitusCluster, machine: Machine, script: str) -> str:
-    """Run a script that must succeed, and return its output."""
-    ran = psql(citus, machine, script)
-    assert (ran.returncode, ran.stderr) == (0, "")
-    return ran.stdout
 
 
 def names(machine: Machine, dbname: str = DATABASE) -> list[str]:
