@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 SHOWN, NOT_SHOWN, TROUBLE = 0, 1, 2
 
-_AGENT = (sys.executable, "-m", "resolver_agent.cli")
+# With our own folder: a package of a distribution has it where Python does not look by itself.
+_RUN = "import sys; sys.path.insert(0, {!r}); from resolver_agent.cli import main; sys.exit(main())"
+_AGENT = (sys.executable, "-c", _RUN.format(str(Path(__file__).parents[2])))
 
 
 def main(agent: Sequence[str] = _AGENT, *, deadline_s: float = 10.0) -> int:

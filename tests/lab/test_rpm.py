@@ -36,7 +36,10 @@ chroot /mnt "${python#/mnt}" -IS -c '
 import sys
 sys.path.insert(0, "/usr/lib/resolver-agent/packages")
 import psycopg, psycopg.pq, python_hosts, resolver_agent.agent, ssl, tenacity, yaml
-print("libpq:", psycopg.pq.__impl__, "yaml:", yaml.__with_libyaml__)
+print("libpq:", psycopg.pq.__impl__, "yaml:", yaml.__with_libyaml__, flush=True)
+import subprocess
+from resolver_agent.demo import steps
+subprocess.run([*steps._AGENT, "--version"], check=True)
 '
 find /mnt/usr/lib/resolver-agent/packages -name '*.py' | wc --lines
 find /mnt/usr/lib/resolver-agent/packages -name '*.pyc' | wc --lines
@@ -59,12 +62,12 @@ def test_own_python(packages: Packages, tmp_path: Path) -> None:
     command = ["unshare", "--mount", "sh", "-ec", IN_A_ROOT, "sh", lower, str(tmp_path), *map(str, files)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    first, libraries, modules, compiled, later, *refused, still = (
+    first, libraries, demonstrated, modules, compiled, later, *refused, still = (
         line
         for line in done.stdout.splitlines()
         if not line.startswith("rpm: ")  # Debian's warnings
     )
-    assert first == f"resolver-agent {__version__}"
+    assert first == demonstrated == f"resolver-agent {__version__}"
     assert libraries == "libpq: binary yaml: True"
     assert modules == compiled != "0"
     assert later == still == f"resolver-agent {LATER}"
