@@ -6,7 +6,9 @@ import functools
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
+from tests.lab.ansible_role import play
 from tests.lab.cluster_scenarios import worker_switchover
 from tests.lab.conftest import Labs
 from tests.lab.lab import Lab
@@ -14,6 +16,7 @@ from tests.lab.scenarios import undergo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.lab.account import Account
 
@@ -37,3 +40,40 @@ def test_worker_switchover(lab: Lab, accounts: list[Account]) -> None:
     """It stays so when a worker's nodes swap their roles."""
     accounts.append(account := undergo(lab, worker_switchover))
     assert account.well, account
+
+
+def test_ansible(lab: Lab, tmp_path: Path) -> None:
+    """The role removes the agent and installs it, a second time changes nothing, and applies a fit configuration."""
+    node = lab.standby("wk2")
+    names, resolved = node.names, {name: node.resolve(name) for name in lab.groups}
+    config = yaml.safe_load(node.host.read("/etc/resolver-agent.yml"))
+    given = {"resolver_agent_password": "laboratory", "resolver_agent_patroni_units": ["patroni@.service"]}
+
+    assert not play(node, tmp_path, resolver_agent_state="absent").failed
+    assert lab.groups.keys().isdisjoint(node.names)
+    left = node.host.run("find", "/", "/run", "-xdev", "-name", "*resolver-agent*", "-not", "-path", "/srv/*").split()
+    assert left == ["/etc/resolver-agent-lab.sh"]
+    assert play(node, tmp_path, resolver_agent_state="absent").changed == []
+
+    first = play(node, tmp_path, resolver_agent_config=config, **given)
+    assert not first.failed, first.said
+    assert "laboratory" not in first.said
+    node.wait_for_names(names)
+    assert {name: node.resolve(name) for name in lab.groups} == resolved
+    assert node.host.run("stat", "--format=%a %U", "/etc/resolver-agent.pgpass") == "600 root\n"
+    drop_in = node.host.read("/etc/systemd/system/patroni@.service.d/resolver-agent.conf")
+    assert drop_in == b"[Unit]\nAfter=resolver-agent.service\n"
+    assert play(node, tmp_path, resolver_agent_config=config, **given).changed == []
+
+    pid = node.host.show("resolver-agent.service", "MainPID")
+    mark = node.host.mark()
+    other = play(node, tmp_path, resolver_agent_config=config | {"interval": "500ms"}, **given)
+    assert other.changed == ["Write the configuration, if the agent finds nothing wrong with it", "Reload the agent"]
+    assert node.host.wait_for("interval: ", after=mark).endswith("interval: 1s → 0.5s")
+
+    refused = play(node, tmp_path, resolver_agent_config=config | {"interval": "often"}, **given)
+    assert refused.failed
+    assert refused.changed == []
+    assert "interval: 'often' found, expected a duration" in refused.said
+    assert yaml.safe_load(node.host.read("/etc/resolver-agent.yml"))["interval"] == "500ms"
+    assert node.host.show("resolver-agent.service", "MainPID") == pid
