@@ -57,9 +57,15 @@ def refusal(before: Look) -> str | None:
     """Return why recovery must not even begin, with the fix, or None.
 
     On a server of another group it would roll back what that group is about to commit, and that cannot be undone.
+    Before Citus 11 workers do not know their group: two nodes that are one server show that one of them is misrouted.
     """
-    strangers = (node for node, answer in before.items() if _kind(answer) == "stranger")
-    return next((f"{node} leads to {_MISROUTED['stranger']}" for node in strangers), None)
+    by_server: dict[str, list[str]] = {}
+    for node, answer in before.items():
+        if _kind(answer) == "stranger":
+            return f"{node} leads to {_MISROUTED['stranger']}"
+        by_server.setdefault(answer or node, []).append(node)
+    twice = next((nodes for nodes in by_server.values() if len(nodes) > 1), None)
+    return f"{' and '.join(twice)} lead to the same server, so one to {_MISROUTED['stranger']}" if twice else None
 
 
 def objection(before: Look, after: Look, warnings: Sequence[str]) -> str | None:

@@ -288,6 +288,17 @@ def test_a_node_without_metadata_need_not_know_its_group(citus: Citus) -> None:
     assert recover(citus.settings, "app", still=nothing) == DONE
 
 
+def test_two_nodes_are_not_one_server(citus: Citus) -> None:
+    """Where workers do not know their group, a server that answers for two of them is a stranger to one."""
+    for node in ("wk1", "wk2"):
+        citus.answer("primary 0 7 2026-01-01", 1, node=node)
+    citus.run("UPDATE pg_dist_node SET hasmetadata = false WHERE groupid > 0")
+    found = recover(citus.settings, "app", still=nothing)
+    assert str(found.fault).startswith("not begun: wk1:5432 and wk2:5432 lead to the same server")
+    assert found == dataclasses.replace(UNTOUCHED, fault=found.fault)
+    assert citus.calls() == (1, 0, 0)
+
+
 def test_nobody_answers(citus: Citus) -> None:
     """Where no node answers, nothing is forgotten."""
     for node in ("cn", "wk1", "wk2"):

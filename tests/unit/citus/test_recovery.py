@@ -82,8 +82,14 @@ def test_what_may_be_forgotten(before: Look, after: Look, warnings: list[str], w
 
 @pytest.mark.parametrize(
     ("before", "words"),
-    [(WELL, None), (WELL | STANDBY, None), (NOBODY, None), (WELL | STRANGER, f"{WK1} leads to a server of another")],
-    ids=["primaries", "a standby", "no node", "a foreign node"],
+    [
+        (WELL, None),
+        (WELL | STANDBY, None),
+        (NOBODY, None),
+        (WELL | STRANGER, f"{WK1} leads to a server of another"),
+        (WELL | {WK1: WELL[WK2]}, f"{WK1} and {WK2} lead to the same server, so one to a server of another group; see"),
+    ],
+    ids=["primaries", "a standby", "no node", "a foreign node", "one server for two nodes"],
 )
 def test_what_is_not_begun(before: Look, words: str | None) -> None:
     """A standby resolves nothing, and the others may go on; a foreign server could resolve far too much."""
