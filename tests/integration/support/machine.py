@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shlex
 import signal
 import stat
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from resolver_agent.demo.postgres import Postgres, Site
 
 CHECKOUT = Path(__file__).parents[3]
+PATRONI = os.environ.get("RESOLVER_AGENT_PATRONI", sys.executable)
+"""The interpreter of a virtual environment that has Patroni: ours, or the one that this variable names."""
 _LOCALHOST = "127.0.0.1\tlocalhost\n"
 _NSSWITCH = "passwd: files\ngroup: files\nhosts: files\n"
 
@@ -159,13 +162,16 @@ class Machine:
 def _entrance(folder: Path) -> Iterator[str]:
     """Yield the shell script that turns a new mount namespace into the machine, and runs its arguments there.
 
-    On a machine everybody can run our interpreter and read this checkout. Where these are in a folder that only we may
-    enter, as root's home is, a copy of that folder hides it there, with nothing in it but what everybody needs.
+    On a machine everybody can run our interpreter and Patroni's, and read this checkout. Where these are in a folder
+    that only we may enter, as root's home is, a copy of that folder hides it there, with nothing in it but what
+    everybody needs.
     """
     yield _bind("/etc", folder / "etc-outside")
     yield _bind(folder / "etc", "/etc")
     hidden: dict[Path, list[Path]] = {}
-    for path in dict.fromkeys(Path(one).resolve() for one in (sys.base_prefix, sys.prefix, CHECKOUT)):
+    patroni = Path(PATRONI)
+    everybodys = (sys.base_prefix, sys.prefix, CHECKOUT, patroni.parents[1], patroni.resolve().parents[1])
+    for path in dict.fromkeys(Path(one).resolve() for one in everybodys):
         closed = next((one for one in reversed(path.parents) if not one.stat().st_mode & stat.S_IXOTH), None)
         if closed is not None:
             hidden.setdefault(closed, []).append(path)

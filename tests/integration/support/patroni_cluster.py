@@ -21,7 +21,7 @@ from resolver_agent.demo.postgres import Postgres
 from tests.integration.support.citus_cluster import CitusCluster
 from tests.integration.support.cluster import ADDRESSES, Cluster, at_once
 from tests.integration.support.etcd import Etcd
-from tests.integration.support.machine import CHECKOUT, http_request
+from tests.integration.support.machine import CHECKOUT, PATRONI, http_request
 
 if TYPE_CHECKING:
     import subprocess
@@ -95,7 +95,7 @@ class Patroni(Cluster):
             self.patronis[machine.name].wait(_DEADLINE_S)
         path = self.config_path(machine)
         self.patronis[machine.name] = machine.start(
-            *(sys.executable, "-m", "patroni", path),
+            *(PATRONI, "-m", "patroni", path),
             log=path.with_name("log"),
             as_postgres=True,
             env={"HOME": str(path.parent)},
