@@ -6,6 +6,8 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING
 
+import pytest
+
 from resolver_agent.citus.recovery import Recovered, recover, recover_all
 from resolver_agent.config.load import load
 from resolver_agent.routing.state import FENCE
@@ -179,6 +181,8 @@ def test_what_citus_warns_of_counts(citus: CitusCluster) -> None:
 
 def test_a_worker_recovers_its_own(citus: CitusCluster) -> None:
     """A worker with metadata starts transactions too, and its agent resolves them."""
+    if citus.run_sql(citus.machines["wk1-1"], "SELECT to_regclass('accounts') IS NULL") == [(True,)]:
+        pytest.skip("before Citus 11 no worker has the metadata, or begins distributed transactions, by itself")
     wk1 = citus.machines["wk1-1"]
     leave_in_doubt(citus, wk1)
     in_doubt = prepared(citus)
