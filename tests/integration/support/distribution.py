@@ -46,6 +46,8 @@ class Packages:
     def _copy(self, version: str) -> Path:
         """Copy this checkout, and give it another version."""
         folder = self.folder / f"checkout-{version}"
+        if folder.exists():
+            return folder
         folder.mkdir()
         for name in SOURCES:
             source = CHECKOUT / name
