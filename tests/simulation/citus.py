@@ -209,10 +209,11 @@ async def flush(process: Process) -> Flushed | None:
     if server.stopped:
         await process.sleep(_SILENCE_S)
         raise FlushError("no answer within 2 s")
-    await process.sleep(world.between(0.002, 0.03))
+    await process.sleep(world.between(0.002, 0.03) if not host.is_slow else world.between(0.2, 1.1))
     if not (server.up and server.serving and server.run == run):
         raise FlushError("error on the local PostgreSQL: Connection refused")
     server.flushed += 1
+    server.flushed_at = world.now
     await process.sleep(world.between(0.002, 0.01))
     return Flushed(base="")
 

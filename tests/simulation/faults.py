@@ -35,6 +35,31 @@ class Fault:
         return f"Fault({self.at:.2f}, {self.lasts:.2f}, {self.kind!r}, {self.host}, {self.other})"
 
 
+LEADERS = 0.7
+"""The share of pins that lead to a primary."""
+
+
+def _with_agent(world: World, host: Host) -> Host:
+    """Return a host that has an agent: this one, or another one in its place."""
+    return host if host in world.agents else world.agents[host.number % len(world.agents)]
+
+
+def _insist(world: World, host: Host, command: str, **request: str) -> None:
+    """Have an operator type a command until it is done."""
+    over = [False]
+
+    def done(well: bool) -> None:  # noqa: FBT001 -- an answer
+        over[0] = over[0] or well
+
+    def again() -> None:
+        if not over[0]:
+            if host.process is not None:
+                host.process.ask(command, done=done, **request)
+            world.after(3.0, again)
+
+    again()
+
+
 def crash(world: World, host: Host, _other: Host) -> End:
     """PostgreSQL crashes."""
     if host.up:
@@ -57,6 +82,7 @@ def freeze_server(world: World, host: Host, _other: Host) -> End:
     world.tend(host.group)
 
     def end() -> None:
+        world.judge.hindered(host)
         if host.server.run == run and host.server.stopped:
             host.server.stopped = False
             world.server_changed(host)
@@ -153,37 +179,48 @@ def lose_answers(world: World, host: Host, _other: Host) -> End:
 
 def kill_agent(world: World, host: Host, _other: Host) -> End:
     """The agent is killed, and started again by systemd."""
+    host = _with_agent(world, host)
     if host.process is not None:
         world.restart_agent(host, world.between(0.3, 3.0))
     return None
 
 
-def kill_agent_before_write(_world: World, host: Host, _other: Host) -> End:
+def kill_agent_before_write(world: World, host: Host, _other: Host) -> End:
     """The agent is killed right before it writes its file next."""
+    host = _with_agent(world, host)
     host.kill_at_write = "before"
     return None
 
 
-def kill_agent_after_write(_world: World, host: Host, _other: Host) -> End:
+def kill_agent_after_write(world: World, host: Host, _other: Host) -> End:
     """The agent is killed right after it has written its file next: nothing is flushed yet."""
+    host = _with_agent(world, host)
     host.kill_at_write = "after"
     return None
 
 
-def freeze_agent(_world: World, host: Host, _other: Host) -> End:
+def freeze_agent(world: World, host: Host, _other: Host) -> End:
     """The agent is stopped by SIGSTOP."""
+    host = _with_agent(world, host)
     process = host.process
     if process is None:
         return None
     process.stop()
-    return process.go_on
+
+    def end() -> None:
+        world.judge.hindered(host)
+        process.go_on()
+
+    return end
 
 
-def fill_disk(_world: World, host: Host, _other: Host) -> End:
+def fill_disk(world: World, host: Host, _other: Host) -> End:
     """The hosts file cannot be written."""
+    host = _with_agent(world, host)
     host.hosts_fails = True
 
     def end() -> None:
+        world.judge.hindered(host)
         host.hosts_fails = False
 
     return end
@@ -202,6 +239,16 @@ def edit_comments(world: World, host: Host, _other: Host) -> End:
     own = [line for line in lines if b"localhost" not in line]
     world.edit_hosts(host, b"127.0.0.1\tlocalhost\n" + begin + b"".join(own) + b"# END resolver-agent\n")
     return None
+
+
+def slow_server(_world: World, host: Host, _other: Host) -> End:
+    """PostgreSQL takes up to a second to load its configuration files."""
+    host.is_slow = True
+
+    def end() -> None:
+        host.is_slow = False
+
+    return end
 
 
 def jump_clock(world: World, host: Host, _other: Host) -> End:
@@ -250,7 +297,9 @@ def reload(_world: World, host: Host, _other: Host) -> End:
 
 
 def remove_node(world: World, host: Host, other: Host) -> End:
-    """An operator takes a node out of an agent's configuration, and later puts it back."""
+    """An operator takes a node out of an agent's configuration, and later puts it back; not the agent's own."""
+    if other is host:
+        return None
     world.removed[host.number] = other.address
     if host.process is not None:
         host.process.reload()
@@ -263,29 +312,32 @@ def remove_node(world: World, host: Host, other: Host) -> End:
     return end
 
 
-def pin(_world: World, host: Host, other: Host) -> End:
+def pin(world: World, host: Host, other: Host) -> End:
     """An operator pins a name to a server."""
+    host = _with_agent(world, host)
     if host.process is None:
         return None
-    name = other.group.name
-    host.process.ask("pin", name=name, address=other.address, for_s=3600)
+    name, leader = other.group.name, other.group.leader
+    address = leader.address if leader is not None and world.random.random() < LEADERS else other.address
+    host.process.ask("pin", name=name, address=address, for_s=3600)
 
     def end() -> None:
-        if host.process is not None:
-            host.process.ask("unpin", name=name)
+        world.judge.hindered(host)
+        _insist(world, host, "unpin", name=name)
 
     return end
 
 
-def pause_names(_world: World, host: Host, _other: Host) -> End:
+def pause_names(world: World, host: Host, _other: Host) -> End:
     """An operator pauses all names of an agent."""
+    host = _with_agent(world, host)
     if host.process is None:
         return None
     host.process.ask("pause", for_s=3600)
 
     def end() -> None:
-        if host.process is not None:
-            host.process.ask("resume")
+        world.judge.hindered(host)
+        _insist(world, host, "resume")
 
     return end
 
@@ -350,6 +402,7 @@ KINDS: dict[Callable[[World, Host, Host], End], int] = {
     kill_agent_after_write: 4,
     freeze_agent: 4,
     fill_disk: 3,
+    slow_server: 4,
     edit_file: 2,
     edit_comments: 2,
     jump_clock: 1,
@@ -358,8 +411,8 @@ KINDS: dict[Callable[[World, Host, Host], End], int] = {
     restart: 6,
     reload: 2,
     remove_node: 2,
-    pin: 3,
-    pause_names: 2,
+    pin: 6,
+    pause_names: 4,
     pause_patroni: 2,
     promote_by_hand: 4,
     upgrade: 2,
@@ -367,6 +420,16 @@ KINDS: dict[Callable[[World, Host, Host], End], int] = {
 BY_NAME = {kind.__name__: kind for kind in KINDS}
 _NAMES = [*BY_NAME]
 _WEIGHTS = [*KINDS.values()]
+
+
+def planned_work(random: random.Random) -> tuple[Fault, ...]:
+    """Return what operators do with the workers of one world in which nothing goes wrong."""
+    gaps = [random.uniform(20.0, 40.0) for _ in range(random.randint(2, 6))]
+    ends = [sum(gaps[: number + 1]) for number in range(len(gaps))]
+    return tuple(
+        Fault(round(at, 3), 0.01, random.choice(("switchover", "switchover", "restart")), random.randrange(2, 6), 0)
+        for at in ends
+    )
 
 
 def plan(random: random.Random) -> tuple[Fault, ...]:

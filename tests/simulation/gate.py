@@ -150,6 +150,7 @@ def hold_at_gate(world: World) -> Callable[..., Awaitable[Held]]:
                 while world.now < until and not (forwarded.is_set() or abort.is_set()) and server.run == run:
                     await process.sleep(0.015)
             server.flushed += server.run == run
+            server.flushed_at = world.now
         finally:
             gate.is_closed = False
         return Held(uncached=True, left_count=left)

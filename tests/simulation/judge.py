@@ -8,34 +8,94 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from resolver_agent.config.model import Route
-from resolver_agent.routing.observation import NodeState, Role
-from resolver_agent.routing.state import FENCE
+from resolver_agent.config.model import Fallback, Route
+from resolver_agent.routing.observation import ProbeFailure, Role
+from resolver_agent.routing.state import FENCE, AlertCode
 from tests.simulation.world import addresses
 
 if TYPE_CHECKING:
     from resolver_agent.config.model import Config
     from resolver_agent.patroni.membership import Answer
+    from resolver_agent.routing.observation import Observation
     from tests.simulation.world import Group, Host, World
 
 PROMOTION_S, STOP_S, FORCED_STOP_S = 3.0, 6.0, 2.0
+PATIENCE_S = 1.4
+"""So long at least the agent tries to get ready for a promotion."""
+TURNED_S = 15.0
+"""After so long a name has left a dead server for another one, ``failback_delay`` included."""
+FRESH_S = 2.0
+WRITE_RETRY_S = 31.0
+"""A file that could not be written is tried again after so long at the latest."""
+ROUND_S = 0.03
+"""How long after a move a pass of recovery is told of it: the round ends with that."""
+FLUSHED_S = 0.2
+"""A flush takes less."""
 FIRST_LOOK_S = 6.0
 """How long an agent that starts may ask before it decides anything."""
+UPGRADED = 7100
+"""System identifiers from here on are those of groups that were upgraded."""
 FOREIGN = 9000
 """System identifiers from here on are those of foreign servers."""
 _BEGIN, _END = b"# BEGIN resolver-agent", b"# END resolver-agent"
 
 
-class Violation(Exception):  # noqa: N818 -- a rule was broken; the story is told with it
-    """A rule was broken."""
+@dataclasses.dataclass(slots=True)
+class Told:
+    """What one run of an agent has been told of one server. The judge keeps it by itself: the agent may be wrong."""
+
+    latest: ProbeFailure | Role | None = None
+    role_seen: Observation | None = None
+    seen_dead: bool = False
+    failure: ProbeFailure | None = None
+    since: float = 0.0
+    """When it was last seen otherwise than before."""
+
+    def take(self, seen: Observation, now: float) -> None:
+        """Take one more answer."""
+        before = (self.last_role, self.system_id, self.serves_no_reads)
+        self._take(seen)
+        if before != (self.last_role, self.system_id, self.serves_no_reads):
+            self.since = now
+
+    def _take(self, seen: Observation) -> None:
+        self.latest = seen.result
+        if isinstance(seen.result, Role):
+            self.role_seen, self.seen_dead, self.failure = seen, False, None
+        elif seen.result is not ProbeFailure.UNREACHABLE:
+            self.failure = seen.result
+            self.seen_dead = self.seen_dead or seen.result is ProbeFailure.DEAD
+
+    @property
+    def last_role(self) -> Role | None:
+        """The role in which it was last seen."""
+        seen = self.role_seen
+        return seen.result if seen is not None and isinstance(seen.result, Role) else None
+
+    @property
+    def system_id(self) -> int | None:
+        """Its system identifier, as last seen."""
+        identity = self.role_seen.identity if self.role_seen is not None else None
+        return identity.system_id if identity is not None else None
+
+    @property
+    def is_merely_silent(self) -> bool:
+        """Whether it is a standby of which nothing bad is known but that it no longer answers."""
+        silent = self.latest is ProbeFailure.UNREACHABLE and not self.serves_no_reads
+        return silent and self.last_role is Role.STANDBY
+
+    @property
+    def serves_no_reads(self) -> bool:
+        """Whether it was seen dead, or not serving, since."""
+        return self.seen_dead or self.failure is ProbeFailure.NOT_SERVING
 
 
 @dataclasses.dataclass(slots=True)
 class _Known:
     """What one run of an agent has been told."""
 
-    states: dict[int, NodeState] = dataclasses.field(default_factory=dict)
-    local: NodeState = dataclasses.field(default_factory=NodeState)
+    states: dict[int, Told] = dataclasses.field(default_factory=dict)
+    local: Told = dataclasses.field(default_factory=Told)
     claim: Answer | None = None
     recognised: bool = False
     was_primary: int | None = None
@@ -51,15 +111,24 @@ class Judge:
         self._acknowledged: list[int] = []
         self._ready: dict[int, int] = {}
         self._wishes: dict[int, Role | None] = {}
+        self.broken: str | None = None
+        self._promoted_at: dict[int, float] = {}
+        self._hindered_at: dict[int, float] = {}
+        self.planned_until = 0.0
         self.moves = 0
         self.moved_at = 0.0
         self.statements = self.failures = 0
+        self.is_planned = False
+        """Whether nothing goes wrong in this world but what operators have planned: then no statement fails."""
         self.is_certain = True
-        """Whether acknowledged rows must survive: not after a server was promoted by hand."""
+        """Whether acknowledged rows must survive: not after a promotion by hand, nor on a server that is accepted
+        in the place of a dead group."""
 
     def _broken(self, text: str) -> None:
-        self._world.tell(f"BROKEN: {text}")
-        raise Violation(text)
+        if self.broken is None:
+            self.broken = text
+            self._world.tell(f"BROKEN: {text}")
+            self._world.scheduler.end()  # an exception would be the agent's own to handle
 
     def _of(self, host: Host) -> _Known:
         return self._known.setdefault(host.number, _Known())
@@ -69,22 +138,20 @@ class Judge:
     def agent_ended(self, host: Host) -> None:
         """Forget what a killed agent knew."""
         self._known.pop(host.number, None)
+        self._wishes.pop(host.number, None)
         self._ready.pop(host.number, None)
 
-    def observed(self, host: Host, target: Host, state: NodeState, *, is_local: bool) -> None:
+    def observed(self, host: Host, target: Host, seen: Observation, *, is_local: bool) -> None:
         """Take in that an answer has come."""
         known = self._of(host)
-        if is_local:
-            known.local = state
-        else:
-            known.states[target.number] = state
+        (known.local if is_local else known.states.setdefault(target.number, Told())).take(seen, self._world.now)
         own, local = known.states.get(host.number), known.local.role_seen
-        seen = own.role_seen if own is not None else None
-        if seen is not None and local is not None and local.identity is not None and seen.identity == local.identity:
+        other = own.role_seen if own is not None else None
+        if other is not None and local is not None and local.identity is not None and other.identity == local.identity:
             known.recognised = True
-            if Role.PRIMARY in (seen.role, local.role):
+            if Role.PRIMARY in (other.result, local.result):
                 known.was_primary = local.identity.started_us
-        if local is not None and local.role is Role.PRIMARY and local.identity is not None:
+        if local is not None and local.result is Role.PRIMARY and local.identity is not None:
             known.was_primary = local.identity.started_us
 
     def claimed(self, host: Host, target: Host, answer: Answer) -> None:
@@ -94,10 +161,15 @@ class Judge:
 
     # --- hooks
 
-    def hook_answered(self, host: Host, name: str, *, well: bool) -> None:
-        """Take in what a hook has said."""
-        if name == "pre-promote" and well:
+    def hook_answered(self, host: Host, name: str, *, well: bool, took_s: float) -> None:
+        """Take in what a hook has said, and how long the agent has taken for that."""
+        process = host.process
+        if name != "pre-promote" or process is None:
+            return
+        if well:
             self._ready[host.number] = host.server.run
+        elif took_s < PATIENCE_S and self._is_able(host) and process.agent._observer.announced is not None:
+            self._broken(f"R4: the hook on {host} gives up after {took_s:.2f} s")
 
     def promotion_held(self, host: Host, seconds: float) -> None:
         """Take in how long ``pre_promote`` has taken."""
@@ -124,7 +196,7 @@ class Judge:
             return None
         if process.agent._observer.announced is not None:
             return Role.PRIMARY
-        if local.role is Role.PRIMARY or known.was_primary == local.identity.started_us:
+        if local.result is Role.PRIMARY or known.was_primary == local.identity.started_us:
             return Role.PRIMARY
         if known.claim is None:
             return Role.STANDBY if host.group.hosts and not host.uses_patroni else None
@@ -153,7 +225,8 @@ class Judge:
                 self.moved_at = self._world.now
                 self._world.tell(f"{host}: {name} → {address} {_comment(after, name)}")
                 if not own:
-                    self._judge_move(host, name, (old.get(name), address), wanted, known, changed_wish=changed_wish)
+                    move = (old.get(name), address)
+                    self._judge_move(host, name, move, wanted, known, changed_wish=changed_wish, content=before)
             if own:
                 if known.recognised and address != host.address:
                     self._broken(f"R3: on {host} its own name {name} is {address}")
@@ -165,24 +238,13 @@ class Judge:
             if state is not None and self._is_foreign(state, self._world.group_of(name), known):
                 self._broken(f"A7: on {host} {name} leads to {target}, a foreign server")
 
-    def _is_foreign(self, state: NodeState, group: Group, known: _Known) -> bool:
-        seen = state.role_seen
-        if seen is None or seen.identity is None or seen.identity.system_id < FOREIGN:
+    def _is_foreign(self, state: Told, group: Group, known: _Known) -> bool:
+        """Report whether a server is foreign while one of the group's own is seen."""
+        if state.system_id is None or state.system_id < FOREIGN:
             return False
         others = (known.states.get(host.number) for host in group.hosts)
-        return any(
-            other is not None
-            and other is not state
-            and other.role_seen is not None
-            and other.role_seen.identity is not None
-            and other.role_seen.identity.system_id < FOREIGN
-            and self._counts(other)
-            for other in others
-        )
-
-    def _counts(self, state: NodeState) -> bool:
-        seen = state.role_seen
-        return seen is not None and not state.serves_no_reads
+        own = [one for one in others if one is not None and one is not state and (one.system_id or FOREIGN) < FOREIGN]
+        return any(not one.serves_no_reads for one in own)
 
     def _judge_move(
         self,
@@ -193,33 +255,46 @@ class Judge:
         known: _Known,
         *,
         changed_wish: bool,
+        content: bytes,
     ) -> None:
-        """R1: judge whether there was evidence for a move."""
+        """R1: judge whether there was evidence for a move; ``content`` is the file before it, which remembers."""
         before, address = move
         source, target = self._world.by_address.get(before or ""), self._world.by_address.get(address or "")
         old = known.states.get(source.number) if source is not None else None
         if address is None:
             self._broken(f"R1: on {host} {name} is gone from the file")
-        if changed_wish or before is None or wanted is None:
+        removed = host.number in self._world.removed
+        if changed_wish or before is None or wanted is None or removed:
             return
         if address == FENCE:
             alone = self._own_primaries(name, known) < 2
             if alone and wanted is Role.PRIMARY and old is not None and old.last_role is Role.PRIMARY:
                 self._judge_fence(host, name, old)
+            fallback = host.process.agent._config.fallback if host.process is not None else None
+            if wanted is Role.STANDBY and fallback is Fallback.NONE and old is not None and old.is_merely_silent:
+                self._broken(f"R1: on {host} {name} is fenced although its standby {source} is merely silent")
             return
         if target is None:
             return
         new = known.states.get(target.number)
-        if new is None or new.role_seen is None:
+        if source is not None and source.group is target.group and wanted is Role.PRIMARY and source is not target:
+            self._judge_leaving(host, name, source, old)
+        remembered = address is not None and address.encode() in content
+        if (new is None or new.role_seen is None) and not remembered:
             self._broken(f"R1: on {host} {name} moves to {target}, of which nothing is known")
-        elif wanted is Role.PRIMARY and new.last_role is not Role.PRIMARY:
+        elif new is not None and wanted is Role.PRIMARY and new.last_role is Role.STANDBY:
             self._broken(f"R1: on {host} {name} moves to {target}, which was not seen as a primary")
 
-    def _judge_fence(self, host: Host, name: str, last: NodeState) -> None:
+    def _judge_leaving(self, host: Host, name: str, source: Host, old: Told | None) -> None:
+        """P2 and P3: a name does not leave the primary that leads, and that is seen, for another primary."""
+        leads = source.group.leader is source and source.server.is_primary and not source.server.stopped
+        if leads and old is not None and old.latest is Role.PRIMARY and self._world.talks(host, source):
+            self._broken(f"P3: on {host} {name} leaves {source}, which leads and is seen")
+
+    def _judge_fence(self, host: Host, name: str, last: Told) -> None:
         """R2: a primary that is silent, or dead, is held; only one of another database cluster is not."""
-        seen = last.role_seen
-        found = seen.identity.system_id if seen is not None and seen.identity is not None else None
-        if found == self._world.group_of(name).system_id:
+        was_upgraded = self._world.group_of(name).system_id >= UPGRADED
+        if last.system_id == self._world.group_of(name).system_id and not was_upgraded:
             self._broken(f"R1: on {host} {name} is fenced although its last primary was not seen in recovery")
 
     def _own_primaries(self, name: str, known: _Known) -> int:
@@ -228,8 +303,40 @@ class Judge:
 
     # --- clients
 
-    def is_primary(self, host: Host) -> None:
-        """Take in that a server begins to take writes."""
+    def _is_able(self, host: Host) -> bool:
+        """Report whether an agent has had all it needs for a while: time, its file, its server, a free hand."""
+        process = host.process
+        return (
+            process is not None
+            and not process.loop.is_stopped
+            and self._world.now - process.begun > 2 * FIRST_LOOK_S
+            and not (host.hosts_fails or host.server.stopped or process.agent.is_by_hand)
+        )
+
+    def promoted(self, host: Host, *, by_hand: bool) -> None:
+        """R4: judge what the file says at the moment when a server begins to take writes, and what is flushed."""
+        known = self._of(host)
+        self._promoted_at[host.number] = self._world.now
+        if by_hand or not self._is_able(host) or self._world.now - self._able_since(host) < FIRST_LOOK_S:
+            return
+        for name, address in addresses(host.hosts).items():
+            target = self._world.by_address.get(address)
+            state = known.states.get(target.number) if target is not None else None
+            if target in (None, host) or name.endswith("-ro") or state is None:
+                continue
+            if state.last_role is Role.STANDBY:
+                self._broken(f"R4: {host} is promoted while {name} leads to {target}, a standby")
+        ready = self._ready.get(host.number) == host.server.run
+        if ready and host.server.flushed_at < host.moved_at and self._world.now - host.moved_at > FLUSHED_S:
+            self._broken(f"R4: {host} is promoted before the names that moved are flushed")
+
+    def _able_since(self, host: Host) -> float:
+        """Return when something last kept an agent from its work."""
+        return self._hindered_at.get(host.number, -WRITE_RETRY_S)
+
+    def hindered(self, host: Host) -> None:
+        """Take in that an agent was stopped or could not write for a while."""
+        self._hindered_at[host.number] = self._world.now
 
     def acknowledged(self, number: int) -> None:
         """Take in that a client was told that its rows are there."""
@@ -238,14 +345,56 @@ class Judge:
     def failed(self, host: Host, why: str) -> None:
         """Take in that a statement failed."""
         self.failures += 1
+        process = host.process
+        if why.endswith("is fenced") and process is not None and self._is_able(host):
+            name = why.split(maxsplit=1)[0]
+            fenced = addresses(host.hosts).get(name) == FENCE
+            told = {alert.of for alert in process.agent._decision.alerts if alert.code.value in ("fenced", "queued")}
+            if fenced and (name,) not in told and self._world.now - host.moved_at > FLUSHED_S:
+                self._broken(f"R8: {name} on {host} is fenced, and there is no alert")
+        if why.endswith("refused") and self._is_able(host):
+            self._judge_dead(host, why.partition(":")[0])
+        if self.is_planned:
+            self._broken(f"Q: a statement on {host} fails in planned work: {why}")
         self._world.tell(f"{host}: a statement fails: {why}")
+
+    def _judge_deposed(self, host: Host, name: str, target: Host) -> None:
+        """P2: no statement goes to a primary that was deposed a while ago, or promoted by hand."""
+        world, leader = self._world, target.group.leader
+        if leader is None or not leader.server.is_primary or leader.server.stopped:
+            return
+        since = world.now - TURNED_S
+        told = self._of(host).states.get(leader.number)
+        seen = told is not None and told.last_role is Role.PRIMARY and told.since < since
+        works = leader.patroni_works and world.talks(host, leader) and self._is_able(host)
+        if seen and works and max(self._promoted_at.get(leader.number, 0.0), self._able_since(host)) < since:
+            self._broken(f"P2: a statement on {host} for {name} reaches {target}, but {leader} leads")
+
+    def _judge_dead(self, host: Host, name: str) -> None:
+        """A name does not stay on a server that is dead while another one has its role for a while."""
+        world, known = self._world, self._of(host)
+        wish, since = self._wish(host, known), world.now - TURNED_S
+        target = world.by_address.get(world.lookup(host, name) or "")
+        if target is None or wish is None or host.server.is_primary is not (wish is Role.PRIMARY):
+            return
+        other = target.group.other(target)
+        dead, alive = known.states.get(target.number), known.states.get(other.number)
+        if dead is None or alive is None or max(dead.since, alive.since, self._able_since(host)) > since:
+            return
+        fits = alive.last_role is wish and alive.latest is wish and alive.system_id == target.group.system_id
+        if dead.seen_dead and fits and not alive.serves_no_reads and world.talks(host, other):
+            self._broken(f"S1: on {host} {name} stays on {target}, which is dead, beside {other}")
 
     def reached(self, host: Host, name: str, target: Host, *, was_cached: bool, writes: bool) -> None:
         """Judge where a statement has come to."""
         self.statements += 1
         world, process = self._world, host.process
+        if target.is_foreign and writes:  # it was accepted in the place of a group that is dead: see ``system_id``
+            self.is_certain = False
         if target.group.name != name:
             self._broken(f"a statement on {host} for {name} reaches {target}")
+        if writes and host.uses_patroni and target.group.leader not in (None, target) and target.server.is_primary:
+            self._judge_deposed(host, name, target)
         if process is None or host.server.recovery or not target.server.recovery:
             return
         if was_cached and self._ready.get(host.number) == host.server.run and writes:
@@ -255,8 +404,8 @@ class Judge:
         state = self._of(host).states.get(target.number)
         address = world.lookup(host, name)
         knows = state is not None and state.last_role is Role.STANDBY and address == target.address
-        knows = knows and world.now - process.begun > FIRST_LOOK_S
-        if knows and not was_cached and not host.hosts_fails and not process.loop.is_stopped:
+        knows = knows and world.now - self._able_since(host) > WRITE_RETRY_S
+        if knows and not was_cached and self._is_able(host):
             wants_primary = self._wish(host, self._of(host)) is Role.PRIMARY
             if wants_primary and world.now - self._written_at(host) > 0.2:
                 self._broken(f"R2: a statement on the primary {host} reaches {target}, which is known to be a standby")
@@ -265,12 +414,35 @@ class Judge:
         return host.hosts_written_at - self._world.wall_offset_s
 
     def recovers(self, host: Host, name: str, target: Host) -> None:
-        """Judge which servers 2PC recovery acts on."""
-        if host.group.leader not in (None, host) and self.is_certain:
-            leader = host.group.leader
-            assert leader is not None
-            if leader.server.is_primary:
-                self._world.tell(f"2PC recovery of the deposed {host} acts on {name} ({target})")
+        """R6: judge by what the agent was told whether 2PC recovery may act on a server."""
+        process, known, now = host.process, self._of(host), self._world.now
+        if process is None or process.loop.is_stopped:
+            return
+        if process.agent.is_by_hand:
+            self._broken(f"R6: 2PC recovery on {host} while a name is pinned or all are paused")
+        claim, state, own = known.claim, known.states.get(target.number), known.states.get(host.number)
+        if host.uses_patroni and (claim is None or not claim.leads):
+            self._broken(f"R6: 2PC recovery on {host}, whose Patroni does not say that it leads")
+        if own is None or own.last_role is not Role.PRIMARY or own.seen_dead:
+            self._broken(f"R6: 2PC recovery on {host}, which was not seen as a primary over the network")
+        if state is None or state.last_role is not Role.PRIMARY or state.failure is ProbeFailure.DEAD:
+            self._broken(f"R6: 2PC recovery on {host} acts on {target}, which is not seen as a primary")
+        for one, place in ((host, host.group), (target, target.group)):
+            rivals = [known.states.get(other.number) for other in place.hosts if other is not one]
+            both = any(rival is not None and self._is_fresh_primary(rival, place) for rival in rivals)
+            if both and place.leader is not one and not host.uses_patroni:
+                self._broken(f"R6: 2PC recovery on {host} acts on {name} although {place.name} has two primaries")
+        if host.server.flushed_at < host.moved_at < now - ROUND_S:
+            self._broken(f"R6: 2PC recovery on {host} before the names that moved are flushed")
+        wanted = {one.name: one.address for one in process.agent._decision.targets}
+        if addresses(host.hosts).get(name) != wanted.get(name) and now - host.moved_at > FLUSHED_S:
+            self._broken(f"R6: 2PC recovery on {host} although its file does not say what was decided")
+
+    def _is_fresh_primary(self, state: Told, group: Group) -> bool:
+        seen = state.role_seen
+        if seen is None or state.seen_dead or state.last_role is not Role.PRIMARY:
+            return False
+        return self._world.now - seen.at < FRESH_S and state.system_id == group.system_id
 
     # --- the end
 
@@ -283,7 +455,7 @@ class Judge:
                 raise AssertionError(f"the world does not settle: {group.name}: {primaries}, {standbys}")
         for host in world.agents:
             self._judge_agent(host, config)
-        if moves:
+        if self.broken is None and moves:
             self._broken(f"{moves} moves of names in the quiet time")
         if self.is_certain:
             self._judge_rows()
@@ -306,9 +478,10 @@ class Judge:
                 self._broken(
                     f"at the end {group.name} on {host} is {found.get(group.name)}, not {right.address} ({right})"
                 )
-        if not process.agent._maintenance.flushed:
+        if host.server.flushed_at < host.moved_at or not process.agent._maintenance.flushed:
             self._broken(f"R5: at the end the last change on {host} is not flushed")
-        kept = [alert for alert in process.agent._alerts() if alert.code.value != "replaced"]
+        # Without Patroni an upgrade has to be confirmed by a reload.
+        kept = [one for one in process.agent._alerts() if host.uses_patroni or one.code is not AlertCode.REPLACED]
         if kept:
             self._broken(f"at the end the agent on {host} has alerts: {kept[0].text}")
 

@@ -27,6 +27,7 @@ class Scheduler:
         self.events = 0
         self._heap: list[tuple[float, int, ProcessLoop | None, Callable[..., Any], tuple[Any, ...]]] = []
         self._count = 0
+        self._is_over = False
 
     def at(self, when: float, call: Callable[..., Any], *arguments: Any, of: ProcessLoop | None = None) -> None:
         """Call something at a time; ``of`` is the process that does it."""
@@ -37,12 +38,16 @@ class Scheduler:
         """Call something after some time."""
         self.at(self.now + seconds, call, *arguments)
 
+    def end(self) -> None:
+        """Do no more."""
+        self._is_over = True
+
     def run(self, until: float) -> None:
         """Do everything up to a time."""
         heap = self._heap
         before = asyncio._get_running_loop()
         try:
-            while heap and heap[0][0] <= until:
+            while heap and heap[0][0] <= until and not self._is_over:
                 when, _, process, call, arguments = heapq.heappop(heap)
                 self.now = when
                 self.events += 1
@@ -58,7 +63,8 @@ class Scheduler:
                     call(*arguments)
         finally:
             asyncio._set_running_loop(before)
-        self.now = max(self.now, until)
+        if not self._is_over:
+            self.now = max(self.now, until)
 
 
 class ProcessLoop(asyncio.AbstractEventLoop):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from resolver_agent import agent as agent_module
+from resolver_agent import by_hand
 from resolver_agent.agent import Agent
 from resolver_agent.citus.maintenance import Flusher, Recoverer
 from resolver_agent.control import before_stop, pre_promote
@@ -131,6 +132,11 @@ class SimulatedAgent(Agent):
         self._ask_reload()
 
     @property
+    def is_by_hand(self) -> bool:
+        """Whether the operator has pinned or paused something."""
+        return bool(self._overrides.pins) or self._overrides.pause is not None
+
+    @property
     def hosts_file_is_disturbed(self) -> Callable[[], None]:
         """What a probe of the local server calls."""
         return self._look_at_file
@@ -139,9 +145,14 @@ class SimulatedAgent(Agent):
         """Wait as the agent does, but not for answers that only say the same again."""
         decision, now = self._decision, self._process.world.now
         due = min(decision.recheck_at, now + self._config.interval_s)
-        busy = self._observer.windows or self._maintenance.recoverer.status(now).under_way or self._decision.paused
-        if self._process.monitor.is_calm and not busy:
-            due = max(due, min(now + 10.0, min((v.pending_until for v in decision.views.values()), default=now)))
+        waits = self._observer.windows or self._observer.announced is not None or self._decision.paused
+        recovery = self._maintenance.recoverer.status(now)
+        tries = recovery.under_way or recovery.blocked_by not in (None, "the local PostgreSQL is not a primary")
+        if not (waits or tries) and self._block.says(decision.targets) and self._maintenance.flushed:
+            views = decision.views.values()
+            lost = any(view.memory.lost_at is not None for view in views)
+            later = (now + (1.0 if lost else 10.0), *(view.pending_until for view in views if view.pending_until > now))
+            due = min(*later, self._process.monitor.expires_at(self._config.max_age_s))
         await self._observer.news_within(max(0.001, due - now))  # virtual time does not pass by itself
 
 
@@ -200,34 +211,40 @@ class Process:
 
     def before_promotion(self, done: Callable[[str], None]) -> None:
         """Run the ``pre_promote`` hook."""
-        self._run_hook(pre_promote.judge, self.agent.ask("pre-promote"), done, "pre-promote")
+        self._run_hook(pre_promote.judge, lambda: self.agent.ask("pre-promote"), done, "pre-promote")
 
     def before_stop(self, done: Callable[[str], None]) -> None:
         """Run the ``before_stop`` hook."""
-        asked = self.agent.ask("before-stop", within_ms=5400, since_ms=50)
-        self._run_hook(before_stop.judge, asked, done, "before-stop")
+        self._run_hook(
+            before_stop.judge,
+            lambda: self.agent.ask("before-stop", within_ms=5400, since_ms=50),
+            done,
+            "before-stop",
+        )
 
     def _run_hook(
         self,
         judge: Callable[[dict[str, Any]], Any],
-        asked: Awaitable[dict[str, Any]],
+        ask: Callable[[], Awaitable[dict[str, Any]]],
         done: Callable[[str], None],
         name: str,
     ) -> None:
         async def run() -> None:
             await self.sleep(self.world.between(0.02, 0.1))  # Python starts
-            outcome = judge(await asked)
-            self.world.judge.hook_answered(self.host, name, well=outcome.well)
+            begun = self.world.now
+            outcome = judge(await ask())
+            self.world.judge.hook_answered(self.host, name, well=outcome.well, took_s=self.world.now - begun)
             self.world.scheduler.after(0.001, done, f"{name}: {outcome.text}")
 
         self.call_after(0.0, lambda: self.loop.create_task(run()))
 
-    def ask(self, command: str, **request: Any) -> None:
-        """Have an operator type a command."""
+    def ask(self, command: str, *, done: Callable[[bool], None] = lambda _: None, **request: Any) -> None:
+        """Have an operator type a command; ``done`` is called with whether it was."""
 
         async def run() -> None:
             answer = await self.agent.ask(command, **request)
             self.world.tell(f"{self.host}: {command}: {answer.get('error') or 'done'}")
+            done(not answer.get("error"))
 
         self.call_after(0.0, lambda: self.loop.create_task(run()))
 
@@ -316,6 +333,12 @@ def replaced(world: World) -> Iterator[None]:
             (clock, "time", steady),
             (managed_block, "time", steady),
             (overrides_module, "time", steady),
+            (by_hand, "time", steady),
+            (
+                own_stop,
+                "secrets",
+                types.SimpleNamespace(token_hex=lambda _count: f"{world.random.getrandbits(64):016x}"),
+            ),
             (threads, "start", _start),
             (agent_module, "load_again", world.reread),
             (agent_module, "_spare_the_collector", lambda: None),

@@ -114,10 +114,13 @@ class SimulatedMonitor:
         """Whether every server was asked."""
         return all(link.state.latest is not None for link in self._all())
 
-    @property
-    def is_calm(self) -> bool:
-        """Whether nothing can expire: every server answers as it did."""
-        return all(link.is_calm for link in self._all())
+    def expires_at(self, max_age_s: float) -> float:
+        """Return when the next answer expires that no other one follows."""
+        now = self._world.scheduler.now
+        seen = (link.state.role_seen for link in self._links.values() if not link.is_calm)
+        return min(
+            (one.at + max_age_s for one in seen if one is not None and one.at + max_age_s > now), default=now + 10
+        )
 
     def check(self) -> None:
         """Do nothing: no task can end."""
@@ -270,7 +273,7 @@ class SimulatedMonitor:
         before, link.state = link.state, link.state.after(seen)
         link.seen = kind
         self._refreshed_at = -1.0
-        world.judge.observed(self._process.host, link.host, link.state, is_local=link.is_local)
+        world.judge.observed(self._process.host, link.host, seen, is_local=link.is_local)
         now_kind = world.sees(self._process.host, link.host)
         link.is_calm = seen.role is not None and kind == now_kind
         if link.again or kind != now_kind:

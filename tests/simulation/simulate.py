@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Config, Fallback, Group, PatroniApi, Queue, Route
 from tests.simulation import citus
-from tests.simulation.faults import BY_NAME, Fault, plan
-from tests.simulation.judge import Judge, Violation
+from tests.simulation.faults import BY_NAME, Fault, plan, planned_work
+from tests.simulation.judge import Judge
 from tests.simulation.process import Process, replaced
 from tests.simulation.world import GROUPS, World
 
@@ -23,6 +23,9 @@ SETTLE_S = 45.0
 """How long after the last fault everything has to be right: a ttl, a restart, ``failback_delay``."""
 QUIET_S = 70.0
 """How long it then has to stay so; 2PC recovery comes once a minute."""
+
+PLANNED = 0.15
+"""The share of worlds in which nothing goes wrong, and operators work: there no statement may fail."""
 
 _API = PatroniApi(port=8008)
 
@@ -54,10 +57,23 @@ class Setting:
     extra: bool
     agents: tuple[int, ...]
     no_rooms: bool
+    is_planned: bool
 
     @classmethod
     def of(cls, random: random.Random) -> Setting:
         """Return one by chance."""
+        if random.random() < PLANNED:
+            fallback = random.choice((Fallback.NONE, Fallback.PRIMARY, Fallback.ALL))
+            return cls(
+                fallback=fallback,
+                with_patroni=True,
+                planned_s=15.0,
+                unplanned_s=0.0,
+                extra=False,
+                agents=tuple(range(6)),
+                no_rooms=False,
+                is_planned=True,
+            )
         agents = [0, 1, *(number for number in range(2, 6) if random.random() < 0.35)]
         return cls(
             fallback=random.choice((Fallback.NONE, Fallback.PRIMARY, Fallback.ALL)),
@@ -67,6 +83,7 @@ class Setting:
             extra=random.random() < 0.2,
             agents=tuple(agents),
             no_rooms=random.random() < 0.1,
+            is_planned=False,
         )
 
 
@@ -148,10 +165,11 @@ def run(seed: int, faults: Sequence[Fault] | None = None, *, is_told: bool = Fal
     """Run the world of a seed, with its own faults or with these."""
     chance = random.Random(seed)  # noqa: S311
     setting = Setting.of(chance)
-    own = plan(chance)
+    own = planned_work(chance) if setting.is_planned else plan(chance)
     given = own if faults is None else tuple(faults)
     world = World(seed, is_told=is_told)
     world.judge = Judge(world)
+    world.judge.is_planned = setting.is_planned and faults is None
     world.tell(f"seed {seed}: {setting}")
     world.uses_patroni(with_patroni=setting.with_patroni)
 
@@ -161,12 +179,9 @@ def run(seed: int, faults: Sequence[Fault] | None = None, *, is_told: bool = Fal
     world.begin_agent = begin_agent
     world.reread = lambda config: configuration(world, world.hosts[int(config.path.split("/")[2])], setting)
     world.agents = [world.hosts[number] for number in setting.agents]
-    broken = None
     with replaced(world):
         try:
             _run(world, setting, given)
-        except Violation as why:
-            broken = str(why)
         finally:
             for host in world.agents:
                 if host.process is not None:
@@ -174,7 +189,7 @@ def run(seed: int, faults: Sequence[Fault] | None = None, *, is_told: bool = Fal
     return Result(
         seed=seed,
         faults=given,
-        broken=broken,
+        broken=world.judge.broken,
         failovers=world.failovers,
         statements=world.judge.statements,
         failures=world.judge.failures,
@@ -200,6 +215,8 @@ def _run(world: World, setting: Setting, faults: Sequence[Fault]) -> None:
     before = world.judge.moves
     world.tell("the quiet time begins")
     world.scheduler.run(last + SETTLE_S + QUIET_S)
+    if world.judge.broken is not None:
+        return
     world.judge.judge_end(configuration(world, world.hosts[0], setting), moves=world.judge.moves - before)
 
 

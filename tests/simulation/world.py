@@ -69,6 +69,7 @@ class Server:
     needs_sync: bool = False
     active: set[str] = dataclasses.field(default_factory=set)
     flushed: int = 0
+    flushed_at: float = 0.0
     identity: Identity = NOBODY
 
     @property
@@ -105,10 +106,11 @@ class Host:
         self.is_foreign = False
         self.process: Process | None = None
         self.gate: Gate | None = None
-        self.no_rooms = False
+        self.no_rooms = self.is_slow = False
         self.uses_patroni = True
         self.checkpoint_at = 0.0
         self.hosts = b"127.0.0.1\tlocalhost\n"
+        self.moved_at = 0.0
         self.hosts_version = 0
         self.hosts_written_at = 0.0
         self.hosts_fails = False
@@ -197,6 +199,8 @@ class World:
             first, second = group.hosts if self.random.random() < 0.5 else group.hosts[::-1]
             for host in group.hosts:
                 self.new_run(host.server)
+                if self.random.random() < 0.5:
+                    host.hosts += b"# BEGIN resolver-agent\n# END resolver-agent\n10.9.9.9\tprinter\n"
             first.server.recovery = False
             first.server.needs_sync = True
             group.leader, group.last, group.sync = first, first, second
@@ -332,8 +336,6 @@ class World:
             return
         server.serving = True
         self.tell(f"PostgreSQL on {host} serves, {'in recovery' if server.recovery else 'as a primary'}")
-        if not server.recovery:
-            self.judge.is_primary(host)
         self.server_changed(host)
         self.tend(host.group)
 
@@ -380,7 +382,7 @@ class World:
         server.needs_sync = False
         self.failovers += 1
         self.tell(f"PostgreSQL on {host} is promoted ({why}), timeline {server.timeline}")
-        self.judge.is_primary(host)
+        self.judge.promoted(host, by_hand=why == "by hand")
         self.server_changed(host)
 
     # --- Patroni
@@ -720,6 +722,8 @@ class World:
         before, host.hosts = host.hosts, content
         host.hosts_version += 1
         host.hosts_written_at = self.now + self.wall_offset_s
+        if addresses(before) != addresses(content):
+            host.moved_at = self.now
         self.judge.file_written(host, before, content)
 
     def edit_hosts(self, host: Host, content: bytes) -> None:

@@ -1,0 +1,413 @@
+"""Proof that the simulation finds defects: the program with one defect put in, each time another one.
+
+Run by hand it hunts for a seed that finds each mutation: `python -m tests.simulation.mutations`. A test runs each with
+the seed that is known to find it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_PACKAGE = Path(__file__).parents[2] / "resolver_agent"
+_HUNT_S = 60.0
+
+
+class Mutation(NamedTuple):
+    """One defect: the module of ``resolver_agent``, what stands there, what is put in its place; and who finds it.
+
+    ``seed`` is that of a world which breaks a rule because of it, with its own faults or with ``faults``: for each when
+    it begins, how long it lasts, its kind, and two hosts.
+    """
+
+    name: str
+    module: str
+    old: str
+    new: str
+    seed: int
+    faults: tuple[tuple[float, float, str, int, int], ...] | None = None
+
+
+MUTATIONS = (
+    # R1, evidence
+    Mutation(
+        "silence counts as death",
+        "routing.observation",
+        "self.seen_dead or observation.result is ProbeFailure.DEAD",
+        "self.seen_dead or observation.result in (ProbeFailure.DEAD, ProbeFailure.UNREACHABLE)",
+        15,
+    ),
+    Mutation(
+        "a silent primary is fenced",
+        "routing.primary",
+        "if before.memory.primary is None or demoted or not foreign.isdisjoint(last_at):",
+        "if True:",
+        0,
+    ),
+    Mutation(
+        "a silent standby is fenced",
+        "routing.standby",
+        "if not astray and not (view.asked_all and (view.has_evidence_against or seen_primary)):",
+        "if False:",
+        15,
+    ),
+    Mutation("nothing is remembered", "agent", "self._decision = resume(self._config, remembered)", "pass", 3),
+    # R2: never on a standby
+    Mutation(
+        "a demoted primary is held",
+        "routing.primary",
+        "demoted = before.memory.primary is not None and (",
+        "demoted = False and (",
+        2,
+    ),
+    Mutation(
+        "names follow no role", "routing.local_server", "return Role.PRIMARY, local.identity", "return None, None", 6
+    ),
+    Mutation(
+        "a pin counts on a server in recovery",
+        "routing.pin",
+        "if demoted or Role.STANDBY in roles:",
+        "if False:",
+        8,
+    ),
+    Mutation(
+        "a pause keeps names on a server in recovery",
+        "routing.pin",
+        "if _evidence_against(view, wanted_role, address, fallback=fallback) is not None:\n        return choice",
+        "if False:\n        return choice",
+        8,
+    ),
+    Mutation(
+        "the primary is any node that answers",
+        "routing.primary",
+        "[seen for seen in members.values() if seen.role is Role.PRIMARY]",
+        "[*members.values()][:1]",
+        0,
+    ),
+    # R3: own name, own address
+    Mutation("the own name is like others", "routing.local_server", "return remembered | seen", "return {}", 0),
+    Mutation(
+        "the own name is forgotten with the server",
+        "routing.local_server",
+        "return remembered | seen",
+        "return seen",
+        1,
+    ),
+    # R4: before, not after
+    Mutation("the hook announces nothing", "requests", "self._observer.announce()", "pass", 1),
+    Mutation(
+        "an announced promotion is no primary",
+        "observe.observer",
+        "assumed=assumed or (Role.PRIMARY if self.announced is not None else None),",
+        "assumed=assumed,",
+        36,
+    ),
+    Mutation(
+        "the hook is answered at once",
+        "requests",
+        "await self._until(self._ready_for_writes, _ANNOUNCED_S)",
+        "pass",
+        1,
+    ),
+    Mutation(
+        "the hook does not wait for the flush",
+        "requests",
+        "written and self._maintenance.flushed)",
+        "written)",
+        1,
+    ),
+    Mutation("an announced promotion never ends", "observe.observer", "if ended is not None:", "if False:", 1),
+    Mutation("an announced promotion ends at once", "observe.observer", "if ended is not None:", "if True:", 1),
+    # R5: no session left behind
+    Mutation("nothing is flushed", "citus.maintenance", "if not self.flushed:", "if False:", 0),
+    Mutation(
+        "a move counts as flushed",
+        "citus.maintenance",
+        "return self._flushed == self._wanted > 0",
+        "return True",
+        0,
+    ),
+    Mutation(
+        "a new address is no reason to flush",
+        "citus.maintenance",
+        "said = (puts, *((target.name, target.address) for target in decision.targets))",
+        "said = (puts, *(target.name for target in decision.targets))",
+        0,
+    ),
+    Mutation(
+        "a failed flush is not tried again",
+        "citus.maintenance",
+        'self._fault = f"cached connections are not flushed: {words}"\n            return',
+        "self._flushed = self._under_way\n            return",
+        16,
+    ),
+    # R6: the preconditions of recovery
+    Mutation(
+        "recovery although pinned or paused",
+        "citus.preconditions",
+        '"names are paused" if decision.paused else next(iter(by_hand), None),',
+        "",
+        29,
+    ),
+    Mutation(
+        "recovery on a primary that is not accepted",
+        "citus.preconditions",
+        "*(_own_blocker(group, decision, evidence) for group in own),",
+        "",
+        12,
+    ),
+    Mutation(
+        "recovery without the leader lock",
+        "citus.preconditions",
+        "*(_lock_blocker(group, evidence) for group in own if group.patroni is not None),",
+        "",
+        26,
+    ),
+    Mutation(
+        "recovery before the file is written",
+        "citus.preconditions",
+        'None if evidence.written else "the hosts file does not hold the last decision",',
+        "",
+        0,
+        ((4.9, 30.0, "fill_disk", 0, 0), (4.9, 30.0, "fill_disk", 1, 0), (5.0, 0.1, "switchover", 0, 0)),
+    ),
+    Mutation(
+        "recovery without preconditions", "citus.preconditions", "blockers = [", "return None\n    blockers = [", 3
+    ),
+    Mutation("recovery never runs", "citus.maintenance", "elif now >= self._next_at:", "elif False:", 0),
+    # R7: the file
+    Mutation(
+        "the lines below the block are lost",
+        "hosts.block",
+        'return head + _BEGIN + _HINT + note + b"\\n" + entries + _END + b"\\n" + parts.tail',
+        'return head + _BEGIN + _HINT + note + b"\\n" + entries + _END + b"\\n"',
+        0,
+    ),
+    Mutation(
+        "a block that is gone is not put back",
+        "hosts.managed_block",
+        "return self._writer.signature() != self._on_disk.signature",
+        "return False",
+        2,
+    ),
+    Mutation(
+        "a failed write is not tried again",
+        "hosts.managed_block",
+        "if not news and self._fault is None and not self.disturbed():",
+        "if not news:",
+        2,
+    ),
+    # R8: say so
+    Mutation("a fenced name is no alert", "routing.decide", "    Code.FENCED: AlertCode.FENCED,\n", "", 2),
+    # which database cluster, which primary
+    Mutation(
+        "foreign servers are members",
+        "routing.assess",
+        "if seen.identity and seen.identity.system_id == system_id}",
+        "if seen.identity}",
+        5,
+    ),
+    Mutation(
+        "the leader lock does not count",
+        "routing.primary",
+        "leader = members.get(status.leader) if status.leader else None",
+        "leader = None",
+        1,
+        ((5.0, 90.0, "hang_patroni", 2, 0),),
+    ),
+    Mutation(
+        "one of several primaries is taken",
+        "routing.primary",
+        "return _one_of(primaries, before, leader, demoted=demoted), [alert]",
+        'return _accepted(primaries[-1], Code.PRIMARY, "one of them"), [alert]',
+        15,
+    ),
+    # standbys
+    Mutation(
+        "names do not return from the fallback",
+        "routing.standby",
+        "chosen = next((node for node in view.fit if node in view.healthy), current)",
+        "chosen = current",
+        0,
+    ),
+    # the queue
+    Mutation("a stop that is announced is not heard", "queue.windows", "self._begin(over, message)", "pass", 1),
+    Mutation("no gate", "queue.windows", "stop.part = _Part.HOLD", "stop.part = _Part.ROOM", 1),
+    Mutation("rooms are not forwarded", "queue.windows", "self._rooms.forward(name, target.address)", "pass", 1),
+    Mutation(
+        "a room is closed before its name has moved",
+        "queue.windows",
+        "self._rooms.close(name, why, after_s=_LINGER_S)",
+        "self._rooms.close(name, why)",
+        14,
+    ),
+    Mutation("a stop is not announced", "queue.own_stop", "answer = await self._announce(begun, within_s)", "pass", 1),
+    Mutation(
+        "no stop counts as planned", "queue.evidence", "if state.in_recovery:\n        return None", 'return "no"', 1
+    ),
+)
+
+UNSEEN = (
+    Mutation(
+        "a stop waits for nobody",
+        "queue.own_stop",
+        "until = min(last, told_at + drain_s + _BEYOND_DRAIN_S)",
+        "until = told_at",
+        1,
+    ),
+    Mutation(
+        "recovery before the flush",
+        "citus.preconditions",
+        'None if evidence.flushed else "cached connections are not flushed yet",',
+        "",
+        2,
+        ((4.0, 60.0, "slow_server", 0, 0), (4.0, 60.0, "slow_server", 1, 0), (5.0, 0.1, "switchover", 0, 0)),
+    ),
+    Mutation(
+        "an answer counts for ever",
+        "routing.observation",
+        "if self.role_seen is None or self.seen_dead or not abs(now - self.role_seen.at) < max_age_s:",
+        "if self.role_seen is None:",
+        0,
+    ),
+    Mutation(
+        "recovery on unconfirmed primaries",
+        "citus.preconditions",
+        "*(_name_blocker(group, decision) for group in others),",
+        "",
+        0,
+    ),
+    Mutation(
+        "recovery on old answers",
+        "citus.preconditions",
+        "return at >= self.since and self.now - at < self.max_age_s",
+        "return True",
+        0,
+    ),
+    Mutation(
+        "a new database cluster is never accepted",
+        "routing.system_id",
+        "if status.system_id is not None and status.system_id in ids.values():",
+        "if False:",
+        0,
+    ),
+    Mutation(
+        "the holder of the lock is no primary to be",
+        "routing.decide",
+        "wanted = observations.assumed or (Role.PRIMARY if observations.holds_lock else role)",
+        "wanted = observations.assumed or role",
+        0,
+    ),
+    Mutation(
+        "a coordinator does not say that it is at work",
+        "queue.windows",
+        "self._say(stop, Kind.HELD, coordinator=bool(databases), later=bool(databases) and self._busy(stop))",
+        "pass",
+        0,
+    ),
+    Mutation(
+        "a coordinator says at once that it is clear",
+        "queue.windows",
+        "if stop.cleared or (stop.part is _Part.HOLD and stop.held is None):\n            return",
+        "if stop.cleared:\n            return\n        self._clear(stop)",
+        0,
+    ),
+    Mutation(
+        "names do not queue",
+        "routing.queue",
+        "return _wait(choice, room, stops)  # Q1",
+        "return None",
+        0,
+    ),
+    Mutation(
+        "rooms are forwarded to what is remembered",
+        "queue.windows",
+        "elif name in rooms and _takes(decision, target)",
+        "elif name in rooms",
+        0,
+    ),
+)
+"""What no world has found yet: another part of the program makes up for it, or nothing here depends on it."""
+
+
+def _purge() -> None:
+    for name in [*sys.modules]:
+        if name.startswith(("resolver_agent", "tests.simulation")) and name != __name__:
+            del sys.modules[name]
+
+
+def _import(module: str, source: str, path: Path) -> None:
+    """Import a module of the package from another source."""
+    name = f"resolver_agent.{module}"
+    parent, _, last = name.rpartition(".")
+    package = importlib.import_module(parent)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[name] = made
+    exec(compile(source, str(path), "exec"), made.__dict__)  # noqa: S102 -- our own source, but for one place
+    setattr(package, last, made)
+
+
+def find(mutation: Mutation | None, seeds: Sequence[int], *, within_s: float) -> tuple[int, str] | None:
+    """Return the first seed whose world breaks a rule, and which one; None if none does in so much CPU time."""
+    _purge()
+    if mutation is not None:
+        path = _PACKAGE / f"{mutation.module.replace('.', '/')}.py"
+        source = path.read_text(encoding="utf-8")
+        assert source.count(mutation.old) == 1, f"{mutation.name}: {source.count(mutation.old)} places"
+        _import(mutation.module, source.replace(mutation.old, mutation.new), path)
+    simulate = importlib.import_module("tests.simulation.simulate")
+    given = mutation.faults if mutation is not None else None
+    faults = None if given is None else [simulate.Fault(*one) for one in given]
+    begun = time.process_time()
+    for seed in seeds:
+        if time.process_time() - begun > within_s:
+            return None
+        broken = simulate.run(seed, faults).broken
+        if broken is not None:
+            return seed, broken
+    return None
+
+
+def _hunt(mutations: Sequence[Mutation]) -> Iterator[str]:
+    for one in mutations:
+        begun = time.process_time()
+        found = find(one, range(10_000), within_s=_HUNT_S)
+        took_s = time.process_time() - begun
+        where = f"seed {found[0]}: {found[1]}" if found is not None else "NOT FOUND"
+        yield f"{one.name}: {where} ({took_s:.1f} s)"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Hunt, or check the known seeds and print what each finds as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutations")
+    parser.add_argument("--check", action="store_true", help="run the known seeds alone")
+    parser.add_argument("--only", default="", metavar="WORDS", help="mutations whose names contain these words")
+    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th from I on")
+    options = parser.parse_args(arguments)
+    those = MUTATIONS if options.check else (*MUTATIONS, *UNSEEN)
+    mutations = [one for one in those if options.only in one.name][options.part[0] :: options.part[1]]
+    if options.check:
+        found = {one.name: find(one, [one.seed], within_s=_HUNT_S) for one in mutations}
+        for one in mutations:  # the program itself must break no rule there
+            if one.faults is not None and find(one._replace(new=one.old), [one.seed], within_s=_HUNT_S) is not None:
+                found[one.name] = None
+        json.dump({name: at[1] if at is not None else None for name, at in found.items()}, sys.stdout)
+        return 0
+    for line in _hunt(mutations):
+        print(line, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,55 @@
+"""Histories with a name: combinations of faults that once were, or easily could be, a defect."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.faults import Fault
+from tests.simulation.simulate import run
+
+HISTORIES = {
+    "both servers of a worker crash at once": (Fault(3.0, 0.1, "crash", 2, 0), Fault(3.0, 0.1, "crash", 3, 0)),
+    "a deposed coordinator lives on, and its Patroni hangs": (Fault(3.0, 60.0, "hang_patroni", 0, 0),),
+    "the other coordinator is deposed and lives on": (Fault(3.0, 60.0, "hang_patroni", 1, 0),),
+    "the agent is killed after it has written, before it has flushed": (
+        Fault(2.0, 0.1, "kill_agent_after_write", 0, 0),
+        Fault(2.0, 0.1, "kill_agent_after_write", 1, 0),
+        Fault(3.0, 0.1, "switchover", 0, 0),
+    ),
+    "a worker is upgraded while a coordinator is cut off": (
+        Fault(5.0, 20.0, "isolate", 1, 0),
+        Fault(8.0, 0.1, "upgrade", 3, 0),
+    ),
+    "a worker is switched over while the disk is full": (
+        Fault(5.0, 20.0, "fill_disk", 1, 0),
+        Fault(5.5, 0.1, "switchover", 4, 0),
+    ),
+    "a coordinator and a worker are lost together": (
+        Fault(5.0, 30.0, "power_loss", 0, 0),
+        Fault(5.0, 30.0, "power_loss", 2, 0),
+    ),
+    "a foreign server takes the place of a standby, whose primary then crashes": (
+        Fault(5.0, 30.0, "foreign_server", 2, 0),
+        Fault(5.0, 30.0, "foreign_server", 3, 0),
+        Fault(9.0, 0.1, "crash", 2, 0),
+        Fault(9.0, 0.1, "crash", 3, 0),
+    ),
+    "a frozen agent misses a switchover of its own server": (
+        Fault(4.9, 4.0, "freeze_agent", 0, 0),
+        Fault(4.9, 4.0, "freeze_agent", 1, 0),
+        Fault(5.0, 0.1, "switchover", 0, 0),
+    ),
+    "another program removes the block during a switchover": (
+        Fault(5.0, 0.1, "switchover", 2, 0),
+        Fault(5.2, 0.1, "edit_file", 0, 0),
+        Fault(5.2, 0.1, "edit_comments", 1, 0),
+        Fault(5.3, 0.1, "kill_agent", 1, 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("faults", HISTORIES.values(), ids=HISTORIES)
+@pytest.mark.parametrize("seed", [2, 3, 5])
+def test_a_history(faults: tuple[Fault, ...], seed: int) -> None:
+    """No rule is broken."""
+    assert run(seed, faults).broken is None
