@@ -52,7 +52,8 @@ def _insist(world: World, host: Host, command: str, **request: str) -> None:
         over[0] = over[0] or well
 
     def again() -> None:
-        if not over[0]:
+        by_hand = host.process is not None and host.process.agent.is_by_hand
+        if not over[0] or by_hand:  # an agent that was frozen may take in the command before this one only now
             if host.process is not None:
                 host.process.ask(command, done=done, **request)
             world.after(3.0, again)
@@ -373,12 +374,10 @@ def upgrade(world: World, host: Host, _other: Host) -> End:
         world.die(one, "pg_upgrade")
     group.system_id += 100
     for one in group.hosts:
+        one.server.system_id = group.system_id
         world.patroni_changed(one)
 
     def end() -> None:
-        for one in group.hosts:
-            if not one.is_foreign:
-                one.server.system_id = group.system_id
         group.paused = False
         world.tend(group)
 

@@ -350,7 +350,8 @@ class Judge:
             name = why.split(maxsplit=1)[0]
             fenced = addresses(host.hosts).get(name) == FENCE
             told = {alert.of for alert in process.agent._decision.alerts if alert.code.value in ("fenced", "queued")}
-            if fenced and (name,) not in told and self._world.now - host.moved_at > FLUSHED_S:
+            settled_at = max(host.moved_at + FLUSHED_S, self._able_since(host) + WRITE_RETRY_S)
+            if fenced and (name,) not in told and self._world.now > settled_at:
                 self._broken(f"R8: {name} on {host} is fenced, and there is no alert")
         if why.endswith("refused") and self._is_able(host):
             self._judge_dead(host, why.partition(":")[0])
