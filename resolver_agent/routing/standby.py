@@ -15,8 +15,8 @@ S4  it fell back to the primary, which is still seen                      return
 S5  no fit standby, and no evidence against the present target            stays
 S6  no fit standby, with ``fallback: none``                               is fenced
 S7  no fit standby, with ``fallback: primary`` or ``all``                 resolves to the primary, by the rows P
-S8  another group has no fit standby, with ``fallback: all``              resolves to its own primary, if that is seen
-                                                                          or the name resolves to it already
+S8  another group has no fit standby, with ``fallback: all``              resolves to its own primary, if that is seen,
+                                                                          or is silent and the name is on it already
 === ===================================================================== ============================================
 """
 
@@ -134,7 +134,7 @@ def fall_back_together(views: list[GroupView], choices: dict[str, Choice], *, bu
     """Apply ``fallback: all``: while one group lacks a standby, every name that follows falls back to its primary.
 
     The names of ``but`` are left out: the operator has decided about these. A name falls back only where its primary is
-    seen, or it resolves to it already: it does not leave a working standby for a fence.
+    seen, or is silent and it resolves to it already: it does not prefer a dead server or a fence to a working standby.
     """
     following = [
         view
@@ -148,7 +148,8 @@ def fall_back_together(views: list[GroupView], choices: dict[str, Choice], *, bu
     if lacking is None:
         return
     for view in following:
-        fallen = view.target is not None and view.target.kind is TargetKind.FALLBACK
+        target = view.target
+        fallen = target is not None and target.kind is TargetKind.FALLBACK and view.is_silent(target.address)
         held = fallen and view.primary.reason.code is Code.HELD
         if not choices[view.group.name].lacks and (held or view.primary.seen is not None):
             choices[view.group.name] = _fall_back(view, f"{lacking} has no fit standby")  # S8

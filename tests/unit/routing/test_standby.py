@@ -405,12 +405,13 @@ def test_all_goes_nowhere_but_to_a_primary(seen: Mapping[str | Node, Observation
     ("end", "expected"),
     [
         pytest.param(unreachable(), E, id="silent: it stays"),
-        pytest.param(dead(), E, id="dead: it stays with the last known primary"),
+        pytest.param(rejecting(), E, id="refuses the login: it stays"),
+        pytest.param(dead(), D, id="dead: to its own standby"),
         pytest.param(standby(), D, id="in recovery: to its own standby, not into a fence"),
     ],
 )
 def test_all_with_a_primary_lost(end: Observation, expected: str) -> None:
-    """A name that fell back with the others stays with its primary until that is seen in recovery."""
+    """A name that fell back with the others stays with its primary until there is evidence against that."""
     agent = all_agent().see({**BOTH, A: dead()}).decide()
     assert agent.address("wk2") == E
     agent.wait(MAX_AGE_S).see({A: dead(), B: primary(), D: standby(), E: end}).decide()
