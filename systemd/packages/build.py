@@ -190,21 +190,21 @@ def _job(options: argparse.Namespace, work: Path) -> Job:
 
 
 def _epoch() -> int:
-    """Return the time that the files are given: SOURCE_DATE_EPOCH, or the last commit's, or that of the version."""
+    """Return the time that files are given: SOURCE_DATE_EPOCH, the last commit's, or without git pyproject.toml's."""
     if given := os.environ.get("SOURCE_DATE_EPOCH"):
         return int(given)
-    log = subprocess.run(
-        ["git", "-C", str(CHECKOUT), "log", "-1", "--format=%ct"], capture_output=True, text=True, check=False
-    )
-    return int(log.stdout) if log.stdout.strip() else int((CHECKOUT / "pyproject.toml").stat().st_mtime)
+    command = ["git", "-C", str(CHECKOUT), "log", "-1", "--format=%ct"]
+    has_git = shutil.which("git") is not None
+    told = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() if has_git else ""
+    return int(told) if told else int((CHECKOUT / "pyproject.toml").stat().st_mtime)
 
 
 def _standalone(given: Path, folder: Path) -> Path:
     """Return the folder of a Python that was given as one or as a .tar file."""
     if given.is_dir():
         return given
-    with tarfile.open(given) as packed:
-        packed.extractall(folder, filter="tar")
+    folder.mkdir(parents=True, exist_ok=True)
+    _run("tar", "--extract", f"--file={given}", f"--directory={folder}")
     return next((path.parents[1] for path in sorted(folder.rglob("bin/python3*"))), folder)
 
 
@@ -229,12 +229,17 @@ def _fetch(folder: Path, wanted: list[str], *options: str) -> None:
     lock = folder / "requirements.txt"
     if lock.exists() and all((folder / name).exists() for name in _locked(lock).values()):
         return
-    folder.mkdir(parents=True, exist_ok=True)
     given = ["--require-hashes", f"--requirement={lock}", "--no-deps"] if lock.exists() else wanted
     pip = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:")
-    _run(*pip, f"--dest={folder}", *options, *given)
-    if not lock.exists():
-        lock.write_text(_requirements(sorted(folder.glob("*.whl"))), encoding="utf-8")
+    # In a folder of its own until all is there: what an interrupted fetch leaves is no input.
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    _run(*pip, f"--dest={part}", *options, *given)
+    new = lock.read_text(encoding="utf-8") if lock.exists() else _requirements(sorted(part.glob("*.whl")))
+    (part / lock.name).write_text(new, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
 
 
 def _requirements(wheels: list[Path]) -> str:

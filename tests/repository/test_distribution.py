@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resolver_agent import __version__
+from tests.integration.support.distribution import EPOCH
 
 if TYPE_CHECKING:
     from tests.integration.support.distribution import Packages
@@ -136,7 +137,8 @@ def test_altered_input(packages: Packages, tmp_path: Path) -> None:
     wheel.write_bytes(wheel.read_bytes() + b" ")
     script = str(RECIPES / "build.py")
     command = [sys.executable, script, "debian12", f"--inputs={inputs}", f"--output={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | {"SOURCE_DATE_EPOCH": EPOCH}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 1
     assert f"{wheel} is not the file that was fetched" in done.stderr
 

@@ -59,16 +59,17 @@ class Packages:
         return folder
 
     def _standalone(self) -> Path:
-        """Return a Python that runs from any folder, made of Debian's."""
-        folder = self.folder / "python"
-        if not folder.exists():
+        """Return a .tar.gz with a Python that runs from any folder, made of Debian's."""
+        folder, packed = self.folder / "python", self.folder / "python.tar.gz"
+        if not packed.exists():
             tree = cached_tree()
             [program] = tree.glob("usr/bin/python3.*[0-9]")
             (folder / "bin").mkdir(parents=True)
             shutil.copy(program, folder / "bin")
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(tree / "usr/lib" / program.name, folder / "lib" / program.name, ignore=ignored)
-        return folder
+            shutil.make_archive(str(folder), "gztar", self.folder, folder.name)
+        return packed
 
 
 def _run(*command: str) -> str:
