@@ -79,9 +79,11 @@ def main() -> int:
     """Run the command line, and return the exit code: 0 if no test failed."""
     parser = argparse.ArgumentParser(prog="tests/matrix", description=__doc__, epilog=f"See {TOP / 'tests/README.md'}.")
     parser.add_argument("--list", action="store_true", help="print the rows, and run nothing")
-    parser.add_argument("words", nargs="*", help="run only the rows that have all of these: 'PostgreSQL 13'")
+    parser.add_argument("words", nargs="*", help="run only the rows that have all of these: 13.16")
     arguments = parser.parse_args()
     chosen = [row for row in rows() if all(word in row.title for word in arguments.words)]
+    if not chosen:
+        parser.error("no row has all of these words: --list shows the rows")
     print("| PostgreSQL | Citus | Patroni | Python | passed | failed | skipped |")
     print("|---|---|---|---|---|---|---|", flush=True)
     failed = 0
@@ -139,7 +141,7 @@ def folders() -> list[Path]:
     """Return the folders of PostgreSQL's programs, the oldest version first."""
     named = [Path(one) for one in os.environ.get(FOLDERS, "").split(":") if one]
     found = [*Path("/usr/lib/postgresql").glob("*/bin"), *named]
-    return sorted(found, key=lambda folder: float(describe(folder)[0]))
+    return sorted(found, key=lambda folder: [int(number) for number in re.findall(r"\d+", describe(folder)[0])])
 
 
 @functools.cache
@@ -190,6 +192,8 @@ def run(row: Row, log: Path) -> Result:
             stderr=subprocess.STDOUT,
             check=False,
         )
+    if not report.exists():  # pytest itself has ended
+        return Result(0, 1, 0)
     [suite] = ET.parse(report).getroot().iter("testsuite")  # noqa: S314 -- written by pytest
     ran, errors, failures, skipped = (int(suite.attrib[name]) for name in ("tests", "errors", "failures", "skipped"))
     return Result(ran - errors - failures - skipped, errors + failures, skipped)
