@@ -113,11 +113,10 @@ class _Background(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record)
-        except Exception:  # noqa: BLE001 -- as every handler of `logging` does
-            self.handleError(record)
-            return
+        except Exception:  # noqa: BLE001 -- whoever logs must not fail; handleError() would wait for the reader
+            line = None
         with self._news:
-            if self._waiting and self._length + len(line) > _WAITING_MAX:
+            if line is None or (self._waiting and self._length + len(line) > _WAITING_MAX):
                 self._dropped += 1
                 return
             self._waiting.append(line)
@@ -137,9 +136,13 @@ class _Background(logging.Handler):
                 lines, self._waiting, self._length = self._waiting, [], 0
                 dropped, self._dropped = self._dropped, 0
                 self._busy = True
-            if dropped:  # after all these, and before whatever is logged from now on
-                lines.append(self.format(_record_of_dropped(dropped)))
-            self._write("".join(f"{line}\n" for line in lines).encode(self._encoding, "backslashreplace"))
+            try:
+                if dropped:  # after all these, and before whatever is logged from now on
+                    lines.append(self.format(_record_of_dropped(dropped)))
+                self._write("".join(f"{line}\n" for line in lines).encode(self._encoding, "backslashreplace"))
+            except Exception:  # noqa: BLE001 -- the reader has gone, a disk is full, or memory is short: later lines count
+                with self._news:
+                    self._dropped += dropped + len(lines)
 
     def _write(self, content: bytes) -> None:
         left = memoryview(content)
@@ -148,8 +151,6 @@ class _Background(logging.Handler):
                 left = left[os.write(self._descriptor, left) :]
             except BlockingIOError:  # noqa: PERF203 -- another process has made it so
                 select.select([], [self._descriptor], [])
-            except OSError:  # the reader has gone
-                return
 
 
 def _record_of_dropped(number: int) -> logging.LogRecord:

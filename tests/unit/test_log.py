@@ -355,3 +355,26 @@ def test_a_reader_that_is_gone() -> None:
         os.close(write)
         process.communicate(timeout=20)
         assert process.returncode == 0
+
+
+def test_what_could_not_be_written_is_counted() -> None:
+    """After a time in which nothing could be written, as on a full disk, the log goes on, and says how much is lost."""
+    program = """
+import logging, os, sys, time
+from resolver_agent import log
+log.configure("text", "info")
+log.write_in_background()
+[handler] = logging.getLogger().handlers
+logger = logging.getLogger("resolver_agent")
+pipe = os.dup(2)
+os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+logger.info("one is lost")
+logger.info("two is lost")
+handler.flush()
+os.dup2(pipe, 2)
+logger.info("three is said")
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    said = [line.partition("INFO ")[2] or line.partition("WARNING ")[2] for line in ran.stderr.splitlines()]
+    assert said[0] == "three is said"
+    assert said[1].startswith("2 messages were dropped here")
