@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime as dt
 import logging
@@ -58,6 +59,8 @@ class ByHand:
         self._decision = decision
         self._written = written
         self._until = until
+        self._turn = asyncio.Lock()
+        """Held while a thread computes for a request: many at once would slow the agent's own rounds."""
 
     @property
     def handlers(self) -> Mapping[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]]:
@@ -143,7 +146,8 @@ class ByHand:
         name = _text(request, "name").lower().removesuffix(".")
         groups = {group.name: group for group in self._observer.config.groups}
         if name not in groups:
-            meant = await threads.call(nearest, name, groups)  # among a thousand that are alike it takes time
+            async with self._turn:
+                meant = await threads.call(nearest, name, groups)  # among a thousand that are alike it takes time
             raise _RefusedError(f"there is no name {name!r}: {meant}")
         return groups[name]
 
@@ -171,7 +175,8 @@ class ByHand:
             raise _RefusedError(f"{group.name} is not pinned: its servers were not all asked yet; try again")
         pins, _ = overrides.to_boottime(overrides.Kept(pins=(pin,)))
         with_it = dataclasses.replace(seen, pins={**seen.pins, **pins})
-        then = await threads.call(decide, self._observer.decidable(before, seen), with_it, before, boottime())
+        async with self._turn:
+            then = await threads.call(decide, self._observer.decidable(before, seen), with_it, before, boottime())
         why = then.pins[group.name]
         if why is not None:
             raise _RefusedError(f"{group.name} is not pinned to {address}: {why}")

@@ -322,8 +322,8 @@ class Requests:
 
         return _compute(make)
 
-    def _cancel_promotion(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Take an announced promotion back."""
+    async def _cancel_promotion(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Take an announced promotion back. It waits for no other request."""
         announced = self._observer.call_off()
         if announced:
             _log.info("the announced promotion is taken back by %s", request["peer"])
@@ -346,8 +346,8 @@ class Requests:
         answer: dict[str, Any] = report.as_json(self._stops.check_leave())
         return answer
 
-    def _cancel_stop(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Take an announced stop back."""
+    async def _cancel_stop(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Take an announced stop back. It waits for no other request."""
         ended = self._stops.cancel_leave()
         if ended.announced:
             _log.info("the announced stop is taken back by %s", request["peer"])

@@ -50,22 +50,26 @@ class Stops:
         return report.StopCancelled(announced=announced)
 
 
-def ask(stops: Stops, command: str, **arguments: object) -> dict[str, Any]:
-    """Return the answer to a request, without what an agent has besides."""
+def answers_of(stops: Stops) -> Requests:
+    """Return the answers, without what an agent has besides."""
     nothing = cast("Any", None)
-    requests = Requests(
+    return Requests(
         nothing,
         decision=nothing,
         observer=nothing,
         block=nothing,
         maintenance=nothing,
         windows=nothing,
-        stops=stops,
+        stops=cast("Any", stops),
         changes=nothing,
         figures=nothing,
         overrides=nothing,
     )
-    handler: Callable[[dict[str, Any]], Any] = requests.handlers[command]
+
+
+def ask(stops: Stops, command: str, **arguments: object) -> dict[str, Any]:
+    """Return the answer to a request."""
+    handler: Callable[[dict[str, Any]], Any] = answers_of(stops).handlers[command]
 
     async def answer() -> dict[str, Any]:
         found = handler({"peer": "process 42", **arguments})
@@ -93,6 +97,14 @@ def test_the_log_says_in_a_sentence_what_the_hook_is_told(caplog: pytest.LogCapt
     caplog.set_level(logging.INFO)
     ask(Stops(), "before-stop", within_ms=1000)
     assert re.fullmatch(r"before-stop answered after \d+ ms: waited 42 ms for 1 coordinator", caplog.messages[-1])
+
+
+@pytest.mark.parametrize(
+    "command", ["pre-promote", "pre-promote-cancel", "before-stop", "before-stop-check", "before-stop-cancel"]
+)
+def test_hooks_wait_for_no_other_request(command: str) -> None:
+    """The server has a coroutine wait for nobody, and everything else for its turn among large answers."""
+    assert inspect.iscoroutinefunction(answers_of(Stops()).handlers[command])
 
 
 def test_checking_and_cancelling_a_stop() -> None:
