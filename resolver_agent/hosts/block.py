@@ -47,7 +47,8 @@ _COMMON = b"resolver-agent"
 _PIECE = 1 << 18
 """How many bytes of a large file one call may work on: meanwhile no other thread of Python runs."""
 
-_MOST_CONFLICTS = 100
+_MOST_CONFLICTS = 10
+"""How many lines count for one name."""
 _LINE = re.compile(rb".*\n|.+")
 _CONTEXT = 3
 _RANGES = re.compile(r"^@@ -(\d+)(.*) \+(\d+)(.*) @@$")
@@ -213,22 +214,23 @@ def conflicts(content: bytes, names: Collection[str]) -> tuple[Conflict, ...]:
 
     Lines are read as glibc reads them: fields separated by white space of the C locale, up to a ``#`` or a NUL, names
     without regard to case. Unlike in glibc the address need not be valid: such a line is a mistake, and other resolvers
-    are laxer. The first 100 are returned: a script that adds a line every minute makes very many.
+    are laxer. The first 10 of each name are returned: a script that adds a line every minute makes very many.
 
     Raises:
         BlockError: the markers in ``content`` do not make one block.
     """
     wanted = {name.lower().encode(): name for name in names}
     found: dict[Conflict, None] = {}
+    left = dict.fromkeys(wanted.values(), _MOST_CONFLICTS)
     before = 0
     for piece in _pieces(outside(content)):
         if not wanted.keys().isdisjoint(piece.translate(_TO_FIELDS).split()):
             for line_no, line in enumerate(piece.split(b"\n"), start=before + 1):
                 fields = dict.fromkeys(re.split(rb"[#\0]", line, maxsplit=1)[0].lower().split()[1:])
-                ours = [wanted[field] for field in fields if field in wanted]
-                found |= dict.fromkeys(Conflict(line_no, name, plain(line)) for name in ours)
-                if len(found) >= _MOST_CONFLICTS:
-                    return tuple(found)[:_MOST_CONFLICTS]
+                for name in (wanted[field] for field in fields if field in wanted):
+                    if left[name] > 0:
+                        left[name] -= 1
+                        found[Conflict(line_no, name, plain(line))] = None
         before += piece.count(b"\n")
     return tuple(found)
 
