@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from resolver_agent.config.model import NO_LOCAL
 from resolver_agent.observe import connection
 from resolver_agent.observe.libpq_error import connect_failure
 from resolver_agent.system.foreign import plain
@@ -67,9 +68,11 @@ def connect(config: Config, *, limit_s: float, **keywords: str) -> Iterator[psyc
     ``keywords`` are libpq's and override those of the configuration. The search path is ``pg_catalog`` alone.
 
     Raises:
-        psycopg.Error: the connection took longer than ``timeout_s`` (at least 2 s), a statement failed, or the limit
-            was reached.
+        psycopg.Error: the connection took longer than ``timeout_s`` (at least 2 s), a statement failed, the limit was
+            reached, or there is no local server.
     """
+    if not config.has_local:  # without keywords libpq would try a server of its own choice
+        raise psycopg.OperationalError(NO_LOCAL)
     # Without a client encoding, a session in a SQL_ASCII database returns bytes for text.
     given = {"client_encoding": "UTF8", **config.local, **keywords}
     options = f"{given.get('options', '')} -c search_path=pg_catalog"
