@@ -80,7 +80,7 @@ _OWN_SETTINGS = f"""
 SELECT lower(split_part(one, '=', 1)), substr(one, strpos(one, '=') + 1), rolname::text, setdatabase <> 0
   FROM pg_db_role_setting LEFT JOIN pg_roles AS r ON r.oid = setrole, unnest(setconfig) AS one
  WHERE lower(split_part(one, '=', 1)) = ANY (%s)
-       AND (setrole = 0 OR rolcanlogin AND rolname NOT IN (current_user, %s))
+       AND (setrole = 0 OR rolcanlogin AND rolname <> current_user AND rolname <> ALL (%s))
        AND setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
  ORDER BY 1, 3 NULLS FIRST, 4 LIMIT {_MOST_OWN}
 """  # noqa: S608 -- a number of ours
@@ -160,7 +160,7 @@ def _database(config: Config, name: str) -> Database | Unknown:
                 faults=tuple(session.faults_of(connection, _FUNCTIONS, privileges=True)),
                 poolers=poolers,
                 queue_faults=tuple(session.faults_of(connection, gate.FUNCTIONS, privileges=True)),
-                own_settings=_own_settings(connection, config.postgresql.get("user", "")),
+                own_settings=_own_settings(connection, _users(config)),
             )
     except psycopg.Error as error:
         return Unknown(_words(error))
@@ -228,7 +228,13 @@ def _citus_settings(connection: psycopg.Connection) -> dict[str, Setting]:
     return found if hidden is None else {**found, _PREVENT: Setting(plain(hidden), "")}
 
 
-def _own_settings(connection: psycopg.Connection, agents: str) -> tuple[OwnSetting, ...] | Unknown:
+def _users(config: Config) -> list[str]:
+    """Return the roles of agents on the nodes."""
+    logins = [config.postgresql, *map(config.login, config.groups)]
+    return sorted({login["user"] for login in logins if "user" in login})
+
+
+def _own_settings(connection: psycopg.Connection, agents: list[str]) -> tuple[OwnSetting, ...] | Unknown:
     """Return what this database and roles other than the ``agents`` have of their own.
 
     A role's name may be in any encoding.
