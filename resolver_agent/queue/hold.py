@@ -243,8 +243,11 @@ class _Hold:
 
     def close(self) -> None:
         """Close the gates; nobody waits before the first of them is closed."""
+        deadline = time.monotonic() + _CLOSE_S  # for all: a request must not outlast its keeper
         for gate in self._gates:
-            gate.keep(within_s=_CLOSE_S)
+            if self._abort.is_set():
+                return
+            gate.keep(within_s=deadline - time.monotonic())
         self._closed_at = time.monotonic()
         for gate in self._gates:
             if self._abort.is_set():
