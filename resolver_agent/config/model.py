@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _OF_ONE_LOGIN = (
+    ({"user", "oauth_issuer"}, {"oauth_client_secret"}),
     ({"user"}, {"password", "sslcert", "sslkey", "sslpassword"}),
     ({"passfile"}, {"password"}),
     ({"sslcert", "sslkey"}, {"sslcert", "sslkey", "sslpassword"}),
