@@ -7,6 +7,7 @@ An input that fails is written to the target's corpus, where ``tests/unit/fuzz``
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
@@ -89,6 +90,7 @@ def _fuzz(name: str, options: list[str]) -> None:
     with atheris.instrument_imports(include=["resolver_agent", "python_hosts"]):
         from tests.unit.fuzz.mutation import mutated  # noqa: PLC0415
         from tests.unit.fuzz.targets import TARGETS, seeds  # noqa: PLC0415
+    logging.disable(logging.CRITICAL)
     target: Target = TARGETS[name]
     known = seeds(name)
 

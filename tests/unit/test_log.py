@@ -176,7 +176,6 @@ class Output:
         """Configure the log, have something said, and return the lines."""
         root = logging.getLogger()
         handlers, level = root.handlers[:], root.level
-        root.handlers[:] = []  # a test of a daemon may have left its own
         try:
             configure(form, "info")
             say()

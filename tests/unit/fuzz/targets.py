@@ -14,7 +14,6 @@ import functools
 import ipaddress
 import itertools
 import json
-import logging
 import os
 import shutil
 import socket
@@ -971,6 +970,3 @@ TARGETS: dict[str, Target] = {
     ),
 }
 """The parsers by name."""
-
-logging.getLogger("resolver_agent").addHandler(logging.NullHandler())
-logging.getLogger("resolver_agent").propagate = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import tracemalloc
@@ -15,6 +16,8 @@ from tests.unit.fuzz.mutation import mutated
 from tests.unit.fuzz.targets import TARGETS, seeds
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.unit.fuzz.targets import Target
 
 _SOME_CALLS = 20_000
@@ -28,6 +31,14 @@ _SEED = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    """Log nothing meanwhile: what pytest keeps of it would count."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 class Cost(NamedTuple):
