@@ -72,4 +72,4 @@ def test_own_python(packages: Packages, tmp_path: Path) -> None:
     assert modules == compiled != "0"
     assert later == still == f"resolver-agent {LATER}"
     assert refused[0] == "resolver-agent: there is no /etc/resolver-agent.yml, and /etc/hosts has names of the agent"
-    assert "resolver-agent: the package is not removed, for the reason above;" in refused
+    assert "resolver-agent: the package is not removed, for the reason above." in refused
