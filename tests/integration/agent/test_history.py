@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_used(
     agent = start_agent(config)
     agent.wait_for_line("alert: .*Not a directory.*the history of changes is kept in memory alone")
     agent.wait_for_target("wk1", cluster["wk1"].primary.address)
-    assert alerts(config) == {"history:state", "overrides:state"}
+    wait_until(lambda: alerts(config) == {"history:state", "overrides:state"})
     assert agent.stop() == 0
 
 
