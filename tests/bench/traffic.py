@@ -519,3 +519,20 @@ def errors(samples: Sequence[Sample]) -> list[tuple[str, str, str, int]]:
     """Return each distinct error with its side, kind and count, the most frequent first."""
     counted = collections.Counter((one.side, one.kind, one.error) for one in samples if one.error is not None)
     return [(side, kind, error, count) for (side, kind, error), count in counted.most_common()]
+
+
+def wait_for_all(clients: Sequence[Client]) -> None:
+    """Wait until each client has been answered well in something that it began after this call."""
+    since = time.time()
+
+    def unserved() -> list[str]:
+        return [
+            f"{one.kind.side}, {one.kind.name}: {[sample.error for sample in one.samples[-2:]]}"
+            for one in clients
+            if not any(sample.error is None and sample.begun_at > since for sample in one.samples[-20:])
+        ]
+
+    deadline = time.monotonic() + 60
+    while words := unserved():
+        assert time.monotonic() < deadline, words
+        time.sleep(0.05)

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from resolver_agent.config.patroni_import import convert_file
-from tests.bench.traffic import KINDS, PRIMARY, STANDBY, WORKER, Data, Kind, Session, running
+from tests.bench.traffic import KINDS, PRIMARY, STANDBY, WORKER, Data, Kind, Session, running, wait_for_all
 from tests.integration.support import controller
 from tests.integration.support.agent_state import wait_until
 from tests.integration.support.cluster import DATABASE, at_once
 from tests.integration.support.doctor import mend, report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.bench.traffic import Client
     from tests.integration.support.citus_cluster import CitusCluster
     from tests.integration.support.machine import Machine
 
@@ -125,23 +124,6 @@ def hosts(cluster: CitusCluster, machine: Machine) -> list[str]:
     return [host for (host,) in cluster.run_sql(machine, NODES)]
 
 
-def served(clients: Sequence[Client]) -> None:
-    """Wait until each client has been answered well in something that it began after this call."""
-    since = time.time()
-
-    def unserved() -> list[str]:
-        return [
-            f"{one.kind.side}, {one.kind.name}: {[sample.error for sample in one.samples[-2:]]}"
-            for one in clients
-            if not any(sample.error is None and sample.begun_at > since for sample in one.samples[-20:])
-        ]
-
-    deadline = time.monotonic() + 60
-    while words := unserved():
-        assert time.monotonic() < deadline, words
-        time.sleep(0.05)
-
-
 def names_and_addresses(cluster: CitusCluster, controllers: Controllers) -> tuple[list[str], dict[str, Any]]:
     """Have the controllers put addresses into the metadata; return these, and the agents' imported settings."""
     cn1, cn2 = controllers.paths
@@ -180,21 +162,21 @@ def test_to_names_and_back(citus: CitusCluster) -> None:
     asked = {PRIMARY: cn1, STANDBY: cn2, WORKER: worker}
     with running(asked, citus.site.port, data, kinds=MIXED) as clients:
         with controllers.running():
-            served(clients)
+            wait_for_all(clients)
             assert hosts(citus, cn1) == addresses
         for key, expected in (("to_names", NAMES), ("to_addresses", addresses)):
             mend(citus, cn1, scripts[key])
-            served(clients)
+            wait_for_all(clients)
             doubled = cached(citus)
             start_agents(citus, settings)
-            served(clients)
+            wait_for_all(clients)
             assert cached(citus) < doubled
             assert all(hosts(citus, one) == expected for one in (cn1, cn2, worker))
             assert (citus.serving(reader) == STANDBYS) == (key == "to_names")
         with controllers.running():
             wait_until(lambda: all(controllers.said(one).count("done") > 2 for one in (cn1, cn2)), timeout_s=60)
             assert not any(" -> " in line for line in controllers.said(cn1))
-            served(clients)
+            wait_for_all(clients)
     counted = collections.Counter(
         f"{one.side}, {one.kind}: {one.error}" for client in clients for one in client.samples if one.error
     )

@@ -8,14 +8,13 @@ import functools
 import re
 import signal
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
-from tests.bench.traffic import KINDS, PRIMARY, STANDBY, WORKER, Data, Kind, running
+from tests.bench.traffic import KINDS, PRIMARY, STANDBY, WORKER, Data, Kind, running, wait_for_all
 from tests.integration.support.agent_state import wait_until
 from tests.integration.support.cluster import at_once
 
@@ -182,23 +181,6 @@ def gate_closed(cluster: CitusPatroniCluster, group: str) -> Iterator[None]:
             yield
         finally:
             over.set()
-
-
-def wait_for_all(clients: Sequence[Client]) -> None:
-    """Wait until each client has been answered well in something that it began after this call."""
-    since = time.time()
-
-    def unserved() -> list[str]:
-        return [
-            f"{one.kind.side}, {one.kind.name}: {[sample.error for sample in one.samples[-2:]]}"
-            for one in clients
-            if not any(sample.error is None and sample.begun_at > since for sample in one.samples[-20:])
-        ]
-
-    deadline = time.monotonic() + 60
-    while words := unserved():
-        assert time.monotonic() < deadline, words
-        time.sleep(0.05)
 
 
 def assert_nothing_failed(cluster: CitusPatroniCluster, clients: Sequence[Client]) -> None:
