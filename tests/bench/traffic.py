@@ -106,7 +106,9 @@ _PARTS = """
     JOIN pg_dist_placement USING (shardid)
     ORDER BY groupid, part
 """
-_PREPARED = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()"
+_PREPARED = (
+    "SELECT NOT pg_is_in_recovery(), (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database())"
+)
 _NUMBERS = re.compile(r"\d{3,}")
 
 
@@ -168,14 +170,12 @@ class Data:
         """Compare the tables with what was acknowledged. No client may be writing.
 
         Raises:
-            TimeoutError: transactions stay prepared.
+            TimeoutError: transactions stay prepared, or a group has no primary.
         """
         deadline = time.monotonic() + within_s
-        servers = [one for one in cluster.machines.values() if one.server.is_running]
-        primaries = [one for one in servers if not one.server.is_in_recovery]
-        while any(cluster.run_sql(one, _PREPARED) != [(0,)] for one in primaries):
+        while left := {group: held for group, pair in cluster.groups.items() if (held := _prepared(cluster, pair))}:
             if time.monotonic() > deadline:
-                raise TimeoutError("transactions stay prepared")
+                raise TimeoutError(f"transactions stay prepared, or there is no primary: {left}")
             time.sleep(0.2)
 
         def ids(query: str) -> set[int]:
@@ -199,6 +199,16 @@ class Data:
                 "hot": max(hot) - min(hot),
             },
         )
+
+
+def _prepared(cluster: CitusCluster, pair: Sequence[Machine]) -> str:
+    """Return what a group's primary holds, or that there is none; a server that Patroni restarts does not answer."""
+    held = []
+    for machine in pair:
+        with contextlib.suppress(psycopg.OperationalError):
+            [(is_primary, count)] = cluster.run_sql(machine, _PREPARED)
+            held += [count] if is_primary else []
+    return "no primary" if not held else f"{sum(held)} prepared" if any(held) else ""
 
 
 Session = psycopg.Connection[Any]
