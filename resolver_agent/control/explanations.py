@@ -166,7 +166,8 @@ ALERTS: tuple[Explanation, ...] = (
             Remedy(
                 "`is of another database cluster`",
                 "the `nodes` of that name; was the node initialised again?",
-                "correct the address, or rebuild the node from its primary",
+                "correct the address, or rebuild the node from its primary. A group that was initialised anew counts "
+                "as soon as its Patroni says so, or all its nodes have the new identifier",
             ),
         ),
     ),

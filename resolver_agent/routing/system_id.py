@@ -5,7 +5,8 @@ A group's system identifier is that of its last known primary, and stands in the
 - Patroni reports it, and a server has it; or
 - no server can be left that has the old one: every node that was last seen with it, or was not seen in this run, is
   dead or has another one. Silence is no agreement. All servers that answer must agree on the new one, and one of them
-  must be a primary, unless every node has it.
+  must be a primary, unless every node has it. Where Patroni is configured a primary is not enough: Patroni's word may
+  be late, and a foreign server at a dead node's address must not win that race.
 
 Without Patroni's word that is a *replacement* until the operator confirms it by a reload. It gives way to the old one
 when no server with the new one is left.
@@ -49,7 +50,7 @@ def find_system_id(
         return status.system_id, None, [_alert(group, status.system_id, known, "Patroni reports it")]
     if known is None:
         return _presumed_system_id(states, fresh, ids, before), None, []
-    successor = _find_successor(memory, known, states=states, fresh=fresh, ids=ids)
+    successor = _find_successor(group, memory, known, states=states, fresh=fresh, ids=ids)
     if successor is not None:
         confirmed = known if replaced is None else replaced
         known, replaced = successor, None if successor == confirmed else confirmed
@@ -65,6 +66,7 @@ def _alert(group: Group, found: int, old: int | None, why: str) -> Alert:
 
 
 def _find_successor(
+    group: Group,
     memory: Memory,
     known: int,
     *,
@@ -81,7 +83,8 @@ def _find_successor(
         back = (fresh[node].role is Role.PRIMARY for node, one in ids.items() if one == memory.replaced_id)
         if none_left or any(back):
             return memory.replaced_id
-    led = any(fresh[node].role is Role.PRIMARY for node in ids) or ids.keys() == states.keys()
+    led = group.patroni is None and any(fresh[node].role is Role.PRIMARY for node in ids)
+    led = led or ids.keys() == states.keys()
     # Otherwise a foreign server would take over as soon as the group's own servers were down.
     strangers = ids.keys() <= memory.foreign
     return found.pop() if none_left and led and len(found) == 1 and not strangers else None

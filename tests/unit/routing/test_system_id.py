@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
 
-from resolver_agent.config.model import Route
+from resolver_agent.config.model import PatroniApi, Route
 from resolver_agent.routing.decide import confirm
 from resolver_agent.routing.observation import PatroniStatus, Role
 from resolver_agent.routing.state import FENCE, Target
@@ -233,6 +234,20 @@ def test_standbys_alone_take_no_group_over() -> None:
     assert agent.address() == FENCE
     agent.see({B: standby(system_id=FOREIGN)}).decide()
     assert agent.leads() == f"wk1 → {A} (standby)"
+
+
+def test_without_patronis_word_a_primary_takes_no_group_over() -> None:
+    """Where Patroni is configured, a foreign primary at a dead node's address waits for its word, or for every node."""
+    wk1 = dataclasses.replace(group("wk1", A, B), patroni=PatroniApi(port=8008))
+    agent = Agent(config(wk1)).see_local(primary()).see({A: primary(), B: standby()}).decide()
+    agent.see({A: dead(), B: primary(system_id=FOREIGN)}).decide()
+    assert agent.address() == A
+    assert f"wk1:{B}:5432:foreign" in agent.alerts
+    agent.patroni = {"wk1": PatroniStatus(leader=node(B), system_id=FOREIGN)}
+    assert agent.decide().address() == B
+    agent = Agent(config(wk1)).see_local(primary()).see({A: primary(), B: standby()}).decide()
+    agent.see({A: standby(system_id=FOREIGN), B: primary(system_id=FOREIGN)}).decide()
+    assert agent.address() == B
 
 
 def replaced() -> Agent:
