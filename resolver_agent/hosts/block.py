@@ -3,15 +3,17 @@
 The block is also the agent's only memory. Each of its lines is ``address<TAB>name<TAB># comment``, and the comment is::
 
     <kind>[; no standby | ; wants primary | ; wants standby]
-        [; primary ADDRESS | ; primary was ADDRESS, now in recovery | ; no primary]
+        [; primary ADDRESS | ; primary was ADDRESS | ; no primary]
         [; system NUMBER[ in place of NUMBER]]
 
 ``kind`` is a value of ``TargetKind``. ``no standby`` is on fenced names that want a standby. ``wants`` is on names
 that were held when the role that they want changed, and on names that queue for a standby. The next clause is the
-group's last known primary. It is left out where the kind implies it: ``primary`` and ``fallback`` lines have the
-primary's address, and ``self`` and ``standby`` lines without the clause have no known primary. The last clause is the
-group's system identifier, and the one that it replaced until the operator confirms that; it is left out while none is
-known. Comments depend on nothing else, so an unchanged decision leaves the file unchanged.
+group's last known primary; ``was`` says that it is none any more: it was seen in recovery since, or it was taken out
+of ``nodes`` and all others are standbys. (Blocks of earlier versions add ``, now in recovery``.) The clause is left out
+where the kind implies it: ``primary`` and ``fallback`` lines have the primary's address, and ``self`` and ``standby``
+lines without the clause have no known primary. The last clause is the group's system identifier, and the one that it
+replaced until the operator confirms that; it is left out while none is known. Comments depend on nothing else, so an
+unchanged decision leaves the file unchanged.
 
 Files are read and written by ``atomic_file``. Lines outside the block are not parsed with python-hosts: it would
 reformat them, and does not always read their names as glibc does.
@@ -58,7 +60,8 @@ _SYSTEM = r"-?[0-9]{1,20}"
 _ENTRY = re.compile(
     rf"(?P<address>{_ADDRESS})\s+(?P<name>{_NAME.pattern})\s+# (?P<standing>{'|'.join(s.value for s in TargetKind)})"
     rf"(?:(?P<no_standby>; no standby)|; wants (?P<wanted>{'|'.join(role.value for role in Role)}))?"
-    rf"(?P<told>; primary (?P<primary>{_ADDRESS})|; primary was (?P<lost>{_ADDRESS}), now in recovery|; no primary)?"
+    rf"(?P<told>; primary (?P<primary>{_ADDRESS})|; primary was (?P<lost>{_ADDRESS})(?:, now in recovery)?"
+    r"|; no primary)?"
     rf"(?:; system (?P<system>{_SYSTEM})(?: in place of (?P<replaced>{_SYSTEM}))?)?\s*"
 )
 COMMENT_LOST = Reason(Code.HELD, "as found in the hosts file, without its comment: it may be a standby's address")
@@ -386,7 +389,7 @@ def _comment(target: Target) -> str:
     elif target.kind is not TargetKind.SELF and target.wanted_role not in (None, _WISHES[target.kind]):
         clauses.append(f"wants {target.wanted_role.value}")
     if target.primary and target.primary_demoted:
-        clauses.append(f"primary was {target.primary}, now in recovery")
+        clauses.append(f"primary was {target.primary}")
     elif target.kind is TargetKind.FENCED or target.primary != _implied_primary(target.kind, target.address):
         clauses.append(f"primary {target.primary}" if target.primary else "no primary")
     if target.system_id is not None:

@@ -62,10 +62,10 @@ COMMENTS = [
     (target(TargetKind.SELF, None), f"{A}\twk1\t# self"),
     (target(TargetKind.SELF, None, primary=B), f"{A}\twk1\t# self; primary {B}"),
     (target(TargetKind.SELF, None, primary=A), f"{A}\twk1\t# self; primary {A}"),
-    (target(TargetKind.SELF, None, primary=A, lost=True), f"{A}\twk1\t# self; primary was {A}, now in recovery"),
+    (target(TargetKind.SELF, None, primary=A, lost=True), f"{A}\twk1\t# self; primary was {A}"),
     (target(TargetKind.STANDBY, S), f"{A}\twk1\t# standby"),
     (target(TargetKind.STANDBY, S, primary=B), f"{A}\twk1\t# standby; primary {B}"),
-    (target(TargetKind.STANDBY, S, primary=B, lost=True), f"{A}\twk1\t# standby; primary was {B}, now in recovery"),
+    (target(TargetKind.STANDBY, S, primary=B, lost=True), f"{A}\twk1\t# standby; primary was {B}"),
     (target(TargetKind.PRIMARY, P, primary=A), f"{A}\twk1\t# primary"),
     (target(TargetKind.PRIMARY, P, primary=B), f"{A}\twk1\t# primary; primary {B}"),
     (target(TargetKind.PRIMARY, P), f"{A}\twk1\t# primary; no primary"),
@@ -80,18 +80,18 @@ COMMENTS = [
         target(TargetKind.FENCED, S, address=FENCE, system=7123, replaced=-1),
         f"{FENCE}\twk1\t# fenced; no standby; no primary; system 7123 in place of -1",
     ),
-    (target(TargetKind.FALLBACK, S, primary=A, lost=True), f"{A}\twk1\t# fallback; primary was {A}, now in recovery"),
+    (target(TargetKind.FALLBACK, S, primary=A, lost=True), f"{A}\twk1\t# fallback; primary was {A}"),
     (target(TargetKind.FENCED, P, address=FENCE), f"{FENCE}\twk1\t# fenced; no primary"),
     (target(TargetKind.FENCED, P, address=FENCE, primary=B), f"{FENCE}\twk1\t# fenced; primary {B}"),
     (
         target(TargetKind.FENCED, P, address=FENCE, primary=B, lost=True),
-        f"{FENCE}\twk1\t# fenced; primary was {B}, now in recovery",
+        f"{FENCE}\twk1\t# fenced; primary was {B}",
     ),
     (target(TargetKind.FENCED, S, address=FENCE), f"{FENCE}\twk1\t# fenced; no standby; no primary"),
     (target(TargetKind.FENCED, S, address=FENCE, primary=B), f"{FENCE}\twk1\t# fenced; no standby; primary {B}"),
     (
         target(TargetKind.FENCED, S, address=FENCE, primary=B, lost=True),
-        f"{FENCE}\twk1\t# fenced; no standby; primary was {B}, now in recovery",
+        f"{FENCE}\twk1\t# fenced; no standby; primary was {B}",
     ),
     (
         target(TargetKind.STANDBY, S, name="wk1-ro.example", address="fd00::3", primary="fd00::4"),
@@ -106,6 +106,14 @@ def test_line_tells_all_that_is_remembered(decided: Target, line: str) -> None:
     rendered = hosts_block.render(b"", [decided])
     assert rendered == block(line)
     assert hosts_block.recall(rendered) == (decided,)
+
+
+def test_a_line_of_an_earlier_version() -> None:
+    """A block that was written before an upgrade is read, and written anew."""
+    line = f"{FENCE}\twk1\t# fenced; primary was {B}"
+    [read] = hosts_block.recall(block(f"{line}, now in recovery")) or []
+    assert (read.primary, read.primary_demoted) == (B, True)
+    assert hosts_block.render(b"", [read]) == block(line)
 
 
 def test_comment_depends_on_nothing_that_passes() -> None:
