@@ -124,15 +124,15 @@ class Changes:
         if not written:
             return
         time = dt.datetime.now(dt.timezone.utc).astimezone().isoformat(timespec="milliseconds")
-        for target in moved:
-            since = self._seen[target.name, target.address]
-            self.count[target.name] += 1
-            took_ms = round((now - since) * 1000)
-            self._tell(made(before.get(target.name), target, time=time, written_ms=took_ms), since, now)
-        for target in left:
-            since = self._seen[target.name, None]
-            self._tell(gone(target, time=time, written_ms=round((now - since) * 1000)), since, now)
-        self._before = targets
+        took_ms = {one: round((now - since) * 1000) for one, since in self._seen.items()}
+        changes = [
+            made(before.get(one.name), one, time=time, written_ms=took_ms[one.name, one.address]) for one in moved
+        ]
+        changes += [gone(one, time=time, written_ms=took_ms[one.name, None]) for one in left]
+        self._before = targets  # before they are told: what fails there must not be told and counted in each round
+        self.count.update(one.name for one in moved)
+        for change, since in zip(changes, self._seen.values(), strict=True):
+            self._tell(change, since, now)
 
     def _tell(self, change: Change, seen_at: float, now: float) -> None:
         self.written_s.observe(now - seen_at)

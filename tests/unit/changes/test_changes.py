@@ -237,9 +237,10 @@ def test_the_end_of_the_agent(tmp_path: Path) -> None:
 
 
 def test_a_defect_does_not_end_the_round(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged once."""
+    """It is logged once, and the change is told and counted once."""
     setup = Setup(tmp_path, target(A))
     bad = dataclasses.replace(target(B), reason=None)  # type: ignore[arg-type]
     setup.round(bad).round(bad).round(target(B))
+    assert setup.changes.count == {"wk1": 1}
     assert [record.getMessage() for record in caplog.records] == ["a change of a name is not told"]
     assert setup.moves == [("wk1", A, B)]
