@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import errno
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -25,10 +24,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FIRST_RETRY_S, _RETRY_MAX_S = 0.2, 30.0
-_SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_SHORT_RETRY_MAX_S = 1.0
-"""What the system may be short of for a moment only, and how soon a write is then tried again at the latest."""
+_FIRST_RETRY_S = 0.2
+_FAILED_MAX_S, _TRAMPLED_MAX_S = 1.0, 30.0
+"""How soon a write is tried again at the latest: one that failed, and one that another program undoes each time."""
 
 _TOLERATED = 3
 """How many changes by another program in a row are put back at once; later ones wait longer and longer."""
@@ -76,7 +74,7 @@ class HostsBlock:
         """What is wrong with the file now."""
         often = (
             f"{self._path}: somebody else keeps changing resolver-agent's lines; "
-            f"they are put back at growing intervals, up to {_RETRY_MAX_S:g} s"
+            f"they are put back at growing intervals, up to {_TRAMPLED_MAX_S:g} s"
         )
         return (
             *[fault for fault in (self._slow or self._fault,) if fault is not None],
@@ -166,8 +164,7 @@ class HostsBlock:
             self._fault = self._refused(error, "it stays as it is")
             self.failures += 1
             self._failures += 1
-            max_s = _SHORT_RETRY_MAX_S if getattr(error, "errno", None) in _SHORT_OF else _RETRY_MAX_S
-            self._not_before = now + backoff_s(self._failures, first_s=_FIRST_RETRY_S, max_s=max_s)  # A11
+            self._not_before = now + backoff_s(self._failures, first_s=_FIRST_RETRY_S, max_s=_FAILED_MAX_S)  # A11
             return True
         self.writes += outcome.state is not State.UNCHANGED
         if write.repeats and outcome.state is not State.UNCHANGED:
@@ -195,7 +192,8 @@ class HostsBlock:
         self._in_a_row += 1
         self._trampled_at = now
         if self._in_a_row > _TOLERATED:
-            self._not_before = now + backoff_s(self._in_a_row - _TOLERATED, first_s=_FIRST_RETRY_S, max_s=_RETRY_MAX_S)
+            wait_s = backoff_s(self._in_a_row - _TOLERATED, first_s=_FIRST_RETRY_S, max_s=_TRAMPLED_MAX_S)
+            self._not_before = now + wait_s
         else:
             _log.warning("%s: somebody else changed resolver-agent's lines; they are put back", self._path)
 

@@ -295,7 +295,7 @@ def test_a11_failed_write_is_an_alert_and_tried_again_ever_later(block: Block, m
     for _ in range(600):
         assert not block.put(TO_B, now)
         now += 0.1
-    assert 5 <= tries <= 12
+    assert 50 <= tries <= 64
     assert block.alerts == {
         "file": f"{block.path}: line 2: '# BEGIN resolver-agent' has no '# END resolver-agent' below it: put that "
         "back, or delete this line; it stays as it is"
@@ -306,11 +306,11 @@ def test_a11_failed_write_is_an_alert_and_tried_again_ever_later(block: Block, m
     assert (block.alerts, block.block.trampled, block.leads()) == ({}, 0, A)
 
 
-@pytest.mark.parametrize(("code", "again_s"), [(errno.EMFILE, 1.0), (errno.ENOMEM, 1.0), (errno.ENOSPC, 30.0)])
-def test_a11_a_moments_shortage_delays_no_write_for_long(
-    code: int, again_s: float, block: Block, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOSPC])
+def test_a11_a_failed_write_is_tried_again_within_a_second(
+    code: int, block: Block, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Descriptors and memory may be back in a moment, a full disk is not."""
+    """Whatever is short may be back in a moment, and until then a name may be wrong."""
     tries: list[float] = []
     now = 0.0
 
@@ -322,7 +322,7 @@ def test_a11_a_moments_shortage_delays_no_write_for_long(
     while now < 200:
         block.put(TO_A, now)
         now += 0.25
-    assert tries[-1] - tries[-2] == again_s
+    assert tries[-1] - tries[-2] == 1.0
 
 
 def test_a_file_that_cannot_be_read_is_an_alert(block: Block) -> None:
