@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from resolver_agent.config import patroni_yml, source, values, yaml12
-from resolver_agent.config.model import Config, Fallback, Group, Node, OnChange, PatroniApi, Queue, Route
+from resolver_agent.config.model import Config, Fallback, Group, Node, OnChange, PatroniApi, Queue, Route, with_login
 from resolver_agent.config.reader import Reader, Required, Table, TooManyErrorsError, as_is
 from resolver_agent.config.yaml12 import dotted
 
@@ -221,7 +221,8 @@ def _logins(
     demand = {"require_auth": _SAFE_AUTH} if "require_auth" in values.libpq_keywords() else {}
     shared = {key: value for key, value in given.items() if key not in _NODES_ALONE}
     own = _LOGIN & {*given, *local}
-    return {**_DEFAULT_LOGIN, **demand, **given}, {**_DEFAULT_LOGIN, **({} if own else patroni), **shared, **local}
+    of_local = {**_DEFAULT_LOGIN, **({} if own else patroni), **with_login(shared, local)}
+    return {**_DEFAULT_LOGIN, **demand, **given}, of_local
 
 
 def _is_patronis(document: Any) -> bool:

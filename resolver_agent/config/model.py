@@ -19,11 +19,20 @@ _OF_ONE_LOGIN = (
     ({"passfile"}, {"password"}),
     ({"sslcert", "sslkey"}, {"sslcert", "sslkey", "sslpassword"}),
 )
-"""What a name does not take from the login of all nodes where its own has one of these keywords."""
+"""What a login does not take from the shared one where it has one of these keywords itself."""
 
 
 NO_LOCAL = "there is no local PostgreSQL (local: off)"
 """Why something is not done, on a host without PostgreSQL."""
+
+
+def with_login(shared: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """Return the libpq keywords ``own``, and of the ``shared`` ones those that it does not set.
+
+    Two logins are never mixed: a password or key that belongs to another user, say, is left out.
+    """
+    left_out: set[str] = set().union(*(rest for some, rest in _OF_ONE_LOGIN if not some.isdisjoint(own)))
+    return {**{key: value for key, value in shared.items() if key not in left_out}, **own}
 
 
 class Route(enum.Enum):
@@ -142,15 +151,8 @@ class Config:
         return self.interval_s + self.timeout_s
 
     def login(self, group: Group) -> dict[str, str]:
-        """Return the libpq keywords for the nodes of a group, without host and port.
-
-        Two logins are never mixed: a password or key that belongs to another user, say, is left out.
-        """
-        left_out: set[str] = set().union(
-            *(rest for some, rest in _OF_ONE_LOGIN if not some.isdisjoint(group.postgresql))
-        )
-        shared = {key: value for key, value in self.postgresql.items() if key not in left_out}
-        return {**shared, **group.postgresql}
+        """Return the libpq keywords for the nodes of a group, without host and port."""
+        return with_login(self.postgresql, group.postgresql)
 
     def login_at(self, node: Node) -> dict[str, str]:
         """Return the libpq keywords for a node, without host and port; those of ``postgresql`` if it is in no group."""

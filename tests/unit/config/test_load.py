@@ -294,6 +294,11 @@ LOGINS = {
         {"user": "u", "dbname": "postgres"},
         {"host": "/sockets", "port": "5432", "user": "v", "dbname": "d"},
     ),
+    "local one of its own, without the other's password": (
+        "postgresql: {user: u, password: x, sslcert: /c, sslmode: require}\nlocal: {user: v}",
+        {"user": "u", "dbname": "postgres", "password": "x", "sslcert": "/c", "sslmode": "require"},
+        {"host": "/var/run/postgresql", "port": "5432", "user": "v", "dbname": "postgres", "sslmode": "require"},
+    ),
     "digits stay as they are written": (
         "postgresql: {password: 0123, keepalives_idle: 5}",
         {"user": "resolver_agent", "dbname": "postgres", "password": "0123", "keepalives_idle": "5"},
