@@ -145,9 +145,9 @@ SELECT (SELECT count(*) FROM pg_dist_transaction), gid, EXTRACT(epoch FROM clock
  ORDER BY prepared LIMIT 1
 """
 
-# Citus' messages, which it never translates.
-_CLEANED = re.compile(r"cleaned up (\d+) orphaned resources")
-_NOT_CLEANED = re.compile(r"failed to clean up (\d+) orphaned resources")
+# Citus' messages, which it never translates; before Citus 11.1 only shards are cleaned up.
+_CLEANED = re.compile(r"cleaned up (\d+) orphaned (?:resources|shards)")
+_NOT_CLEANED = re.compile(r"(?:failed to clean up|Failed to drop) (\d+) orphaned (?:resources|shards)")
 
 
 class _StoppedError(Exception):

@@ -48,6 +48,7 @@ CREATE TABLE pg_catalog.pg_dist_local_group (groupid int);
 INSERT INTO pg_catalog.pg_dist_local_group VALUES (0);
 CREATE TABLE pg_catalog.pg_dist_transaction (groupid int, gid text);
 CREATE TABLE pg_catalog.pg_dist_cleanup (record_id bigint, object_name text, node_group_id int);
+CREATE TABLE pg_catalog.pg_dist_placement (placementid bigint, shardstate int, groupid int);
 GRANT SELECT ON pg_catalog.pg_dist_node, pg_catalog.pg_dist_transaction, pg_catalog.pg_dist_cleanup TO public;
 
 CREATE SCHEMA stand_in;
@@ -94,15 +95,27 @@ BEGIN
     RAISE WARNING 'failed to clean up 1 orphaned resources out of 2';
 END
 $$;
-"""
 
-# Three nodes, the commit records of one transaction, and two orphaned resources.
+CREATE PROCEDURE pg_catalog.citus_cleanup_orphaned_shards() LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM pg_dist_placement WHERE placementid = 1;
+    RAISE NOTICE 'cleaned up 1 orphaned shards';
+    RAISE WARNING 'Failed to drop 1 orphaned shards out of 2';
+END
+$$;
+"""
+BEFORE_11_1 = "ALTER PROCEDURE pg_catalog.citus_cleanup_orphaned_resources() RENAME TO not_there_yet"
+SINCE_11_1 = "ALTER PROCEDURE pg_catalog.not_there_yet() RENAME TO citus_cleanup_orphaned_resources"
+PLACEMENTS = "SELECT placementid FROM pg_dist_placement ORDER BY placementid"
+
+# Three nodes, the commit records of one transaction, and two orphaned resources, or shards.
 CONTENTS = """
-TRUNCATE pg_dist_node, pg_dist_transaction, pg_dist_cleanup, stand_in.answers, stand_in.scripts;
+TRUNCATE pg_dist_node, pg_dist_transaction, pg_dist_cleanup, pg_dist_placement, stand_in.answers, stand_in.scripts;
 INSERT INTO pg_dist_node
 VALUES (1, 0, 'cn', 5432, 'primary'), (2, 1, 'wk1', 5432, 'primary'), (3, 2, 'wk2', 5432, 'primary');
 INSERT INTO pg_dist_transaction VALUES (1, 'citus_0_1_2_0'), (2, 'citus_0_1_2_1');
 INSERT INTO pg_dist_cleanup VALUES (1, 'one', 1), (2, 'two', 2);
+INSERT INTO pg_dist_placement VALUES (1, 4, 1), (2, 4, 2), (3, 1, 1);
 INSERT INTO stand_in.scripts DEFAULT VALUES;
 ALTER SEQUENCE stand_in.looks RESTART;
 ALTER SEQUENCE stand_in.recoveries RESTART;
@@ -368,6 +381,40 @@ def test_clean_up_forgets_nothing(citus: Citus, answer: str | None, looks: tuple
     assert str(found.fault).startswith(words)
     assert (found.recovered, found.records) == (2, 0)
     assert citus.run("SELECT count(*) FROM pg_dist_cleanup") == [(2,)]
+
+
+@pytest.fixture
+def before_11_1(citus: Citus) -> Iterator[None]:
+    """Have the stand-in lack what came with Citus 11.1."""
+    citus.run(BEFORE_11_1)
+    yield
+    citus.run(SINCE_11_1)
+
+
+@pytest.mark.usefixtures("before_11_1")
+def test_orphaned_shards_are_cleaned_up(citus: Citus) -> None:
+    """Before Citus 11.1 they are all that is left over, and Citus notes them among the placements."""
+    assert recover(citus.settings, "app", still=nothing) == DONE
+    assert citus.run(PLACEMENTS) == [(2,), (3,)]
+
+
+@pytest.mark.usefixtures("before_11_1")
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ({"wk1": STANDBY}, "a name leads to a standby, or to a server of another group: {"),
+        (dict.fromkeys(("wk1", "wk2"), ANOTHER), "a name leads to a standby, or to a server of another group: {"),
+        ({"wk1": None}, "the clean-up reached a node that answered neither before nor after: {"),
+    ],
+    ids=["standby", "another group", "met by the clean-up alone"],
+)
+def test_no_orphaned_shard_is_forgotten(citus: Citus, answers: dict[str, str | None], words: str) -> None:
+    """They have the same guard, also where no worker knows its group: there a live shard could be dropped."""
+    citus.run("UPDATE pg_dist_node SET hasmetadata = false WHERE groupid > 0")
+    for node, answer in answers.items():
+        citus.answer(answer, 3, 4, node=node)
+    assert str(recover(citus.settings, "app", still=nothing).fault).startswith(words)
+    assert citus.run(PLACEMENTS) == [(1,), (2,), (3,)]
 
 
 @pytest.mark.parametrize(

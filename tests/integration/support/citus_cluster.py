@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.integration.support.machine import Machine
 
-__all__ = ["DATABASE", "CitusCluster", "why_no_citus"]
+__all__ = ["DATABASE", "CitusCluster", "citus_version", "why_no_citus"]
 
 # A session that sets synchronous_commit to on waits for a standby that does not exist when it commits: after it has
 # prepared its transaction on the workers and written its own commit record, and before it has the workers commit.
@@ -55,12 +55,17 @@ _PREPARED = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database
 
 
 @functools.cache
-def why_no_citus() -> str | None:
-    """Return why the PostgreSQL that tests run on cannot have Citus, or None where it can."""
+def citus_version() -> tuple[int, ...]:
+    """Return the version of Citus of the PostgreSQL that tests run on, such as (13, 2); () where there is none."""
     with Site() as site:
         server = site.primary("asked", "127.0.40.1")
-        found = server.run_sql("SELECT name FROM pg_available_extensions WHERE name = 'citus'")
-        return None if found else f"citus is not in pg_available_extensions of {site.binaries}"
+        found = server.run_sql("SELECT default_version FROM pg_available_extensions WHERE name = 'citus'")
+    return tuple(int(part) for part in found[0][0].split("-")[0].split(".")) if found else ()
+
+
+def why_no_citus() -> str | None:
+    """Return why the PostgreSQL that tests run on cannot have Citus, or None where it can."""
+    return None if citus_version() else "citus is not in pg_available_extensions of the PostgreSQL in use"
 
 
 class CitusCluster(Cluster):
