@@ -25,8 +25,7 @@ SELECT r.standby,
        CASE WHEN r.standby THEN pg_catalog.to_hex((SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()))
             ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END,
        (SELECT system_identifier FROM pg_catalog.pg_control_system()),
-       pg_catalog.round((EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)
-         ::pg_catalog.numeric),
+       (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8,
        (SELECT pid FROM pg_catalog.pg_stat_get_wal_receiver())
   FROM (SELECT pg_catalog.pg_is_in_recovery() OFFSET 0) AS r(standby);
 """
