@@ -305,6 +305,8 @@ async def test_a_group_without_its_primary_is_asked_fifty_times_a_second(cluster
 async def test_what_rejects_probes_is_not_asked_in_a_frenzy(lone: Postgres, load: Load) -> None:
     """A server that revoked a privilege is rejecting, keeps its last known role, and its reconnects back off."""
     count = "SELECT sessions FROM pg_stat_database WHERE datname = 'template1'"
+    if lone.binaries.version < 14:
+        count = "SELECT 0"  # nothing counts them
     grant = "{} EXECUTE ON FUNCTION pg_control_system() {} PUBLIC"
     config = load(lone, {"wk1": [lone.address]}, postgresql={"user": ROLE, "dbname": "template1"})
     async with watching(config) as sight:

@@ -202,7 +202,7 @@ FAULTS: dict[str, tuple[Fault, ProbeFailure, str]] = {
     "takes no sessions": (
         cold_standby,
         ProbeFailure.NOT_SERVING,
-        "the database system is not accepting connections DETAIL: Hot standby mode is disabled.",
+        "the database system is (not accepting connections DETAIL: Hot standby mode is disabled.|starting up)",  # < 14
     ),
     "wrong password": (
         login(user="locked", password="wrong"),  # noqa: S106 -- it is
@@ -213,7 +213,7 @@ FAULTS: dict[str, tuple[Fault, ProbeFailure, str]] = {
     "no pg_hba line": (
         login(user="alien"),
         ProbeFailure.REJECTING,
-        'no pg_hba.conf entry for host "127.0.0.1", user "alien", database "postgres", no encryption',
+        'no pg_hba.conf entry for host "127.0.0.1", user "alien", database "postgres", (no encryption|SSL off)',  # < 14
     ),
     "no such database": (login(dbname="nowhere"), ProbeFailure.REJECTING, 'database "nowhere" does not exist'),
     "no privilege": (
