@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from psycopg.pq import ExecStatus
 
+from tests.integration.support.citus_cluster import citus_version
 from tests.integration.support.cluster import at_once
 
 if TYPE_CHECKING:
@@ -253,6 +254,8 @@ def test_a_deposed_coordinator_rolls_nothing_back(cluster: CitusPatroniCluster) 
 )
 def test_a_shard_move_is_broken_off(cluster: CitusPatroniCluster, mode: str, happens: str) -> None:
     """No row is lost and nothing is left of the move, whichever of its nodes fails over; it can be repeated."""
+    if citus_version() < (11, 1):
+        pytest.skip("before Citus 11.1 a shard move cannot be held, and does not note what it would leave")
     cn1, _ = cluster.groups["cn"]
     [(shard,)] = cluster.run_sql(cn1, SHARD, ["wk1"])
     move = MOVE.format(shard=shard, port=cluster.site.port, mode=mode)
