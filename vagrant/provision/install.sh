@@ -32,10 +32,10 @@ link /opt/patroni/bin/patronictl /usr/local/bin/patronictl
 put "$here/patroni.service" /etc/systemd/system/patroni.service
 
 step 'agent'
-# From a copy, because pip writes into the folder that it builds from.
+# From a copy, because pip writes into the folder that it builds from; and with what its link leads to.
 sources=$scratch/agent
 mkdir "$sources"
-cp -r "$checkout/pyproject.toml" "$checkout/README.md" "$checkout/resolver_agent" "$sources"
+cp -rL "$checkout/pyproject.toml" "$checkout/README.md" "$checkout/resolver_agent" "$sources"
 find "$sources" -name __pycache__ -prune -exec rm -r {} +
 stamp=$(cd "$sources" && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum)
 before=$changes
