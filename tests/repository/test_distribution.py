@@ -47,6 +47,9 @@ OF_RPM = {
     "usr/share/zsh/site-functions/_resolver-agent",
 }
 
+AARCH64 = (183).to_bytes(2, "little")
+"""In the header of an ELF file."""
+
 # What rpm 4.11 of CentOS 7 can do, of what a package can ask of rpm itself.
 OLD_RPM = {
     "rpmlib(CompressedFileNames)",
@@ -148,21 +151,36 @@ def test_lintian(packages: Packages) -> None:
     assert run("lintian", "--allow-root", "--fail-on=error,warning", packages.get("debian12")) == ""
 
 
-@pytest.mark.parametrize("target", ["el9", "el7"])
+@pytest.mark.parametrize("target", ["el9", "el8", "el7"])
 def test_rpmlint(packages: Packages, target: str) -> None:
     """Rpmlint has nothing to say."""
     said = run("rpmlint", f"--config={RECIPES / 'rpmlint.toml'}", packages.get(target))
     assert "0 errors, 0 warnings" in said
 
 
-@pytest.mark.parametrize("target", ["el9", "el7"])
+@pytest.mark.parametrize("target", ["el9", "el8", "el7"])
 def test_old_rpm(packages: Packages, target: str) -> None:
     """A package asks nothing of rpm that CentOS 7's does not have, and asks for Python where it brings none."""
     required = run("rpm", "--query", "--requires", "--package", packages.get(target)).splitlines()
     words = {line.split()[0] for line in required}
     assert {word for word in words if word.startswith("rpmlib(")} <= OLD_RPM
-    python = {"/usr/bin/python3.11"} if target == "el9" else set()
+    python = set() if target == "el7" else {"/usr/bin/python3.11"}
     assert {word for word in words if not word.startswith("rpmlib(")} == {"/bin/sh", "glibc", *python}
+
+
+@pytest.mark.parametrize("target", ["debian12", "el8"])
+def test_other_architecture(packages: Packages, target: str, tmp_path: Path) -> None:
+    """A package for aarch64 is built here: it says so, and has machine code for aarch64 alone."""
+    package = packages.build(target, arch="aarch64", output=tmp_path)
+    if package.suffix == ".deb":
+        assert run("dpkg-deb", "--field", package, "Architecture") == "arm64\n"
+    else:
+        assert run("rpm", "--query", "--queryformat=%{arch}", "--package", package) == "aarch64"
+    paths = (path for path in extracted(package, tmp_path / "tree").rglob("*") if path.is_file())
+    contents = {path.name: path.read_bytes() for path in paths}
+    machines = {name: content[18:20] for name, content in contents.items() if content.startswith(b"\x7fELF")}
+    assert set(machines.values()) == {AARCH64}
+    assert [name for name in machines if name.startswith("_psycopg.")]
 
 
 def test_bundle(packages: Packages, tmp_path: Path) -> None:

@@ -36,10 +36,11 @@ class Packages:
             self._built[key] = self.build(target, checkout=checkout, output=self.folder / f"of-{version}")
         return self._built[key]
 
-    def build(self, target: str, *, output: Path, checkout: Path = CHECKOUT) -> Path:
-        """Build a package without network, once its inputs are there."""
+    def build(self, target: str, *, output: Path, checkout: Path = CHECKOUT, arch: str | None = None) -> Path:
+        """Build a package without network, once its inputs are there; by default for this machine's architecture."""
         script = [sys.executable, str(checkout / "systemd/packages/build.py"), target, f"--inputs={self.inputs}"]
         script += [f"--python={self._standalone()}"] if target == "el7" else []
+        script += [f"--arch={arch}"] if arch else []
         _run(*script, "--fetch")
         return Path(_run("unshare", "--net", *script, f"--output={output}").strip())
 
