@@ -808,6 +808,7 @@ def _warn_unless_kept(what: str, *, kept: bool) -> None:
 
 def _remove(options: argparse.Namespace) -> int:
     from resolver_agent.citus import flush
+    from resolver_agent.config.model import NO_LOCAL
     from resolver_agent.hosts import atomic_file, block
     from resolver_agent.system import lock
 
@@ -825,6 +826,8 @@ def _remove(options: argparse.Namespace) -> int:
         raise _TroubleError(f"{config.hosts_file}: {error}; nothing was removed") from error
     done = "had no block" if outcome.state is atomic_file.State.UNCHANGED else "no longer has the block"
     print(f"{config.hosts_file} {done}")
+    if not config.has_local:  # on a coordinator that is configured like an application host, its queries now fail
+        print(f"pg_dist_node was not asked whether it holds the names: {NO_LOCAL}")
     try:
         if config.citus:
             flush.reset(config)

@@ -93,6 +93,7 @@ def test_every_command_knows(running: Agent, config: Path, cluster: dict[str, Gr
     running.stop()
     removed = run("remove", "-c", config)
     assert (removed.returncode, removed.stderr) == (0, "")
+    assert f"pg_dist_node was not asked whether it holds the names: {NO_LOCAL}" in removed.stdout
     assert running.target("cn") is None
     assert run("once", "-c", config).returncode == 0
     assert running.target("cn") == cluster["cn"].primary.address
