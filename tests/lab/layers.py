@@ -52,11 +52,14 @@ apt-get install -qq --no-install-recommends libcurl4
 apt-get clean
 """
 
-# What shows that a package works on a host; without it man pages would not be unpacked.
+# What shows that a package works on a host, and what Ansible needs there; without the first line man pages would not be
+# unpacked.
 _PACKAGE_TOOLS = """
 rm -f /etc/dpkg/dpkg.cfg.d/*
 apt-get update -qq
-apt-get install -qq --no-install-recommends bash-completion man-db rpm
+apt-get install -qq --no-install-recommends bash-completion man-db python3-apt python3-venv rpm
+[ ! -d /etc/postgresql/*/main ] || pg_dropcluster "$(basename /etc/postgresql/*)" main
+[ -e /etc/hosts ] || echo '127.0.0.1 localhost' >/etc/hosts
 apt-get clean
 """
 
@@ -76,9 +79,12 @@ def installed() -> tuple[list[Path], Path]:
     return [layer, base], wheels
 
 
-def with_package_tools() -> list[Path]:
-    """Return the folders that make a tree with dpkg, rpm, man and bash-completion, the upper one first."""
-    base = cached_tree()
+def with_package_tools(tree: str | None = None) -> list[Path]:
+    """Return the folders that make a tree with dpkg, rpm, man and bash-completion, the upper one first.
+
+    ``tree`` is the path of what debootstrap has made, the codename of a Debian, or by default this machine's release.
+    """
+    base = Path(tree) if tree and "/" in tree else cached_tree(tree)
     layer = base.with_name(f"package-tools-{_digest(base.name, _PACKAGE_TOOLS)}")
     _once(layer, lambda folder: _run_in(folder, [base], CHECKOUT, CHECKOUT, "sh", "-ec", _PACKAGE_TOOLS))
     return [layer, base]

@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from resolver_agent import __version__
-from tests.integration.support.systemd_host import Container, SystemdHost
-from tests.lab import layers
-from tests.lab.ground import Ground
+from tests.lab.one_host import CONFIG, POSTGRES, STOP, TO_ADDRESSES, booted, sh
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.integration.support.distribution import Packages
+    from tests.integration.support.systemd_host import SystemdHost
 
 LATER = "9.0.0"
-OTHERS = ("/var/cache/man/", "/var/lib/dpkg/")
+ELSEWHERE = ("/var/cache/man/", "/var/lib/dpkg/")
 """Where other programs keep what they know of a package."""
 SERVICE, SOCKET = "resolver-agent.service", "resolver-agent.socket"
-CONFIG = b"""\
-fallback: none
-names:
-  cn: {nodes: [127.0.0.2]}
-postgresql: {user: resolver_agent, dbname: postgres}
-local: {host: /run/postgresql, user: resolver_agent_local}
-"""
-# A stand-in for Citus' metadata, as this PostgreSQL has no Citus.
-POSTGRES = """
-set -e
-bin=$(echo /usr/lib/postgresql/*/bin)
-runuser -u postgres -- $bin/initdb --auth=trust --no-sync --pgdata=/var/lib/postgresql/cn >/dev/null
-cd /var/lib/postgresql/cn
-sed -i '1i local all resolver_agent_local peer map=resolver_agent' pg_hba.conf
-echo 'resolver_agent root resolver_agent_local' >>pg_ident.conf
-runuser -u postgres -- $bin/pg_ctl start --silent --wait --pgdata=. --log=log \\
-    --options="-c fsync=off -c listen_addresses=127.0.0.2 -c allow_system_table_mods=on"
-sql() {
-    runuser -u postgres -- psql --quiet --no-psqlrc --set=ON_ERROR_STOP=1 --host=/run/postgresql "$@"
-}
-sql --file=/usr/share/resolver-agent/role.sql
-sql --command="CREATE TABLE pg_catalog.pg_dist_node (nodename text)" \\
-    --command="GRANT SELECT ON pg_dist_node TO public" \\
-    --command="INSERT INTO pg_dist_node VALUES ('cn')"
-"""
-TO_ADDRESSES = "UPDATE pg_dist_node SET nodename = '127.0.0.2'"
-STOP = "cd /; runuser -u postgres -- /usr/lib/postgresql/*/bin/pg_ctl stop --mode=fast --pgdata=/var/lib/postgresql/cn"
 COMPLETED = """
 . /usr/share/bash-completion/bash_completion
 _completion_loader resolver-agent
@@ -62,7 +34,10 @@ echo "${COMPREPLY[@]}"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Manager:
-    """A package manager: what its package is for, and its commands."""
+    """A package manager: what its package is for, its commands, and the tree of its release.
+
+    That is a folder, the codename of a Debian, or by default this machine's release.
+    """
 
     target: str
     install: str
@@ -70,6 +45,7 @@ class Manager:
     remove: str
     purge: str
     refused: str
+    tree: str | None = None
 
 
 DPKG = Manager(
@@ -91,9 +67,15 @@ RPM = Manager(
 )
 
 
-@pytest.fixture(params=[DPKG, RPM], ids=["dpkg", "rpm"])
+OTHERS = [
+    dataclasses.replace(DPKG, target=target, tree=tree)
+    for target, _, tree in (word.partition("=") for word in os.environ.get("RESOLVER_AGENT_RELEASES", "").split())
+]
+
+
+@pytest.fixture(params=[DPKG, RPM, *OTHERS], ids=["dpkg", "rpm", *(each.target for each in OTHERS)])
 def manager(request: pytest.FixtureRequest) -> Manager:
-    """Return each package manager."""
+    """Return each package manager, and that of each other release that the environment names."""
     assert isinstance(request.param, Manager)
     return request.param
 
@@ -102,22 +84,8 @@ def manager(request: pytest.FixtureRequest) -> Manager:
 def host(manager: Manager, packages: Packages) -> Iterator[SystemdHost]:
     """Yield a booted host with both versions of the package in /srv, and neither installed."""
     files = [packages.get(manager.target), packages.get(manager.target, version=LATER)]
-    with contextlib.ExitStack() as stack:
-        ground = stack.enter_context(Ground("10.0.0.1/24"))
-        ground.lay("host", layers.with_package_tools())
-        folder = ground.folder
-        for file in files:
-            (folder / file.name).write_bytes(file.read_bytes())
-        options = ["--directory=/mnt/host/root", f"--bind-ro={folder}:/srv", "--private-network"]
-        container = stack.enter_context(Container("host", *options, launcher=ground.launcher))
-        host = container.booted()
-        host.run("rm", "-r", "/opt/resolver-agent")
+    with booted(files, tree=manager.tree) as host:
         yield host
-
-
-def sh(host: SystemdHost, script: str) -> str:
-    """Run a script on a host, and return what it prints."""
-    return host.run("bash", "-c", script)
 
 
 def states(host: SystemdHost) -> dict[str, tuple[str, str]]:
@@ -160,7 +128,7 @@ def test_life(manager: Manager, host: SystemdHost, packages: Packages) -> None:
     assert states(host) == dict.fromkeys([SERVICE, SOCKET], ("enabled", "active"))
     assert host.read("/etc/hosts") == named
 
-    host.run("runuser", "-u", "postgres", "--", "psql", "--quiet", "--host=/run/postgresql", "--command", TO_ADDRESSES)
+    sh(host, TO_ADDRESSES)
     sh(host, manager.remove)
     assert b"resolver-agent" not in host.read("/etc/hosts")
     assert host.read("/etc/resolver-agent.yml") == CONFIG
@@ -168,7 +136,7 @@ def test_life(manager: Manager, host: SystemdHost, packages: Packages) -> None:
     assert sh(host, "pgrep -f '[r]esolver-agent run' || :") == ""
     sh(host, manager.purge)
     found = sh(host, "find / -xdev -name '*resolver*agent*' -not -path '/proc/*'").splitlines()
-    assert [path for path in found if not path.startswith(OTHERS)] == []
+    assert [path for path in found if not path.startswith(ELSEWHERE)] == []
 
 
 def test_without_an_answer(manager: Manager, host: SystemdHost, packages: Packages) -> None:

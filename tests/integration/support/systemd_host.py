@@ -228,10 +228,14 @@ def booted(*, package: Path = CHECKOUT / "resolver_agent") -> Iterator[SystemdHo
         yield container.booted()
 
 
-def cached_tree() -> Path:
-    """Return the file tree of the host: Debian with PostgreSQL, and the agent's dependencies in /opt/resolver-agent."""
+def cached_tree(release: str | None = None) -> Path:
+    """Return the file tree of the host: Debian with PostgreSQL, and the agent's dependencies in /opt/resolver-agent.
+
+    ``release`` is Debian's codename, by default this machine's.
+    """
     dependencies = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["dependencies"]
-    mirror, codename = _debian_source()
+    mirror, own = _debian_source()
+    codename = release or own
     recipe = "\n".join([inspect.getsource(_build), codename, *dependencies])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resolver-agent-tests"
     tree = cache / f"debian-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
