@@ -182,7 +182,8 @@ def run(row: Row, log: Path) -> Result:
         venv = Path(row.interpreter).parents[1]
         subprocess.run([TOP / "tests" / "setup", venv], env=os.environ | {"PYTHON": f"python{row.python}"}, check=True)
     report = log.with_suffix(".xml")
-    command = ["-m", "pytest", "-q", "-k", "not embedded", f"--junit-xml={report}", *row.tests]
+    xml = ["-o", "junit_family=xunit1", f"--junit-xml={report}"]  # which has record_property()
+    command = ["-m", "pytest", "-q", "-k", "not embedded", *xml, *row.tests]
     with log.open("w") as output:
         subprocess.run(
             [row.interpreter, *command],
