@@ -14,7 +14,7 @@ from resolver_agent.demo.postgres import Postgres, Site
 from tests.integration.support.agent_process import Agent
 from tests.integration.support.citus_cluster import CitusCluster, why_no_citus
 from tests.integration.support.cluster import in_memory
-from tests.integration.support.patroni_cluster import CitusPatroniCluster, PatroniCluster
+from tests.integration.support.patroni_cluster import CitusPatroniCluster, PatroniCluster, why_no_patroni
 from tests.integration.support.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -152,6 +152,8 @@ def citus(citus_servers: CitusCluster) -> Iterator[CitusCluster]:
 @pytest.fixture(scope="session")
 def patroni_servers() -> Iterator[PatroniCluster]:
     """Four machines where nothing runs; tests use ``patroni``."""
+    if reason := why_no_patroni():
+        pytest.skip(reason)
     with PatroniCluster(["cn", "wk1"]) as cluster:
         yield cluster
 
@@ -166,7 +168,7 @@ def patroni(patroni_servers: PatroniCluster) -> Iterator[PatroniCluster]:
 @pytest.fixture(scope="session")
 def citus_patroni_servers() -> Iterator[CitusPatroniCluster]:
     """Six machines where nothing runs; tests use ``citus_patroni``."""
-    if reason := why_no_citus():
+    if reason := why_no_citus() or why_no_patroni():
         pytest.skip(reason)
     with CitusPatroniCluster() as cluster:
         yield cluster
@@ -174,7 +176,7 @@ def citus_patroni_servers() -> Iterator[CitusPatroniCluster]:
 
 @pytest.fixture
 def citus_patroni(citus_patroni_servers: CitusPatroniCluster) -> Iterator[CitusPatroniCluster]:
-    """A Citus cluster under Patroni in its initial state; tests skip where there is no Citus."""
+    """A Citus cluster under Patroni in its initial state; tests skip where there is not both."""
     with citus_patroni_servers.as_made():
         yield citus_patroni_servers
 

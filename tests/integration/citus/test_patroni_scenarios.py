@@ -59,7 +59,7 @@ def cluster(citus_patroni: CitusPatroniCluster) -> CitusPatroniCluster:
         citus_patroni.reconfigure(machine, postgresql={"pre_promote": citus_patroni.hook(machine)})
     at_once(citus_patroni.start_agent, citus_patroni.machines.values())
     for agent in citus_patroni.agents.values():
-        agent.wait_for_line("flushed the connections", timeout_s=30)
+        agent.wait_for_line("flushed the connections", timeout_s=60)
     return citus_patroni
 
 

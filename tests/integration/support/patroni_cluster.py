@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+import pytest
 import yaml
 
 from resolver_agent.demo import postgres
-from resolver_agent.demo.postgres import Postgres
+from resolver_agent.demo.postgres import Postgres, Site
 from tests.integration.support.citus_cluster import CitusCluster
 from tests.integration.support.cluster import ADDRESSES, Cluster, at_once
 from tests.integration.support.etcd import Etcd
 from tests.integration.support.machine import CHECKOUT, PATRONI, http_request
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable, Collection, Mapping
 
     from tests.integration.support.machine import Machine
@@ -48,6 +50,21 @@ _DYNAMIC: dict[str, Any] = {
         },
     },
 }
+
+
+@functools.cache
+def patroni_version() -> tuple[int, ...]:
+    """Return the version of the Patroni that tests run, such as (4, 1, 5)."""
+    said = subprocess.run([PATRONI, "-m", "patroni", "--version"], capture_output=True, text=True, check=True).stdout
+    return tuple(int(part) for part in re.findall(r"\d+", said))
+
+
+@functools.cache
+def why_no_patroni() -> str | None:
+    """Return why Patroni cannot run the PostgreSQL that tests run on, or None where it can."""
+    with Site() as site:
+        missing = [name for name in ("pg_controldata", "pg_rewind") if not (site.binaries.folder / name).exists()]
+    return f"Patroni needs {' and '.join(missing)}, which the PostgreSQL in use lacks" if missing else None
 
 
 class Patroni(Cluster):
@@ -128,7 +145,12 @@ class Patroni(Cluster):
             self.wait_for_log(machine, "Reloading PostgreSQL configuration", since=since)
 
     def hook(self, machine: Machine, name: str = "pre_promote") -> str:
-        """Return a line that we give for patroni.yml, for this checkout's program and the agent of a machine."""
+        """Return a line that we give for patroni.yml, for this checkout's program and the agent of a machine.
+
+        Where Patroni does not have this hook, the test that asks for it is skipped.
+        """
+        if name == "before_stop" and patroni_version() < (3, 0, 3):
+            pytest.skip("before_stop, and with it the queue, needs Patroni 3.0.3")
         text = (CHECKOUT / "systemd" / "patroni-hooks.yml").read_text()
         line: str = yaml.safe_load(text)["postgresql"][name]
         command = name.replace("_", "-")
