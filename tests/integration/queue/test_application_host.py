@@ -27,6 +27,7 @@ def host(patroni: PatroniCluster) -> Iterator[ApplicationHost]:
         yield made
 
 
+@pytest.mark.usefixtures("before_stop")
 def test_a_planned_switchover_of_the_coordinator(host: ApplicationHost) -> None:
     """Not one new connection fails, and each reaches the primary; PgBouncer follows once it looks the name up again."""
     old, new = host.cluster.groups["cn"]

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tests.integration.support.machine import Machine
     from tests.integration.support.patroni_cluster import PatroniCluster
 
+pytestmark = pytest.mark.usefixtures("before_stop")
+
 NO_CHECKPOINT = r"the stop is not planned: the last checkpoint was \d+ s ago"
 NO_LOCK = "the local Patroni does not hold the leader lock"
 NO_DCS = "the local Patroni does not reach its DCS: .*"

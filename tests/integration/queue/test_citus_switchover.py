@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tests.integration.support.machine import Machine
     from tests.integration.support.patroni_cluster import CitusPatroniCluster
 
+pytestmark = pytest.mark.usefixtures("before_stop")
+
 ROOMS = "127.77."
 SAID = re.compile("queue|room|gate|stop|wait")
 PARAMETER = "citus.max_cached_conns_per_worker"

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tests.integration.support.machine import Machine
     from tests.integration.support.patroni_cluster import PatroniCluster
 
+pytestmark = pytest.mark.usefixtures("before_stop")
+
 WK1 = 1
 """The place of wk1 among the names of the configuration."""
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from tests.integration.support.patroni_cluster import PatroniCluster
 
+pytestmark = pytest.mark.usefixtures("before_stop")
+
 ROOMS = r"127\.\d+\.0\.2"
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-import pytest
 import yaml
 
 from resolver_agent.demo import postgres
@@ -145,12 +144,7 @@ class Patroni(Cluster):
             self.wait_for_log(machine, "Reloading PostgreSQL configuration", since=since)
 
     def hook(self, machine: Machine, name: str = "pre_promote") -> str:
-        """Return a line that we give for patroni.yml, for this checkout's program and the agent of a machine.
-
-        Where Patroni does not have this hook, the test that asks for it is skipped.
-        """
-        if name == "before_stop" and patroni_version() < (3, 0, 3):
-            pytest.skip("before_stop, and with it the queue, needs Patroni 3.0.3")
+        """Return a line that we give for patroni.yml, for this checkout's program and the agent of a machine."""
         text = (CHECKOUT / "systemd" / "patroni-hooks.yml").read_text()
         line: str = yaml.safe_load(text)["postgresql"][name]
         command = name.replace("_", "-")
