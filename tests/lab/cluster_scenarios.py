@@ -146,7 +146,7 @@ def patroni_restarted(lab: Lab) -> None:
     node = lab.standby("cn")
     mark = node.host.mark()
     node.host.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "patroni")
-    node.host.wait_for("Started patroni.service", after=mark, unit="patroni.service")
+    node.host.wait_for("^Started ", after=mark, unit="patroni.service")
     settle(lab)
     lab.switch_over("cn")
     settle(lab, {"cn": node})

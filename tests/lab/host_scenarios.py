@@ -34,7 +34,7 @@ def agent_killed(lab: Lab) -> None:
         before, pid = coordinator.host.read(_HOSTS), coordinator.status["pid"]
         mark = coordinator.host.mark()
         coordinator.host.run("systemctl", "kill", "--signal=KILL", "resolver-agent.service")
-        coordinator.host.wait_for("Started resolver-agent.service", after=mark)
+        coordinator.host.wait_for("^Started ", after=mark)
         settle(lab)
         assert coordinator.status["pid"] != pid
         assert coordinator.host.read(_HOSTS) == before

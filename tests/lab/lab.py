@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 REST_PORT = 8008
 _POSTGRES = (Path("/usr/lib/postgresql/15"), Path("/usr/share/postgresql/15"))
+_CITUS = "usr/share/postgresql/*/extension/citus.control"
 _NETWORK = """\
 [Match]
 Name=host0
@@ -43,8 +44,8 @@ class Lab:
     """A cluster of six nodes; a context manager.
 
     PostgreSQL runs under Patroni, with an agent on each. There is a table ``accounts``, whose rows are on workers, and
-    a view ``serving`` of who reads them. Citus distributes it where this machine's PostgreSQL has that; elsewhere the
-    coordinator reaches the workers by postgres_fdw, by the same names.
+    a view ``serving`` of who reads them. Citus distributes it where this machine's PostgreSQL has that, or the one in
+    RESOLVER_AGENT_LAB_ROOT; elsewhere the coordinator reaches the workers by postgres_fdw, by the same names.
 
     Attributes:
         nodes: by name.
@@ -68,7 +69,11 @@ class Lab:
             group: [node for node in self.nodes.values() if node.group == group] for group in self._plan["names"]
         }
         self.etcd = [self.nodes[name] for name in self._plan["etcd"][:etcd_nodes]]
-        self.citus = citus and (_POSTGRES[1] / "extension/citus.control").exists()
+        root = layers.own_root()
+        there = any(root.glob(_CITUS)) if root else (_POSTGRES[1] / "extension/citus.control").exists()
+        self.citus = citus and there
+        # Citus needs the PostgreSQL that it was built for.
+        self._binds = [] if root or not self.citus else [f"--bind-ro={path}" for path in _POSTGRES]
 
     def __enter__(self) -> Self:
         lower, self._wheels = layers.installed()
@@ -86,6 +91,9 @@ class Lab:
             for node in self.nodes.values():
                 disk = self.ground.outside(self.ground.lay(node.name, [installed, *lower]))
                 (disk / "etc/hostname").write_text(f"{node.name}\n")
+                if not self.citus:
+                    for control in disk.glob(_CITUS):
+                        control.unlink()
                 network_file = disk / "etc/systemd/network/10-lab.network"
                 network_file.write_text(_NETWORK.format(address=f"{node.address}/{prefix}"))
             try:
@@ -180,8 +188,6 @@ class Lab:
 
     def start_container(self, machine: str) -> Container:
         """Start the container of a node."""
-        # Citus needs the PostgreSQL that it was built for.
-        binds = [f"--bind-ro={path}" for path in _POSTGRES] if self.citus else []
         return self._starter.submit(
             Container,
             machine,
@@ -190,7 +196,7 @@ class Lab:
             f"--bind-ro={self.checkout}:{layers.SOURCES}",
             f"--bind-ro={self._wheels}:{layers.WHEELS}",
             "--network-bridge=lab",
-            *binds,
+            *self._binds,
             launcher=self.ground.launcher,
         ).result()
 

@@ -64,13 +64,19 @@ apt-get clean
 """
 
 
+def own_root() -> Path | None:
+    """Return the tree of another Debian that RESOLVER_AGENT_LAB_ROOT names, if it does."""
+    path = os.environ.get("RESOLVER_AGENT_LAB_ROOT")
+    return Path(path) if path else None
+
+
 def installed() -> tuple[list[Path], Path]:
     """Return the folders that make a tree where ``install.sh`` has run, the upper one first, and the one of wheels.
 
     The agent in it may be that of an older checkout.
     """
-    base = cached_tree()
-    (python,) = base.glob("usr/lib/python3.*")
+    base = own_root() or cached_tree()
+    [python] = [*base.glob("opt/python/lib/python3.*")] or base.glob("usr/lib/python3.*")
     wanted = _wanted()
     wheels = base.with_name(f"wheels-{_digest(python.name, *wanted)}")
     _once(wheels, lambda folder: _collect(folder, wanted, version=python.name.removeprefix("python")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ class Node:
     def role_changes(self) -> list[tuple[float, bool]]:
         """When its PostgreSQL took each role (seconds since the epoch), and whether that was a standby's."""
         return [
-            (float(line.split()[0]), "read-only" in line)
+            (float(line.split()[0]), re.search("read.only", line) is not None)  # until PostgreSQL 13 "read only"
             for line in self._lab.journal(self, "--unit=patroni.service", "--output=short-unix").splitlines()
             if "LOG:  database system is ready to accept " in line
         ]

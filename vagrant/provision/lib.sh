@@ -63,7 +63,7 @@ ID='' VERSION_ID=''
 . /etc/os-release
 case "$ID $VERSION_ID" in
     'centos 7') system=centos7 ;;
-    'debian 12') system=debian ;;
+    'debian 11' | 'debian 12') system=debian ;;
     *) die "$ID $VERSION_ID is not supported; it needs a file like debian.sh" ;;
 esac
 # shellcheck source=debian.sh
