@@ -52,6 +52,8 @@ class Lab:
         groups: the nodes behind each name in pg_dist_node.
         etcd: the nodes that it runs on.
         citus: whether it has Citus.
+        port: PostgreSQL's, on each node.
+        database: the users' own.
         ground: its network and its disks.
         checkout: the sources that it is made of, a copy that a test may change.
     """
@@ -60,6 +62,8 @@ class Lab:
         """Plan it; without ``citus`` there is none even where this machine has it."""
         self._etcd_nodes = etcd_nodes
         self._plan = yaml.safe_load((CHECKOUT / "vagrant/lab.yml").read_text())
+        self.port: int = self._plan["port"]
+        self.database: str = self._plan["database"]
         self.nodes = {
             name: Node(name, address, group=group, lab=self)
             for group, members in self._plan["names"].items()
@@ -163,10 +167,10 @@ class Lab:
         """Open a session on a node as the lab's user, from outside; in autocommit mode."""
         where: dict[str, Any] = {
             "host": node.address,
-            "port": self._plan["port"],
+            "port": self.port,
             "user": "app",
             "password": self._plan["password"],
-            "dbname": self._plan["database"],
+            "dbname": self.database,
             "connect_timeout": 5,
         }
         with self.ground.entered():
