@@ -165,4 +165,6 @@ def hold(view: GroupView, wanted_role: Role, why: str) -> Choice:
         return Choice(FENCE, TargetKind.FENCED, Reason(Code.FENCED, why), wanted_role)
     if kind is TargetKind.SELF:
         kind = TargetKind.PRIMARY if wanted_role is Role.PRIMARY else TargetKind.STANDBY
+    if held.address == FENCE:  # R8: clients fail
+        return Choice(FENCE, kind, Reason(Code.FENCED, f"stays fenced; {why}"), wanted_role)
     return Choice(held.address, kind, Reason(Code.HELD, f"held; {why}"), wanted_role)

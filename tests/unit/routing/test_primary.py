@@ -178,8 +178,8 @@ if TYPE_CHECKING:
         pytest.param(
             [remembered(FENCE, FENCED)],
             {A: rejecting(), B: rejecting()},
-            f"wk1 → fenced (held; no primary known; {A} {NO_LOGIN}; {B} {NO_LOGIN})",
-            Code.HELD,
+            f"wk1 → fenced (stays fenced; no primary known; {A} {NO_LOGIN}; {B} {NO_LOGIN})",
+            Code.FENCED,
             id="P7 unknown: a fence stays",
         ),
         # several otherwise
