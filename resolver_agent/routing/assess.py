@@ -45,11 +45,17 @@ def assess(
     memory = before.memory
     states = {node: observations.nodes.get(node, _NEVER_ASKED) for node in group.nodes}
     status = observations.patroni.get(group.name, _NO_STATUS)
-    fresh = _find_fresh(states, now=now, max_age_s=max_age_s)
+    fresh = {
+        node: seen
+        for node, state in states.items()
+        if (seen := _find_fresh(state, now=now, max_age_s=max_age_s)) is not None
+    }
     trusted, doubts = _trusted_status(group, status, fresh, memory.system_id)
     system_id, replaced_id, replaced = find_system_id(group, before, trusted, states=states, fresh=fresh)
     members = {node: seen for node, seen in fresh.items() if seen.identity and seen.identity.system_id == system_id}
-    foreign_words = {node: describe_foreign(seen, system_id) for node, seen in fresh.items() if node not in members}
+    foreign_words = {}
+    if len(members) < len(fresh):
+        foreign_words = {node: describe_foreign(seen, system_id) for node, seen in fresh.items() if node not in members}
     alerts = _node_alerts(group, states, foreign_words if system_id is not None else {})
     foreign = find_foreign(states, system_id)
     primary, split = find_primary(
@@ -64,15 +70,18 @@ def assess(
         group,
         states,
         members=members,
-        refused=foreign_words  # A7
-        | dict(trusted.excluded)
-        | ({leaving: f"{leaving.host} stops as announced"} if leaving is not None else {}),
+        refused={  # A7
+            **foreign_words,
+            **trusted.excluded,
+            **({leaving: f"{leaving.host} stops as announced"} if leaving is not None else {}),
+        },
         lsns=lsns,
         previous=memory.fitness,
         now=now,
     )
-    fit = tuple(node for node in group.nodes if fitness[node].fit_since is not None)
-    fit_from = {node: (fitness[node].fit_since or 0.0) + group.failback_delay_s for node in fit}
+    fit_from = {
+        node: one.fit_since + group.failback_delay_s for node, one in fitness.items() if one.fit_since is not None
+    }
     return GroupView(
         group=group,
         status=status,
@@ -93,8 +102,8 @@ def assess(
         ),
         foreign=foreign,
         primary=primary,
-        fit=fit,
-        healthy=frozenset(node for node in fit if fit_from[node] <= now),
+        fit=tuple(fit_from),
+        healthy=frozenset(node for node, at in fit_from.items() if at <= now),
         own_seen=_find_own(states, observations),
         split=bool(split),
         alerts=(*replaced, *doubts, *alerts, *split),
@@ -119,29 +128,28 @@ def _would_repeat(
 
     Whether an announced stop is called off depends on when its server was last asked.
     """
+    if (
+        group is not view.group
+        or now >= view.pending_until
+        or group.name in observations.windows
+        or view.leaving is not None
+        or observations.patroni.get(group.name, _NO_STATUS) is not view.status
+    ):
+        return False
     times_matter = view.own is not None or group.max_lag_bytes is not None or group.max_lag_s is not None
-    return (
-        group is view.group
-        and before == view.before
-        and now < view.pending_until
-        and group.name not in observations.windows
-        and view.leaving is None
-        and observations.patroni.get(group.name, _NO_STATUS) is view.status
-        and _find_own(view.states, observations) is view.own_seen
-        and all(
-            (state is seen or (not times_matter and state.change_key == seen.change_key))
-            and (seen.fresh(now=now, max_age_s=max_age_s) is not None and is_usable(_address(seen)))
-            is (node in view.fresh)
-            for node, state in view.states.items()
-            for seen in [observations.nodes.get(node, _NEVER_ASKED)]
-        )
-    )
+    for node, state in view.states.items():
+        seen = observations.nodes.get(node, _NEVER_ASKED)
+        if state is not seen and (times_matter or state.change_key != seen.change_key):
+            return False
+        if (_find_fresh(seen, now=now, max_age_s=max_age_s) is not None) is not (node in view.fresh):
+            return False
+    return _find_own(view.states, observations) is view.own_seen and before == view.before
 
 
-def _find_fresh(states: Mapping[Node, NodeState], *, now: float, max_age_s: float) -> dict[Node, Observation]:
-    """Return what was seen of each node, where that counts and a name can lead there."""
-    found = {node: state.fresh(now=now, max_age_s=max_age_s) for node, state in states.items()}
-    return {node: seen for node, seen in found.items() if seen is not None and is_usable(seen.address)}
+def _find_fresh(state: NodeState, *, now: float, max_age_s: float) -> Observation | None:
+    """Return what was seen of a node, if that counts and a name can lead there."""
+    seen = state.fresh(now=now, max_age_s=max_age_s)
+    return seen if seen is not None and is_usable(seen.address) else None
 
 
 def _trusted_status(
@@ -169,9 +177,11 @@ def _find_own(states: Mapping[Node, NodeState], observations: Observations) -> O
     local = observations.local.role_seen
     if local is None or local.identity is None:
         return None
-    found = (state.role_seen for state in states.values())
-    same = (seen for seen in found if seen is not None and seen.identity == local.identity)
-    return next((seen for seen in same if is_usable(seen.address)), None)
+    for state in states.values():
+        seen = state.role_seen
+        if seen is not None and seen.identity == local.identity and is_usable(seen.address):
+            return seen
+    return None
 
 
 def _address(state: NodeState) -> str | None:

@@ -245,10 +245,12 @@ class Observations:
 
 def describe(node: Node, state: NodeState, seen: Observation | None) -> str:
     """Say in words what is known of a node; ``seen`` is the observation of its role that still counts, if any."""
-    label = (seen or state.role_seen or Observation(result=ProbeFailure.UNREACHABLE, at=0.0)).address or node.host
     if seen is not None:
-        return f"{label} is {'primary' if seen.role is Role.PRIMARY else 'in recovery'}"
-    last = {Role.PRIMARY: ", last seen as primary", Role.STANDBY: ", last seen in recovery", None: ""}[state.last_role]
+        return f"{seen.address or node.host} is {'primary' if seen.role is Role.PRIMARY else 'in recovery'}"
+    label, last = node.host, ""
+    if state.role_seen is not None:
+        label = state.role_seen.address or label
+        last = ", last seen as primary" if state.last_role is Role.PRIMARY else ", last seen in recovery"
     if state.latest is None:
         return f"{label} has not been asked yet"
     if isinstance(state.latest.result, Role):

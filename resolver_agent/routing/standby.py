@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Group
 
 
+_UNFIT = Fitness(fit_since=None)
+
+
 def assess_fitness(
     group: Group,
     states: Mapping[Node, NodeState],
@@ -54,7 +57,7 @@ def assess_fitness(
     """
     result = {}
     for node in group.nodes:
-        before = previous.get(node, Fitness(fit_since=None))
+        before = previous.get(node, _UNFIT)
         seen = members.get(node)
         lag_bytes, lag_s = measure_lag(group, seen, lsns)
         lagging, why_lagging = _lagging(group, lag_bytes=lag_bytes, lag_s=lag_s, before=before)

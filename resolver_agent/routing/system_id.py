@@ -117,13 +117,13 @@ def _presumed_system_id(
 
 def find_foreign(states: Mapping[Node, NodeState], system_id: int | None) -> frozenset[Node]:
     """Return the nodes that were last seen as servers of another database cluster, however long ago."""
+    if system_id is None:
+        return frozenset()
     return frozenset(
         node
         for node, state in states.items()
-        if system_id is not None
-        and state.role_seen is not None
-        and state.role_seen.identity is not None
-        and state.role_seen.identity.system_id != system_id
+        for seen in [state.role_seen]
+        if seen is not None and seen.identity is not None and seen.identity.system_id != system_id
     )
 
 
@@ -132,6 +132,8 @@ def remember_foreign(
 ) -> frozenset[Node]:
     """Return the nodes that are or were of another database cluster while a server of the group's own answered."""
     before = memory.foreign if system_id == memory.system_id or memory.system_id is None else frozenset()
+    if not before and len(members) == len(fresh):
+        return before
     return (before | (fresh.keys() if members else frozenset())) - members.keys()
 
 
