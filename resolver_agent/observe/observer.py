@@ -166,18 +166,11 @@ class Observer:
             self.announced,
             local=self.local,
             claim=self._latest_claim,
-            primary_at=self._primary_of_own_group_at(self.nodes),
+            primary_at=local_server.rival_seen_at(self.config, self.own, self.nodes),
         )
         if ended is not None:
             _log.info("the announced promotion is over: %s", ended)
             self.announced = None
-
-    def _primary_of_own_group_at(self, nodes: Mapping[Node, NodeState]) -> float | None:
-        """Return when another node of the local server's group was last seen as a primary and has not died since."""
-        others = {node for group in self.config.groups if group.name in self.own for node in group.nodes}
-        states = [nodes[node] for node in others - set(self.own.values())]
-        seen = [state.role_seen for state in states if state.last_role is Role.PRIMARY and not state.seen_dead]
-        return max((one.at for one in seen if one is not None), default=None)
 
     def decidable(self, decision: Decision, seen: Observations) -> Config:
         """Return the configuration without the names that a reload added and whose nodes were not all asked yet."""

@@ -67,6 +67,17 @@ def own_nodes(config: Config, decision: Decision, states: Mapping[Node, NodeStat
     }
 
 
+def rival_seen_at(config: Config, own: Mapping[str, Node], states: Mapping[Node, NodeState]) -> float | None:
+    """Return when another node of the local server's group was last seen as a primary and has not died since.
+
+    ``own`` is the node that the local server is, by name of its group.
+    """
+    others = {node for group in config.groups if group.name in own for node in group.nodes}
+    found = [states[node] for node in others - set(own.values())]
+    seen = [state.role_seen for state in found if state.last_role is Role.PRIMARY and not state.seen_dead]
+    return max((one.at for one in seen if one is not None), default=None)
+
+
 def _is_another(view: GroupView, own: str, local: NodeState, fresh: Observation | None) -> bool:
     """Report whether the server at ``own`` is another than the local one; every node, if none has that address."""
     return fresh is not None and all(
