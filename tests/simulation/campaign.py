@@ -1,41 +1,68 @@
-"""Many worlds by hand: `python -m tests.simulation.campaign --seeds 10000`; or the story of one: `--story 4711`."""
+"""Many worlds by hand: `python -m tests.simulation.campaign --seeds 10000`; or the story of one: `--story 4711`.
+
+With `--core` they are the small worlds around the pure core of the program.
+"""
 
 from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import multiprocessing
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from tests.simulation.simulate import run, shrink
+from tests.simulation import simulate
+from tests.simulation.core import simulate as core
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+_PIECE = 16
+"""So many worlds one process runs before it reports them."""
 
 
-def _one(seed: int) -> tuple[int, int, int, str | None]:
+class Ended(NamedTuple):
+    """How one world ended; ``cpu_s`` is its time of a processor."""
+
+    seed: int
+    failovers: int
+    statements: int
+    cpu_s: float
+    broken: str | None
+
+
+def _one(seed: int, *, of_core: bool) -> Ended:
+    begun = time.process_time()
     try:
-        result = run(seed)
+        result = (core.run if of_core else simulate.run)(seed)
     except Exception as error:  # noqa: BLE001 -- the next world all the same
-        return seed, 0, 0, f"{type(error).__name__}: {error}"
-    return seed, result.failovers, result.statements, result.broken
+        return Ended(seed, 0, 0, time.process_time() - begun, f"{type(error).__name__}: {error}")
+    return Ended(seed, result.failovers, result.statements, time.process_time() - begun, result.broken)
 
 
-def _campaign(first: int, count: int, jobs: int) -> int:
-    begun, failovers, statements = time.monotonic(), 0, 0
-    found: dict[str, list[int]] = collections.defaultdict(list)
+def worlds(first: int, count: int, *, jobs: int, of_core: bool) -> Iterator[Ended]:
+    """Run the worlds of so many seeds in so many processes, and yield how each ended, as they come."""
     with multiprocessing.Pool(jobs, maxtasksperchild=2000) as pool:
-        for seed, moved, asked, broken in pool.imap_unordered(_one, range(first, first + count), chunksize=8):
-            failovers += moved
-            statements += asked
-            if broken is not None:
-                found[broken[:60]].append(seed)
-                print(f"seed {seed}: {broken}", flush=True)
+        one = functools.partial(_one, of_core=of_core)
+        yield from pool.imap_unordered(one, range(first, first + count), chunksize=_PIECE)
+
+
+def _campaign(first: int, count: int, jobs: int, *, of_core: bool) -> int:
+    begun, failovers, statements, cpu_s = time.monotonic(), 0, 0, 0.0
+    found: dict[str, list[int]] = collections.defaultdict(list)
+    for ended in worlds(first, count, jobs=jobs, of_core=of_core):
+        failovers += ended.failovers
+        statements += ended.statements
+        cpu_s += ended.cpu_s
+        if ended.broken is not None:
+            found[ended.broken[:60]].append(ended.seed)
+            print(f"seed {ended.seed}: {ended.broken}", flush=True)
     took_s = time.monotonic() - begun
     print(f"{count} worlds, {failovers} failovers, {statements} statements in {took_s:.0f} s with {jobs} processes")
+    print(f"{failovers / cpu_s:.0f} failovers a second of processor time")
     for words, seeds in sorted(found.items(), key=lambda one: -len(one[1])):
         print(f"{len(seeds):6} times: {words}… e.g. {', '.join(map(str, seeds[:5]))}")
     return 1 if found else 0
@@ -44,6 +71,7 @@ def _campaign(first: int, count: int, jobs: int) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Run worlds, and return 1 if a rule was broken in one of them."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.campaign")
+    parser.add_argument("--core", action="store_true", help="the small worlds around the pure core")
     parser.add_argument("--seeds", type=int, default=1000, help="how many worlds to run (default: 1000)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
     parser.add_argument(
@@ -52,10 +80,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--story", type=int, metavar="SEED", help="tell one world, and shrink it if a rule is broken")
     options = parser.parse_args(arguments)
     if options.story is None:
-        return _campaign(options.first, options.seeds, options.jobs)
+        return _campaign(options.first, options.seeds, options.jobs, of_core=options.core)
+    run = core.run if options.core else simulate.run
     result = run(options.story, is_told=True)
     if result.broken is not None:
-        fewer = shrink(result.seed, result.faults)
+        fewer = simulate.shrink(result.seed, result.faults, run)
         result = run(result.seed, fewer, is_told=True)
         print("\n".join(["faults:", *map(str, fewer)]))
     print("\n".join(result.story))

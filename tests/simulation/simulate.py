@@ -14,7 +14,7 @@ from tests.simulation.process import Process, replaced
 from tests.simulation.world import GROUPS, World
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tests.simulation.citus import Steps
     from tests.simulation.world import Host
@@ -237,8 +237,8 @@ def _end(world: World, fault: Fault, end: object) -> None:
     end()
 
 
-def shrink(seed: int, faults: Sequence[Fault]) -> tuple[Fault, ...]:
-    """Return as few of the faults as still break a rule of the same letter."""
+def shrink(seed: int, faults: Sequence[Fault], run: Callable[..., Result] = run) -> tuple[Fault, ...]:
+    """Return as few of the faults as still break a rule of the same letter; ``run`` is that of the kind of world."""
     first = run(seed, faults)
     rule = _rule(first.broken)
     kept = [*faults]
@@ -247,7 +247,7 @@ def shrink(seed: int, faults: Sequence[Fault]) -> tuple[Fault, ...]:
         at = 0
         while at < len(kept):
             fewer = kept[:at] + kept[at + size :]
-            if _rule(run(seed, fewer).broken) == rule is not None:
+            if rule is not None and _rule(run(seed, fewer).broken) == rule:
                 kept = fewer
             else:
                 at += size

@@ -6,7 +6,7 @@ import pytest
 
 from tests.simulation.simulate import run, shrink
 
-WORLDS, BLOCK = 160, 20
+WORLDS, BLOCK = 80, 20
 
 
 @pytest.mark.parametrize("first", range(0, WORLDS, BLOCK))
