@@ -1,9 +1,11 @@
-"""The .rpm for CentOS 7 in a root of its own, whose scripts run there."""
+"""The .rpm for CentOS 7 and for EL 8, each in a root of its own, where its scripts run."""
 
 from __future__ import annotations
 
 import subprocess
 from typing import TYPE_CHECKING
+
+import pytest
 
 from resolver_agent import __version__
 from tests.lab import layers
@@ -14,13 +16,14 @@ if TYPE_CHECKING:
     from tests.integration.support.distribution import Packages
 
 LATER = "9.0.0"
-# Takes the lower folders of a tree, an empty folder, and two packages. Debian has /usr/bin/python3, CentOS 7 none that
-# is new enough.
+# Takes the lower folders of a tree, an empty folder, two packages, the interpreter that runs the agent there, and what
+# to delete before.
 IN_A_ROOT = """
 mkdir "$2/upper" "$2/work"
 mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" /mnt
 mount --bind /dev/null /mnt/dev/null
-rm -r /mnt/opt/resolver-agent /mnt/usr/bin/python3* /mnt/usr/lib/python3*
+cd /mnt
+rm -r opt/resolver-agent $6
 in_root() {
     rpm --root=/mnt "$@"
 }
@@ -31,8 +34,7 @@ in_root --initdb
 in_root --force-debian --nodeps --install "$3"
 program --version
 program show role.sql | cmp - /mnt/usr/share/resolver-agent/role.sql
-python=$(echo /mnt/usr/lib/resolver-agent/python/bin/python3.*)
-chroot /mnt "${python#/mnt}" -IS -c '
+chroot /mnt "$5" -IS -c '
 import sys
 sys.path.insert(0, "/usr/lib/resolver-agent/packages")
 import psycopg, psycopg.pq, python_hosts, resolver_agent.agent, ssl, tenacity, yaml
@@ -55,11 +57,20 @@ find /mnt -xdev -name '*resolver*agent*' -not -path '/mnt/srv/*'
 """
 
 
-def test_own_python(packages: Packages, tmp_path: Path) -> None:
-    """In a root without Python the .rpm for CentOS 7 runs with the one it brings, is upgraded, and leaves nothing."""
+# CentOS 7 has no Python that is new enough. That of EL 8 has the version of this Debian's.
+OWN, GIVEN = "/usr/lib/resolver-agent/python/bin/python3.11", "/usr/bin/python3.11"
+
+
+@pytest.mark.parametrize(
+    ("target", "python", "without"),
+    [("el7", OWN, "usr/bin/python3* usr/lib/python3*"), ("el8", GIVEN, "")],
+    ids=["el7", "el8"],
+)
+def test_life(packages: Packages, tmp_path: Path, target: str, python: str, without: str) -> None:
+    """The .rpm runs with the Python that it brings or that is there, is upgraded, and leaves nothing."""
     lower = ":".join(map(str, layers.with_package_tools()))
-    files = [packages.get("el7"), packages.get("el7", version=LATER)]
-    command = ["unshare", "--mount", "sh", "-ec", IN_A_ROOT, "sh", lower, str(tmp_path), *map(str, files)]
+    files = map(str, [packages.get(target), packages.get(target, version=LATER)])
+    command = ["unshare", "--mount", "sh", "-ec", IN_A_ROOT, "sh", lower, str(tmp_path), *files, python, without]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert done.returncode == 0, done.stdout
     first, libraries, demonstrated, modules, compiled, later, *refused, still = (
