@@ -15,7 +15,7 @@ from tests.integration.support.systemd_host import CHECKOUT
 from tests.lab import layers
 
 if TYPE_CHECKING:
-    from tests.lab.node import Node
+    from tests.integration.support.systemd_host import SystemdHost
 
 _HERE = Path(__file__).parent
 
@@ -29,12 +29,15 @@ class Played:
     said: str
 
 
-def play(node: Node, folder: Path, **variables: Any) -> Played:
-    """Play the sample playbook on one node, with these variables of the role; ``folder`` is for Ansible's own files."""
+def play(host: SystemdHost, folder: Path, *, check: bool = False, **variables: Any) -> Played:
+    """Play the sample playbook on one node, with these variables of the role; ``folder`` is for Ansible's own files.
+
+    With ``check`` it only tells what it would change.
+    """
     # Its temporary files are in a folder of another user, as those of an operator who becomes root there.
     where = {
         "ansible_connection": "nsenter",
-        "container_leader": node.host.leader,
+        "container_leader": host.leader,
         "ansible_become": False,
         "ansible_python_interpreter": "/usr/bin/python3",
         "ansible_remote_tmp": "/var/lib/postgresql/.ansible/tmp",
@@ -42,7 +45,7 @@ def play(node: Node, folder: Path, **variables: Any) -> Played:
     offline = ["--no-index", f"--find-links={layers.WHEELS}", "--no-cache-dir"]
     given = {"resolver_agent_pip_options": offline} | variables
     inventory = folder / "inventory.json"
-    inventory.write_text(json.dumps({"resolver_agent": {"hosts": {node.name: where}, "vars": given}}))
+    inventory.write_text(json.dumps({"resolver_agent": {"hosts": {"node": where}, "vars": given}}))
     settings = {
         "ANSIBLE_CONNECTION_PLUGINS": str(_HERE / "connection"),
         "ANSIBLE_HOME": str(folder),
@@ -51,7 +54,7 @@ def play(node: Node, folder: Path, **variables: Any) -> Played:
     }
     program = Path(sys.executable).with_name("ansible-playbook")
     done = subprocess.run(
-        [program, f"--inventory={inventory}", CHECKOUT / "vagrant/ansible/site.yml"],
+        [program, f"--inventory={inventory}", *["--check"] * check, CHECKOUT / "vagrant/ansible/site.yml"],
         env={key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")} | settings,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

