@@ -85,7 +85,7 @@ def test_reads_on_a_standby_are_served_by_standbys(citus: CitusCluster) -> None:
     for number in (0, 1):
         names = {name: addresses[number] for name, addresses in citus.addresses.items()}
         for pair in citus.groups.values():
-            pair[number].wait_for_names(names, timeout_s=30)
+            pair[number].wait_for_names(names, timeout_s=60)
             pair[number].server.wait_until("SELECT current_setting('log_statement') = 'all'")
     for number, machine in enumerate(citus.groups["cn"]):
         session = citus.connect(machine)
