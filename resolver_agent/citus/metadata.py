@@ -114,18 +114,19 @@ END
 $change$;
 """
 
+# Before Citus 11 workers may have no metadata, and the coordinator's row stays at false once anything has changed.
 _SEEN = """\
--- Citus changes the workers after the commit. This waits for them, one minute at most. Then every line must end in t;
--- if one does not, run the last query again.
+-- Citus changes the workers that have metadata after the commit. This waits for them, one minute at most. Then every
+-- line must end in t; if one does not, run the last query again.
 DO $told$
 BEGIN
     FOR look IN 1..300 LOOP
-        EXIT WHEN NOT EXISTS (SELECT FROM pg_dist_node WHERE hasmetadata AND NOT metadatasynced);
+        EXIT WHEN NOT EXISTS (SELECT FROM pg_dist_node WHERE groupid <> 0 AND hasmetadata AND NOT metadatasynced);
         PERFORM pg_sleep(0.2);
     END LOOP;
 END
 $told$;
-SELECT nodename, nodeport, metadatasynced FROM pg_dist_node ORDER BY groupid;
+SELECT nodename, nodeport, metadatasynced OR NOT hasmetadata OR groupid = 0 AS told FROM pg_dist_node ORDER BY groupid;
 """
 
 

@@ -587,6 +587,16 @@ def test_the_scripts_wait_until_the_workers_are_told(citus: CitusCluster) -> Non
     assert names(citus, worker) == names(citus, cn)
 
 
+def test_the_scripts_wait_for_nobody_who_needs_not_be_told(citus: CitusCluster) -> None:
+    """The coordinator has the change at once, and before Citus 11 its row does not say so."""
+    cn = citus.machines["cn-1"]
+    citus.run_sql(cn, "UPDATE pg_dist_node SET metadatasynced = false WHERE groupid = 0")
+    ran = psql(citus, cn, script(citus, "to_addresses"))
+    citus.run_sql(cn, "UPDATE pg_dist_node SET metadatasynced = true WHERE groupid = 0")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "|f" not in ran.stdout.replace(" ", "")
+
+
 def test_the_way_back_follows_failovers(citus: CitusCluster) -> None:
     """The addresses are those of the current primaries, not of those before the names."""
     old, new = citus.groups["wk1"]
