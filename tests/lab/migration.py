@@ -22,6 +22,7 @@ _PATRONI = "/etc/patroni.yml"
 _SCRIPT = "/run/metadata.sql"
 _LOOP_S = 0.5
 _FOLLOWED_S = 30
+_CHANGE_S = 200  # it tries for three minutes
 _HOOKS = ("pre_promote", "before_stop")
 _INTERVALS = ("citus.recover_2pc_interval", "citus.defer_shard_delete_interval")
 _NODES = "SELECT nodename FROM pg_dist_node ORDER BY groupid"
@@ -76,7 +77,8 @@ class Migration:
         report = json.loads(coordinator.host.run("sh", "-c", "resolver-agent doctor --json || :"))
         assert report[script], report
         coordinator.host.write(_SCRIPT, report[script].encode())
-        coordinator.host.run("runuser", "--user=postgres", "--", "psql", "--no-psqlrc", "--quiet", f"--file={_SCRIPT}")
+        psql = ("psql", "--no-psqlrc", "--quiet", f"--file={_SCRIPT}")
+        coordinator.host.run("runuser", "--user=postgres", "--", *psql, timeout_s=_CHANGE_S)
         self._lab.at_once(_restart_agent, self._lab.nodes.values())
         found = self._metadata()
         assert found == expected, found
