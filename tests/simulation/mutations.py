@@ -339,6 +339,68 @@ UNSEEN = (
 """What no world has found yet: another part of the program makes up for it, or nothing here depends on it."""
 
 
+OF_CORE = (
+    Mutation(
+        "the block forgets that a primary was demoted",
+        "routing.decide",
+        "primary_demoted=target.primary_demoted,",
+        "primary_demoted=False,",
+        0,
+    ),
+    Mutation(
+        "the block does not say that a primary was demoted",
+        "hosts.block",
+        "if target.primary and target.primary_demoted:",
+        "if False:",
+        0,
+    ),
+    Mutation("an excluded standby serves reads", "routing.assess", "**trusted.excluded,", "", 0),
+    Mutation(
+        "names do not return to the first standby",
+        "routing.standby",
+        "chosen = next(node for node in view.fit if node in view.healthy or node == current)",
+        "chosen = current",
+        0,
+    ),
+    Mutation(
+        "the pin of a name that another primary has overtaken counts",
+        "routing.pin",
+        "if _another_is_primary(view, address):",
+        "if False:",
+        0,
+    ),
+)
+"""Defects that are hunted in the small worlds alone."""
+
+CORE: dict[str, int] = {
+    "silence counts as death": 0,
+    "a silent standby is fenced": 0,
+    "a silent primary is fenced": 0,
+    "a demoted primary is held": 0,
+    "names follow no role": 0,
+    "a pin counts on a server in recovery": 36,
+    "a pause keeps names on a server in recovery": 36,
+    "the primary is any node that answers": 0,
+    "the own name is like others": 0,
+    "the own name is forgotten with the server": 0,
+    "recovery although pinned or paused": 13,
+    "recovery on a primary that is not accepted": 0,
+    "recovery without the leader lock": 3,
+    "recovery without preconditions": 0,
+    "the block forgets that a primary was demoted": 33,
+    "the block does not say that a primary was demoted": 33,
+    "an excluded standby serves reads": 77,
+    "names do not return to the first standby": 44,
+    "the pin of a name that another primary has overtaken counts": 36,
+    "a fenced name is no alert": 0,
+    "foreign servers are members": 0,
+}
+"""Those mutations that the small worlds around the pure core find, too, and the seed that does."""
+
+CORE_MODULES = ("routing.", "citus.preconditions", "hosts.block")
+"""Where the pure core is."""
+
+
 def _purge() -> None:
     for name in [*sys.modules]:
         if name.startswith(("resolver_agent", "tests.simulation")) and name != __name__:
@@ -358,7 +420,9 @@ def _import(module: str, source: str, path: Path) -> None:
     setattr(package, last, made)
 
 
-def find(mutation: Mutation | None, seeds: Sequence[int], *, within_s: float) -> tuple[int, str] | None:
+def find(
+    mutation: Mutation | None, seeds: Sequence[int], *, within_s: float, of_core: bool = False
+) -> tuple[int, str] | None:
     """Return the first seed whose world breaks a rule, and which one; None if none does in so much CPU time."""
     _purge()
     if mutation is not None:
@@ -366,8 +430,8 @@ def find(mutation: Mutation | None, seeds: Sequence[int], *, within_s: float) ->
         source = path.read_text(encoding="utf-8")
         assert source.count(mutation.old) == 1, f"{mutation.name}: {source.count(mutation.old)} places"
         _import(mutation.module, source.replace(mutation.old, mutation.new), path)
-    simulate = importlib.import_module("tests.simulation.simulate")
-    given = mutation.faults if mutation is not None else None
+    simulate = importlib.import_module(f"tests.simulation.{'core.' if of_core else ''}simulate")
+    given = mutation.faults if mutation is not None and not of_core else None
     faults = None if given is None else [simulate.Fault(*one) for one in given]
     begun = time.process_time()
     for seed in seeds:
@@ -379,32 +443,48 @@ def find(mutation: Mutation | None, seeds: Sequence[int], *, within_s: float) ->
     return None
 
 
-def _hunt(mutations: Sequence[Mutation]) -> Iterator[str]:
+def _hunt(mutations: Sequence[Mutation], *, of_core: bool) -> Iterator[str]:
     for one in mutations:
         begun = time.process_time()
-        found = find(one, range(10_000), within_s=_HUNT_S)
+        found = find(one, range(10_000), within_s=_HUNT_S, of_core=of_core)
         took_s = time.process_time() - begun
         where = f"seed {found[0]}: {found[1]}" if found is not None else "NOT FOUND"
         yield f"{one.name}: {where} ({took_s:.1f} s)"
+
+
+def _check(mutations: Sequence[Mutation]) -> dict[str, tuple[int, str] | None]:
+    """Return what the known seeds find."""
+    found = {one.name: find(one, [one.seed], within_s=_HUNT_S) for one in mutations}
+    for one in mutations:  # the program itself must break no rule there
+        if one.faults is not None and find(one._replace(new=one.old), [one.seed], within_s=_HUNT_S) is not None:
+            found[one.name] = None
+    return found
+
+
+def _check_core(mutations: Sequence[Mutation]) -> dict[str, tuple[int, str] | None]:
+    """Return what the known seeds of small worlds find."""
+    return {
+        one.name: find(one, [CORE[one.name]], within_s=_HUNT_S, of_core=True) for one in mutations if one.name in CORE
+    }
 
 
 def main(arguments: Sequence[str]) -> int:
     """Hunt, or check the known seeds and print what each finds as JSON."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutations")
     parser.add_argument("--check", action="store_true", help="run the known seeds alone")
+    parser.add_argument("--core", action="store_true", help="in the small worlds around the pure core")
     parser.add_argument("--only", default="", metavar="WORDS", help="mutations whose names contain these words")
     parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th from I on")
     options = parser.parse_args(arguments)
-    those = MUTATIONS if options.check else (*MUTATIONS, *UNSEEN)
+    those: tuple[Mutation, ...] = MUTATIONS if options.check else (*MUTATIONS, *UNSEEN)
+    if options.core:
+        those = tuple(one for one in (*OF_CORE, *MUTATIONS, *UNSEEN) if one.module.startswith(CORE_MODULES))
     mutations = [one for one in those if options.only in one.name][options.part[0] :: options.part[1]]
     if options.check:
-        found = {one.name: find(one, [one.seed], within_s=_HUNT_S) for one in mutations}
-        for one in mutations:  # the program itself must break no rule there
-            if one.faults is not None and find(one._replace(new=one.old), [one.seed], within_s=_HUNT_S) is not None:
-                found[one.name] = None
+        found = _check_core(mutations) if options.core else _check(mutations)
         json.dump({name: at[1] if at is not None else None for name, at in found.items()}, sys.stdout)
         return 0
-    for line in _hunt(mutations):
+    for line in _hunt(mutations, of_core=options.core):
         print(line, flush=True)
     return 0
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _RECOVERY = 0.2
 """In this share of the rounds on a primary it is asked whether recovery may run."""
 _TOLD_S = 0.1
+_FLAP_S = 1.0
 _HOOK_S = 0.15
 
 
@@ -46,7 +47,7 @@ class _Known:
     recognised: bool = False
     was_primary: int | None = None
     wish: Role | None = None
-    moves: dict[str, tuple[int, str | None]] = dataclasses.field(default_factory=dict)
+    moves: dict[str, tuple[int, str | None, float]] = dataclasses.field(default_factory=dict)
 
 
 class _Move(NamedTuple):
@@ -165,17 +166,17 @@ class Judge:
     def _moved(
         self, agent: Agent, name: str, known: _Known, move: tuple[str | None, str | None], state: GroupState
     ) -> None:
-        """Take in a move. No name goes and comes back without any news between."""
+        """Take in a move. No name goes and comes back at once without any news between."""
         before, address = move
         self.moves += 1
         if self._world.story is not None:
             self._world.tell(f"{agent}: {name} → {address} ({state.reason.text})")
-        news, origin = known.moves.get(name, (-1, None))
+        news, origin, moved_at = known.moves.get(name, (-1, None, 0.0))
         left = self._by_address.get(before or "")
         is_known = left is not None and self._knows(agent, left)  # it is no room, and its answer does not expire
-        if news == agent.news and origin == address and is_known:
+        if news == agent.news and origin == address and is_known and self._world.now - moved_at < _FLAP_S:
             self._broken(f"flaps: for {agent} {name} returns to {address}, and nothing was seen")
-        known.moves[name] = (agent.news, before)
+        known.moves[name] = (agent.news, before, self._world.now)
         if address is None:
             self._broken(f"R1: for {agent} {name} is gone from the file")
 
@@ -198,18 +199,22 @@ class Judge:
         limit = named.max_lag_bytes
         if limit is not None and wanted is Role.STANDBY and server.recovery and server.lag > 2 * limit + 4 * WAL:
             leader = server.group.leader
-            if leader is not None and leader.is_primary and self._knows(agent, server) and self._knows(agent, leader):
+            seen = leader is not None and leader.is_primary and self._sees(agent, leader)
+            if seen and self._sees(agent, server):
                 self._broken(f"lag: for {agent} {name} leads to {server}, which is {server.lag} bytes behind")
 
     def _group(self, named: Named) -> Group:
         return self._by_name[named.name.partition("-")[0]]
 
+    def _sees(self, agent: Agent, server: Server) -> bool:
+        """Report whether an agent has been told all there is to know of a server."""
+        told = self._known[agent].states[server.number].latest
+        paths = [path for path in agent.paths if path.server is server and not path.is_local]
+        return isinstance(told, Role) and all(path.stale_since is None for path in paths)
+
     def _knows(self, agent: Agent, server: Server) -> bool:
         """Report whether an agent has known all there is to know of a server for a while."""
-        recently = self._world.now - self._known[agent].told_at[server.number] < _TOLD_S
-        paths = [path for path in agent.paths if path.server is server and not path.is_local]
-        told = self._known[agent].states[server.number].latest
-        return not recently and isinstance(told, Role) and all(path.stale_since is None for path in paths)
+        return self._world.now - self._known[agent].told_at[server.number] >= _TOLD_S and self._sees(agent, server)
 
     def _own_alive(self, known: _Known, foreign: Server) -> bool:
         others = (known.states[one.number] for one in foreign.group.servers if one is not foreign)
