@@ -261,8 +261,10 @@ class _Hold:
         node_ids = {gate.node_id for gate in self._gates}
         while not self._abort.is_set():
             self.join(within_s=_JOINING_S)
-            asked_at = time.monotonic()
-            rest = drain.rest(self._under_way(), self._open(), flushed_s=asked_at - self._flushed_at, node_ids=node_ids)
+            under_way = self._under_way()
+            # Taken after the answer: nobody who began after the flush may count as one who began before.
+            flushed_s = time.monotonic() - self._flushed_at
+            rest = drain.rest(under_way, self._open(), flushed_s=flushed_s, node_ids=node_ids)
             quiet = 0 if rest.awaited else quiet + 1
             over = quiet >= drain.QUIET or time.monotonic() - begun > self._drain_s
             fault = next((gate.fault or "it has opened by itself" for gate in self._gates if not gate.closed), None)
