@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
 from resolver_agent.citus.flush import Flushed, FlushError
 from resolver_agent.citus.recovery import Recovered, objection, refusal
 from resolver_agent.routing.state import FENCE
+from tests.simulation.gate import is_closed
+from tests.simulation.world import QUICK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterator
 
     from tests.simulation.process import Process
     from tests.simulation.world import Host, World
@@ -19,10 +22,17 @@ if TYPE_CHECKING:
     """What a client does: it yields how long each step takes, in seconds."""
 
 WORKERS = ("wk1", "wk2")
+COPY, LATE, LONG, WIDE = 0.15, 0.25, (0.3, 0.4), 0.85
+"""Which writes, by a number by chance, are made by COPY, come to the workers late, take long there, and need a second
+connection to each."""
 _WAIT_S = 30.0
 """``citus.node_connection_timeout``."""
 _POLL_S = 0.02
+_PLAN_S = 0.01
+"""How long after its begin a command comes to the gate, at most."""
+_LONG_S, _ROW_S = 0.7, 0.3
 _SILENCE_S = 2.0
+_ALONE_S = 15.0
 
 
 class Failed(Exception):  # noqa: N818 -- what a client gets
@@ -31,12 +41,21 @@ class Failed(Exception):  # noqa: N818 -- what a client gets
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Session:
-    """A client's session on a coordinator, and the connections that it keeps: by name the host and the server's run."""
+    """A client's session on a coordinator, and the connections that it keeps: by name the host and the server's run.
+
+    ``inside``: its command, begun at ``begun_at``, has passed the gate. ``open_on`` are the workers on which it has a
+    transaction open. ``caches``: it keeps its connections at the end of the command.
+    """
 
     host: Host
     run: int
+    pid: int = 0
     flushed: int = 0
+    caches: bool = True
     is_busy: bool = False
+    begun_at: float = 0.0
+    inside: bool = False
+    open_on: set[Host] = dataclasses.field(default_factory=set)
     cache: dict[str, tuple[Host, int]] = dataclasses.field(default_factory=dict)
 
 
@@ -44,11 +63,33 @@ def _hop(world: World) -> float:
     return world.between(0.0005, 0.004)
 
 
-def begin_command(session: Session) -> None:
-    """Read the configuration again, as every session does between two commands (R5)."""
-    if session.flushed != session.host.server.flushed:
-        session.flushed = session.host.server.flushed
+@contextlib.contextmanager
+def command(world: World, session: Session) -> Iterator[None]:
+    """Run a command: the configuration is read again before it, and at no other time (R5)."""
+    server = session.host.server
+    if session.flushed != server.flushed:
+        session.flushed = server.flushed
         session.cache.clear()
+    session.caches = not server.uncached
+    session.begun_at = world.now
+    server.sessions.append(session)
+    try:
+        yield
+    finally:
+        if session in server.sessions:
+            server.sessions.remove(session)
+        session.inside = False
+        session.open_on.clear()
+        if not session.caches:
+            session.cache.clear()
+
+
+def _pass_the_gate(world: World, session: Session) -> Steps:
+    """Take the lock on ``pg_dist_node`` that every distributed statement needs, and keep it to the end."""
+    yield world.between(0.0, _PLAN_S if world.random.random() < QUICK else 10 * _PLAN_S)
+    while is_closed(session.host, world.now) and _alive(session):
+        yield _POLL_S
+    session.inside = True
 
 
 def _alive(session: Session) -> bool:
@@ -56,14 +97,21 @@ def _alive(session: Session) -> bool:
     return session.host.up and server.up and server.run == session.run
 
 
-def _connection(world: World, session: Session, name: str) -> Generator[float, None, tuple[Host, int, bool]]:
-    """Return a connection to a worker: the cached one, or a new one to what the name resolves to now."""
-    cached = session.cache.get(name)
+def _connection(
+    world: World, session: Session, name: str, *, is_copy: bool = False, is_new: bool = False
+) -> Generator[float, None, tuple[Host, int, bool]]:
+    """Return a connection to a worker: the cached one, or a new one to what the name resolves to now.
+
+    COPY fails on a cached one whose server has ended meanwhile. ``is_new``: the session needs another one beside it.
+    """
+    cached = session.cache.get(name) if not is_new else None
     if cached is not None:
         target, run = cached
         if target.up and target.server.up and target.server.run == run and world.talks(session.host, target):
             return target, run, True
         del session.cache[name]
+        if is_copy:
+            raise Failed(f"{target}: the cached connection is lost")
     since, address = world.now, world.lookup(session.host, name)
     if address is not None and address.startswith("127."):
         target_in_room = yield from _wait_in_room(world, session, name, address, since)
@@ -92,10 +140,13 @@ def _wait_in_room(
             raise Failed("the coordinator has gone")
         room = world.room(session.host, name, address)
         if room is None:
+            world.judge.waited(session.host, name, world.now - since)
             raise Failed(f"{name}: nobody listens in the waiting room")
         if room.target is not None:
+            world.judge.waited(session.host, name, world.now - since)
             return room.target
         yield _POLL_S
+    world.judge.waited(session.host, name, world.now - since)
     raise Failed(f"{name}: waited in vain")
 
 
@@ -118,33 +169,47 @@ def _committed(world: World, host: Host, run: int) -> Generator[float, None, Non
 def write(world: World, session: Session) -> Steps:
     """Write one row to each worker, in one distributed transaction."""
     host, server = session.host, session.host.server
-    while host.gate is not None and host.gate.is_closed:
-        yield _POLL_S
-    if not _alive(session) or server.recovery or server.stopped:
-        return
-    begin_command(session)
     number = world.new_number()
-    gid = f"citus_0_{number}"
-    server.active.add(gid)
+    gid = f"citus_0_{session.pid}_{number}"
+    chance = world.random.random()
     parts: list[tuple[str, Host, int]] = []
-    try:
-        for name in WORKERS:
-            target, run, was_cached = yield from _connection(world, session, name)
-            world.judge.reached(host, name, target, was_cached=was_cached, writes=True)
-            if target.server.recovery:
-                session.cache.pop(name, None)
-                raise Failed(f"{name}: {target} is in recovery")  # noqa: TRY301 -- as all other failures
-            parts.append((name, target, run))
-        yield from _prepare_and_commit(world, session, gid, number, parts)
-    except Failed as why:
-        world.judge.failed(host, str(why))
-        for _, target, run in parts:
-            usable = target.server.run == run and world.talks(host, target) and target.server.is_primary
-            if _alive(session) and usable and not any(record[0] == gid for record in server.data.records):
-                target.server.data.prepared.pop(gid, None)
-    finally:
-        if server.run == session.run:
-            server.active.discard(gid)
+    with command(world, session):
+        yield from _pass_the_gate(world, session)
+        if not _alive(session) or server.recovery or server.stopped:
+            return
+        server.active.add(gid)
+        try:
+            yield from _reach_workers(world, session, chance, parts)
+            yield from _prepare_and_commit(world, session, gid, number, parts)
+        except Failed as why:
+            world.judge.failed(host, str(why))
+            for _, target, run in parts:
+                usable = target.server.run == run and world.talks(host, target) and target.server.is_primary
+                if _alive(session) and usable and not any(record[0] == gid for record in server.data.records):
+                    target.server.data.prepared.pop(gid, None)
+        finally:
+            if server.run == session.run:
+                server.active.discard(gid)
+
+
+def _reach_workers(world: World, session: Session, chance: float, parts: list[tuple[str, Host, int]]) -> Steps:
+    """Open a transaction on each worker: at once, late, by COPY, for long, over more than one connection."""
+    if chance < COPY:  # its first row decides which connections it uses
+        yield world.between(0.0, _ROW_S)
+    elif chance < LATE:
+        yield world.between(0.1, _LONG_S)
+    for name in WORKERS:
+        target, run, was_cached = yield from _connection(world, session, name, is_copy=chance < COPY)
+        world.judge.reached(session.host, name, target, was_cached=was_cached, writes=True)
+        if target.server.recovery:
+            session.cache.pop(name, None)
+            raise Failed(f"{name}: {target} is in recovery")
+        session.open_on.add(target)
+        parts.append((name, target, run))
+    if LONG[0] <= chance < LONG[1]:
+        yield world.between(0.1, _LONG_S)
+    for name in WORKERS if chance >= WIDE else ():
+        yield from _connection(world, session, name, is_new=True)
 
 
 def _prepare_and_commit(
@@ -184,18 +249,20 @@ def _resolve(target: Host, gid: str, *, commit: bool) -> bool:
 def read(world: World, session: Session) -> Steps:
     """Read from each worker."""
     host = session.host
-    while host.gate is not None and host.gate.is_closed:
-        yield _POLL_S
-    if not _alive(session) or host.server.stopped:
-        return
-    begin_command(session)
-    try:
-        for name in WORKERS:
-            target, _, was_cached = yield from _connection(world, session, name)
-            world.judge.reached(host, name, target, was_cached=was_cached, writes=False)
-            yield _hop(world)
-    except Failed as why:
-        world.judge.failed(host, str(why))
+    with command(world, session):
+        yield from _pass_the_gate(world, session)
+        if not _alive(session) or host.server.stopped:
+            return
+        try:
+            for name in WORKERS:
+                target, run, was_cached = yield from _connection(world, session, name)
+                session.open_on.add(target)
+                world.judge.reached(host, name, target, was_cached=was_cached, writes=False)
+                yield _hop(world)
+                if not (target.server.up and target.server.run == run):
+                    raise Failed(f"{target}: the connection is lost")  # noqa: TRY301 -- as all other failures
+        except Failed as why:
+            world.judge.failed(host, str(why))
 
 
 # --- what the agent calls instead of sessions on its local server
@@ -206,6 +273,11 @@ async def flush(process: Process) -> Flushed | None:
     world, host = process.world, process.host
     server = host.server
     run = server.run
+    until = world.now + _ALONE_S
+    while process.flushes_alone:
+        if world.now > until:
+            raise FlushError("another flush has been under way for 15 s")
+        await process.sleep(0.01)
     if server.stopped:
         await process.sleep(_SILENCE_S)
         raise FlushError("no answer within 2 s")
@@ -213,6 +285,7 @@ async def flush(process: Process) -> Flushed | None:
     if not (server.up and server.serving and server.run == run):
         raise FlushError("error on the local PostgreSQL: Connection refused")
     server.flushed += 1
+    server.uncached = False
     server.flushed_at = world.now
     await process.sleep(world.between(0.002, 0.01))
     return Flushed(base="")
@@ -291,7 +364,7 @@ class _Pass:
         return {record for record in records if record[0] in found or record[0] not in server.active}
 
     async def _step(self) -> None:
-        await self._process.sleep(_hop(self._world))
+        await self._process.sleep(_hop(self._world) if not self._host.is_slow else self._world.between(0.02, 0.1))
         server = self._host.server
         if not (server.is_primary and server.run == self._run) or server.stopped:
             raise _EndedError("fault", "the local PostgreSQL has gone")

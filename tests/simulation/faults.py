@@ -242,6 +242,35 @@ def edit_comments(world: World, host: Host, _other: Host) -> End:
     return None
 
 
+def reject_logins(world: World, host: Host, _other: Host) -> End:
+    """A server ends the agents' sessions and lets them log in no more; Citus' own role still can."""
+    if host.server.rejects:
+        return None
+    host.server.rejects = True
+    world.server_changed(host)
+
+    def end() -> None:
+        host.server.rejects = False
+        world.server_changed(host)
+
+    return end
+
+
+def stall_replay(world: World, host: Host, _other: Host) -> End:
+    """A standby gets all that is written, and replays nothing."""
+    server = host.server
+    if not server.is_standby or server.stalled_at is not None:
+        return None
+    server.stalled_at = world.now
+    world.server_changed(host)
+
+    def end() -> None:
+        server.stalled_at = None
+        world.server_changed(host)
+
+    return end
+
+
 def slow_server(_world: World, host: Host, _other: Host) -> End:
     """PostgreSQL takes up to a second to load its configuration files."""
     host.is_slow = True
@@ -272,10 +301,35 @@ def foreign_server(world: World, host: Host, _other: Host) -> End:
     def end() -> None:
         world.die(host, "the foreign server is stopped")
         host.is_foreign = False
-        host.server.system_id = host.group.system_id
         world.tend(host.group)
 
     return end
+
+
+def slow_disk(_world: World, host: Host, _other: Host) -> End:
+    """What an agent reads and writes takes up to a quarter of a second."""
+    host.disk_is_slow = True
+
+    def end() -> None:
+        host.disk_is_slow = False
+
+    return end
+
+
+def slow_python(_world: World, host: Host, _other: Host) -> End:
+    """The hook before a stop takes three seconds to start."""
+    host.python_is_slow = True
+
+    def end() -> None:
+        host.python_is_slow = False
+
+    return end
+
+
+def call_off_stop(world: World, host: Host, _other: Host) -> End:
+    """A planned stop is announced, and does not happen."""
+    world.call_off(host)
+    return None
 
 
 def switchover(world: World, host: Host, _other: Host) -> End:
@@ -307,6 +361,7 @@ def remove_node(world: World, host: Host, other: Host) -> End:
 
     def end() -> None:
         world.removed.pop(host.number, None)
+        world.judge.hindered(host)
         if host.process is not None:
             host.process.reload()
 
@@ -402,6 +457,11 @@ KINDS: dict[Callable[[World, Host, Host], End], int] = {
     freeze_agent: 4,
     fill_disk: 3,
     slow_server: 4,
+    slow_disk: 3,
+    slow_python: 0,  # a forced stop is then held up for longer, as README says
+    call_off_stop: 3,
+    reject_logins: 3,
+    stall_replay: 3,
     edit_file: 2,
     edit_comments: 2,
     jump_clock: 1,
@@ -421,14 +481,22 @@ _NAMES = [*BY_NAME]
 _WEIGHTS = [*KINDS.values()]
 
 
+PLANNED_KINDS = tuple(kind.__name__ for kind in (switchover, restart, call_off_stop, slow_disk, slow_python))
+"""Where there are no others no statement may fail."""
+_OPERATORS = (switchover, switchover, switchover, restart, restart, call_off_stop)
+
+
 def planned_work(random: random.Random) -> tuple[Fault, ...]:
-    """Return what operators do with the workers of one world in which nothing goes wrong."""
+    """Return what operators do with the servers of one world in which nothing goes wrong."""
     gaps = [random.uniform(20.0, 40.0) for _ in range(random.randint(2, 6))]
     ends = [sum(gaps[: number + 1]) for number in range(len(gaps))]
-    return tuple(
-        Fault(round(at, 3), 0.01, random.choice(("switchover", "switchover", "restart")), random.randrange(2, 6), 0)
-        for at in ends
-    )
+    work = [Fault(round(at, 3), 0.01, random.choice(_OPERATORS).__name__, random.randrange(6), 0) for at in ends]
+    slow = [
+        Fault(0.0, 300.0, kind.__name__, random.randrange(6), 0)
+        for kind, share in ((slow_disk, 0.5), (slow_python, 0.3))
+        if random.random() < share
+    ]
+    return (*slow, *work)
 
 
 def plan(random: random.Random) -> tuple[Fault, ...]:

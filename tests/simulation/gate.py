@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import types
 from typing import TYPE_CHECKING, Any
 
+import psycopg
+
+from resolver_agent.citus import flush, session
 from resolver_agent.patroni.client import ApiError, Leadership
+from resolver_agent.queue import drain, hold, own_stop, windows
+from resolver_agent.queue.drain import Open
 from resolver_agent.queue.evidence import ServerState
-from resolver_agent.queue.hold import Held, HoldError
+from resolver_agent.queue.gate import UnderWay
 from resolver_agent.queue.room import RoomState
+from tests.simulation.blocking import Event, Worker
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from resolver_agent.config.model import Config, Node, PatroniApi
-    from resolver_agent.queue.hold import Leaving
+    from resolver_agent.queue.hold import Held
     from tests.simulation.process import Process
     from tests.simulation.world import Host, World
+
+
+_SILENCE_S = 2.0
+_NOTICED_S = 0.1
+"""So often a request of a gate looks whether its client is there: ``client_connection_check_interval``."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -85,7 +97,7 @@ class SimulatedRooms:
         self.rooms.clear()
         gate = self._process.host.gate
         if gate is not None:
-            gate.is_closed = False
+            gate.until = min(gate.until, self._process.world.now + _NOTICED_S)
 
     def find(self, name: str, address: str) -> Room | None:
         """Return the room at an address, if it takes connections."""
@@ -98,9 +110,14 @@ class SimulatedRooms:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Gate:
-    """The gate of a coordinator: statements that have not begun wait while it is closed."""
+    """The gate of a coordinator: statements that have not begun wait while it is closed; it opens by itself."""
 
-    is_closed: bool = False
+    until: float = 0.0
+
+
+def is_closed(host: Host, now: float) -> bool:
+    """Report whether statements that have not begun wait on a host."""
+    return host.gate is not None and now < host.gate.until
 
 
 def _host_of(world: World, config: Config) -> Host:
@@ -117,54 +134,238 @@ def coordinated_databases(world: World) -> Callable[[Config], tuple[str, ...]]:
     return find
 
 
-def hold_at_gate(world: World) -> Callable[..., Awaitable[Held]]:
-    """Stand for ``queue.hold.hold``: flush, close the gate, drain, to the room, flush, open."""
+class _Local:
+    """What ``queue.hold`` and ``queue.own_stop`` do with their local server, in a thread; each step takes time."""
 
-    async def hold(
-        config: Config,
-        _databases: tuple[str, ...],
-        *,
-        leaving: Callable[[], tuple[Leaving, ...]],
-        to_room: Any,
-        abort: threading.Event,
-        forwarded: threading.Event,
-        drain_s: float,
-    ) -> Held:
-        host = _host_of(world, config)
-        process, server, run = host.process, host.server, host.server.run
-        assert process is not None
-        if not server.is_primary or server.stopped:
-            raise HoldError("the local PostgreSQL does not answer")
-        gate = host.gate = Gate()
+    def __init__(self, world: World, host: Host) -> None:
+        self.world = world
+        self.host = host
+        self.run = host.server.run
+
+    def step(self, low: float = 0.0005, high: float = 0.003) -> None:
+        """Send something, and wait for the answer.
+
+        Raises:
+            psycopg.OperationalError: the server has gone.
+        """
+        Worker.current.pause(self.world.between(low, high))
+        server = self.host.server
+        if server.stopped:
+            Worker.current.pause(_SILENCE_S)
+        if not (self.host.up and server.up and server.serving and server.run == self.run) or server.stopped:
+            raise psycopg.OperationalError("the local PostgreSQL does not answer")
+
+    def execute(self, _query: str) -> None:
+        """Stand for a session."""
+        self.step()
+
+
+class _Gate:
+    """Stands for ``queue.gate.Gate``."""
+
+    node_id = 1
+
+    def __init__(self, local: _Local, lock_s: float) -> None:
+        self._local = local
+        self._lock_s = lock_s
+        self._world_gate = local.host.gate = Gate()
+        self._is_kept = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return self._local.world.now < self._world_gate.until and self._local.host.server.run == self._local.run
+
+    @property
+    def fault(self) -> str | None:
+        """Why it is not."""
+        return None if self.closed else "it has ended"
+
+    def keep(self, *, within_s: float) -> None:
+        """Have the keeper take its lock."""
+        del within_s
+        self._local.step()
+        self._is_kept = True
+
+    def close(self, *, within_s: float) -> None:
+        """Close it. Without a keeper the request is granted, and hangs the standbys."""
+        del within_s
+        self._local.step()
+        if not (self._is_kept or any(one.inside for one in self._local.host.server.sessions)):
+            self._local.world.judge.gate_granted(self._local.host)
+        self._world_gate.until = self._local.world.now + self._lock_s
+
+    def open(self) -> None:
+        """Open it; that of a killed process opens by itself."""
+        if not Worker.current.is_killed:
+            self._world_gate.until = 0.0
+
+    def under_way(self) -> list[UnderWay]:
+        """Return who is at work."""
+        self._local.step()
+        now = self._local.world.now
+        return [
+            UnderWay(pid=one.pid, active=True, inside=one.inside, age_s=now - one.begun_at)
+            for one in self._local.host.server.sessions
+        ]
+
+
+def open_on(world: World, target: Host) -> tuple[Open, ...]:
+    """Stand for ``queue.drain.left``: the transactions that Citus has open on a server."""
+    sessions = (one for host in world.hosts[:2] for one in host.server.sessions)
+    there = (Open(f"citus_internal gpid={10**10 + one.pid}", one.pid) for one in sessions if target in one.open_on)
+    return (*there, *(Open(gid) for gid in target.server.data.prepared))
+
+
+class _Sockets:
+    """Stands for the modules that ``queue.hold`` and ``queue.own_stop`` use to reach servers."""
+
+    POLL_S, QUIET = drain.POLL_S, drain.QUIET
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.rest = drain.rest
+        self.words = session.words
+        self.FlushError = flush.FlushError
+
+    # `citus.session`
+
+    @contextlib.contextmanager
+    def local(self, config: Config, **_: object) -> Iterator[_Local]:
+        """Open a session on the local server."""
+        local = _Local(self._world, _host_of(self._world, config))
+        local.step()
+        yield local
+
+    @contextlib.contextmanager
+    def prepared(self, config: Config, _database: str, *, lock_s: float, limit_s: float) -> Iterator[_Gate]:
+        """Make a gate."""
+        del limit_s
+        local = _Local(self._world, _host_of(self._world, config))
+        local.step()
+        gate = _Gate(local, lock_s)
         try:
-            await process.sleep(world.between(0.01, 0.05))
-            server.flushed += 1
-            gate.is_closed = True
-            begun = world.now
-            while not abort.is_set() and server.active and world.now - begun < drain_s:
-                await process.sleep(0.015)
-            left = len(server.active)
-            leaving()
-            if not abort.is_set() and not await _to_room(process, to_room.__self__):
-                until = world.now + 5.0
-                while world.now < until and not (forwarded.is_set() or abort.is_set()) and server.run == run:
-                    await process.sleep(0.015)
-            server.flushed += server.run == run
-            server.flushed_at = world.now
+            yield gate
         finally:
-            gate.is_closed = False
-        return Held(uncached=True, left_count=left)
+            gate.open()
 
-    return hold
+    # `queue.drain`
+
+    @contextlib.contextmanager
+    def connect(self, config: Config, node: Node, _address: str, **_: object) -> Iterator[_There]:
+        """Open a session on a server that stops."""
+        there = _There(self._world, _host_of(self._world, config), self._world.by_address[node.host])
+        there.step()
+        yield there
+
+    def left(self, server: _There | _Local) -> tuple[Open, ...]:
+        """Return what is open there."""
+        server.step()
+        return open_on(self._world, server.host)
+
+    def free_slots(self, server: _There) -> int:
+        """Return that there are enough."""
+        server.step()
+        return 100
+
+    # `citus.flush`
+
+    @contextlib.contextmanager
+    def alone(self, within_s: float) -> Iterator[None]:
+        """Keep others from flushing."""
+        process = Worker.current.process
+        until = self._world.now + within_s
+        while process.flushes_alone:
+            if self._world.now > until:
+                raise flush.FlushError("another flush has been under way")
+            Worker.current.pause(0.005)
+        process.flushes_alone = True
+        try:
+            yield
+        finally:
+            process.flushes_alone = False
+
+    def flush(self, config: Config, *, uncached: bool = False) -> flush.Flushed:
+        """Flush, and have sessions cache nothing."""
+        host = _host_of(self._world, config)
+        self._flush(host, slow=host.is_slow, uncached=uncached)
+        self.confirm(config, "")
+        return flush.Flushed(base="")
+
+    def give_back(self, local: _Local) -> str:
+        """Flush over an open session."""
+        self._flush(local.host, slow=False, uncached=False)
+        return "given back"
+
+    def confirm(self, config: Config, _value: str) -> None:
+        """Wait until it counts for every new command."""
+        host = _host_of(self._world, config)
+        _Local(self._world, host).step(0.002, 0.01)
+        host.server.flushed_at = self._world.now
+
+    def _flush(self, host: Host, *, slow: bool, uncached: bool) -> None:
+        try:
+            _Local(self._world, host).step(*((0.2, 1.1) if slow else (0.005, 0.03)))
+        except psycopg.Error as error:
+            raise flush.FlushError(str(error)) from error
+        host.server.flushed += 1
+        host.server.uncached = uncached
 
 
-async def _to_room(process: Process, holding: Any) -> bool:
-    """Stand for ``_Holding.to_room``, which waits in a thread."""
-    holding._ask()
-    until = process.world.now + 1.0
-    while holding.in_room is None and process.world.now < until:
-        await process.sleep(0.005)
-    return bool(holding.in_room)
+class _There(_Local):
+    """A session on a server that stops."""
+
+    def __init__(self, world: World, source: Host, host: Host) -> None:
+        super().__init__(world, host)
+        self._source = source
+
+    def step(self, low: float = 0.0005, high: float = 0.004) -> None:
+        """Send something, and wait for the answer."""
+        if not self.world.talks(self._source, self.host):
+            Worker.current.pause(_SILENCE_S)
+            raise psycopg.OperationalError("no answer")
+        super().step(low, high)
+
+
+def _sleep(seconds: float) -> None:
+    Worker.current.pause(seconds)
+
+
+def queue_replacements(world: World) -> list[tuple[object, str, object]]:
+    """Return what to put in the place of threads, clocks and sockets of the queue: where, which name, and what."""
+    sockets = _Sockets(world)
+    clock = types.SimpleNamespace(
+        monotonic=lambda: world.now,
+        sleep=_sleep,
+    )
+    events = types.SimpleNamespace(Event=Event)
+    sessions = types.SimpleNamespace(connect=sockets.local, words=session.words)
+    do_hold, do_drain = hold.hold, own_stop._drain_local
+
+    async def hold_in_thread(config: Config, *arguments: Any, **named: Any) -> Held:
+        process = _host_of(world, config).process
+        assert process is not None
+        return await process.in_thread(lambda: do_hold(config, *arguments, **named))  # type: ignore[no-any-return]
+
+    async def drain_in_thread(config: Config, within_s: float) -> int:
+        process = _host_of(world, config).process
+        assert process is not None
+        return await process.in_thread(lambda: do_drain(config, within_s))  # type: ignore[no-any-return]
+
+    return [
+        (windows, "threading", events),
+        (hold, "coordinated_databases", coordinated_databases(world)),
+        (hold, "hold", hold_in_thread),
+        (hold, "flush", sockets),
+        (hold, "session", sessions),
+        (hold, "drain", sockets),
+        (hold, "prepared", sockets.prepared),
+        (hold, "time", clock),
+        (own_stop, "_drain_local", drain_in_thread),
+        (own_stop, "session", sessions),
+        (own_stop, "drain", sockets),
+        (own_stop, "time", clock),
+    ]
 
 
 def look_at_server(world: World) -> Callable[[Config, float], ServerState | str]:

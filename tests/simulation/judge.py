@@ -15,6 +15,7 @@ from tests.simulation.world import addresses
 
 if TYPE_CHECKING:
     from resolver_agent.config.model import Config
+    from resolver_agent.config.model import Group as ConfiguredGroup
     from resolver_agent.patroni.membership import Answer
     from resolver_agent.routing.observation import Observation
     from tests.simulation.world import Group, Host, World
@@ -25,6 +26,16 @@ PATIENCE_S = 1.4
 TURNED_S = 15.0
 """After so long a name has left a dead server for another one, ``failback_delay`` included."""
 FRESH_S = 2.0
+EXPIRED_S = 1.5
+"""So long after a question has remained without an answer, the answer before it counts no more: 3 s after it came."""
+CALLED_OFF_S = 9.0
+"""So long a name waits for a stop that does not happen: its hook's time, and a little."""
+QUEUED_S = 5.0
+"""How much longer than its limit a name may lead to its room: while its agent is restarted, too."""
+LED_S = 1.0
+"""After so long names have followed the leader lock without a hook."""
+LAGGED_S = 6.0
+"""After so long beyond its limit a standby gets no more reads."""
 WRITE_RETRY_S = 31.0
 """A file that could not be written is tried again after so long at the latest."""
 ROUND_S = 0.03
@@ -45,6 +56,8 @@ class Told:
     """What one run of an agent has been told of one server. The judge keeps it by itself: the agent may be wrong."""
 
     latest: ProbeFailure | Role | None = None
+    latest_since: float = 0.0
+    """When the last answer first came out so."""
     role_seen: Observation | None = None
     seen_dead: bool = False
     failure: ProbeFailure | None = None
@@ -54,6 +67,8 @@ class Told:
     def take(self, seen: Observation, now: float) -> None:
         """Take one more answer."""
         before = (self.last_role, self.system_id, self.serves_no_reads)
+        if seen.result is not self.latest:
+            self.latest_since = now
         self._take(seen)
         if before != (self.last_role, self.system_id, self.serves_no_reads):
             self.since = now
@@ -80,8 +95,9 @@ class Told:
 
     @property
     def is_merely_silent(self) -> bool:
-        """Whether it is a standby of which nothing bad is known but that it no longer answers."""
-        silent = self.latest is ProbeFailure.UNREACHABLE and not self.serves_no_reads
+        """Whether it is a standby of which nothing bad is known but that it no longer answers, or refuses the login."""
+        cannot_tell = self.latest in (ProbeFailure.UNREACHABLE, ProbeFailure.REJECTING)
+        silent = cannot_tell and not self.serves_no_reads
         return silent and self.last_role is Role.STANDBY
 
     @property
@@ -97,6 +113,10 @@ class _Known:
     states: dict[int, Told] = dataclasses.field(default_factory=dict)
     local: Told = dataclasses.field(default_factory=Told)
     claim: Answer | None = None
+    claim_since: float = 0.0
+    """When the local Patroni first said what it said last."""
+    claim_lost_at: float | None = None
+    """Since when it says nothing."""
     recognised: bool = False
     was_primary: int | None = None
     """The run of the local server that was seen as a primary."""
@@ -110,6 +130,8 @@ class Judge:
         self._known: dict[int, _Known] = {}
         self._acknowledged: list[int] = []
         self._ready: dict[int, int] = {}
+        self._queued_at: dict[tuple[int, str], float] = {}
+        """When each name on a host last moved."""
         self._wishes: dict[int, Role | None] = {}
         self.broken: str | None = None
         self._promoted_at: dict[int, float] = {}
@@ -154,10 +176,17 @@ class Judge:
         if local is not None and local.result is Role.PRIMARY and local.identity is not None:
             known.was_primary = local.identity.started_us
 
-    def claimed(self, host: Host, target: Host, answer: Answer) -> None:
-        """Take in what a Patroni has answered."""
-        if host is target:
-            self._of(host).claim = answer
+    def claimed(self, host: Host, target: Host, answer: Answer | None) -> None:
+        """Take in what a Patroni has answered, None if nothing."""
+        known = self._of(host)
+        if host is not target:
+            return
+        if answer is None:
+            known.claim_lost_at = known.claim_lost_at or self._world.now
+            return
+        if known.claim is None or known.claim.leads is not answer.leads:
+            known.claim_since = self._world.now
+        known.claim, known.claim_lost_at = answer, None
 
     # --- hooks
 
@@ -221,9 +250,7 @@ class Judge:
             wanted = {Route.PRIMARY: Role.PRIMARY, Route.STANDBY: Role.STANDBY, Route.FOLLOW: wish}[group.route]
             own = group.route is Route.FOLLOW and host.group.name == self._world.group_of(name).name
             if address != old.get(name):
-                self.moves += 1
-                self.moved_at = self._world.now
-                self._world.tell(f"{host}: {name} → {address} {_comment(after, name)}")
+                self._note_move(host, group, old.get(name), f"{address} {_comment(after, name)}")
                 if not own:
                     move = (old.get(name), address)
                     self._judge_move(host, name, move, wanted, known, changed_wish=changed_wish, content=before)
@@ -235,14 +262,23 @@ class Judge:
             state = known.states.get(target.number) if target is not None else None
             if wanted is Role.PRIMARY and state is not None and state.last_role is Role.STANDBY:
                 self._broken(f"R2: on {host} {name} leads to {target}, which was last seen in recovery")
-            if state is not None and self._is_foreign(state, self._world.group_of(name), known):
+            if state is not None and self._is_foreign(state, host, self._world.group_of(name), known):
                 self._broken(f"A7: on {host} {name} leads to {target}, a foreign server")
 
-    def _is_foreign(self, state: Told, group: Group, known: _Known) -> bool:
-        """Report whether a server is foreign while one of the group's own is seen."""
+    def _note_move(self, host: Host, group: ConfiguredGroup, before: str | None, words: str) -> None:
+        name = group.name
+        if before is not None and before.startswith("127."):
+            self._judge_queued(host, name, max(group.queue.planned_s, group.queue.unplanned_s))
+        self._queued_at[host.number, name] = self.moved_at = self._world.now
+        self.moves += 1
+        self._world.tell(f"{host}: {name} → {words}")
+
+    def _is_foreign(self, state: Told, host: Host, group: Group, known: _Known) -> bool:
+        """Report whether a server is foreign while one of the group's own is seen that the agent is to watch."""
         if state.system_id is None or state.system_id < FOREIGN:
             return False
-        others = (known.states.get(host.number) for host in group.hosts)
+        removed = self._world.removed.get(host.number)
+        others = (known.states.get(one.number) for one in group.hosts if one.address != removed)
         own = [one for one in others if one is not None and one is not state and (one.system_id or FOREIGN) < FOREIGN]
         return any(not one.serves_no_reads for one in own)
 
@@ -278,15 +314,26 @@ class Judge:
             return
         new = known.states.get(target.number)
         if source is not None and source.group is target.group and wanted is Role.PRIMARY and source is not target:
-            self._judge_leaving(host, name, source, old)
+            self._judge_leaving(host, name, source, target)
         remembered = address is not None and address.encode() in content
         if (new is None or new.role_seen is None) and not remembered:
             self._broken(f"R1: on {host} {name} moves to {target}, of which nothing is known")
         elif new is not None and wanted is Role.PRIMARY and new.last_role is Role.STANDBY:
             self._broken(f"R1: on {host} {name} moves to {target}, which was not seen as a primary")
 
-    def _judge_leaving(self, host: Host, name: str, source: Host, old: Told | None) -> None:
+    def _judge_going_back(self, host: Host, name: str, source: Host, target: Host) -> None:
+        """R1: a name does not go back from a primary that is silent to one that was seen as that earlier."""
+        states = self._of(host).states
+        old, new = states.get(source.number), states.get(target.number)
+        if old is None or new is None or isinstance(new.latest, Role) or old.last_role is not Role.PRIMARY:
+            return
+        if old.role_seen is not None and new.role_seen is not None and new.role_seen.at < old.role_seen.at:
+            self._broken(f"R1: on {host} {name} goes back from {source} to {target}, which is not seen")
+
+    def _judge_leaving(self, host: Host, name: str, source: Host, target: Host) -> None:
         """P2 and P3: a name does not leave the primary that leads, and that is seen, for another primary."""
+        self._judge_going_back(host, name, source, target)
+        old = self._of(host).states.get(source.number)
         leads = source.group.leader is source and source.server.is_primary and not source.server.stopped
         if leads and old is not None and old.latest is Role.PRIMARY and self._world.talks(host, source):
             self._broken(f"P3: on {host} {name} leaves {source}, which leads and is seen")
@@ -324,11 +371,17 @@ class Judge:
             state = known.states.get(target.number) if target is not None else None
             if target in (None, host) or name.endswith("-ro") or state is None:
                 continue
-            if state.last_role is Role.STANDBY:
+            expected = self._world.is_hooked or self._has_long_led(known)
+            if state.last_role is Role.STANDBY and expected:
                 self._broken(f"R4: {host} is promoted while {name} leads to {target}, a standby")
         ready = self._ready.get(host.number) == host.server.run
         if ready and host.server.flushed_at < host.moved_at and self._world.now - host.moved_at > FLUSHED_S:
             self._broken(f"R4: {host} is promoted before the names that moved are flushed")
+
+    def _has_long_led(self, known: _Known) -> bool:
+        """Report whether the local Patroni has said for a while that it holds the leader lock."""
+        claim = known.claim
+        return claim is not None and claim.leads and self._world.now - known.claim_since > LED_S
 
     def _able_since(self, host: Host) -> float:
         """Return when something last kept an agent from its work."""
@@ -355,14 +408,16 @@ class Judge:
                 self._broken(f"R8: {name} on {host} is fenced, and there is no alert")
         if why.endswith("refused") and self._is_able(host):
             self._judge_dead(host, why.partition(":")[0])
-        if self.is_planned:
+        if why.endswith("no answer") and self._is_able(host):
+            self._judge_silent(host, why.partition(":")[0])
+        if self.is_planned and why != "the coordinator has gone":
             self._broken(f"Q: a statement on {host} fails in planned work: {why}")
         self._world.tell(f"{host}: a statement fails: {why}")
 
     def _judge_deposed(self, host: Host, name: str, target: Host) -> None:
         """P2: no statement goes to a primary that was deposed a while ago, or promoted by hand."""
         world, leader = self._world, target.group.leader
-        if leader is None or not leader.server.is_primary or leader.server.stopped:
+        if leader is None or not leader.server.is_primary or leader.server.stopped or host.number in world.removed:
             return
         since = world.now - TURNED_S
         told = self._of(host).states.get(leader.number)
@@ -386,6 +441,24 @@ class Judge:
         if dead.seen_dead and fits and not alive.serves_no_reads and world.talks(host, other):
             self._broken(f"S1: on {host} {name} stays on {target}, which is dead, beside {other}")
 
+    def _judge_silent(self, host: Host, name: str) -> None:
+        """P1: a name that wants a primary does not stay on a silent one while another is seen as that for a while."""
+        world, known = self._world, self._of(host)
+        target = world.by_address.get(world.lookup(host, name) or "")
+        if target is None or self._wish(host, known) is not Role.PRIMARY or not host.server.is_primary:
+            return
+        since, other = world.now - TURNED_S, target.group.other(target)
+        silent, alive = known.states.get(target.number), known.states.get(other.number)
+        if (
+            silent is None
+            or alive is None
+            or max(silent.latest_since, alive.latest_since, self._able_since(host)) > since
+        ):
+            return
+        seen = alive.latest is Role.PRIMARY and alive.system_id == target.group.system_id
+        if silent.latest is ProbeFailure.UNREACHABLE and seen and world.talks(host, other):
+            self._broken(f"P1: on {host} {name} stays on {target}, which is silent, beside {other}")
+
     def reached(self, host: Host, name: str, target: Host, *, was_cached: bool, writes: bool) -> None:
         """Judge where a statement has come to."""
         self.statements += 1
@@ -396,6 +469,8 @@ class Judge:
             self._broken(f"a statement on {host} for {name} reaches {target}")
         if writes and host.uses_patroni and target.group.leader not in (None, target) and target.server.is_primary:
             self._judge_deposed(host, name, target)
+        if not writes and self._is_able(host) and world.lookup(host, name) == target.address:
+            self._judge_lag(host, name, target)
         if process is None or host.server.recovery or not target.server.recovery:
             return
         if was_cached and self._ready.get(host.number) == host.server.run and writes:
@@ -411,8 +486,42 @@ class Judge:
             if wants_primary and world.now - self._written_at(host) > 0.2:
                 self._broken(f"R2: a statement on the primary {host} reaches {target}, which is known to be a standby")
 
+    def waited(self, host: Host, name: str, seconds: float) -> None:
+        """Q: nobody waits in a room while a server of the wanted role is seen, nor for longer than he may."""
+        known, world = self._of(host), self._world
+        wish, since = self._wish(host, known), world.now - min(seconds, CALLED_OFF_S)
+        if not self._is_able(host) or self._able_since(host) > world.now - seconds - FIRST_LOOK_S:
+            return
+        told = (known.states.get(one.number) for one in world.group_of(name).hosts)
+        seen = any(one is not None and one.latest is wish and max(one.since, one.latest_since) < since for one in told)
+        if seconds > CALLED_OFF_S and seen and not host.server.stopped:
+            self._broken(f"Q: on {host} somebody has waited {seconds:.0f} s for {name}, whose server is seen")
+
+    def _judge_queued(self, host: Host, name: str, limit_s: float) -> None:
+        """Q: a name leads to its room for a limited time, also where the agent is killed again and again."""
+        queued_s = self._world.now - self._queued_at.get((host.number, name), self._world.now)
+        if queued_s > limit_s + QUEUED_S and self._able_since(host) < self._world.now - queued_s:
+            self._broken(f"Q: on {host} {name} has led to its room for {queued_s:.0f} s")
+
+    def _judge_lag(self, host: Host, name: str, target: Host) -> None:
+        """No read on a standby comes to one that has lagged more than its limit allows, for a while."""
+        stalled_at, limit_s, now = target.server.stalled_at, self._world.max_lag_s, self._world.now
+        if stalled_at is None or limit_s is None or not (host.server.recovery and target.server.recovery):
+            return
+        primary, known = target.group.other(target), self._of(host).states
+        told = [known.get(one.number) for one in (target, primary)]
+        tells = [one is not None and one.latest for one in told] == [Role.STANDBY, Role.PRIMARY]
+        both = primary.server.is_primary and self._world.talks(host, primary) and self._world.talks(host, target)
+        since = max(stalled_at + limit_s, self._able_since(host))
+        if both and tells and now - since > LAGGED_S:
+            self._broken(f"L1: a read on {host} for {name} reaches {target}, {now - stalled_at:.0f} s behind")
+
     def _written_at(self, host: Host) -> float:
         return host.hosts_written_at - self._world.wall_offset_s
+
+    def gate_granted(self, host: Host) -> None:
+        """The request that closes the gate must never be granted: standbys replay that lock, and hang."""
+        self._broken(f"Q: on {host} the request that closes the gate was granted")
 
     def recovers(self, host: Host, name: str, target: Host) -> None:
         """R6: judge by what the agent was told whether 2PC recovery may act on a server."""
@@ -421,9 +530,10 @@ class Judge:
             return
         if process.agent.is_by_hand:
             self._broken(f"R6: 2PC recovery on {host} while a name is pinned or all are paused")
-        claim, state, own = known.claim, known.states.get(target.number), known.states.get(host.number)
-        if host.uses_patroni and (claim is None or not claim.leads):
-            self._broken(f"R6: 2PC recovery on {host}, whose Patroni does not say that it leads")
+        state, own = known.states.get(target.number), known.states.get(host.number)
+        self._judge_claim(host, known)
+        if any(one is not None and self._is_unseen(one) for one in (own, state)):
+            self._broken(f"R6: 2PC recovery on {host} acts on {target}, but {name} or itself is not seen of late")
         if own is None or own.last_role is not Role.PRIMARY or own.seen_dead:
             self._broken(f"R6: 2PC recovery on {host}, which was not seen as a primary over the network")
         if state is None or state.last_role is not Role.PRIMARY or state.failure is ProbeFailure.DEAD:
@@ -438,6 +548,17 @@ class Judge:
         wanted = {one.name: one.address for one in process.agent._decision.targets}
         if addresses(host.hosts).get(name) != wanted.get(name) and now - host.moved_at > FLUSHED_S:
             self._broken(f"R6: 2PC recovery on {host} although its file does not say what was decided")
+
+    def _is_unseen(self, state: Told) -> bool:
+        return not isinstance(state.latest, Role) and self._world.now - state.latest_since > EXPIRED_S
+
+    def _judge_claim(self, host: Host, known: _Known) -> None:
+        """R6: 2PC recovery runs only where the local Patroni says that it leads, and has just said so."""
+        claim, lost_at = known.claim, known.claim_lost_at
+        if host.uses_patroni and (claim is None or not claim.leads):
+            self._broken(f"R6: 2PC recovery on {host}, whose Patroni does not say that it leads")
+        if host.uses_patroni and lost_at is not None and self._world.now - lost_at > EXPIRED_S:
+            self._broken(f"R6: 2PC recovery on {host}, whose Patroni has not answered of late")
 
     def _is_fresh_primary(self, state: Told, group: Group) -> bool:
         seen = state.role_seen

@@ -70,8 +70,9 @@ class Scheduler:
 class ProcessLoop(asyncio.AbstractEventLoop):
     """The event loop of one process, which can be stopped (SIGSTOP) or killed at any event."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, *, disk_is_slow: Callable[[], bool]) -> None:
         self.scheduler = scheduler
+        self.disk_is_slow = disk_is_slow
         self.is_dead = self.is_stopped = False
         self.backlog: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self.defects: list[str] = []

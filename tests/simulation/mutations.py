@@ -44,47 +44,65 @@ MUTATIONS = (
         "routing.observation",
         "self.seen_dead or observation.result is ProbeFailure.DEAD",
         "self.seen_dead or observation.result in (ProbeFailure.DEAD, ProbeFailure.UNREACHABLE)",
-        15,
+        3,
+        ((5, 20, "freeze_server", 2, 0), (40, 20, "freeze_server", 3, 0)),
     ),
     Mutation(
         "a silent primary is fenced",
         "routing.primary",
         "if before.memory.primary is None or demoted or not foreign.isdisjoint(last_at):",
         "if True:",
-        0,
+        2,
     ),
     Mutation(
         "a silent standby is fenced",
         "routing.standby",
         "if not astray and not (view.asked_all and (view.has_evidence_against or seen_primary)):",
         "if False:",
-        15,
+        3,
+        ((5, 20, "freeze_server", 2, 0), (40, 20, "freeze_server", 3, 0)),
     ),
-    Mutation("nothing is remembered", "agent", "self._decision = resume(self._config, remembered)", "pass", 3),
+    Mutation(
+        "nothing is remembered",
+        "agent",
+        "self._decision = resume(self._config, remembered)",
+        "pass",
+        0,
+    ),
     # R2: never on a standby
     Mutation(
         "a demoted primary is held",
         "routing.primary",
         "demoted = before.memory.primary is not None and (",
         "demoted = False and (",
-        2,
+        3,
+        (
+            (5, 5, "power_loss", 2, 0),
+            (5, 5, "power_loss", 3, 0),
+            (50, 5, "power_loss", 4, 0),
+            (50, 5, "power_loss", 5, 0),
+        ),
     ),
     Mutation(
-        "names follow no role", "routing.local_server", "return Role.PRIMARY, local.identity", "return None, None", 6
+        "names follow no role",
+        "routing.local_server",
+        "return Role.PRIMARY, local.identity",
+        "return None, None",
+        3,
     ),
     Mutation(
         "a pin counts on a server in recovery",
         "routing.pin",
         "if demoted or Role.STANDBY in roles:",
         "if False:",
-        8,
+        0,
     ),
     Mutation(
         "a pause keeps names on a server in recovery",
         "routing.pin",
         "if _evidence_against(view, wanted_role, address, fallback=fallback) is not None:\n        return choice",
         "if False:\n        return choice",
-        8,
+        0,
     ),
     Mutation(
         "the primary is any node that answers",
@@ -109,7 +127,8 @@ MUTATIONS = (
         "observe.observer",
         "assumed=assumed or (Role.PRIMARY if self.announced is not None else None),",
         "assumed=assumed,",
-        36,
+        1,
+        ((5, 0.1, "switchover", 0, 0), (45, 0.1, "switchover", 0, 0)),
     ),
     Mutation(
         "the hook is answered at once",
@@ -148,7 +167,8 @@ MUTATIONS = (
         "citus.maintenance",
         'self._fault = f"cached connections are not flushed: {words}"\n            return',
         "self._flushed = self._under_way\n            return",
-        16,
+        2,
+        ((4.9, 6, "freeze_server", 0, 0), (4.9, 6, "freeze_server", 1, 0), (5, 0.1, "switchover", 2, 0)),
     ),
     # R6: the preconditions of recovery
     Mutation(
@@ -156,21 +176,24 @@ MUTATIONS = (
         "citus.preconditions",
         '"names are paused" if decision.paused else next(iter(by_hand), None),',
         "",
-        29,
+        2,
+        ((40, 60, "pause_names", 0, 0), (40, 60, "pause_names", 1, 0)),
     ),
     Mutation(
         "recovery on a primary that is not accepted",
         "citus.preconditions",
         "*(_own_blocker(group, decision, evidence) for group in own),",
         "",
-        12,
+        34,
+        ((8, 40, "pause_patroni", 0, 0), (10, 0.1, "promote_by_hand", 0, 0), (10, 0.1, "promote_by_hand", 1, 0)),
     ),
     Mutation(
         "recovery without the leader lock",
         "citus.preconditions",
         "*(_lock_blocker(group, evidence) for group in own if group.patroni is not None),",
         "",
-        26,
+        1,
+        ((3, 80, "hang_patroni", 0, 0), (3, 80, "partition", 0, 1)),
     ),
     Mutation(
         "recovery before the file is written",
@@ -181,9 +204,20 @@ MUTATIONS = (
         ((4.9, 30.0, "fill_disk", 0, 0), (4.9, 30.0, "fill_disk", 1, 0), (5.0, 0.1, "switchover", 0, 0)),
     ),
     Mutation(
-        "recovery without preconditions", "citus.preconditions", "blockers = [", "return None\n    blockers = [", 3
+        "recovery without preconditions",
+        "citus.preconditions",
+        "blockers = [",
+        "return None\n    blockers = [",
+        0,
+        ((40, 50, "reject_logins", 2, 0), (40, 50, "reject_logins", 3, 0)),
     ),
-    Mutation("recovery never runs", "citus.maintenance", "elif now >= self._next_at:", "elif False:", 0),
+    Mutation(
+        "recovery never runs",
+        "citus.maintenance",
+        "elif now >= self._next_at:",
+        "elif False:",
+        1,
+    ),
     # R7: the file
     Mutation(
         "the lines below the block are lost",
@@ -198,6 +232,7 @@ MUTATIONS = (
         "return self._writer.signature() != self._on_disk.signature",
         "return False",
         2,
+        ((5, 0.1, "edit_file", 0, 0), (5, 0.1, "edit_file", 1, 0)),
     ),
     Mutation(
         "a failed write is not tried again",
@@ -205,16 +240,25 @@ MUTATIONS = (
         "if not news and self._fault is None and not self.disturbed():",
         "if not news:",
         2,
+        ((4.9, 30, "fill_disk", 0, 0), (4.9, 30, "fill_disk", 1, 0), (5, 0.1, "switchover", 2, 0)),
     ),
     # R8: say so
-    Mutation("a fenced name is no alert", "routing.decide", "    Code.FENCED: AlertCode.FENCED,\n", "", 2),
+    Mutation(
+        "a fenced name is no alert",
+        "routing.decide",
+        "    Code.FENCED: AlertCode.FENCED,\n",
+        "",
+        3,
+        ((4, 40, "pause_patroni", 2, 0), (5, 0.1, "crash", 2, 0)),
+    ),
     # which database cluster, which primary
     Mutation(
         "foreign servers are members",
         "routing.assess",
         "if seen.identity and seen.identity.system_id == system_id}",
         "if seen.identity}",
-        5,
+        34,
+        ((5, 30, "foreign_server", 2, 0), (8, 20, "power_loss", 3, 0)),
     ),
     Mutation(
         "the leader lock does not count",
@@ -241,28 +285,31 @@ MUTATIONS = (
     ),
     # the queue
     Mutation("a stop that is announced is not heard", "queue.windows", "self._begin(over, message)", "pass", 1),
-    Mutation("no gate", "queue.windows", "stop.part = _Part.HOLD", "stop.part = _Part.ROOM", 1),
+    Mutation(
+        "no gate",
+        "queue.windows",
+        "stop.part = _Part.HOLD",
+        "stop.part = _Part.ROOM",
+        14,
+    ),
     Mutation("rooms are not forwarded", "queue.windows", "self._rooms.forward(name, target.address)", "pass", 1),
     Mutation(
         "a room is closed before its name has moved",
         "queue.windows",
         "self._rooms.close(name, why, after_s=_LINGER_S)",
         "self._rooms.close(name, why)",
-        14,
+        1,
     ),
     Mutation("a stop is not announced", "queue.own_stop", "answer = await self._announce(begun, within_s)", "pass", 1),
     Mutation(
         "no stop counts as planned", "queue.evidence", "if state.in_recovery:\n        return None", 'return "no"', 1
     ),
-)
-
-UNSEEN = (
     Mutation(
         "a stop waits for nobody",
         "queue.own_stop",
         "until = min(last, told_at + drain_s + _BEYOND_DRAIN_S)",
         "until = told_at",
-        1,
+        14,
     ),
     Mutation(
         "recovery before the flush",
@@ -270,14 +317,15 @@ UNSEEN = (
         'None if evidence.flushed else "cached connections are not flushed yet",',
         "",
         2,
-        ((4.0, 60.0, "slow_server", 0, 0), (4.0, 60.0, "slow_server", 1, 0), (5.0, 0.1, "switchover", 0, 0)),
+        ((30, 80, "slow_server", 0, 0), (30, 80, "slow_server", 1, 0), (40, 60, "power_loss", 2, 0)),
     ),
     Mutation(
         "an answer counts for ever",
         "routing.observation",
         "if self.role_seen is None or self.seen_dead or not abs(now - self.role_seen.at) < max_age_s:",
         "if self.role_seen is None:",
-        0,
+        34,
+        ((5, 70, "power_loss", 3, 0),),
     ),
     Mutation(
         "recovery on unconfirmed primaries",
@@ -285,49 +333,205 @@ UNSEEN = (
         "*(_name_blocker(group, decision) for group in others),",
         "",
         0,
+        ((40, 50, "reject_logins", 2, 0), (40, 50, "reject_logins", 3, 0)),
     ),
     Mutation(
         "recovery on old answers",
         "citus.preconditions",
         "return at >= self.since and self.now - at < self.max_age_s",
         "return True",
-        0,
+        1,
+        ((3, 80, "hang_patroni", 0, 0), (3, 80, "partition", 0, 1)),
     ),
     Mutation(
         "a new database cluster is never accepted",
         "routing.system_id",
         "if status.system_id is not None and status.system_id in ids.values():",
         "if False:",
-        0,
+        1,
+        ((5, 3, "upgrade", 2, 0),),
     ),
     Mutation(
         "the holder of the lock is no primary to be",
         "routing.decide",
         "wanted = observations.assumed or (Role.PRIMARY if observations.holds_lock else role)",
         "wanted = observations.assumed or role",
-        0,
+        24,
+        tuple((5 + 15 * number, 0.1, "switchover", 0, 0) for number in range(8)),
     ),
     Mutation(
         "a coordinator does not say that it is at work",
         "queue.windows",
         "self._say(stop, Kind.HELD, coordinator=bool(databases), later=bool(databases) and self._busy(stop))",
         "pass",
-        0,
+        49,
     ),
     Mutation(
         "a coordinator says at once that it is clear",
         "queue.windows",
         "if stop.cleared or (stop.part is _Part.HOLD and stop.held is None):\n            return",
         "if stop.cleared:\n            return\n        self._clear(stop)",
-        0,
+        28,
     ),
     Mutation(
         "names do not queue",
         "routing.queue",
         "return _wait(choice, room, stops)  # Q1",
         "return None",
-        0,
+        113,
     ),
+    # the queue: a step left out, or out of its order
+    Mutation(
+        "connections stay cached while names come to queue",
+        "queue.hold",
+        "for step in (one.uncache, one.grow_out, one.close, one.drain):",
+        "for step in (one.grow_out, one.close, one.drain):",
+        43,
+    ),
+    Mutation(
+        "nobody grows out",
+        "queue.hold",
+        "for step in (one.uncache, one.grow_out, one.close, one.drain):",
+        "for step in (one.uncache, one.close, one.drain):",
+        14,
+    ),
+    Mutation(
+        "the gate closes after the drain",
+        "queue.hold",
+        "for step in (one.uncache, one.grow_out, one.close, one.drain):",
+        "for step in (one.uncache, one.grow_out, one.drain, one.close):",
+        14,
+    ),
+    Mutation(
+        "the gate closes before connections are uncached",
+        "queue.hold",
+        "for step in (one.uncache, one.grow_out, one.close, one.drain):",
+        "for step in (one.close, one.uncache, one.grow_out, one.drain):",
+        32,
+    ),
+    Mutation(
+        "connections are uncached after the grow out",
+        "queue.hold",
+        "for step in (one.uncache, one.grow_out, one.close, one.drain):",
+        "for step in (one.grow_out, one.uncache, one.close, one.drain):",
+        14,
+    ),
+    Mutation(
+        "the gate has no keeper",
+        "queue.hold",
+        "gate.keep(within_s=deadline - time.monotonic())",
+        "pass",
+        14,
+    ),
+    Mutation(
+        "a name leads to a room that is not open",
+        "queue.windows",
+        "ready = self._rooms.open(name, before=target.address) == target.address and ready",
+        "ready = True",
+        1,
+    ),
+    Mutation(
+        "the flush comes before the file",
+        "agent",
+        "written = await self._block.put(decision.targets, begun, within_s=_WRITE_S)",
+        "self._maintenance.tick(self._observer, decision, written=True, puts=self._block.trampled, now=begun)\n"
+        "        written = await self._block.put(decision.targets, begun, within_s=_WRITE_S)",
+        1,
+        (
+            (0, 100, "slow_disk", 0, 0),
+            (0, 100, "slow_disk", 1, 0),
+            (5, 0.1, "switchover", 0, 0),
+            (45, 0.1, "switchover", 2, 0),
+        ),
+    ),
+    # faults that once were there
+    Mutation(
+        "a pin that was overtaken counts again",
+        "routing.decide",
+        "if (one := pins.get(name)) is not None and pin.is_overtaken(view, one)",
+        "if (one := pins.get(name)) is not None and False",
+        2,
+        ((3, 200, "pin", 1, 2), (6, 150, "power_loss", 2, 0), (60, 30, "power_loss", 3, 0)),
+    ),
+    Mutation(
+        "a checkpoint's age counts from the question",
+        "queue.evidence",
+        "state.control_age_s - since_s < _CHECKPOINT_MAX_S",
+        "state.control_age_s < _CHECKPOINT_MAX_S",
+        1,
+        (
+            (0, 300, "slow_python", 2, 0),
+            (0, 300, "slow_python", 3, 0),
+            (5, 0.1, "switchover", 2, 0),
+            (35, 0.1, "switchover", 2, 0),
+        ),
+    ),
+    Mutation(
+        "a killed agent gives its name the whole time again",
+        "queue.windows",
+        "until=now + max(0.0, limit_s - age_s),",
+        "until=now + limit_s,",
+        54,
+        (
+            (4, 40, "pause_patroni", 2, 0),
+            (5, 0.1, "crash", 2, 0),
+            (5, 0.1, "crash", 3, 0),
+            (10, 0.1, "kill_agent", 0, 0),
+            (10, 0.1, "kill_agent", 1, 0),
+        ),
+    ),
+    Mutation(
+        "with fallback all a name stays on a dead primary",
+        "routing.standby",
+        "fallen = target is not None and target.kind is TargetKind.FALLBACK and view.is_silent(target.address)",
+        "fallen = target is not None and target.kind is TargetKind.FALLBACK",
+        2,
+        ((5, 100, "power_loss", 4, 0), (20, 60, "pause_patroni", 2, 0), (21, 0.1, "crash", 2, 0)),
+    ),
+    Mutation(
+        "a standby that stopped never serves again",
+        "routing.queue",
+        "return window.node if state is None or _ends(window, state.role_seen) is None else None",
+        "return window.node",
+        1,
+        ((5, 0.1, "restart", 3, 0),),
+    ),
+    Mutation(
+        "a called off stop is noticed with the next change",
+        "routing.assess",
+        "        or group.name in observations.windows\n",
+        "",
+        1,
+        ((5, 0.1, "call_off_stop", 2, 0),),
+    ),
+    Mutation(
+        "no stop is called off",
+        "routing.queue",
+        "if seen.at >= window.called_off_at:",
+        "if False:",
+        1,
+        ((5, 0.1, "call_off_stop", 2, 0),),
+    ),
+    # what else a server may say
+    Mutation(
+        "a refused login counts as death",
+        "routing.observation",
+        "seen_dead = self.seen_dead or observation.result is ProbeFailure.DEAD",
+        "seen_dead = self.seen_dead or observation.result in (ProbeFailure.DEAD, ProbeFailure.REJECTING)",
+        3,
+        ((5, 30, "reject_logins", 2, 0), (5, 30, "reject_logins", 3, 0)),
+    ),
+    Mutation(
+        "the limit of a lag does not count",
+        "routing.standby",
+        "if lag is not None and lag > limit:",
+        "if False:",
+        3,
+        tuple((5, 40, "stall_replay", host, 0) for host in range(2, 6)),
+    ),
+)
+
+UNSEEN = (
     Mutation(
         "rooms are forwarded to what is remembered",
         "queue.windows",
@@ -335,8 +539,62 @@ UNSEEN = (
         "elif name in rooms",
         0,
     ),
+    Mutation(
+        "names queue before the gate is closed",
+        "queue.hold",
+        "for step in (one.uncache, one.grow_out, one.close, one.drain):",
+        "for step in (one.uncache, one.grow_out, to_room, one.close, one.drain):",
+        139,
+    ),
+    Mutation(
+        "all is given back before the names queue",
+        "queue.hold",
+        "for step in (one.uncache, one.grow_out, one.close, one.drain):",
+        "for step in (one.uncache, one.grow_out, one.close, one.drain, one.undo):",
+        1,
+    ),
+    Mutation(
+        "a coordinator is clear before the file is written",
+        "queue.windows",
+        "in_rooms = written and all(",
+        "in_rooms = all(",
+        1,
+    ),
+    Mutation(
+        "the gate opens before the file leads to the room",
+        "queue.windows",
+        "elif written and not any(self._leads(name, window) for name, window in windows):",
+        "elif not any(self._leads(name, window) for name, window in windows):",
+        1,
+        (
+            (0, 300, "slow_disk", 0, 0),
+            (0, 300, "slow_disk", 1, 0),
+            (5, 0.1, "switchover", 2, 0),
+            (35, 0.1, "switchover", 4, 0),
+        ),
+    ),
+    Mutation(
+        "a coordinator is clear before it has flushed",
+        "queue.windows",
+        "if in_rooms and (unable or (moved and flushed)):",
+        "if in_rooms and (unable or moved):",
+        1,
+    ),
+    Mutation(
+        "the drain is left out",
+        "queue.hold",
+        "for step in (one.uncache, one.grow_out, one.close, one.drain):",
+        "for step in (one.uncache, one.grow_out, one.close):",
+        1,
+    ),
 )
-"""What no world has found yet: another part of the program makes up for it, or nothing here depends on it."""
+"""What no world has found, because another part makes up for it.
+
+Where the names of a coordinator queue too late, or it says too early that it is clear, the server that stops waits by
+itself until no transaction of Citus is open on it, for as long as the drain may take (``own_stop``).
+A name leaves its room for a server that is merely remembered only when its time is over, and then the room is closed:
+whoever waits in it fails in either way.
+"""
 
 
 OF_CORE = (

@@ -23,22 +23,32 @@ from resolver_agent.control import overrides as overrides_module
 from resolver_agent.hosts import managed_block
 from resolver_agent.hosts.atomic_file import Outcome, Snapshot, State, WriteError
 from resolver_agent.observe import observer as observer_module
-from resolver_agent.queue import evidence, hold, own_stop
+from resolver_agent.queue import evidence, own_stop
 from resolver_agent.queue import name_rooms as name_rooms_module
 from resolver_agent.system import clock, state_file, threads
+from tests.simulation.blocking import Worker
 from tests.simulation.citus import flush, recover_all
-from tests.simulation.gate import SimulatedRooms, ask_patroni, coordinated_databases, hold_at_gate, look_at_server
+from tests.simulation.gate import SimulatedRooms, ask_patroni, look_at_server, queue_replacements
 from tests.simulation.loop import ProcessLoop
 from tests.simulation.sight import SimulatedMonitor, SimulatedPatroniWatch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from resolver_agent.citus.flush import Flushed
     from resolver_agent.config.model import Config
     from resolver_agent.hosts.atomic_file import Signature
     from tests.simulation.world import Host, World
 
 _DISK_S = (0.0005, 0.003)
+_SLOW_DISK = 80
+"""By so much a slow disk is slower."""
+
+
+_PYTHON_S, _SLOW_PYTHON_S = (0.02, 0.1), (3.05, 3.4)
+"""How long Python takes to start, for a hook."""
+ASK_MS = 5500
+"""When the hook before a stop asks no more: ``control.before_stop``."""
 
 
 class _Writer:
@@ -107,9 +117,13 @@ class SimulatedAgent(Agent):
             super().__init__(config, notifier=notifier)
         self._process = process
         changed = self._observer.changed
+
+        async def do_flush(_config: Config) -> Flushed | None:
+            return await flush(process)
+
         self._maintenance.flusher = Flusher(
             changed=changed,
-            do_flush=lambda _config: flush(process),  # type: ignore[arg-type,return-value]
+            do_flush=do_flush,  # type: ignore[arg-type]
             do_keep=lambda _config: None,
         )
         self._maintenance.recoverer = Recoverer(
@@ -148,7 +162,8 @@ class SimulatedAgent(Agent):
         waits = self._observer.windows or self._observer.announced is not None or self._decision.paused
         recovery = self._maintenance.recoverer.status(now)
         tries = recovery.under_way or recovery.blocked_by not in (None, "the local PostgreSQL is not a primary")
-        if not (waits or tries) and self._block.says(decision.targets) and self._maintenance.flushed:
+        lags = any(one.server.stalled_at is not None for one in self._process.world.hosts)
+        if not (waits or tries or lags) and self._block.says(decision.targets) and self._maintenance.flushed:
             views = decision.views.values()
             lost = any(view.memory.lost_at is not None for view in views)
             later = (now + (1.0 if lost else 10.0), *(view.pending_until for view in views if view.pending_until > now))
@@ -168,7 +183,9 @@ class Process:
         self.host = host
         self.pid = world.new_number()
         self.begun = world.now
-        self.loop = ProcessLoop(world.scheduler)  # type: ignore[abstract]  # asyncio calls no more of it
+        self.flushes_alone = False
+        self._workers: list[Worker] = []
+        self.loop = ProcessLoop(world.scheduler, disk_is_slow=lambda: host.disk_is_slow)  # type: ignore[abstract]  # asyncio calls no more of it
         self.agent = SimulatedAgent(config, self)
         self.loop.create_task(self.agent.keep())
 
@@ -178,6 +195,12 @@ class Process:
         """Call something in this process later."""
         scheduler = self.world.scheduler
         scheduler.at(scheduler.now + seconds, call, *arguments, of=self.loop)
+
+    async def in_thread(self, function: Callable[[], Any]) -> Any:
+        """Run what blocks a thread, and return its result."""
+        worker = Worker(self, function)
+        self._workers.append(worker)
+        return await worker.future
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -211,16 +234,18 @@ class Process:
 
     def before_promotion(self, done: Callable[[str], None]) -> None:
         """Run the ``pre_promote`` hook."""
-        self._run_hook(pre_promote.judge, lambda: self.agent.ask("pre-promote"), done, "pre-promote")
+        start_s = self.world.between(*_PYTHON_S)
+        self._run_hook(pre_promote.judge, lambda: self.agent.ask("pre-promote"), done, "pre-promote", start_s)
 
     def before_stop(self, done: Callable[[str], None]) -> None:
         """Run the ``before_stop`` hook."""
-        self._run_hook(
-            before_stop.judge,
-            lambda: self.agent.ask("before-stop", within_ms=5400, since_ms=50),
-            done,
-            "before-stop",
-        )
+        start_s = self.world.between(*(_SLOW_PYTHON_S if self.host.python_is_slow else _PYTHON_S))
+        since_ms = round(1000 * start_s)
+
+        def ask() -> Awaitable[dict[str, Any]]:
+            return self.agent.ask("before-stop", within_ms=ASK_MS - since_ms, since_ms=since_ms)
+
+        self._run_hook(before_stop.judge, ask, done, "before-stop", start_s)
 
     def _run_hook(
         self,
@@ -228,9 +253,10 @@ class Process:
         ask: Callable[[], Awaitable[dict[str, Any]]],
         done: Callable[[str], None],
         name: str,
+        start_s: float,
     ) -> None:
         async def run() -> None:
-            await self.sleep(self.world.between(0.02, 0.1))  # Python starts
+            await self.sleep(start_s)
             begun = self.world.now
             outcome = judge(await ask())
             self.world.judge.hook_answered(self.host, name, well=outcome.well, took_s=self.world.now - begun)
@@ -267,6 +293,8 @@ class Process:
     def kill(self) -> None:
         """Send SIGKILL."""
         self.loop.kill()
+        for worker in self._workers:
+            worker.kill()
         self.rooms.process_ended()
 
     def die(self, where: str) -> None:
@@ -282,19 +310,37 @@ class Process:
 
 
 def _start(function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-    """Stand for ``system.threads.start``: what would take a thread is done now, and its result comes a little later."""
+    """Stand for ``system.threads.start``: what would take a thread is done a little later, and at once."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, ProcessLoop)
     future = loop.create_future()
+    takes_s = _DISK_S[1] * ((loop.scheduler.now * 1e3) % 1.0) + _DISK_S[0]
+    if loop.disk_is_slow() and not inspect.iscoroutinefunction(function):
+        takes_s *= _SLOW_DISK
+    loop.call_later(takes_s, _do, loop, future, function, arguments)
+    return future
+
+
+def _do(
+    loop: ProcessLoop, future: asyncio.Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     try:
         result = function(*arguments)
     except Exception as error:  # noqa: BLE001 -- it is raised where the future is awaited
-        loop.call_later(_DISK_S[0], _set_exception, future, error)
-        return future
+        _set_exception(future, error)
+        return
     if inspect.iscoroutine(result):
-        return loop.create_task(result)
-    loop.call_later(_DISK_S[1] * ((loop.scheduler.now * 1e3) % 1.0) + _DISK_S[0], _set_result, future, result)
-    return future
+        loop.create_task(result).add_done_callback(lambda task: _settle(future, task))
+    else:
+        _set_result(future, result)
+
+
+def _settle(future: asyncio.Future[Any], task: asyncio.Task[Any]) -> None:
+    error = task.exception()
+    if isinstance(error, Exception):
+        _set_exception(future, error)
+    else:
+        _set_result(future, task.result())
 
 
 def _set_exception(future: asyncio.Future[Any], error: Exception) -> None:
@@ -344,9 +390,7 @@ def replaced(world: World) -> Iterator[None]:
             (agent_module, "_spare_the_collector", lambda: None),
             (state_file, "read", lambda path, *, most_bytes: kept.get(path, b"")[:most_bytes]),
             (state_file, "write", kept.__setitem__),
-            (hold, "coordinated_databases", coordinated_databases(world)),
-            (hold, "hold", hold_at_gate(world)),
-            (own_stop, "_drain_local", lambda _config, _within_s: 0),
+            *queue_replacements(world),
             (evidence, "_look", look_at_server(world)),
             (evidence, "_ask", ask_patroni(world)),
         ):

@@ -210,7 +210,7 @@ class SimulatedMonitor:
                 result=seen.result,
                 at=at,
                 address=seen.address,
-                lsn=int(at * 1000),
+                lsn=link.host.server.lsn(at),
                 timeline=seen.timeline,
                 identity=seen.identity,
                 receiver=seen.receiver,
@@ -254,7 +254,7 @@ class SimulatedMonitor:
             return
         link.again = False
         kind = world.sees(me, link.host)
-        seen = world.probe(me, link.host)
+        seen = world.probe(me, link.host, is_local=link.is_local)
         delay_s = world.between(*_ROUND_TRIP_S) + (0.0 if link.is_local else self._delay_s(link.host))
         lost = me.number in world.lossy and not link.is_local and world.random.random() < 0.3
         if seen.result is ProbeFailure.UNREACHABLE or lost or delay_s >= self._timeout_s:
@@ -446,6 +446,7 @@ class SimulatedPatroniWatch:
         host, before = self._world.by_address[node.host], self._answers.get(node)
         if answer is None:
             self._calm.discard(node)
+            self._world.judge.claimed(self._process.host, host, None)
             if before is not None:
                 self._process.call_after(max(0.0, before.until - self._world.now) + 0.001, self._changed.set)
             self._changed.set()

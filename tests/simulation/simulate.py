@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Config, Fallback, Group, PatroniApi, Queue, Route
 from tests.simulation import citus
-from tests.simulation.faults import BY_NAME, Fault, plan, planned_work
+from tests.simulation.faults import BY_NAME, PLANNED_KINDS, Fault, plan, planned_work
 from tests.simulation.judge import Judge
 from tests.simulation.process import Process, replaced
 from tests.simulation.world import GROUPS, World
@@ -26,6 +26,10 @@ QUIET_S = 70.0
 
 PLANNED = 0.15
 """The share of worlds in which nothing goes wrong, and operators work: there no statement may fail."""
+
+EARLY_S, LATE_S, DENSE_S = 0.2, (8.0, 2.0), (0.03, 0.2)
+"""Clients are busy from so long before a fault until so long after it (in worlds with planned work alone: the second),
+and how long they then pause there."""
 
 _API = PatroniApi(port=8008)
 
@@ -58,6 +62,8 @@ class Setting:
     agents: tuple[int, ...]
     no_rooms: bool
     is_planned: bool
+    is_hooked: bool = True
+    max_lag_s: float | None = None
 
     @classmethod
     def of(cls, random: random.Random) -> Setting:
@@ -84,6 +90,8 @@ class Setting:
             agents=tuple(agents),
             no_rooms=random.random() < 0.1,
             is_planned=False,
+            is_hooked=random.random() < 0.9,
+            max_lag_s=random.choice((None, None, 5.0)),
         )
 
 
@@ -99,7 +107,7 @@ def configuration(world: World, host: Host, setting: Setting) -> Config:
             nodes=tuple(one.node for one in world.group_of(place).hosts if one.address != removed),
             route=route,
             max_lag_bytes=None,
-            max_lag_s=None,
+            max_lag_s=setting.max_lag_s,
             failback_delay_s=10.0,
             patroni=_API if setting.with_patroni else None,
             queue=Queue(planned_s=setting.planned_s, drain_s=2.0, unplanned_s=setting.unplanned_s),
@@ -126,9 +134,16 @@ def configuration(world: World, host: Host, setting: Setting) -> Config:
 class _Clients:
     """Clients on both coordinators, each in a session that lives as long as its server's run."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, faults: Sequence[Fault], begun: float) -> None:
         self._world = world
         self._sessions: dict[int, citus.Session] = {}
+        planned = world.judge.is_planned
+        self._busy = [
+            (begun + one.at - EARLY_S, begun + one.at + one.lasts + LATE_S[planned])
+            for one in faults
+            if one.lasts < SETTLE_S
+        ]
+        self._pace_s = DENSE_S if planned else (0.15, 0.8)
 
     def begin(self, until: float) -> None:
         """Work until then."""
@@ -140,18 +155,24 @@ class _Clients:
         world, server = self._world, host.server
         if world.now > until:
             return
-        busy_until = world.busy_until
-        pace_s = world.between(0.1, 0.6) if world.now < busy_until else world.between(2.0, 6.0)
-        world.after(pace_s, self._turn, host, number, until)
+        world.after(self._pause_s(), self._turn, host, number, until)
         if not (host.up and server.up and server.serving) or server.stopped:
             return
         key = 2 * host.number + number
         session = self._sessions.get(key)
         if session is None or session.run != server.run:
-            session = self._sessions[key] = citus.Session(host, server.run)
+            session = self._sessions[key] = citus.Session(host, server.run, pid=self._world.new_number())
         if not session.is_busy:
             session.is_busy = True
             self._step(session, citus.read(world, session) if server.recovery else citus.write(world, session))
+
+    def _pause_s(self) -> float:
+        """Return how long a client pauses: hardly while something happens."""
+        world, now = self._world, self._world.now
+        if any(begin <= now < end for begin, end in self._busy):
+            return world.between(*self._pace_s)
+        next_at = min((begin for begin, _ in self._busy if begin > now), default=now + 6.0)
+        return min(world.between(2.0, 6.0), next_at - now + world.between(0.0, EARLY_S))
 
     def _step(self, session: citus.Session, steps: Steps) -> None:
         pause_s = next(steps, None)
@@ -169,7 +190,8 @@ def run(seed: int, faults: Sequence[Fault] | None = None, *, is_told: bool = Fal
     given = own if faults is None else tuple(faults)
     world = World(seed, is_told=is_told)
     world.judge = Judge(world)
-    world.judge.is_planned = setting.is_planned and faults is None
+    world.judge.is_planned = setting.is_planned and all(one.kind in PLANNED_KINDS for one in given)
+    world.is_hooked, world.max_lag_s = setting.is_hooked, setting.max_lag_s
     world.tell(f"seed {seed}: {setting}")
     world.uses_patroni(with_patroni=setting.with_patroni)
 
@@ -208,8 +230,9 @@ def _run(world: World, setting: Setting, faults: Sequence[Fault]) -> None:
     last = begun
     for fault in faults:
         world.scheduler.at(begun + fault.at, _begin, world, fault)
-        last = max(last, begun + fault.at + fault.lasts)
-    clients = _Clients(world)
+        if fault.lasts < SETTLE_S * 4:
+            last = max(last, begun + fault.at + fault.lasts)
+    clients = _Clients(world, faults, begun)
     clients.begin(last + SETTLE_S / 2)
     world.scheduler.run(last + SETTLE_S)
     before = world.judge.moves
@@ -225,7 +248,6 @@ def _begin(world: World, fault: Fault) -> None:
     if fault.kind == "promote_by_hand":
         world.judge.is_certain = False
     world.tell(f"FAULT {fault.kind} of {host}{f', {other}' if other is not host else ''} for {fault.lasts:.2f} s")
-    world.busy_until = max(world.busy_until, world.now + fault.lasts + 8.0)
     end = BY_NAME[fault.kind](world, host, other)
     if end is not None:
         world.after(fault.lasts, _end, world, fault, end)

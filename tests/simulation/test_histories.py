@@ -45,6 +45,16 @@ HISTORIES = {
         Fault(5.2, 0.1, "edit_comments", 1, 0),
         Fault(5.3, 0.1, "kill_agent", 1, 0),
     ),
+    "a pin is overtaken by a promotion, and the new primary falls silent": (
+        Fault(3.0, 90.0, "pin", 1, 2),
+        Fault(6.0, 80.0, "power_loss", 2, 0),
+        Fault(50.0, 20.0, "power_loss", 3, 0),
+    ),
+    "servers refuse the agents' login while recovery is due": (
+        Fault(40.0, 50.0, "reject_logins", 2, 0),
+        Fault(40.0, 50.0, "reject_logins", 3, 0),
+    ),
+    "a stop is announced and called off": (Fault(5.0, 0.1, "call_off_stop", 2, 0),),
 }
 
 
@@ -53,3 +63,8 @@ HISTORIES = {
 def test_a_history(faults: tuple[Fault, ...], seed: int) -> None:
     """No rule is broken."""
     assert run(seed, faults).broken is None
+
+
+def test_a_command_begins_right_after_the_flush() -> None:
+    """It is waited for before the other server stops."""
+    assert run(139).broken is None

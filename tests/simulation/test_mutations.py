@@ -12,7 +12,7 @@ import pytest
 
 from tests.simulation.mutations import MUTATIONS
 
-LEAST = 30
+LEAST = 60
 """So many mutations have to be found."""
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from resolver_agent.config.model import Config
+    from tests.simulation.citus import Session
     from tests.simulation.gate import Gate, Room
     from tests.simulation.judge import Judge
     from tests.simulation.process import Process
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 PORT = 5432
 GROUPS = ("cn", "wk1", "wk2")
 TTL_S, LOOP_S = 30.0, 10.0
+QUICK = 0.85
+"""The share of promotions, and of plans, that are made at once."""
 HOOK_S = 2.7
 """When the hooks of ``pre_promote`` and ``before_stop`` end by themselves: ``control.pre_promote``."""
 STOP_HOOK_S = 5.7
@@ -53,8 +56,10 @@ NOBODY = Identity(0, 0)
 class Server:
     """PostgreSQL on one host. A standby that streams shares the primary's ``data``.
 
+    ``rejects``: agents of other hosts cannot log in. ``stalled_at``: since when a standby replays nothing.
     ``needs_sync``: a commit waits for the standby. ``active`` are the transactions of sessions that are at work here.
-    ``flushed`` counts the flushes that sessions must have seen before their next command.
+    ``sessions`` are those that run a command now. ``flushed`` counts the flushes that sessions must have seen before
+    their next command, ``uncached`` says whether they are to cache no connections then.
     """
 
     system_id: int
@@ -63,12 +68,16 @@ class Server:
     serving: bool = True
     recovery: bool = True
     stopped: bool = False
+    rejects: bool = False
+    stalled_at: float | None = None
     run: int = 0
     timeline: int = 1
     receiver: int | None = None
     needs_sync: bool = False
     active: set[str] = dataclasses.field(default_factory=set)
+    sessions: list[Session] = dataclasses.field(default_factory=list)
     flushed: int = 0
+    uncached: bool = False
     flushed_at: float = 0.0
     identity: Identity = NOBODY
 
@@ -87,7 +96,12 @@ class Server:
         """All that a probe can tell, but for LSN and time."""
         if self.stopped:
             return ("stopped", self.run)
-        return (self.up, self.serving, self.recovery, self.identity, self.timeline, self.receiver is None)
+        told = (self.identity, self.timeline, self.receiver is None, self.rejects, self.stalled_at is None)
+        return (self.up, self.serving, self.recovery, *told)
+
+    def lsn(self, at: float) -> int:
+        """Return how far it has written or replayed: a busy primary writes 1,000 bytes a second."""
+        return int((at if self.stalled_at is None or not self.recovery else min(at, self.stalled_at)) * 1000)
 
 
 class Host:
@@ -106,7 +120,7 @@ class Host:
         self.is_foreign = False
         self.process: Process | None = None
         self.gate: Gate | None = None
-        self.no_rooms = self.is_slow = False
+        self.no_rooms = self.is_slow = self.disk_is_slow = self.python_is_slow = False
         self.uses_patroni = True
         self.checkpoint_at = 0.0
         self.hosts = b"127.0.0.1\tlocalhost\n"
@@ -172,12 +186,14 @@ class World:
         self.random = random.Random(seed)  # noqa: S311 -- the point is that it repeats
         self.scheduler = Scheduler()
         self.story: list[str] = []
-        self.busy_until = 0.0
         self.removed: dict[int, str] = {}
         """The address that the configuration of an agent leaves out, by the number of its host."""
         self.begin_agent: Callable[[Host], None]
         self.reread: Callable[[Config], Config]
         self.is_told = is_told
+        self.is_hooked = True
+        """Whether Patroni runs ``pre_promote``."""
+        self.max_lag_s: float | None = None
         self.judge: Judge
         self.failovers = 0
         self.wall_offset_s = 1_700_000_000.0
@@ -236,6 +252,7 @@ class World:
         server.run = self.new_number()
         server.identity = Identity(server.system_id, server.run)
         server.active.clear()
+        server.sessions.clear()
         server.receiver = None
 
     def group_of(self, name: str) -> Group:
@@ -258,8 +275,8 @@ class World:
         """Report whether questions and answers pass."""
         return one is other or (self.reaches(one, other) and self.reaches(other, one))
 
-    def probe(self, source: Host, target: Host) -> Observation:
-        """Return what a probe that begins now will see."""
+    def probe(self, source: Host, target: Host, *, is_local: bool) -> Observation:
+        """Return what a probe that begins now will see; ``is_local``: over the local socket, as another role."""
         now, server = self.scheduler.now, target.server
         if server.stopped or not self.talks(source, target):
             return Observation(result=ProbeFailure.UNREACHABLE, at=now, detail="no answer within 2 s")
@@ -267,11 +284,13 @@ class World:
             return Observation(result=ProbeFailure.DEAD, at=now, detail="Connection refused")
         if not server.serving:
             return Observation(result=ProbeFailure.NOT_SERVING, at=now, detail="the database system is starting up")
+        if server.rejects and not is_local:
+            return Observation(result=ProbeFailure.REJECTING, at=now, detail="password authentication failed")
         return Observation(
             result=Role.STANDBY if server.recovery else Role.PRIMARY,
             at=now,
             address=target.address,
-            lsn=int(now * 1000),
+            lsn=server.lsn(now),
             timeline=server.timeline,
             identity=server.identity,
             receiver=server.receiver if server.recovery else None,
@@ -317,6 +336,7 @@ class World:
         self._leave_stream(host)
         server.receiver = None
         server.active.clear()
+        server.sessions.clear()
         self.server_changed(host, died=host.up)
         self.tend(host.group)
 
@@ -378,7 +398,7 @@ class World:
             return
         self._leave_stream(host)
         group.timeline += 1
-        server.recovery, server.timeline, server.receiver = False, group.timeline, None
+        server.recovery, server.timeline, server.receiver, server.stalled_at = False, group.timeline, None, None
         server.needs_sync = False
         self.failovers += 1
         self.tell(f"PostgreSQL on {host} is promoted ({why}), timeline {server.timeline}")
@@ -483,14 +503,15 @@ class World:
             over[0] = True
             self.tell(f"{host}: {line}")
             self.judge.promotion_held(host, self.now - begun)
-            self.after(self.between(0.01, 0.5), self._promote, group, host, lease, why)
+            most_s = 0.5 if self.random.random() < QUICK else 4.0
+            self.after(self.between(0.01, most_s), self._promote, group, host, lease, why)
 
         self.tell(f"Patroni on {host} is about to promote")
-        if host.process is not None:
+        if host.process is not None and self.is_hooked:
             self.after(HOOK_S, done, "pre-promote: no answer in time")
             host.process.before_promotion(done)
         else:
-            self.after(self.between(0.05, 0.3), done, "pre-promote: no agent")
+            self.after(self.between(0.05, 0.3), done, "pre-promote: no agent" if self.is_hooked else "no hook")
 
     def _promote(self, group: Group, host: Host, lease: int, why: str) -> None:
         if group.promoting is not host:
@@ -518,7 +539,11 @@ class World:
             self.tend(host.group)
             return
         if host.server.system_id != host.group.system_id:
-            host.server.system_id = host.group.system_id
+            primary = host.group.other(host)
+            if not (primary.up and primary.server.is_primary and self.talks(host, primary)):
+                self.after(2.0, self.tend, host.group)  # there is nobody to clone
+                return
+            host.server.system_id, host.server.data = host.group.system_id, primary.server.data.copy()
         self.start(host, recovery=True)
 
     def _demote(self, host: Host) -> None:
@@ -633,6 +658,14 @@ class World:
 
         self._stop_gracefully(host, go_on)
 
+    def call_off(self, host: Host) -> None:
+        """Announce a planned stop that then does not happen."""
+        if not host.server.is_primary or not host.patroni_works or host.group.promoting is not None:
+            return
+        if host.group.leader is host and not host.server.stopped:
+            self.tell(f"a stop of {host} is announced, and called off")
+            self._stop_gracefully(host, lambda: None)
+
     def _stop_gracefully(self, host: Host, go_on: Callable[[], None]) -> None:
         begun, over, run = self.now, [False], host.server.run
         host.checkpoint_at = self.now
@@ -671,6 +704,7 @@ class World:
         self._leave_stream(host)
         server.receiver = None
         server.active.clear()
+        server.sessions.clear()
         host.starting = host.demoting = False
         self.server_changed(host)
         self.patroni_changed(host)
