@@ -216,6 +216,7 @@ class Overrides:
         if self._saving is not None:
             await asyncio.wait({self._saving}, timeout=_FILE_S)
             self._saving.cancel()
+            await asyncio.wait({self._saving})  # until it has ended: its thread is left behind
 
     def _set(self, kept: Kept) -> None:
         self._kept = kept
