@@ -299,7 +299,9 @@ class Judge:
             self._broken(f"R6: recovery by {agent}, whose server was not just seen as a primary")
         if self._world.with_patroni and (agent.claim is None or not agent.claim.leads):
             self._broken(f"R6: recovery by {agent}, whose Patroni does not say that it leads")
-        lasting = {name for name, one in agent.pins.items() if now < one.until} - {agent.host.group.name}
+        no_matter = {named.name for named in agent.config.groups if named.route is Route.STANDBY}
+        no_matter.add(agent.host.group.name)
+        lasting = {name for name, one in agent.pins.items() if now < one.until} - no_matter
         if lasting or (agent.pause is not None and now < agent.pause.until):
             self._broken(f"R6: recovery by {agent} while a name is pinned or all are paused")
         for named in agent.config.groups:
