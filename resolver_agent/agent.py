@@ -203,8 +203,9 @@ class Agent:
             remembered = await self._block.recall([group.name for group in self._config.groups])  # A10
             self._change_log.decision(self._decision, self._alerts(), boottime(), written=False)
             if remembered is not None:
-                self._decision = resume(self._config, remembered)
-                self._windows.resume(remembered, self._config, age_s=self._block.found_age_s)
+                age_s = self._block.found_age_s
+                self._decision = resume(self._config, remembered, written_at=boottime() - age_s)
+                self._windows.resume(remembered, self._config, age_s=age_s)
                 self._changes.resume(remembered)
                 self._promotions.resume(self._decision)
                 await self._overrides.load()

@@ -49,8 +49,11 @@ _ALERTED = {
 }
 
 
-def resume(config: Config, remembered: Iterable[Target]) -> Decision:
-    """Return the decision that the hosts file's block remembers, for the first ``decide()`` of a run."""
+def resume(config: Config, remembered: Iterable[Target], *, written_at: float | None = None) -> Decision:
+    """Return the decision that the hosts file's block remembers, for the first ``decide()`` of a run.
+
+    ``written_at`` is when the block was written, in seconds of CLOCK_BOOTTIME. A name that queued waits since then.
+    """
     targets = {target.name: _sound(target) for target in remembered}
     groups = {}
     wanted_roles = set()
@@ -70,6 +73,7 @@ def resume(config: Config, remembered: Iterable[Target]) -> Decision:
                 primary_demoted=target.primary_demoted,
                 system_id=target.system_id,
                 replaced_id=target.replaced_id,
+                lost_at=written_at if target.kind is TargetKind.QUEUED and group.queue.unplanned_s else None,
             ),
         )
     # Names that were held when the local role changed still have the old wanted role: then each keeps its own.

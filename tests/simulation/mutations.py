@@ -65,7 +65,7 @@ MUTATIONS = (
     Mutation(
         "nothing is remembered",
         "agent",
-        "self._decision = resume(self._config, remembered)",
+        "self._decision = resume(self._config, remembered, written_at=boottime() - age_s)",
         "pass",
         0,
     ),

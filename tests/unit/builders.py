@@ -231,10 +231,10 @@ class Agent:
         self.pause = Pause(until=self.now + for_s)
         return self
 
-    def restart(self) -> Agent:
+    def restart(self, *, written_at: float | None = None) -> Agent:
         """Forget everything but the block, pins and a pause."""
         written = hosts_block.render(b"", self.decision.targets)
-        self.decision = resume(self.config, hosts_block.recall(written))
+        self.decision = resume(self.config, hosts_block.recall(written), written_at=written_at)
         self.states, self.local, self.patroni = {}, NodeState(), {}
         self.assumed, self.holds_lock = None, False
         self.windows, self.rooms, self.no_room = {}, {}, {}

@@ -172,6 +172,17 @@ def test_unplanned_has_a_limit() -> None:
     assert {"wk1:waited", "wk1:held"} <= one.alerts
 
 
+def test_unplanned_has_a_limit_over_restarts() -> None:
+    """An agent that is killed while a name queues does not have it wait for the whole time again."""
+    one = agent(unplanned_s=UNPLANNED_S).wait(1).see({OLD: dead()}).see_local(primary(), address="10.0.0.1").decide()
+    lost_at = one.now
+    one.wait(UNPLANNED_S - 0.1).restart(written_at=lost_at)
+    for waited_s, expected in ((UNPLANNED_S - 0.1, ROOM), (UNPLANNED_S, OLD)):
+        one.now = lost_at + waited_s
+        one.see({OLD: dead(), NEW: standby()}).see_local(primary(), address="10.0.0.1").decide()
+        assert one.address() == expected
+
+
 def test_alert_of_a_stop_in_vain() -> None:
     """Q6: nobody took the place of the server that stopped, and that is an alert until somebody does."""
     one = agent().stops(OLD).wait(15).see({OLD: dead(), NEW: standby()}).see_local(primary(), address="10.0.0.1")
