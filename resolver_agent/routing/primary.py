@@ -107,8 +107,10 @@ def choose_primary(view: GroupView, _fallback: Fallback) -> Choice:
     held = view.target
     address = primary_address(view, Role.PRIMARY)
     if address is not None:
-        kind = TargetKind.FENCED if address == FENCE else TargetKind.PRIMARY
-        return Choice(address, kind, view.primary.reason, Role.PRIMARY)  # P1 to P6, P9
+        kind, reason = TargetKind.FENCED if address == FENCE else TargetKind.PRIMARY, view.primary.reason
+        if address == FENCE and reason.code is Code.HELD:  # R8: clients fail
+            reason = Reason(Code.FENCED, f"stays fenced; {reason.text}")
+        return Choice(address, kind, reason, Role.PRIMARY)  # P1 to P6, P9
     # R2: an earlier run saw the server in recovery if the block calls it a standby.
     if held is not None and (held.kind is TargetKind.STANDBY or view.seen_in_recovery(held.address)):
         reason = Reason(Code.FENCED, f"no primary known; {held.address} was a standby")

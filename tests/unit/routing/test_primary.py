@@ -323,7 +323,7 @@ def test_fence_is_left_for_what_is_seen(restarted: bool) -> None:  # noqa: FBT00
         agent.restart().see_local(primary())
     agent.see({A: unreachable(), B: unreachable(), C: unreachable()}).wait(MAX_AGE_S).decide()
     assert agent.address() == FENCE
-    assert code(agent) is Code.HELD
+    assert code(agent) is Code.FENCED
     assert agent.see({A: primary()}).decide().address() == A
 
 
