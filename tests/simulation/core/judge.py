@@ -152,7 +152,8 @@ class Judge:
                     self._broken(f"R3: for {agent} its own name {name} is {address}")
                 continue
             wanted = agent.wanted(named.route, wish)
-            self._judge_place(agent, named, known, address, wanted)
+            replaced = any(alert.code is AlertCode.REPLACED and alert.of == (name,) for alert in decision.alerts)
+            self._judge_place(agent, named, known, address, wanted, is_replaced=replaced)
             if address == FENCE:
                 fenced = any(alert.code is AlertCode.FENCED and alert.of == (name,) for alert in decision.alerts)
                 if not fenced:
@@ -183,7 +184,9 @@ class Judge:
     def _role(self, known: _Known, server: Server) -> Role | None:
         return known.states[server.number].last_role or known.carried.get(server.number)
 
-    def _judge_place(self, agent: Agent, named: Named, known: _Known, address: str | None, wanted: Role | None) -> None:
+    def _judge_place(
+        self, agent: Agent, named: Named, known: _Known, address: str | None, wanted: Role | None, *, is_replaced: bool
+    ) -> None:
         """Judge where a name is, however it came there: R2, A7, and the limits of lag."""
         server = self._by_address.get(address or "")
         if server is None:
@@ -193,7 +196,7 @@ class Judge:
             self._broken(f"R2: for {agent} {name} leads to {server}, which was last seen in recovery")
         if server.group is not self._group(named):
             self._broken(f"for {agent} {name} leads to {server}")
-        is_foreign = told.system_id is not None and told.system_id >= FOREIGN and not known.is_edited
+        is_foreign = told.system_id is not None and told.system_id >= FOREIGN and not (known.is_edited or is_replaced)
         if is_foreign and self._own_alive(known, server):
             self._broken(f"A7: for {agent} {name} leads to {server}, a foreign server")
         limit = named.max_lag_bytes
