@@ -620,13 +620,6 @@ OF_CORE = (
         "chosen = current",
         0,
     ),
-    Mutation(
-        "the pin of a name that another primary has overtaken counts",
-        "routing.pin",
-        "if _another_is_primary(view, address):",
-        "if False:",
-        0,
-    ),
 )
 """Defects that are hunted in the small worlds alone."""
 
@@ -637,7 +630,6 @@ CORE: dict[str, int] = {
     "a demoted primary is held": 0,
     "names follow no role": 0,
     "a pin counts on a server in recovery": 36,
-    "a pause keeps names on a server in recovery": 36,
     "the primary is any node that answers": 0,
     "the own name is like others": 0,
     "the own name is forgotten with the server": 0,
@@ -649,7 +641,6 @@ CORE: dict[str, int] = {
     "the block does not say that a primary was demoted": 33,
     "an excluded standby serves reads": 77,
     "names do not return to the first standby": 44,
-    "the pin of a name that another primary has overtaken counts": 36,
     "a fenced name is no alert": 0,
     "foreign servers are members": 0,
 }
