@@ -210,15 +210,24 @@ DECLARE
                                     groupid, system_identifier, pg_catalog.pg_postmaster_start_time())
           FROM pg_catalog.pg_control_system(), pg_catalog.pg_dist_local_group
     $question$;
+    own text;
 BEGIN
     IF to_regproc('pg_catalog.run_command_on_all_nodes') IS NOT NULL THEN
         RETURN QUERY SELECT n.nodename || ':' || n.nodeport, r.success,
                             CASE WHEN n.hasmetadata AND split_part(r.result, ' ', 2) <> n.groupid::text
                                  THEN 'stranger ' || r.result ELSE r.result END
                        FROM run_command_on_all_nodes(question) AS r JOIN pg_dist_node AS n USING (nodeid);
-    ELSE  -- Citus 10.2, where a worker need not know its group
-        RETURN QUERY SELECT r.nodename || ':' || r.nodeport, r.success, r.result
-                       FROM run_command_on_workers(question) AS r;
+    ELSE  -- before Citus 11, where a worker need not know its group: at least it is not this server
+        EXECUTE question INTO own;
+        RETURN QUERY SELECT r.node_name || ':' || r.node_port, r.success,
+                            CASE WHEN r.result = own AND n.groupid <> l.groupid THEN 'stranger ' || r.result
+                                 ELSE r.result END
+                       FROM pg_dist_local_group AS l,
+                            (SELECT array_agg(nodename) AS names, array_agg(nodeport) AS ports,
+                                    array_agg(question) AS questions
+                               FROM pg_dist_node WHERE isactive AND noderole = 'primary') AS nodes,
+                            master_run_on_worker(nodes.names, nodes.ports, nodes.questions, true) AS r
+                       JOIN pg_dist_node AS n ON n.nodename = r.node_name AND n.nodeport = r.node_port;
     END IF;
 END
 $$;

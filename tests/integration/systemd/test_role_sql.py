@@ -329,10 +329,14 @@ def test_citus_reaches_and_cleans_up(citus: CitusCluster) -> None:
     def clean_up() -> None:
         session.execute("SELECT resolver_agent.cleanup_orphaned_resources()")
 
-    if citus_version() < (11, 1):  # there are no such slots; Citus 10.2 asks the workers only
+    if citus_version() < (11, 1):  # there are no such slots
         cn1.lead({"cn": cn1.address, "wk1": citus.machines["wk1-2"].address, "wk2": "255.255.255.255"})
-        assert reached() == {"wk1": "standby", "wk2": "silent"}
+        assert reached() == {"cn": "primary", "wk1": "standby", "wk2": "silent"}
         with pytest.raises(psycopg.errors.RaiseException, match=r'a name leads to a standby, .*wk1:\d+": "standby'):
+            clean_up()
+        cn1.lead({"cn": cn1.address, "wk1": cn1.address, "wk2": wk2.address})
+        assert reached() == {"cn": "primary", "wk1": "stranger", "wk2": "primary"}
+        with pytest.raises(psycopg.errors.RaiseException, match=r'another group: .*wk1:\d+": "stranger primary 0 '):
             clean_up()
         return
     for machine, name in ((wk1, "wk1"), (wk2, "wk2")):
