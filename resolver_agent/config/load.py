@@ -221,8 +221,8 @@ def _logins(
     demand = {"require_auth": _SAFE_AUTH} if "require_auth" in values.libpq_keywords() else {}
     shared = {key: value for key, value in given.items() if key not in _NODES_ALONE}
     own = _LOGIN & {*given, *local}
-    of_local = {**_DEFAULT_LOGIN, **({} if own else patroni), **with_login(shared, local)}
-    return {**_DEFAULT_LOGIN, **demand, **given}, of_local
+    shared = {**_DEFAULT_LOGIN, **({} if own else patroni), **shared}
+    return {**_DEFAULT_LOGIN, **demand, **given}, with_login(shared, local)
 
 
 def _is_patronis(document: Any) -> bool:

@@ -31,7 +31,8 @@ def with_login(shared: Mapping[str, str], own: Mapping[str, str]) -> dict[str, s
 
     Two logins are never mixed: a password or key that belongs to another user, say, is left out.
     """
-    left_out: set[str] = set().union(*(rest for some, rest in _OF_ONE_LOGIN if not some.isdisjoint(own)))
+    others = {key for key, value in own.items() if value != shared.get(key)}
+    left_out: set[str] = set().union(*(rest for some, rest in _OF_ONE_LOGIN if not some.isdisjoint(others)))
     return {**{key: value for key, value in shared.items() if key not in left_out}, **own}
 
 

@@ -299,6 +299,11 @@ LOGINS = {
         {"user": "u", "dbname": "postgres", "password": "x", "sslcert": "/c", "sslmode": "require"},
         {"host": "/var/run/postgresql", "port": "5432", "user": "v", "dbname": "postgres", "sslmode": "require"},
     ),
+    "local with the same user": (
+        "postgresql: {password: x}\nlocal: {host: 127.0.0.1, user: resolver_agent}",
+        {"user": "resolver_agent", "dbname": "postgres", "password": "x"},
+        {"host": "127.0.0.1", "port": "5432", "user": "resolver_agent", "dbname": "postgres", "password": "x"},
+    ),
     "digits stay as they are written": (
         "postgresql: {password: 0123, keepalives_idle: 5}",
         {"user": "resolver_agent", "dbname": "postgres", "password": "0123", "keepalives_idle": "5"},
