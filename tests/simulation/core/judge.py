@@ -44,7 +44,9 @@ class _Known:
     local: Told = dataclasses.field(default_factory=Told)
     told_at: list[float] = dataclasses.field(default_factory=list)
     unwritten: set[int] = dataclasses.field(default_factory=set)
+    is_own: bool = False
     recognised: bool = False
+    """Whether a decision was made while the node at the own address was seen as the local server."""
     was_primary: int | None = None
     wish: Role | None = None
     moves: dict[str, tuple[int, str | None, float]] = dataclasses.field(default_factory=dict)
@@ -113,9 +115,8 @@ class Judge:
         if path.server is agent.host:
             own, local = known.states[number].role_seen, known.local.role_seen
             if local is not None and local.identity is not None:
-                same = own is not None and own.identity == local.identity
-                known.recognised = known.recognised or same
-                if local.result is Role.PRIMARY or (same and own is not None and own.result is Role.PRIMARY):
+                known.is_own = own is not None and own.identity == local.identity
+                if local.result is Role.PRIMARY or (known.is_own and own is not None and own.result is Role.PRIMARY):
                     known.was_primary = local.identity.started_us
 
     # --- what agents decide
@@ -137,6 +138,7 @@ class Judge:
         """Judge a decision that is about to be written."""
         known = self._known[agent]
         known.unwritten.clear()
+        known.recognised = known.recognised or known.is_own
         wish = self._wish(agent, known)
         same_wish = wish is not None and wish is known.wish
         known.wish = wish
