@@ -167,7 +167,8 @@ ALERTS: tuple[Explanation, ...] = (
                 "`is of another database cluster`",
                 "the `nodes` of that name; was the node initialised again?",
                 "correct the address, or rebuild the node from its primary. A group that was initialised anew counts "
-                "as soon as its Patroni says so, or all its nodes have the new identifier",
+                "once its Patroni says so or all its nodes have the new identifier; without `patroni:`, once no node "
+                "is left that may have the old one. Take a node that is gone for good out of `nodes`, and reload",
             ),
         ),
     ),

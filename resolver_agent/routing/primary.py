@@ -109,7 +109,7 @@ def choose_primary(view: GroupView, _fallback: Fallback) -> Choice:
     if address is not None:
         kind, reason = TargetKind.FENCED if address == FENCE else TargetKind.PRIMARY, view.primary.reason
         if address == FENCE and reason.code is Code.HELD:  # R8: clients fail
-            reason = Reason(Code.FENCED, f"stays fenced; {reason.text}")
+            reason = Reason(Code.FENCED, f"stays fenced; {reason.text.removeprefix('held; ')}")
         return Choice(address, kind, reason, Role.PRIMARY)  # P1 to P6, P9
     # R2: an earlier run saw the server in recovery if the block calls it a standby.
     if held is not None and (held.kind is TargetKind.STANDBY or view.seen_in_recovery(held.address)):

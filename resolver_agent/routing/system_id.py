@@ -5,8 +5,8 @@ A group's system identifier is that of its last known primary, and stands in the
 - Patroni reports it, and a server has it; or
 - no server can be left that has the old one: every node that was last seen with it, or was not seen in this run, is
   dead or has another one. Silence is no agreement. All servers that answer must agree on the new one, and one of them
-  must be a primary, unless every node has it. Where Patroni is configured a primary is not enough: Patroni's word may
-  be late, and a foreign server at a dead node's address must not win that race.
+  must be a primary, unless every node has it. Where Patroni is configured a primary is not enough: while it
+  has no leader, a foreign server at a dead node's address must not take the group over.
 
 Without Patroni's word that is a *replacement* until the operator confirms it by a reload. It gives way to the old one
 when no server with the new one is left.
