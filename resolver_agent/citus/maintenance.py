@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 from resolver_agent.citus import flush as citus_flush
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from resolver_agent.routing.decision import Decision
     from resolver_agent.routing.observation import Identity, NodeState
 
-    _Blocker = Callable[[float], str | None]
+    _Blocker = Callable[[float | None], str | None]
 
 
 _log = logging.getLogger(__name__)
@@ -208,7 +209,7 @@ class Recoverer:
         """Begin a pass when one is due, and check the preconditions again while one is under way.
 
         ``role`` is that of the local server. ``blocker(since)`` is ``preconditions.blocker`` on answers to questions
-        asked at ``since`` or later.
+        asked at ``since`` or later, or with None on answers of any age.
         """
         self._take_in(config, now)
         if role is not self._role or not config.citus:
@@ -227,6 +228,11 @@ class Recoverer:
             self._consider(config, blocker, now)
 
     def _consider(self, config: Config, blocker: _Blocker, now: float) -> None:
+        """Begin on answers that came while nothing else was in the way; those from before may be old by now."""
+        self._blocked_by = blocker(None)
+        if self._blocked_by is not None:
+            self._asked_at = None
+            return
         if self._asked_at is not None:
             self._blocked_by = blocker(self._asked_at)
             if self._blocked_by is None:
@@ -309,11 +315,11 @@ class CitusMaintenance:
             said = (puts, *((target.name, target.address) for target in decision.targets))
             self.flusher.tick(observer.config, said=said, local=observer.local, now=now)
 
-        def blocker(since: float) -> str | None:
+        def blocker(since: float | None) -> str | None:
             evidence = preconditions.Evidence(
                 now=now,
-                since=since,
-                max_age_s=observer.config.max_age_s,
+                since=-math.inf if since is None else since,
+                max_age_s=math.inf if since is None else observer.config.max_age_s,
                 local=observer.local,
                 claims=observer.claims,
                 written=written,
