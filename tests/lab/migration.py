@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import json
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -50,12 +51,18 @@ class Migration:
         lab.at_once(self._start_controller, lab.groups["cn"])
 
     def follow(self) -> None:
-        """Swap the roles of a worker's nodes: the controllers put the new primary into the metadata."""
-        _, new = self._lab.switch_over("wk1")
+        """Swap the roles of a worker's nodes: the controllers put the new primary into the metadata.
+
+        It waits for the standby, too: an agent that starts without one fences the name on the coordinator's standby.
+        """
+        old, new = self._lab.switch_over("wk1")
 
         def fault() -> str | None:
             found = self._metadata()
-            return None if found[1] == new.address else f"pg_dist_node has {found}, not {new!r}"
+            if found[1] != new.address:
+                return f"pg_dist_node has {found}, not {new!r}"
+            is_fit = self._lab.rest(old, "GET", "/synchronous") == http.HTTPStatus.OK
+            return None if is_fit else f"{old!r} is no synchronous standby yet"
 
         wait_while(fault, timeout_s=_FOLLOWED_S)
 
