@@ -52,10 +52,12 @@ def _insist(world: World, host: Host, command: str, **request: str) -> None:
         over[0] = over[0] or well
 
     def again() -> None:
-        by_hand = host.process is not None and host.process.agent.is_by_hand
-        if not over[0] or by_hand:  # an agent that was frozen may take in the command before this one only now
-            if host.process is not None:
-                host.process.ask(command, done=done, **request)
+        # An agent that was frozen may take in the command before this one only now; one that starts has yet to read it.
+        process = host.process
+        settled = process is not None and process.agent._overrides.loaded and not process.agent.is_by_hand
+        if not over[0] or not settled:
+            if process is not None:
+                process.ask(command, done=done, **request)
             world.after(3.0, again)
 
     again()

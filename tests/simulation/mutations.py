@@ -102,7 +102,7 @@ MUTATIONS = (
         "routing.pin",
         "if _evidence_against(view, wanted_role, address, fallback=fallback) is not None:\n        return choice",
         "if False:\n        return choice",
-        0,
+        29,
     ),
     Mutation(
         "the primary is any node that answers",
@@ -122,14 +122,6 @@ MUTATIONS = (
     ),
     # R4: before, not after
     Mutation("the hook announces nothing", "requests", "self._observer.announce()", "pass", 1),
-    Mutation(
-        "an announced promotion is no primary",
-        "observe.observer",
-        "assumed=assumed or (Role.PRIMARY if self.announced is not None else None),",
-        "assumed=assumed,",
-        1,
-        ((5, 0.1, "switchover", 0, 0), (45, 0.1, "switchover", 0, 0)),
-    ),
     Mutation(
         "the hook is answered at once",
         "requests",
@@ -227,6 +219,20 @@ MUTATIONS = (
         0,
     ),
     Mutation(
+        "a new block takes the place of the whole file",
+        "hosts.block",
+        "return head + _BEGIN",
+        'head = head if parts.block else b""\n    return head + _BEGIN',
+        0,
+    ),
+    Mutation(
+        "a failed write is tried again late",
+        "hosts.managed_block",
+        "_FAILED_MAX_S, _TRAMPLED_MAX_S = 1.0, 30.0",
+        "_FAILED_MAX_S, _TRAMPLED_MAX_S = 30.0, 30.0",
+        16,
+    ),
+    Mutation(
         "a block that is gone is not put back",
         "hosts.managed_block",
         "return self._writer.signature() != self._on_disk.signature",
@@ -261,6 +267,14 @@ MUTATIONS = (
         ((5, 30, "foreign_server", 2, 0), (8, 20, "power_loss", 3, 0)),
     ),
     Mutation(
+        "a foreign primary needs no word of Patroni",
+        "routing.system_id",
+        "led = group.patroni is None and any(",
+        "led = any(",
+        29,
+        ((5, 30, "foreign_server", 3, 0), (8, 20, "power_loss", 2, 0)),
+    ),
+    Mutation(
         "the leader lock does not count",
         "routing.primary",
         "leader = members.get(status.leader) if status.leader else None",
@@ -273,7 +287,7 @@ MUTATIONS = (
         "routing.primary",
         "return _one_of(primaries, before, leader, demoted=demoted), [alert]",
         'return _accepted(primaries[-1], Code.PRIMARY, "one of them"), [alert]',
-        15,
+        54,
     ),
     # standbys
     Mutation(
@@ -290,7 +304,7 @@ MUTATIONS = (
         "queue.windows",
         "stop.part = _Part.HOLD",
         "stop.part = _Part.ROOM",
-        14,
+        28,
     ),
     Mutation("rooms are not forwarded", "queue.windows", "self._rooms.forward(name, target.address)", "pass", 1),
     Mutation(
@@ -298,7 +312,7 @@ MUTATIONS = (
         "queue.windows",
         "self._rooms.close(name, why, after_s=_LINGER_S)",
         "self._rooms.close(name, why)",
-        1,
+        28,
     ),
     Mutation("a stop is not announced", "queue.own_stop", "answer = await self._announce(begun, within_s)", "pass", 1),
     Mutation(
@@ -364,7 +378,7 @@ MUTATIONS = (
         "queue.windows",
         "self._say(stop, Kind.HELD, coordinator=bool(databases), later=bool(databases) and self._busy(stop))",
         "pass",
-        49,
+        55,
     ),
     Mutation(
         "a coordinator says at once that it is clear",
@@ -378,7 +392,7 @@ MUTATIONS = (
         "routing.queue",
         "return _wait(choice, room, stops)  # Q1",
         "return None",
-        113,
+        139,
     ),
     # the queue: a step left out, or out of its order
     Mutation(
@@ -400,7 +414,7 @@ MUTATIONS = (
         "queue.hold",
         "for step in (one.uncache, one.grow_out, one.close, one.drain):",
         "for step in (one.uncache, one.grow_out, one.drain, one.close):",
-        14,
+        127,
     ),
     Mutation(
         "the gate closes before connections are uncached",
@@ -533,6 +547,28 @@ MUTATIONS = (
 
 UNSEEN = (
     Mutation(
+        "an announced promotion is no primary",
+        "observe.observer",
+        "assumed=assumed or (Role.PRIMARY if self.announced is not None else None),",
+        "assumed=assumed,",
+        1,
+        ((5, 0.1, "switchover", 0, 0), (45, 0.1, "switchover", 0, 0)),
+    ),
+    Mutation(
+        "recovery on answers from before it was blocked",
+        "citus.maintenance",
+        "self._asked_at = None\n            return\n        if self._asked_at",
+        "return\n        if self._asked_at",
+        141,
+    ),
+    Mutation(
+        "recovery beside a server that has not answered again",
+        "citus.preconditions",
+        "if rival is not None:",
+        "if False:",
+        141,
+    ),
+    Mutation(
         "rooms are forwarded to what is remembered",
         "queue.windows",
         "elif name in rooms and _takes(decision, target)",
@@ -594,6 +630,10 @@ Where the names of a coordinator queue too late, or it says too early that it is
 itself until no transaction of Citus is open on it, for as long as the drain may take (``own_stop``).
 A name leaves its room for a server that is merely remembered only when its time is over, and then the room is closed:
 whoever waits in it fails in either way.
+
+An announced promotion makes names lead to primaries; so does the leader lock, which Patroni takes before it.
+Recovery on answers from before it was blocked, and beside a rival, was found once (a row was lost), in a world that
+chance no longer makes: ``test_answers_from_before_a_block_do_not_count`` has it.
 """
 
 
@@ -645,6 +685,9 @@ CORE: dict[str, int] = {
     "foreign servers are members": 0,
 }
 """Those mutations that the small worlds around the pure core find, too, and the seed that does."""
+
+WORLDS = 80
+"""So many of the first worlds are in the tests, and break no rule by themselves."""
 
 CORE_MODULES = ("routing.", "citus.preconditions", "hosts.block")
 """Where the pure core is."""
@@ -705,7 +748,9 @@ def _check(mutations: Sequence[Mutation]) -> dict[str, tuple[int, str] | None]:
     """Return what the known seeds find."""
     found = {one.name: find(one, [one.seed], within_s=_HUNT_S) for one in mutations}
     for one in mutations:  # the program itself must break no rule there
-        if one.faults is not None and find(one._replace(new=one.old), [one.seed], within_s=_HUNT_S) is not None:
+        if (one.faults is not None or one.seed >= WORLDS) and find(
+            one._replace(new=one.old), [one.seed], within_s=_HUNT_S
+        ) is not None:
             found[one.name] = None
     return found
 

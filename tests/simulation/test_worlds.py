@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.simulation.mutations import WORLDS
 from tests.simulation.simulate import run, shrink
 
-WORLDS, BLOCK = 80, 20
+BLOCK = 20
 
 
 @pytest.mark.parametrize("first", range(0, WORLDS, BLOCK))

@@ -16,7 +16,7 @@ from resolver_agent.routing.observation import Identity, Observation, ProbeFailu
 from tests.simulation.loop import Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from resolver_agent.config.model import Config
     from tests.simulation.citus import Session
@@ -727,11 +727,6 @@ class World:
             self.patroni_changed(host)
             self.tend(host.group)
 
-    def servers(self) -> Iterator[tuple[Host, Server]]:
-        """Yield all hosts with their servers."""
-        for host in self.hosts:
-            yield host, host.server
-
     # --- the agent's process and its file
 
     def kill_agent(self, host: Host) -> None:
@@ -765,7 +760,6 @@ class World:
         host.hosts = content
         host.hosts_version += 1
         host.hosts_written_at = self.now + self.wall_offset_s
-        self.judge.file_edited(host)
         if host.process is not None:
             host.process.file_changed()
 

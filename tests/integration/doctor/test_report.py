@@ -591,8 +591,10 @@ def test_the_scripts_wait_for_nobody_who_needs_not_be_told(citus: CitusCluster) 
     """The coordinator has the change at once, and before Citus 11 its row does not say so."""
     cn = citus.machines["cn-1"]
     citus.run_sql(cn, "UPDATE pg_dist_node SET metadatasynced = false WHERE groupid = 0")
-    ran = psql(citus, cn, script(citus, "to_addresses"))
-    citus.run_sql(cn, "UPDATE pg_dist_node SET metadatasynced = true WHERE groupid = 0")
+    try:
+        ran = psql(citus, cn, script(citus, "to_addresses"))
+    finally:
+        citus.run_sql(cn, "UPDATE pg_dist_node SET metadatasynced = true WHERE groupid = 0")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "|f" not in ran.stdout.replace(" ", "")
 
