@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -136,7 +137,7 @@ def test_altered_input(packages: Packages, tmp_path: Path) -> None:
     packages.get("debian12")
     inputs = tmp_path / "inputs"
     shutil.copytree(packages.inputs, inputs)
-    wheel = next(inputs.glob("*/tenacity-*.whl"))
+    wheel = next(inputs.glob(f"python3.11-{platform.machine()}/tenacity-*.whl"))
     wheel.write_bytes(wheel.read_bytes() + b" ")
     script = str(RECIPES / "build.py")
     command = [sys.executable, script, "debian12", f"--inputs={inputs}", f"--output={tmp_path}"]
