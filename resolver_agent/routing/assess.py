@@ -157,12 +157,14 @@ def _trusted_status(
 ) -> tuple[PatroniStatus, list[Alert]]:
     """Return Patroni's status, or an empty one where no server of the group belongs to Patroni's database cluster.
 
-    A group whose known ``system_id`` is Patroni's belongs to it, whoever else answers.
+    A group whose known ``system_id`` is Patroni's belongs to it, whoever else answers. So may one whose leader is
+    silent.
 
     A machine may run several servers, each with a Patroni, and the configuration may have the wrong one's port.
     """
     seen = {one.identity.system_id for one in fresh.values() if one.identity is not None}
-    if status.system_id in (None, system_id) or not seen or status.system_id in seen:
+    is_silent = status.leader is not None and status.leader not in fresh
+    if status.system_id in (None, system_id) or is_silent or not seen or status.system_id in seen:
         return status, []
     where = status.leader.host if status.leader else "its nodes"
     text = (

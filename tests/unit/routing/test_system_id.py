@@ -90,6 +90,15 @@ def test_the_word_of_another_clusters_patroni_does_not_count() -> None:
     assert "wk1:patroni" not in agent.alerts
 
 
+def test_patronis_word_counts_while_its_leader_is_silent() -> None:
+    """A foreign server that alone answers is no sign that Patroni is another cluster's: recovery must not touch it."""
+    agent = on_primary()
+    agent.patroni = {"wk1": PatroniStatus(leader=node(A), system_id=OURS)}
+    agent.see({A: unreachable(), B: primary(system_id=FOREIGN)}).decide()
+    assert agent.decision.views["wk1"].leader == node(A)
+    assert "wk1:patroni" not in agent.alerts
+
+
 @pytest.mark.parametrize(
     ("steps", "status", "expected"),
     [
