@@ -10,6 +10,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -760,6 +761,13 @@ def _check_core(mutations: Sequence[Mutation]) -> dict[str, tuple[int, str] | No
     return {
         one.name: find(one, [CORE[one.name]], within_s=_HUNT_S, of_core=True) for one in mutations if one.name in CORE
     }
+
+
+def checked(*options: str) -> dict[str, str | None]:
+    """Return what the known seeds find, in a process of its own: the mutations change the program."""
+    command = [sys.executable, "-m", "tests.simulation.mutations", "--check", *options]
+    output = subprocess.run(command, cwd=_PACKAGE.parent, check=True, capture_output=True, text=True).stdout
+    return dict(json.loads(output))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -259,6 +259,13 @@ def _end(world: World, fault: Fault, end: object) -> None:
     end()
 
 
+def tell_shortest(result: Result, run: Callable[..., Result] = run) -> str:
+    """Return what is broken in a world, by which few faults, and the story of those."""
+    fewer = shrink(result.seed, result.faults, run)
+    story = "\n".join(run(result.seed, fewer, is_told=True).story)
+    return f"seed {result.seed}: {result.broken}\nfaults: {', '.join(map(str, fewer))}\n{story}"
+
+
 def shrink(seed: int, faults: Sequence[Fault], run: Callable[..., Result] = run) -> tuple[Fault, ...]:
     """Return as few of the faults as still break a rule of the same letter; ``run`` is that of the kind of world."""
     first = run(seed, faults)

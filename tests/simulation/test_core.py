@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.simulation.campaign import worlds
 from tests.simulation.core.simulate import run
-from tests.simulation.mutations import CORE
-from tests.simulation.simulate import shrink
+from tests.simulation.mutations import CORE, checked
+from tests.simulation.simulate import tell_shortest
 
 WORLDS, FAILOVERS = 1950, 100_000
 
@@ -24,9 +20,7 @@ def test_no_rule_is_broken() -> None:
     failovers = 0
     for ended in worlds(0, WORLDS, jobs=os.cpu_count() or 1, of_core=True):
         if ended.broken is not None:
-            fewer = shrink(ended.seed, run(ended.seed).faults, run)
-            story = "\n".join(run(ended.seed, fewer, is_told=True).story)
-            pytest.fail(f"seed {ended.seed}: {ended.broken}\nfaults: {', '.join(map(str, fewer))}\n{story}")
+            pytest.fail(tell_shortest(run(ended.seed), run))
         failovers += ended.failovers
     assert failovers > FAILOVERS
 
@@ -40,10 +34,8 @@ def test_a_seed_repeats() -> None:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    """Return what each mutation breaks, found in a process of its own: the mutations change the program."""
-    command = [sys.executable, "-m", "tests.simulation.mutations", "--core", "--check"]
-    output = subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True).stdout
-    return dict(json.loads(output))
+    """Return what each mutation breaks."""
+    return checked("--core")
 
 
 @pytest.mark.parametrize("name", CORE)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.simulation.mutations import MUTATIONS
+from tests.simulation.mutations import MUTATIONS, checked
 
 LEAST = 60
 """So many mutations have to be found."""
@@ -18,10 +14,8 @@ LEAST = 60
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    """Return what each mutation breaks, found in a process of its own: the mutations change the program."""
-    command = [sys.executable, "-m", "tests.simulation.mutations", "--check"]
-    output = subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True).stdout
-    return dict(json.loads(output))
+    """Return what each mutation breaks."""
+    return checked()
 
 
 @pytest.mark.parametrize("name", [one.name for one in MUTATIONS])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.mutations import WORLDS
-from tests.simulation.simulate import run, shrink
+from tests.simulation.simulate import run, tell_shortest
 
 BLOCK = 20
 
@@ -17,9 +17,7 @@ def test_no_rule_is_broken(first: int) -> None:
     for seed in range(first, first + BLOCK):
         result = run(seed)
         if result.broken is not None:
-            fewer = shrink(seed, result.faults)
-            story = "\n".join(run(seed, fewer, is_told=True).story)
-            pytest.fail(f"seed {seed}: {result.broken}\nfaults: {', '.join(map(str, fewer))}\n{story}")
+            pytest.fail(tell_shortest(result))
         failovers += result.failovers
     assert failovers > BLOCK
 

@@ -9,8 +9,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from resolver_agent.routing.observation import Identity, Pause, Pin, Role, Stage, Window
-from tests.simulation.core.world import FOREIGN, UPGRADED, WAL, State
+from tests.simulation.core.world import WAL, State
 from tests.simulation.faults import Fault
+from tests.simulation.judge import FOREIGN, UPGRADED
 
 if TYPE_CHECKING:
     import random

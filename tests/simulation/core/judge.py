@@ -12,8 +12,8 @@ from resolver_agent.citus.preconditions import Evidence, blocker
 from resolver_agent.config.model import Fallback, Route
 from resolver_agent.routing.observation import ProbeFailure, Role
 from resolver_agent.routing.state import FENCE, AlertCode, TargetKind
-from tests.simulation.core.world import FOREIGN, NOTHING, UPGRADED, WAL
-from tests.simulation.judge import Told
+from tests.simulation.core.world import NOTHING, WAL
+from tests.simulation.judge import FOREIGN, UPGRADED, Told
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     Steps = Generator[float, None, None]
     """What somebody does: it yields how long each step takes, in seconds."""
 
-UPGRADED = 7100
-"""System identifiers from here on are those of groups that were upgraded."""
-FOREIGN = 9000
-"""System identifiers from here on are those of foreign servers."""
 TIMEOUT_S = 2.0
 NOTHING = PatroniStatus()
 WAL = 1_000_000
