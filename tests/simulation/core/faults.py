@@ -156,8 +156,14 @@ def power_loss(world: World, fault: Fault) -> Steps:
     yield from _fail_over(world, fault, lose)
 
 
-def _everywhere(world: World, fault: Fault, lose: Callable[[Server], Steps]) -> Steps:
+def _everywhere(world: World, fault: Fault, how: str, *, longest_s: float) -> Steps:
     """Lose the primaries of all groups that are ready."""
+    takes_s = world.chance() * longest_s
+
+    def lose(old: Server) -> Steps:
+        world.stop(old, how)
+        yield takes_s
+
     yield from _find_pair(world, fault)
     for group in world.groups:
         if _is_ready(group, fault.other):
@@ -166,24 +172,12 @@ def _everywhere(world: World, fault: Fault, lose: Callable[[Server], Steps]) -> 
 
 def lose_site(world: World, fault: Fault) -> Steps:
     """The primaries of all groups crash at once: they were on one site."""
-    takes_s = world.chance() * 2.0
-
-    def lose(old: Server) -> Steps:
-        world.stop(old, "crashes")
-        yield takes_s
-
-    yield from _everywhere(world, fault, lose)
+    yield from _everywhere(world, fault, "crashes", longest_s=2.0)
 
 
 def clear_site(world: World, fault: Fault) -> Steps:
     """An operator switches all groups over at once."""
-    takes_s = world.chance() * 0.5
-
-    def lose(old: Server) -> Steps:
-        world.stop(old, "is stopped for a switchover")
-        yield takes_s
-
-    yield from _everywhere(world, fault, lose)
+    yield from _everywhere(world, fault, "is stopped for a switchover", longest_s=0.5)
 
 
 def switchover(world: World, fault: Fault) -> Steps:
