@@ -89,15 +89,30 @@ class Held:
         self.fault = words if self.fault is None else f"{self.fault}; {words}"
 
 
-def coordinated_databases(config: Config) -> tuple[str, ...]:
-    """Return the databases in which the local server is a coordinator with workers; () where that cannot be told."""
-    found = []
-    with contextlib.suppress(psycopg.Error):
-        for database in session.databases(config).with_citus:
-            with session.connect(config, dbname=database, limit_s=config.timeout_s) as connection:
-                if connection.execute(_COORDINATES).fetchone() == (True,):
-                    found.append(database)
-    return tuple(found)
+def coordinated_databases(config: Config) -> session.Databases:
+    """Return ``session.databases()``, with those alone in which the local server is a coordinator with workers.
+
+    A database that does not answer, as while a gate is closed in it, is among the ``faults``.
+
+    Raises:
+        psycopg.Error: the local server could not be asked.
+    """
+    found = session.databases(config)
+    asked = {database: _coordinates(config, database) for database in found.with_citus}
+    return dataclasses.replace(
+        found,
+        with_citus=tuple(database for database, answer in asked.items() if answer is True),
+        faults={**found.faults, **{name: answer for name, answer in asked.items() if isinstance(answer, str)}},
+    )
+
+
+def _coordinates(config: Config, database: str) -> bool | str:
+    """Return whether the local server is a coordinator with workers in a database, or why it could not be asked."""
+    try:
+        with session.connect(config, dbname=database, limit_s=config.timeout_s) as connection:
+            return connection.execute(_COORDINATES).fetchone() == (True,)
+    except psycopg.Error as error:
+        return session.words(error)
 
 
 def hold(
@@ -114,7 +129,7 @@ def hold(
 
     Args:
         config: the agent's.
-        databases: those of ``coordinated_databases()``.
+        databases: those in which the local server is a coordinator, of ``coordinated_databases()``.
         leaving: the primaries that stop; asked again while draining, because another one may join.
         to_room: blocks until their names lead to the waiting room, on disk; False if there is no room.
         abort: set: undo everything at once.

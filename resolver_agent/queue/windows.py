@@ -16,6 +16,9 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+import psycopg
+
+from resolver_agent.citus import session
 from resolver_agent.config.model import Route
 from resolver_agent.control.report import PastWindow, QueueStatus, WindowStatus, wall_time
 from resolver_agent.queue import hold
@@ -56,6 +59,9 @@ _POLL_S = 0.02
 _PAST_MAX = 20
 _DATABASES_S = 60.0
 """How often it is looked where the local server coordinates: until then a worker that is new is not waited for."""
+
+_AGAIN_S = 2.0
+"""How soon it is looked again when a database could not be asked; twice as late each time."""
 
 
 class _Part(enum.Enum):
@@ -130,7 +136,8 @@ class Windows:
         self._past: collections.deque[PastWindow] = collections.deque(maxlen=_PAST_MAX)
         self._databases: tuple[str, ...] = ()
         self._lookup = threads.BackgroundCall(observer.changed)
-        self._looked_at = -_DATABASES_S
+        self._look_at = 0.0
+        self._look_again_s = _AGAIN_S
         self._looked_in: tuple[Identity | None, Config | None] = (None, None)
         self._remembered: dict[str, str] = {}
 
@@ -298,23 +305,41 @@ class Windows:
         """
         ended = self._lookup.take()
         if ended is not None:
-            try:
-                self._databases = ended.result()
-            except Exception as error:  # noqa: BLE001 -- whatever it is, the names have to be kept
-                _log.warning("it is not known whether the local PostgreSQL is a coordinator: %r", error)
+            self._take_databases(ended, now)
         local, config = self._observer.local, self._observer.config
         if not config.has_local:  # since a reload, perhaps
             self._databases = ()
         run = local.role_seen.identity if local.role_seen is not None else None
         before = self._looked_in
-        due = now - self._looked_at >= _DATABASES_S or run != before[0] or config is not before[1]  # a reload
+        due = now >= self._look_at or run != before[0] or config is not before[1]  # a reload
         if self._stops or self._lookup.under_way or not due or run is None or local.serves_no_reads:
             return
-        self._looked_at, self._looked_in = now, (run, config)
+        self._look_at, self._looked_in = now + _DATABASES_S, (run, config)
         if not config.citus:
             self._databases = ()
         else:
             self._lookup.begin(hold.coordinated_databases, config)
+
+    def _take_databases(self, ended: asyncio.Future[session.Databases], now: float) -> None:
+        """Take what was found; what was known of a database that did not answer stays, until it answers again."""
+        try:
+            found = ended.result()
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the names have to be kept
+            fault = session.words(error) if isinstance(error, psycopg.Error) else repr(error)
+        else:
+            unknown = {name: words for name, words in found.faults.items() if name not in found.limited}
+            self._databases = (*found.with_citus, *(name for name in self._databases if name in unknown))
+            fault = "; ".join(f"{name}: {words}" for name, words in unknown.items())
+        asked_again = self._look_again_s > _AGAIN_S
+        if not fault:
+            self._look_again_s = _AGAIN_S
+            if asked_again:
+                _log.info("it is known again in which databases the local PostgreSQL is a coordinator")
+            return
+        if not asked_again:
+            _log.warning("it is not known whether the local PostgreSQL is a coordinator: %s", fault)
+        self._look_at = min(self._look_at, now + self._look_again_s)
+        self._look_again_s *= 2
 
     def _busy(self, stop: _Stop) -> bool:
         """Report whether another stop has to end first: statements that wait in its rooms may hold this server's."""

@@ -76,7 +76,11 @@ class BackgroundCall:
     def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Begin a call; the result of one that has not been taken is given up."""
         self._call = start(function, *arguments)
-        self._call.add_done_callback(lambda _: self._changed.set())
+        self._call.add_done_callback(self._end)
+
+    def _end(self, call: asyncio.Future[Any]) -> None:
+        call.exception()  # asyncio would log that of a call that nobody takes any more
+        self._changed.set()
 
     def take(self) -> asyncio.Future[Any] | None:
         """Return the call if it has ended, once; else None."""

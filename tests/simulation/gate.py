@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from resolver_agent.citus import flush, session
+from resolver_agent.citus.session import Databases
 from resolver_agent.patroni.client import ApiError, Leadership
 from resolver_agent.queue import drain, hold, own_stop, windows
 from resolver_agent.queue.drain import Open
@@ -124,12 +125,14 @@ def _host_of(world: World, config: Config) -> Host:
     return world.hosts[int(config.path.split("/")[2])]
 
 
-def coordinated_databases(world: World) -> Callable[[Config], tuple[str, ...]]:
+def coordinated_databases(world: World) -> Callable[[Config], Databases]:
     """Stand for ``queue.hold.coordinated_databases``."""
 
-    def find(config: Config) -> tuple[str, ...]:
+    def find(config: Config) -> Databases:
         host = _host_of(world, config)
-        return ("citus",) if host.group.name == "cn" and host.server.up and host.server.serving else ()
+        if not (host.server.up and host.server.serving):
+            raise psycopg.OperationalError("connection refused")
+        return Databases(("citus",) if host.group.name == "cn" else (), {})
 
     return find
 

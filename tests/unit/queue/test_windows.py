@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from resolver_agent.citus.session import Databases
 from resolver_agent.queue import hold
 from resolver_agent.queue.message import Kind, Message, parse
 from resolver_agent.queue.windows import Windows
@@ -71,7 +73,7 @@ def beside(agent: Agent) -> tuple[Windows, Seen]:
     seen = Seen(agent)
     made = Windows(cast("Observer", seen), rooms=cast("Rooms", NoRooms()))
     made._looked_in = (agent.local.role_seen.identity if agent.local.role_seen is not None else None, seen.config)
-    made._looked_at = boottime()  # it is known already where this server coordinates
+    made._look_at = boottime() + 3600  # it is known already where this server coordinates
     made._databases = ("postgres",)
     made.track(agent.decision, written=True, flushed=True)
     return made, seen
@@ -194,3 +196,31 @@ async def test_an_agent_that_is_killed_lets_nobody_wait_longer() -> None:
         made.resume([left], agent.config, age_s=age_s)
         window = seen.windows["wk1"]
         assert window.until - window.since == pytest.approx(expected_s)
+
+
+@in_loop
+async def test_a_database_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is known of it stays, it is asked again soon, and the log says it once, and once when it is over."""
+    caplog.set_level(logging.INFO)
+    agent = on_coordinator()
+    made, seen = beside(agent)
+    answers = [
+        Databases((), {"postgres": "no answer within 1 s"}),
+        Databases((), {"postgres": "no"}),
+        Databases((), {}),
+    ]
+    monkeypatch.setattr(hold, "coordinated_databases", lambda _config: answers.pop(0))
+    known, due_s = [], []
+    while answers:
+        made._look_at = 0.0
+        seen.changed.clear()
+        made.track(agent.decision, written=True, flushed=True)
+        await seen.changed.wait()
+        made.track(agent.decision, written=True, flushed=True)
+        known.append(made.status(boottime()).coordinates)
+        due_s.append(round(made._look_at - boottime()))
+    assert known == [("postgres",), ("postgres",), ()]
+    assert due_s == [2, 4, 60]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
