@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from resolver_agent.hosts.managed_block import HostsBlock
     from resolver_agent.metrics.figures import Figures
     from resolver_agent.observe.observer import Observer
+    from resolver_agent.queue.own_stop import WaitFor
     from resolver_agent.queue.windows import Windows
     from resolver_agent.routing.decision import Decision
     from resolver_agent.routing.state import Alert
@@ -65,10 +66,10 @@ _LOOK_YOURSELF = {"look_yourself": True}
 class Stops(Protocol):
     """Answers the hook before a stop."""
 
-    async def leave(self, *, within_s: float, since_s: float) -> report.StopAnswer:
+    async def leave(self, *, within_s: float, since_s: float, wait_for: WaitFor) -> report.StopAnswer:
         """Have the other nodes' statements end before the local server stops; wait ``within_s`` seconds at most.
 
-        ``since_s`` is how long ago the hook began.
+        ``since_s`` is how long ago the hook began. ``wait_for()`` waits for a round after which a condition holds.
         """
 
     def check_leave(self) -> report.StopCheck:
@@ -336,7 +337,8 @@ class Requests:
         within_s, since_s = _hook_s(request.get("within_ms")), _hook_s(request.get("since_ms"))
         begun = boottime()
         _log.info("a stop is announced by %s, who waits %.1f s at most", request["peer"], within_s)
-        answer: dict[str, Any] = report.as_json(await self._stops.leave(within_s=within_s, since_s=since_s))
+        left = await self._stops.leave(within_s=within_s, since_s=since_s, wait_for=self._until)
+        answer: dict[str, Any] = report.as_json(left)
         took_ms = round((boottime() - begun) * 1000)
         _log.info("before-stop answered after %d ms: %s", took_ms, before_stop.judge(answer).text)
         return answer

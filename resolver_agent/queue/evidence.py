@@ -102,6 +102,15 @@ def against_patroni(state: PatroniState, *, in_recovery: bool) -> str | None:
     return f"the local Patroni does not reach its DCS: {state.dcs}" if state.dcs is not None else None
 
 
+async def why_not_planned(config: Config, *, within_s: float, hook_began_at: float) -> str | None:
+    """Return why, by what the local server says alone, its stop must not wait; None if it may."""
+    try:
+        server = await _ask_server(config, Deadline(within_s))
+    except TimeoutError:
+        return _nothing_tells(within_s)
+    return against_server(server, since_s=boottime() - hook_began_at)
+
+
 async def why_not_wait(
     config: Config, observer: Observer, *, within_s: float, hook_began_at: float, fetch: Fetch = client.fetch
 ) -> str | None:
@@ -118,7 +127,11 @@ async def why_not_wait(
         deadline = Deadline(min(deadline.left_s(), _PATRONI_S))
         return await _ask_patroni(config, observer, deadline, fetch, in_recovery=server.in_recovery)
     except TimeoutError:
-        return f"nothing tells within {within_s:g} s whether the stop is planned"
+        return _nothing_tells(within_s)
+
+
+def _nothing_tells(within_s: float) -> str:
+    return f"nothing tells within {within_s:g} s whether the stop is planned"
 
 
 async def _ask_server(config: Config, deadline: Deadline) -> ServerState | str:

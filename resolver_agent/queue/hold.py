@@ -284,8 +284,9 @@ class _Hold:
             over = quiet >= drain.QUIET or time.monotonic() - begun > self._drain_s
             fault = next((gate.fault or "it has opened by itself" for gate in self._gates if not gate.closed), None)
             if over or fault:
-                lost = tuple(server for server in self._servers.values() if isinstance(server, str))
-                self._held.left, self._held.left_count = rest.words + lost, rest.count + len(lost)
+                # What is not known does not count as left to its fate: the agent there waits for it.
+                unknown = tuple(server for server in self._servers.values() if isinstance(server, str))
+                self._held.left, self._held.left_count = rest.words + unknown, rest.count
                 if fault:
                     self._held.add_fault(f"the gate did not stay closed: {fault}")
                 break

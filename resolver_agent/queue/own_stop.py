@@ -26,13 +26,15 @@ from resolver_agent.system.clock import boottime
 from resolver_agent.system.foreign import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from resolver_agent.config.model import Config, Group, Node
     from resolver_agent.observe.observer import Observer
     from resolver_agent.queue.windows import Windows
     from resolver_agent.routing.decision import Decision
     from resolver_agent.routing.observation import Identity
+
+    WaitFor = Callable[[Callable[[], bool], float], Awaitable[None]]
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ _EVIDENCE_S = 1.0
 
 
 _PEERS_S = 0.3
+_FIRST_LOOK_S = 1.5
+"""How long an agent that has just started may look around before it announces a stop."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -58,7 +62,6 @@ class _Announced:
 
     id: str
     via: Node
-    peers: frozenset[int]
     run: Identity | None
     held: dict[int, Message] = dataclasses.field(default_factory=dict)
     clear: dict[int, Message] = dataclasses.field(default_factory=dict)
@@ -100,32 +103,44 @@ class OwnStop:
         answers[pid] = message
         announced.news.set()
 
-    async def leave(self, *, within_s: float, since_s: float = 0.0) -> StopAnswer:
+    async def leave(self, *, within_s: float, since_s: float = 0.0, wait_for: WaitFor) -> StopAnswer:
         """Close everything that is in the way of a stop, and wait until no other agent's statements are under way.
 
-        ``since_s`` is how long ago the hook began: on a busy machine it is slow to start. It waits only where that is
-        safe: a primary that has lost its lock must die at once. A second caller meanwhile gets the answer of the first.
+        ``since_s`` is how long ago the hook began: on a busy machine it is slow to start. ``wait_for()`` waits for a
+        round after which a condition holds, for so many seconds at most. It waits only where that is safe: a primary
+        that has lost its lock must die at once. A second caller meanwhile gets the answer of the first.
         """
         if self._under_way is None or self._under_way.done():
-            self._under_way = asyncio.get_running_loop().create_task(self._leave(within_s, since_s))
+            self._under_way = asyncio.get_running_loop().create_task(self._leave(within_s, since_s, wait_for))
         return await asyncio.shield(self._under_way)
 
-    async def _leave(self, within_s: float, since_s: float) -> StopAnswer:
+    async def _leave(self, within_s: float, since_s: float, wait_for: WaitFor) -> StopAnswer:
         begun, self._taken_back = boottime(), False
         if self._observer.config.has_local:
             self._windows.give_up(self._run)
-        why = self._why_nobody() or await evidence.why_not_wait(
-            self._observer.config,
-            self._observer,
-            within_s=min(within_s, _EVIDENCE_S),
-            hook_began_at=begun - since_s,
-        )
+        why = await self._why_not_wait(min(within_s, _EVIDENCE_S), begun - since_s, wait_for)
         answer = StopAnswer(waited_ms=0, waited_for=(), left=0, why=why or "")
         if self._taken_back:  # while that was found out
             answer = dataclasses.replace(answer, why="the stop was taken back")
         elif why is None:
             answer = await self._announce(begun, within_s)
         return dataclasses.replace(answer, waited_ms=round((boottime() - begun) * 1000))
+
+    async def _why_not_wait(self, within_s: float, hook_began_at: float, wait_for: WaitFor) -> str | None:
+        """Return why the stop must not wait, or None. An agent that has just started may look around first."""
+        config = self._observer.config
+        if config.has_local and not self._has_looked:
+            why = await evidence.why_not_planned(config, within_s=within_s, hook_began_at=hook_began_at)
+            if why is not None:
+                return why
+            await wait_for(lambda: self._has_looked, _FIRST_LOOK_S)
+        return self._why_nobody() or await evidence.why_not_wait(
+            config, self._observer, within_s=within_s, hook_began_at=hook_began_at
+        )
+
+    @property
+    def _has_looked(self) -> bool:
+        return bool(self._decision().views)
 
     def check_leave(self) -> StopCheck:
         """Return what ``leave`` would do, as far as that is known without asking."""
@@ -151,7 +166,8 @@ class OwnStop:
         if not self._observer.config.has_local:
             return NO_LOCAL
         if not own:
-            return "the local PostgreSQL is not a node of any name"
+            known = self._has_looked
+            return "the local PostgreSQL is not a node of any name" if known else "the agent has not looked around yet"
         if not any(group.queue.planned_s for group in own):
             return "queue.planned is 0"
         return None if self._via() is not None else "no primary of its group is seen, over whose session agents talk"
@@ -184,13 +200,14 @@ class OwnStop:
         drain_s = max(group.queue.drain_s for group in own)
         node = str(next(iter(self._observer.own.values())))
         peers = await self._observer.peers(via, within_s=_PEERS_S)
-        if peers is None:
-            return StopAnswer(waited_ms=0, waited_for=(), left=0, why="the other agents cannot be told")
-        announced = self._announced = _Announced(id=secrets.token_hex(8), via=via, peers=peers, run=self._run)
+        announced = self._announced = _Announced(id=secrets.token_hex(8), via=via, run=self._run)
         told_at, last = boottime(), begun + within_s  # the evidence may have taken long: the others do not pay for it
         until = min(last, told_at + drain_s + _BEYOND_DRAIN_S)
         self._tell(announced, Kind.LEAVES, node=node, wait_s=max(0.0, last - told_at))
-        await self._until(announced, lambda: peers <= announced.answered, min(last, told_at + _ANSWER_S))
+        # A busy server may not tell in time who is there: then those are waited for who answer soon.
+        await self._until(
+            announced, lambda: peers is not None and peers <= announced.answered, min(last, told_at + _ANSWER_S)
+        )
         if any(one.later for one in announced.held.values()):
             until = last
         await self._until(announced, lambda: not announced.waits_for(coordinators=True), until)
@@ -202,7 +219,7 @@ class OwnStop:
         unclear = len(announced.waits_for(coordinators=False))
         return StopAnswer(
             waited_ms=0,
-            waited_for=(f"{len(announced.answered)} of {len(peers)} agents",),
+            waited_for=(f"{len(announced.answered)}{f' of {len(peers)}' if peers is not None else ''} agents",),
             left=left,
             why=f"{unclear} agents were not clear in time" if unclear else "",
         )

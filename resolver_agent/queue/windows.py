@@ -55,6 +55,7 @@ _WRITTEN_S = 1.0
 _LINGER_S = 1.0
 """How long a room goes on taking connections after its name has moved: a client may have looked it up just before."""
 
+_OF_STOPS = (Kind.LEAVES, Kind.OTHERS, Kind.STAYS)
 _POLL_S = 0.02
 _PAST_MAX = 20
 _DATABASES_S = 60.0
@@ -135,6 +136,9 @@ class Windows:
         self._decision: Decision | None = None
         self._past: collections.deque[PastWindow] = collections.deque(maxlen=_PAST_MAX)
         self._databases: tuple[str, ...] = ()
+        self._knows_databases = False
+        self._unheard: list[tuple[Node, Message]] = []
+        self._unheard_until = 0.0
         self._lookup = threads.BackgroundCall(observer.changed)
         self._look_at = 0.0
         self._look_again_s = _AGAIN_S
@@ -203,6 +207,7 @@ class Windows:
         for stop in [*self._stops.values()]:
             self._review_stop(stop, written=written, flushed=flushed)
         self._look_for_databases(now)
+        self._take_unheard(now)
         # Not before: only the new decision tells that a primary is lost, and why it can have no room must be kept.
         wanting = {*self._windows, *self._rooms.addresses}
         self._rooms.keep_faults(lambda name: name in wanting or self._lost(name))
@@ -212,6 +217,29 @@ class Windows:
 
     def hear(self, over: Node, message: Message) -> None:
         """Take a message that an agent sent over its session to ``over``."""
+        if self._knows_its_part:
+            self._take(over, message)
+        elif message.kind in _OF_STOPS and len(self._unheard) < _STOPS_MAX:
+            self._unheard.append((over, message))
+            if message.kind is Kind.LEAVES:
+                self._unheard_until = boottime() + message.wait_s
+                self._say(_Stop(id=message.id, over=over, names=()), Kind.HELD, coordinator=True, later=True)
+
+    @property
+    def _knows_its_part(self) -> bool:
+        """Report whether this agent knows what it has to do for a stop; one that has just started does not."""
+        local, config = self._observer.local, self._observer.config
+        at_rest = not (config.has_local and config.citus) or local.role_seen is None or local.serves_no_reads
+        return self._decision is not None and (self._knows_databases or at_rest)
+
+    def _take_unheard(self, now: float) -> None:
+        """Take what came before this agent knew its part, as soon as it does, or when nobody waits any longer."""
+        if self._knows_its_part or now >= self._unheard_until:
+            unheard, self._unheard = self._unheard, []
+            for over, message in unheard:
+                self._take(over, message)
+
+    def _take(self, over: Node, message: Message) -> None:
         stop = self._stops.get(message.id)
         match message.kind:
             case Kind.LEAVES if stop is None and len(self._stops) < _STOPS_MAX:
@@ -332,7 +360,7 @@ class Windows:
             fault = "; ".join(f"{name}: {words}" for name, words in unknown.items())
         asked_again = self._look_again_s > _AGAIN_S
         if not fault:
-            self._look_again_s = _AGAIN_S
+            self._look_again_s, self._knows_databases = _AGAIN_S, True
             if asked_again:
                 _log.info("it is known again in which databases the local PostgreSQL is a coordinator")
             return
@@ -340,6 +368,7 @@ class Windows:
             _log.warning("it is not known whether the local PostgreSQL is a coordinator: %s", fault)
         self._look_at = min(self._look_at, now + self._look_again_s)
         self._look_again_s *= 2
+        self._knows_databases = self._knows_databases or self._look_again_s > _DATABASES_S
 
     def _busy(self, stop: _Stop) -> bool:
         """Report whether another stop has to end first: statements that wait in its rooms may hold this server's."""

@@ -13,6 +13,7 @@ import pytest
 from resolver_agent.queue import evidence, own_stop
 from resolver_agent.queue.message import Kind, Message, parse
 from resolver_agent.queue.own_stop import OwnStop
+from resolver_agent.routing.decision import Decision
 from tests.unit.builders import Agent, config, group, node, primary, standby
 from tests.unit.patroni.builders import in_loop
 
@@ -51,7 +52,7 @@ class Told:
         self.said: list[Kind] = []
         self.answer: Callable[[Message], None] = lambda _: None
         self.meanwhile: Callable[[], object] = lambda: None
-        self.others = frozenset({PID})
+        self.others: frozenset[int] | None = frozenset({PID})
 
     def say(self, _over: Node, payload: str) -> None:
         """Take a message."""
@@ -60,7 +61,7 @@ class Told:
         self.said.append(message.kind)
         asyncio.get_running_loop().call_soon(self.answer, message)
 
-    async def peers(self, _over: Node, *, within_s: float) -> frozenset[int]:
+    async def peers(self, _over: Node, *, within_s: float) -> frozenset[int] | None:
         """Return the other agent's process."""
         assert within_s > 0
         self.meanwhile()
@@ -88,6 +89,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def told() -> Told:
     """Return the observer of an agent beside the primary of wk1."""
+    return beside_the_primary()
+
+
+def beside_the_primary() -> Told:
+    """Return the observer of an agent beside the primary of wk1."""
     agent = Agent(config(group("wk1", HERE, OTHER))).see({HERE: primary(), OTHER: standby()})
     return Told(agent.see_local(primary(), address=HERE).decide())
 
@@ -95,6 +101,10 @@ def told() -> Told:
 def announcer(told: Told) -> OwnStop:
     """Return what announces the stop of the primary of wk1."""
     return OwnStop(cast("Observer", told), cast("Windows", NoWindows()), decision=lambda: told.decision)
+
+
+async def no_round(_done: Callable[[], bool], _within_s: float) -> None:
+    """Wait for rounds of an agent that has none."""
 
 
 def takes(monkeypatch: pytest.MonkeyPatch, clock: Clock, seconds: float) -> None:
@@ -126,7 +136,7 @@ async def test_slow_evidence_takes_no_time_from_the_answers(
         stop.hear(PID, Message(kind=Kind.CLEAR, id=name))
 
     told.answer = answer
-    answered = await asyncio.wait_for(stop.leave(within_s=5.0), 5)
+    answered = await asyncio.wait_for(stop.leave(within_s=5.0, wait_for=no_round), 5)
     assert (heard, told.said) == ([Kind.LEAVES], [Kind.LEAVES, Kind.OTHERS])
     assert answered.waited_for == ("1 of 1 agents",)
 
@@ -138,7 +148,7 @@ async def test_a_reload_while_the_agents_are_counted(told: Told, clock: Clock, m
     stop = announcer(told)
     told.meanwhile = told.own.clear
     told.answer = lambda message: stop.hear(PID, Message(kind=Kind.CLEAR, id=message.id))
-    answered = await asyncio.wait_for(stop.leave(within_s=5.0), 5)
+    answered = await asyncio.wait_for(stop.leave(within_s=5.0, wait_for=no_round), 5)
     assert (told.said, answered.why) == ([Kind.LEAVES, Kind.OTHERS], "")
 
 
@@ -148,7 +158,9 @@ async def test_a_second_caller_joins_the_first(told: Told, clock: Clock, monkeyp
     takes(monkeypatch, clock, 0.0)
     stop = announcer(told)
     told.answer = lambda message: stop.hear(PID, Message(kind=Kind.CLEAR, id=message.id))
-    one, other = await asyncio.wait_for(asyncio.gather(stop.leave(within_s=5.0), stop.leave(within_s=5.0)), 5)
+    one, other = await asyncio.wait_for(
+        asyncio.gather(stop.leave(within_s=5.0, wait_for=no_round), stop.leave(within_s=5.0, wait_for=no_round)), 5
+    )
     assert (told.said, one) == ([Kind.LEAVES, Kind.OTHERS], other)
     assert stop.cancel_leave().announced
     assert not stop.cancel_leave().announced
@@ -165,7 +177,7 @@ async def test_a_stop_that_is_taken_back_before_it_is_announced(told: Told, monk
 
     monkeypatch.setattr(evidence, "why_not_wait", why_not_wait)
     stop = announcer(told)
-    leaving = asyncio.get_running_loop().create_task(stop.leave(within_s=5.0))
+    leaving = asyncio.get_running_loop().create_task(stop.leave(within_s=5.0, wait_for=no_round))
     await asked.wait()
     assert stop.cancel_leave().announced
     assert not stop.cancel_leave().announced
@@ -186,9 +198,60 @@ async def test_an_agent_that_has_died_is_not_waited_for(told: Told, monkeypatch:
             told.others = frozenset()
 
     told.answer = answer
-    answered = await asyncio.wait_for(stop.leave(within_s=5.0), 4)
+    answered = await asyncio.wait_for(stop.leave(within_s=5.0, wait_for=no_round), 4)
     assert answered.why == ""
     assert told.said == [Kind.LEAVES, Kind.OTHERS]
+
+
+@in_loop
+async def test_who_is_there_is_not_told_in_time(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stop is announced all the same, and those are waited for who answer soon."""
+    takes(monkeypatch, Clock(), 0.0)
+    stop = announcer(told)
+    told.others = None
+
+    def answer(message: Message) -> None:
+        if message.kind is Kind.LEAVES:
+            stop.hear(PID, Message(kind=Kind.HELD, id=message.id, coordinator=True))
+            asyncio.get_running_loop().call_later(0.7, stop.hear, PID, Message(kind=Kind.CLEAR, id=message.id))
+
+    told.answer = answer
+    answered = await asyncio.wait_for(stop.leave(within_s=5.0, wait_for=no_round), 4)
+    assert (answered.waited_for, answered.why) == (("1 agents",), "")
+    assert answered.waited_ms >= 700
+
+
+@in_loop
+@pytest.mark.parametrize(
+    ("planned", "waits_s", "why"),
+    [(None, [1.5], ""), ("the stop is not planned", [], "the stop is not planned")],
+)
+async def test_an_agent_that_has_just_started_looks_around_first(
+    monkeypatch: pytest.MonkeyPatch, planned: str | None, waits_s: list[float], why: str
+) -> None:
+    """A planned stop waits for its first round, for a limited time; a forced one does not."""
+    told = beside_the_primary()
+    takes(monkeypatch, Clock(), 0.0)
+    looked, own = told.decision, told.own
+    told.decision, told.own = Decision(groups={}), {}
+    waited_s: list[float] = []
+
+    async def why_not_planned(*_: object, **_more: object) -> str | None:
+        return planned
+
+    async def look(done: Callable[[], bool], within_s: float) -> None:
+        assert not done()
+        told.decision, told.own = looked, own
+        assert done()
+        waited_s.append(within_s)
+
+    monkeypatch.setattr(evidence, "why_not_planned", why_not_planned)
+    stop = announcer(told)
+    assert stop.check_leave().why == "the agent has not looked around yet"
+    told.answer = lambda message: stop.hear(PID, Message(kind=Kind.CLEAR, id=message.id))
+    answered = await asyncio.wait_for(stop.leave(within_s=5.0, wait_for=look), 5)
+    assert (answered.why, waited_s) == (why, waits_s)
+    assert told.said == ([] if why else [Kind.LEAVES, Kind.OTHERS])
 
 
 @in_loop
@@ -226,7 +289,7 @@ async def test_nothing_stops_where_there_is_no_server(told: Told) -> None:
 
     told.config = dataclasses.replace(told.config, has_local=False)
     announced = OwnStop(cast("Observer", told), cast("Windows", Untouched()), decision=lambda: told.decision)
-    answer = await announced.leave(within_s=5.0)
+    answer = await announced.leave(within_s=5.0, wait_for=no_round)
     assert (answer.waited_for, answer.why) == ((), "there is no local PostgreSQL (local: off)")
     assert not announced.check_leave().would_wait
     assert told.said == []

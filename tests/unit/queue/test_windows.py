@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -19,7 +20,6 @@ from tests.unit.builders import Agent, config, dead, group, node, primary, stand
 from tests.unit.patroni.builders import in_loop
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Mapping
 
     from resolver_agent.config.model import Node
@@ -74,7 +74,7 @@ def beside(agent: Agent) -> tuple[Windows, Seen]:
     made = Windows(cast("Observer", seen), rooms=cast("Rooms", NoRooms()))
     made._looked_in = (agent.local.role_seen.identity if agent.local.role_seen is not None else None, seen.config)
     made._look_at = boottime() + 3600  # it is known already where this server coordinates
-    made._databases = ("postgres",)
+    made._databases, made._knows_databases = ("postgres",), True
     made.track(agent.decision, written=True, flushed=True)
     return made, seen
 
@@ -224,3 +224,49 @@ async def test_a_database_that_does_not_answer(
     assert known == [("postgres",), ("postgres",), ()]
     assert due_s == [2, 4, 60]
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+@in_loop
+async def test_an_agent_that_has_just_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop that is announced before it knows its part waits for it, and then it does its part."""
+    looking = threading.Event()
+
+    def late(_config: object) -> Databases:
+        assert looking.wait(10)
+        return Databases(("postgres",), {})
+
+    monkeypatch.setattr(hold, "coordinated_databases", late)
+    monkeypatch.setattr(hold, "hold", lambda *_, **_more: hold.Held())
+    agent = on_coordinator()
+    seen = Seen(agent)
+    made = Windows(cast("Observer", seen), rooms=cast("Rooms", NoRooms()))
+    made.hear(node(OLD), Message(kind=Kind.LEAVES, id=STOP, node=str(node(OLD)), wait_s=5.0))
+    made.track(agent.decision, written=True, flushed=True)
+    assert (seen.said, dict(seen.windows)) == ([Kind.HELD], {})
+    seen.changed.clear()
+    looking.set()
+    await seen.changed.wait()
+    made.track(agent.decision, written=True, flushed=True)
+    assert (seen.said, set(seen.windows)) == ([Kind.HELD, Kind.HELD], {"wk1"})
+    made.track(agent.decision, written=True, flushed=True)
+    assert made._holding is not None
+
+
+@in_loop
+async def test_an_agent_that_never_knows_where_it_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for it any longer when the hook of the stop has ended, nor at all after a minute."""
+    monkeypatch.setattr(hold, "coordinated_databases", lambda _config: Databases((), {"postgres": "no"}))
+    agent = on_coordinator()
+    seen = Seen(agent)
+    made = Windows(cast("Observer", seen), rooms=cast("Rooms", NoRooms()))
+    made.hear(node(OLD), Message(kind=Kind.LEAVES, id=STOP, node=str(node(OLD)), wait_s=0.0))
+    made.track(agent.decision, written=True, flushed=True)
+    assert set(seen.windows) == {"wk1"}
+    for _ in range(6):
+        made._stops.clear()
+        seen.changed.clear()
+        made._look_at = 0.0
+        made.track(agent.decision, written=True, flushed=True)
+        await seen.changed.wait()
+    made.track(agent.decision, written=True, flushed=True)
+    assert made._knows_its_part
