@@ -124,6 +124,15 @@ class _Known:
     """The run of the local server that was seen as a primary."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Basis:
+    """What an agent had been told when it decided what it then wrote: an answer may come while it writes."""
+
+    known: _Known
+    wish: Role | None
+    config: Config
+
+
 class Judge:
     """Watches one world."""
 
@@ -167,7 +176,12 @@ class Judge:
     def observed(self, host: Host, target: Host, seen: Observation, *, is_local: bool) -> None:
         """Take in that an answer has come."""
         known = self._of(host)
-        (known.local if is_local else known.states.setdefault(target.number, Told())).take(seen, self._world.now)
+        told = dataclasses.replace(known.local if is_local else known.states.get(target.number) or Told())
+        told.take(seen, self._world.now)
+        if is_local:
+            known.local = told
+        else:
+            known.states[target.number] = told
         own, local = known.states.get(host.number), known.local.role_seen
         other = own.role_seen if own is not None else None
         if other is not None and local is not None and local.identity is not None and other.identity == local.identity:
@@ -232,19 +246,25 @@ class Judge:
             return Role.STANDBY if host.group.hosts and not host.uses_patroni else None
         return None if known.claim.leads else Role.STANDBY
 
-    def file_written(self, host: Host, before: bytes, after: bytes) -> None:
-        """Judge what an agent has written."""
+    def basis(self, host: Host) -> Basis | None:
+        """Return what the agent on a host has been told by now, for ``file_written()``; None if there is none."""
+        if host.process is None:
+            return None
+        known = self._of(host)
+        told = dataclasses.replace(known, states=dict(known.states))
+        return Basis(told, self._wish(host, told), host.process.agent._observer.config)
+
+    def file_written(self, host: Host, before: bytes, after: bytes, basis: Basis | None) -> None:
+        """Judge what an agent has written, by what it had been told when it decided that."""
         kept = _outside(before)
         if _outside(after) not in (kept, kept + b"\n"):  # a newline that is missing before a new block is added
             self._broken(f"R7: the agent on {host} has changed lines that are not its own")
-        process = host.process
-        if process is None:
+        if basis is None:
             return
-        known, old, new = self._of(host), addresses(before), addresses(after)
-        wish = self._wish(host, known)
+        known, wish, old, new = basis.known, basis.wish, addresses(before), addresses(after)
         changed_wish = self._wishes.get(host.number) is not wish or wish is None
         self._wishes[host.number] = wish
-        for group in process.agent._observer.config.groups:
+        for group in basis.config.groups:
             name, address = group.name, new.get(group.name)
             wanted = {Route.PRIMARY: Role.PRIMARY, Route.STANDBY: Role.STANDBY, Route.FOLLOW: wish}[group.route]
             own = group.route is Route.FOLLOW and host.group.name == self._world.group_of(name).name
@@ -252,7 +272,7 @@ class Judge:
                 self._note_move(host, group, old.get(name), f"{address} {_comment(after, name)}")
                 if not own:
                     move = (old.get(name), address)
-                    self._judge_move(host, name, move, wanted, known, changed_wish=changed_wish, content=before)
+                    self._judge_move(host, name, move, wanted, basis, changed_wish=changed_wish, content=before)
             if own:
                 if known.recognised and address != host.address:
                     self._broken(f"R3: on {host} its own name {name} is {address}")
@@ -261,7 +281,7 @@ class Judge:
             state = known.states.get(target.number) if target is not None else None
             if wanted is Role.PRIMARY and state is not None and state.last_role is Role.STANDBY:
                 self._broken(f"R2: on {host} {name} leads to {target}, which was last seen in recovery")
-            if state is not None and self._is_foreign(state, host, self._world.group_of(name), known):
+            if state is not None and self._is_foreign(state, self._world.group_of(name), basis):
                 self._broken(f"A7: on {host} {name} leads to {target}, a foreign server")
 
     def _note_move(self, host: Host, group: ConfiguredGroup, before: str | None, words: str) -> None:
@@ -272,12 +292,12 @@ class Judge:
         self.moves += 1
         self._world.tell(f"{host}: {name} → {words}")
 
-    def _is_foreign(self, state: Told, host: Host, group: Group, known: _Known) -> bool:
+    def _is_foreign(self, state: Told, group: Group, basis: Basis) -> bool:
         """Report whether a server is foreign while one of the group's own is seen that the agent is to watch."""
         if state.system_id is None or state.system_id < FOREIGN:
             return False
-        removed = self._world.removed.get(host.number)
-        others = (known.states.get(one.number) for one in group.hosts if one.address != removed)
+        watched = _watched(basis.config)
+        others = (basis.known.states.get(one.number) for one in group.hosts if one.address in watched)
         own = [one for one in others if one is not None and one is not state and (one.system_id or FOREIGN) < FOREIGN]
         return any(not one.serves_no_reads for one in own)
 
@@ -287,52 +307,51 @@ class Judge:
         name: str,
         move: tuple[str | None, str | None],
         wanted: Role | None,
-        known: _Known,
+        basis: Basis,
         *,
         changed_wish: bool,
         content: bytes,
     ) -> None:
         """R1: judge whether there was evidence for a move; ``content`` is the file before it, which remembers."""
-        before, address = move
+        known, (before, address) = basis.known, move
         source, target = self._world.by_address.get(before or ""), self._world.by_address.get(address or "")
         old = known.states.get(source.number) if source is not None else None
         if address is None:
             self._broken(f"R1: on {host} {name} is gone from the file")
-        removed = host.number in self._world.removed
-        if changed_wish or before is None or wanted is None or removed:
+        if changed_wish or before is None or wanted is None or len(_watched(basis.config)) < len(self._world.hosts):
             return
         if address == FENCE:
             alone = self._own_primaries(name, known) < 2
             if alone and wanted is Role.PRIMARY and old is not None and old.last_role is Role.PRIMARY:
                 self._judge_fence(host, name, old)
-            fallback = host.process.agent._config.fallback if host.process is not None else None
-            if wanted is Role.STANDBY and fallback is Fallback.NONE and old is not None and old.is_merely_silent:
+            none = basis.config.fallback is Fallback.NONE
+            if wanted is Role.STANDBY and none and old is not None and old.is_merely_silent:
                 self._broken(f"R1: on {host} {name} is fenced although its standby {source} is merely silent")
             return
         if target is None:
             return
         new = known.states.get(target.number)
         if source is not None and source.group is target.group and wanted is Role.PRIMARY and source is not target:
-            self._judge_leaving(host, name, source, target)
+            self._judge_leaving(host, name, source, target, known)
         remembered = address is not None and address.encode() in content
         if (new is None or new.role_seen is None) and not remembered:
             self._broken(f"R1: on {host} {name} moves to {target}, of which nothing is known")
         elif new is not None and wanted is Role.PRIMARY and new.last_role is Role.STANDBY:
             self._broken(f"R1: on {host} {name} moves to {target}, which was not seen as a primary")
 
-    def _judge_going_back(self, host: Host, name: str, source: Host, target: Host) -> None:
+    def _judge_going_back(self, host: Host, name: str, source: Host, target: Host, known: _Known) -> None:
         """R1: a name does not go back from a primary that is silent to one that was seen as that earlier."""
-        states = self._of(host).states
+        states = known.states
         old, new = states.get(source.number), states.get(target.number)
         if old is None or new is None or isinstance(new.latest, Role) or old.last_role is not Role.PRIMARY:
             return
         if old.role_seen is not None and new.role_seen is not None and new.role_seen.at < old.role_seen.at:
             self._broken(f"R1: on {host} {name} goes back from {source} to {target}, which is not seen")
 
-    def _judge_leaving(self, host: Host, name: str, source: Host, target: Host) -> None:
+    def _judge_leaving(self, host: Host, name: str, source: Host, target: Host, known: _Known) -> None:
         """P2 and P3: a name does not leave the primary that leads, and that is seen, for another primary."""
-        self._judge_going_back(host, name, source, target)
-        old = self._of(host).states.get(source.number)
+        self._judge_going_back(host, name, source, target, known)
+        old = known.states.get(source.number)
         leads = source.group.leader is source and source.server.is_primary and not source.server.stopped
         if leads and old is not None and old.latest is Role.PRIMARY and self._world.talks(host, source):
             self._broken(f"P3: on {host} {name} leaves {source}, which leads and is seen")
@@ -618,6 +637,10 @@ class Judge:
         left = [gid for data in workers for gid in data.prepared]
         if left:
             self._broken(f"R6: {left[0]} is still prepared at the end")
+
+
+def _watched(config: Config) -> set[str]:
+    return {node.host for group in config.groups for node in group.nodes}
 
 
 def _outside(content: bytes) -> bytes:

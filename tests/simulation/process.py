@@ -22,6 +22,7 @@ from resolver_agent.control import before_stop, pre_promote
 from resolver_agent.control import overrides as overrides_module
 from resolver_agent.hosts import managed_block
 from resolver_agent.hosts.atomic_file import Outcome, Snapshot, State, WriteError
+from resolver_agent.hosts.managed_block import HostsBlock
 from resolver_agent.observe import observer as observer_module
 from resolver_agent.queue import evidence, own_stop
 from resolver_agent.queue import name_rooms as name_rooms_module
@@ -33,11 +34,14 @@ from tests.simulation.loop import ProcessLoop
 from tests.simulation.sight import SimulatedMonitor, SimulatedPatroniWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from resolver_agent.citus.flush import Flushed
     from resolver_agent.config.model import Config
     from resolver_agent.hosts.atomic_file import Signature
+    from resolver_agent.hosts.block import Conflict
+    from resolver_agent.routing.state import Target
+    from tests.simulation.judge import Basis
     from tests.simulation.world import Host, World
 
 _DISK_S = (0.0005, 0.003)
@@ -82,11 +86,33 @@ class _Writer:
         if at == "before":
             self._process.die("right before it writes the hosts file")
             raise OSError
-        world.write_hosts(host, new)
+        world.write_hosts(host, new, self._process.basis)
         if at == "after":
             self._process.die("right after it has written the hosts file")
             raise OSError
         return Outcome(State.REPLACED, self.read())
+
+
+class _Block(HostsBlock):
+    """The block, of which the judge is told what was known when a write began."""
+
+    def __init__(self, path: str, process: Process) -> None:
+        super().__init__(path)
+        self._process = process
+        self._bases: dict[tuple[Target, ...], Basis | None] = {}
+
+    async def put(self, targets: Sequence[Target], now: float, *, within_s: float = 1.0) -> bool:
+        """Write, or wait for the write under way and then write."""
+        wanted = tuple(targets)
+        if self._write is None:
+            self._bases.clear()
+        if self._write is None or wanted != self._wanted:
+            self._bases[wanted] = self._process.world.judge.basis(self._process.host)
+        return await super().put(targets, now, within_s=within_s)
+
+    def _update(self, wanted: tuple[Target, ...]) -> tuple[Outcome, tuple[Conflict, ...]]:
+        self._process.basis = self._bases.get(wanted)
+        return super()._update(wanted)
 
 
 class _Notifier:
@@ -112,6 +138,7 @@ class SimulatedAgent(Agent):
             mock.patch.object(observer_module, "Monitor", lambda **given: SimulatedMonitor(process, **given)),
             mock.patch.object(observer_module, "PatroniWatch", lambda **given: SimulatedPatroniWatch(process, **given)),
             mock.patch.object(managed_block, "HostsFileWriter", return_value=_Writer(process)),
+            mock.patch.object(agent_module, "HostsBlock", lambda path: _Block(path, process)),
             mock.patch.object(name_rooms_module, "Rooms", return_value=SimulatedRooms(process)),
         ):
             super().__init__(config, notifier=notifier)
@@ -184,6 +211,8 @@ class Process:
         self.pid = world.new_number()
         self.begun = world.now
         self.flushes_alone = False
+        self.basis: Basis | None = None
+        """What was known when the write of the hosts file that is under way was decided."""
         self._workers: list[Worker] = []
         self.loop = ProcessLoop(world.scheduler, disk_is_slow=lambda: host.disk_is_slow)  # type: ignore[abstract]  # asyncio calls no more of it
         self.agent = SimulatedAgent(config, self)

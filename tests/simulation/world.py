@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Config
     from tests.simulation.citus import Session
     from tests.simulation.gate import Gate, Room
-    from tests.simulation.judge import Judge
+    from tests.simulation.judge import Basis, Judge
     from tests.simulation.process import Process
 
 PORT = 5432
@@ -746,14 +746,14 @@ class World:
         if host in self.agents and host.up and host.process is None:
             self.begin_agent(host)
 
-    def write_hosts(self, host: Host, content: bytes) -> None:
-        """Take a new hosts file from the agent."""
+    def write_hosts(self, host: Host, content: bytes, basis: Basis | None) -> None:
+        """Take a new hosts file from the agent, which decided it on this basis."""
         before, host.hosts = host.hosts, content
         host.hosts_version += 1
         host.hosts_written_at = self.now + self.wall_offset_s
         if addresses(before) != addresses(content):
             host.moved_at = self.now
-        self.judge.file_written(host, before, content)
+        self.judge.file_written(host, before, content, basis)
 
     def edit_hosts(self, host: Host, content: bytes) -> None:
         """Take a new hosts file from another program."""
