@@ -99,9 +99,12 @@ def queue(view: GroupView, choice: Choice, window: Window | None, *, room: str |
     """
     if room is None:
         return None  # Q7
+    # A primary that has stopped may be back as a standby: reads that are to go there wait for nobody.
+    at = choice.address if choice.kind is TargetKind.STANDBY else None
+    serves = at is not None and view.seen_in_recovery(at)
     if window is not None and window.stage is Stage.ROOM and now < window.until:
         stops = f"{window.address} stops as announced"
-        over = ended(window, view) is not None  # Q4, Q5
+        over = ended(window, view) is not None or (serves and window.role is Role.PRIMARY)  # Q4, Q5
         if choice.address == window.address and not over:
             return _wait(choice, room, stops)  # Q1
         # What became a primary in its place may have been the only standby that served reads.
@@ -109,7 +112,9 @@ def queue(view: GroupView, choice: Choice, window: Window | None, *, room: str |
             return _wait(choice, room, f"{stops}; {choice.reason.text}")  # Q2
     if not _waits_for_lost(view, now):
         return None  # Q4, Q5, Q6
-    if choice.address == view.primary.last or (choice.address == FENCE and choice.wanted_role is Role.PRIMARY):
+    if (choice.address == view.primary.last and not serves) or (
+        choice.address == FENCE and choice.wanted_role is Role.PRIMARY
+    ):
         return _wait(choice, room, f"its primary is lost; {choice.reason.text}")  # Q3
     return None
 

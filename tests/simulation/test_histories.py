@@ -68,3 +68,8 @@ def test_a_history(faults: tuple[Fault, ...], seed: int) -> None:
 def test_a_command_begins_right_after_the_flush() -> None:
     """It is waited for before the other server stops."""
     assert run(139).broken is None
+
+
+def test_the_only_standby_that_answers_was_the_primary() -> None:
+    """An agent is killed while a name queues, and the primary comes back as a standby: no read waits beside it."""
+    assert run(300076).broken is None

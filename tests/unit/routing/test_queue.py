@@ -83,6 +83,11 @@ PLANNED: dict[str, tuple[Agent, list[Callable[[Agent], object]], str]] = {
         [gone(), seen({NEW: primary(timeline=8)}), seen({OLD: standby(started=1), NEW: primary(timeline=8)})],
         OLD,
     ),
+    "Q4 a standby's name that fell back to it, and it is a standby now": (
+        agent(standby, fallback=Fallback.PRIMARY).wait(0.1).see({NEW: dead()}).decide(),
+        [gone(), seen({OLD: standby(started=1), NEW: rejecting()})],
+        OLD,
+    ),
     "Q5 it does not stop": (agent(), [seen({OLD: primary()}, after_s=5), seen({NEW: standby()})], OLD),
     "Q6 nobody is promoted": (agent(), [gone(), seen({NEW: standby()}, after_s=15)], OLD),
     "Q6 a standby's name without a standby": (
@@ -157,6 +162,16 @@ def test_unplanned(what: dict[str | Node, Observation], after_s: float, expected
     one = agent(unplanned_s=UNPLANNED_S).wait(after_s).see({NEW: standby()}).see(what)
     one.see_local(primary(), address="10.0.0.1")
     assert one.decide().decide().address() == expected, one.leads()
+
+
+@pytest.mark.parametrize("fallback", [Fallback.NONE, Fallback.PRIMARY])
+def test_reads_do_not_wait_for_a_lost_primary_beside_a_standby(fallback: Fallback) -> None:
+    """The last primary returns as a standby, and nobody is seen in its place: reads go there at once."""
+    one = agent(standby, fallback=fallback, unplanned_s=UNPLANNED_S).wait(0.1).see({NEW: dead()}).decide()
+    one.wait(0.1).see({NEW: rejecting(), OLD: dead()}).see_local(standby(), address="10.0.0.1").decide()
+    assert one.address() != OLD
+    one.wait(0.1).see({OLD: standby(started=1)}).see_local(standby(), address="10.0.0.1").decide()
+    assert one.address() == OLD, one.leads()
 
 
 def test_unplanned_has_a_limit() -> None:
