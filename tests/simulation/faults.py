@@ -424,8 +424,8 @@ def upgrade(world: World, host: Host, _other: Host) -> End:
     group = host.group
     if group.leader is None or group.promoting is not None or not all(one.up for one in group.hosts):
         return None
-    if any(one.is_foreign or not one.patroni_works for one in group.hosts):
-        return None
+    if any(one.server.system_id != group.system_id or not one.patroni_works for one in group.hosts):
+        return None  # nor while one has yet to be cloned
     group.paused = True
     for one in group.hosts:
         world.die(one, "pg_upgrade")
