@@ -10,7 +10,7 @@ from resolver_agent.citus.flush import Flushed, FlushError
 from resolver_agent.citus.recovery import Recovered, objection, refusal
 from resolver_agent.routing.state import FENCE
 from tests.simulation.gate import is_closed
-from tests.simulation.world import QUICK
+from tests.simulation.world import QUICK, Data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -186,7 +186,7 @@ def write(world: World, session: Session) -> Steps:
             for _, target, run in parts:
                 usable = target.server.run == run and world.talks(host, target) and target.server.is_primary
                 if _alive(session) and usable and not any(record[0] == gid for record in server.data.records):
-                    target.server.data.prepared.pop(gid, None)
+                    _resolve(world, target, gid, commit=False)
         finally:
             if server.run == session.run:
                 server.active.discard(gid)
@@ -222,27 +222,27 @@ def _prepare_and_commit(
             raise Failed("the coordinator has gone")
         if target.server.run != run or not target.server.is_primary or not world.reaches(host, target):
             raise Failed(f"{target}: the connection is lost")
-        target.server.data.prepared[gid] = number
+        world.change(target, number, Data.prepare, gid, number)
         yield from _committed(world, target, run)
         if not world.reaches(target, host):
             raise Failed(f"{target}: no answer")
     if not _alive(session) or server.recovery:
         raise Failed("the coordinator has gone")
-    server.data.records |= {(gid, name) for name, _, _ in parts}
+    world.change(host, number, Data.record, {(gid, name) for name, _, _ in parts})
     yield from _committed(world, host, session.run)
     for _, target, run in parts:
         yield _hop(world)
         if not _alive(session):
             return
         if target.server.run == run and target.server.is_primary and world.reaches(host, target):
-            _resolve(target, gid, commit=True)
+            _resolve(world, target, gid, commit=True)
     world.judge.acknowledged(number)
 
 
-def _resolve(target: Host, gid: str, *, commit: bool) -> bool:
-    number = target.server.data.prepared.pop(gid, None)
-    if number is not None and commit:
-        target.server.data.rows.add(number)
+def _resolve(world: World, target: Host, gid: str, *, commit: bool) -> bool:
+    number = target.server.data.prepared.get(gid)
+    if number is not None:
+        world.change(target, number, Data.resolve, gid, commit=commit)
     return number is not None
 
 
@@ -322,7 +322,6 @@ class _Pass:
 
     async def run(self) -> None:
         """Recover, or raise ``_EndedError`` and change nothing here."""
-        server = self._host.server
         await self._step()
         before = {node: answer for node, (answer, _) in _reached(self._world, self._host).items()}
         if (why := refusal(before)) is not None:
@@ -345,7 +344,8 @@ class _Pass:
         self._check()
         if not self._world.commits(self._host):
             raise _EndedError("fault", "the local PostgreSQL does not commit")
-        server.data.records -= removed
+        if removed:
+            self._world.change(self._host, None, Data.forget, removed)
 
     def _resolve_on(self, name: str, target: Host) -> set[tuple[str, str]]:
         """Resolve what is prepared on a worker, and return the commit records that are no longer needed.
@@ -357,9 +357,9 @@ class _Pass:
         self._world.judge.recovers(self._host, name, target)
         for gid in found:
             if (gid, name) in server.data.records:
-                self.recovered += _resolve(target, gid, commit=True)
+                self.recovered += _resolve(self._world, target, gid, commit=True)
             elif gid not in server.active:
-                self.recovered += _resolve(target, gid, commit=False)
+                self.recovered += _resolve(self._world, target, gid, commit=False)
         records = {record for record in server.data.records if record[1] == name}
         return {record for record in records if record[0] in found or record[0] not in server.active}
 

@@ -9,7 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from tests.simulation.judge import FOREIGN
-from tests.simulation.world import Data
+from tests.simulation.world import GROUPS, Data
 
 if TYPE_CHECKING:
     import random
@@ -370,6 +370,31 @@ def remove_node(world: World, host: Host, other: Host) -> End:
     return end
 
 
+def remove_member(world: World, host: Host, _other: Host) -> End:
+    """Operators take one of three servers out of all configurations but its own, and later put it back."""
+    group = host.group
+    if len(group.hosts) < 3 or host in (group.leader, group.promoting):
+        return None
+    agents = [one for one in world.agents if one is not host]
+
+    def again(one: Host, address: str | None) -> None:
+        world.removed.pop(one.number, None)
+        if address is not None:
+            world.removed[one.number] = address
+        world.judge.hindered(one)
+        if one.process is not None:
+            one.process.reload()
+
+    for one in agents:
+        world.after(world.between(0.0, 3.0), again, one, host.address)
+
+    def end() -> None:
+        for one in agents:
+            world.after(3.0 + world.between(0.0, 3.0), again, one, None)
+
+    return end
+
+
 def pin(world: World, host: Host, other: Host) -> End:
     """An operator pins a name to a server."""
     host = _with_agent(world, host)
@@ -428,7 +453,7 @@ def upgrade(world: World, host: Host, _other: Host) -> End:
         return None  # nor while one has yet to be cloned
     group.paused = True
     for one in group.hosts:
-        world.die(one, "pg_upgrade")
+        world.die(one, "pg_upgrade", at_once=False)
     group.system_id += 100
     for one in group.hosts:
         one.server.system_id = group.system_id
@@ -472,6 +497,7 @@ KINDS: dict[Callable[[World, Host, Host], End], int] = {
     restart: 6,
     reload: 2,
     remove_node: 2,
+    remove_member: 0,  # beside a reload, where there are three
     pin: 6,
     pause_names: 4,
     pause_patroni: 2,
@@ -488,25 +514,27 @@ PLANNED_KINDS = tuple(kind.__name__ for kind in (switchover, restart, call_off_s
 _OPERATORS = (switchover, switchover, switchover, restart, restart, call_off_stop)
 
 
-def planned_work(random: random.Random) -> tuple[Fault, ...]:
-    """Return what operators do with the servers of one world in which nothing goes wrong."""
+def planned_work(random: random.Random, hosts: int) -> tuple[Fault, ...]:
+    """Return what operators do with so many servers of one world in which nothing goes wrong."""
     gaps = [random.uniform(20.0, 40.0) for _ in range(random.randint(2, 6))]
     ends = [sum(gaps[: number + 1]) for number in range(len(gaps))]
-    work = [Fault(round(at, 3), 0.01, random.choice(_OPERATORS).__name__, random.randrange(6), 0) for at in ends]
+    work = [Fault(round(at, 3), 0.01, random.choice(_OPERATORS).__name__, random.randrange(hosts), 0) for at in ends]
     slow = [
-        Fault(0.0, 300.0, kind.__name__, random.randrange(6), 0)
+        Fault(0.0, 300.0, kind.__name__, random.randrange(hosts), 0)
         for kind, share in ((slow_disk, 0.5), (slow_python, 0.3))
         if random.random() < share
     ]
     return (*slow, *work)
 
 
-def plan(random: random.Random) -> tuple[Fault, ...]:
-    """Return what goes wrong in one world."""
+def plan(random: random.Random, hosts: int) -> tuple[Fault, ...]:
+    """Return what goes wrong in one world of so many hosts."""
     faults, at = [], random.uniform(1.0, 5.0)
     for _ in range(random.randint(4, 30)):
         kind = random.choices(_NAMES, _WEIGHTS)[0]
         lasts = random.choice((0.05, 0.5, 2.0, 5.0, 12.0, 35.0)) * random.uniform(0.5, 1.5)
-        faults.append(Fault(round(at, 3), round(lasts, 3), kind, random.randrange(6), random.randrange(6)))
+        faults.append(Fault(round(at, 3), round(lasts, 3), kind, random.randrange(hosts), random.randrange(hosts)))
+        if kind == "reload" and hosts > len(GROUPS) * 2:
+            faults.append(Fault(round(at, 3), round(lasts, 3), "remove_member", random.randrange(6, hosts), 0))
         at += random.choice((0.02, 0.3, 2.0, 8.0, 20.0)) * random.uniform(0.2, 1.5)
     return tuple(faults)

@@ -215,7 +215,7 @@ class _Gate:
 
 def open_on(world: World, target: Host) -> tuple[Open, ...]:
     """Stand for ``queue.drain.left``: the transactions that Citus has open on a server."""
-    sessions = (one for host in world.hosts[:2] for one in host.server.sessions)
+    sessions = (one for host in world.groups[0].hosts for one in host.server.sessions)
     there = (Open(f"citus_internal gpid={10**10 + one.pid}", one.pid) for one in sessions if target in one.open_on)
     return (*there, *(Open(gid) for gid in target.server.data.prepared))
 

@@ -150,6 +150,8 @@ class Judge:
         self.moves = 0
         self.moved_at = 0.0
         self.statements = self.failures = 0
+        self.lost = 0
+        """Acknowledged rows that asynchronous replication has lost, as it may."""
         self.is_planned = False
         """Whether nothing goes wrong in this world but what operators have planned: then no statement fails."""
         self.is_certain = True
@@ -451,13 +453,13 @@ class Judge:
         target = world.by_address.get(world.lookup(host, name) or "")
         if target is None or wish is None or host.server.is_primary is not (wish is Role.PRIMARY):
             return
-        other = target.group.other(target)
-        dead, alive = known.states.get(target.number), known.states.get(other.number)
-        if dead is None or alive is None or max(dead.since, alive.since, self._able_since(host)) > since:
+        dead = known.states.get(target.number)
+        if dead is None or not dead.seen_dead or max(dead.since, self._able_since(host)) > since:
             return
-        fits = alive.last_role is wish and alive.latest is wish and alive.system_id == target.group.system_id
-        if dead.seen_dead and fits and not alive.serves_no_reads and world.talks(host, other):
-            self._broken(f"S1: on {host} {name} stays on {target}, which is dead, beside {other}")
+        for other, alive in self._others(host, target):
+            fits = alive.last_role is wish and alive.latest is wish and alive.system_id == target.group.system_id
+            if fits and alive.since <= since and not alive.serves_no_reads and world.talks(host, other):
+                self._broken(f"S1: on {host} {name} stays on {target}, which is dead, beside {other}")
 
     def _judge_silent(self, host: Host, name: str) -> None:
         """P1: a name that wants a primary does not stay on a silent one while another is seen as that for a while."""
@@ -465,17 +467,20 @@ class Judge:
         target = world.by_address.get(world.lookup(host, name) or "")
         if target is None or self._wish(host, known) is not Role.PRIMARY or not host.server.is_primary:
             return
-        since, other = world.now - TURNED_S, target.group.other(target)
-        silent, alive = known.states.get(target.number), known.states.get(other.number)
-        if (
-            silent is None
-            or alive is None
-            or max(silent.latest_since, alive.latest_since, self._able_since(host)) > since
-        ):
+        since, silent = world.now - TURNED_S, known.states.get(target.number)
+        if silent is None or max(silent.latest_since, self._able_since(host)) > since:
             return
-        seen = alive.latest is Role.PRIMARY and alive.system_id == target.group.system_id
-        if silent.latest is ProbeFailure.UNREACHABLE and seen and world.talks(host, other):
-            self._broken(f"P1: on {host} {name} stays on {target}, which is silent, beside {other}")
+        for other, alive in self._others(host, target):
+            seen = alive.latest is Role.PRIMARY and alive.system_id == target.group.system_id
+            works = seen and alive.latest_since <= since and world.talks(host, other)
+            if silent.latest is ProbeFailure.UNREACHABLE and works:
+                self._broken(f"P1: on {host} {name} stays on {target}, which is silent, beside {other}")
+
+    def _others(self, host: Host, target: Host) -> list[tuple[Host, Told]]:
+        """Return the other servers of a group that an agent is to watch, and what it was told of them."""
+        states, removed = self._of(host).states, self._world.removed.get(host.number)
+        others = [one for one in target.group.others(target) if one.address != removed]
+        return [(one, states[one.number]) for one in others if one.number in states]
 
     def reached(self, host: Host, name: str, target: Host, *, was_cached: bool, writes: bool) -> None:
         """Judge where a statement has come to."""
@@ -527,7 +532,9 @@ class Judge:
         stalled_at, limit_s, now = target.server.stalled_at, self._world.max_lag_s, self._world.now
         if stalled_at is None or limit_s is None or not (host.server.recovery and target.server.recovery):
             return
-        primary, known = target.group.other(target), self._of(host).states
+        if len(target.group.primaries) != 1:
+            return
+        primary, known = target.group.primaries[0], self._of(host).states
         told = [known.get(one.number) for one in (target, primary)]
         tells = [one is not None and one.latest for one in told] == [Role.STANDBY, Role.PRIMARY]
         both = primary.server.is_primary and self._world.talks(host, primary) and self._world.talks(host, target)
@@ -592,7 +599,7 @@ class Judge:
         world = self._world
         for group in world.groups:
             primaries, standbys = group.primaries, [host for host in group.hosts if host.server.is_standby]
-            if len(primaries) != 1 or len(standbys) != 1:
+            if len(primaries) != 1 or len(standbys) != len(group.hosts) - 1:
                 raise AssertionError(f"the world does not settle: {group.name}: {primaries}, {standbys}")
         for host in world.agents:
             self._judge_agent(host, config)
@@ -612,7 +619,8 @@ class Judge:
             place = self._world.group_of(group.name)
             role = Role.STANDBY if host.server.recovery else Role.PRIMARY
             wanted = {Route.PRIMARY: Role.PRIMARY, Route.STANDBY: Role.STANDBY, Route.FOLLOW: role}[group.route]
-            right = place.primaries[0] if wanted is Role.PRIMARY else place.other(place.primaries[0])
+            standbys = (one for one in place.hosts if one.server.is_standby)  # the first one in the configuration
+            right = place.primaries[0] if wanted is Role.PRIMARY else next(standbys)
             if group.route is Route.FOLLOW and place is host.group:
                 right = host
             if found.get(group.name) != right.address:
@@ -628,15 +636,33 @@ class Judge:
 
     def _judge_rows(self) -> None:
         workers = [self._world.group_of(name).primaries[0].server.data for name in ("wk1", "wk2")]
+        lost = self._lost_by_postgresql()
         for number in self._acknowledged:
-            if not all(number in data.rows for data in workers):
+            if all(number in data.rows for data in workers):
+                continue
+            if number in lost:
+                self.lost += 1
+            else:
                 self._broken(f"row {number} was acknowledged and is lost on a worker")
-        half = {number for data in workers for number in data.rows if not all(number in one.rows for one in workers)}
+        rows = {number for data in workers for number in data.rows} - lost
+        half = {number for number in rows if not all(number in one.rows for one in workers)}
         if half:
             self._broken(f"R6: row {min(half)} is half there")
         left = [gid for data in workers for gid in data.prepared]
         if left:
             self._broken(f"R6: {left[0]} is still prepared at the end")
+
+    def _lost_by_postgresql(self) -> set[int]:
+        """Return the rows that asynchronous replication may lose: a change of theirs has not come to the next primary.
+
+        The change may have been made by 2PC recovery, long after the row was acknowledged.
+        """
+        found = set()
+        for group in self._world.groups:
+            kept = group.primaries[0].server.data.changes
+            late = group.changes.items() if group.lag_s else ()
+            found |= {row for number, row in late if row is not None and number not in kept}
+        return found
 
 
 def _watched(config: Config) -> set[str]:

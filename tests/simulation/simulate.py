@@ -11,7 +11,7 @@ from tests.simulation import citus
 from tests.simulation.faults import BY_NAME, PLANNED_KINDS, Fault, plan, planned_work
 from tests.simulation.judge import Judge
 from tests.simulation.process import Process, replaced
-from tests.simulation.world import GROUPS, World
+from tests.simulation.world import GROUPS, Shape, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +36,10 @@ _API = PatroniApi(port=8008)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """How a world ended: what was broken, if anything, and its figures."""
+    """How a world ended: what was broken, if anything, and its figures.
+
+    ``lost`` are the acknowledged rows that asynchronous replication has lost.
+    """
 
     seed: int
     faults: tuple[Fault, ...]
@@ -47,6 +50,7 @@ class Result:
     moves: int
     events: int
     simulated_s: float
+    lost: int = 0
     story: tuple[str, ...] = ()
 
 
@@ -147,7 +151,7 @@ class _Clients:
 
     def begin(self, until: float) -> None:
         """Work until then."""
-        for host in self._world.hosts[:2]:
+        for host in self._world.groups[0].hosts:
             for number in range(2):
                 self._world.after(self._world.between(1.0, 2.0), self._turn, host, number, until)
 
@@ -186,13 +190,17 @@ def run(seed: int, faults: Sequence[Fault] | None = None, *, is_told: bool = Fal
     """Run the world of a seed, with its own faults or with these."""
     chance = random.Random(seed)  # noqa: S311
     setting = Setting.of(chance)
-    own = planned_work(chance) if setting.is_planned else plan(chance)
+    shape = Shape.of(seed)
+    world = World(seed, shape, is_told=is_told)
+    count = len(world.hosts)
+    own = planned_work(chance, count) if setting.is_planned else plan(chance, count)
     given = own if faults is None else tuple(faults)
-    world = World(seed, is_told=is_told)
+    with_agent = [host.number for host in world.hosts[6:] if setting.is_planned or host.group.name == "cn"]
+    setting = dataclasses.replace(setting, agents=(*setting.agents, *with_agent))
     world.judge = Judge(world)
     world.judge.is_planned = setting.is_planned and all(one.kind in PLANNED_KINDS for one in given)
     world.is_hooked, world.max_lag_s = setting.is_hooked, setting.max_lag_s
-    world.tell(f"seed {seed}: {setting}")
+    world.tell(f"seed {seed}: {setting}, {shape}")
     world.uses_patroni(with_patroni=setting.with_patroni)
 
     def begin_agent(host: Host) -> None:
@@ -217,6 +225,7 @@ def run(seed: int, faults: Sequence[Fault] | None = None, *, is_told: bool = Fal
         failures=world.judge.failures,
         moves=world.judge.moves,
         events=world.scheduler.events,
+        lost=world.judge.lost,
         simulated_s=world.now - 1000.0,
         story=tuple(world.story),
     )

@@ -56,10 +56,22 @@ HISTORIES = {
     ),
     "a stop is announced and called off": (Fault(5.0, 0.1, "call_off_stop", 2, 0),),
 }
+LARGE_AND_LATE = 42
+"""A world whose coordinator and first worker have three servers, and whose first worker replicates 2 s late."""
+LATE = 36
+"""A plain world, but its first worker replicates 2 s late."""
+
+
+A_THIRD_SERVER_GOES = (
+    Fault(3.0, 30.0, "remove_member", 6, 0),
+    Fault(8.0, 0.1, "crash", 0, 0),
+    Fault(8.0, 0.1, "crash", 1, 0),
+    Fault(14.0, 0.1, "switchover", 0, 0),
+)
 
 
 @pytest.mark.parametrize("faults", HISTORIES.values(), ids=HISTORIES)
-@pytest.mark.parametrize("seed", [2, 3, 5])
+@pytest.mark.parametrize("seed", [2, 3, 5, LARGE_AND_LATE])
 def test_a_history(faults: tuple[Fault, ...], seed: int) -> None:
     """No rule is broken."""
     assert run(seed, faults).broken is None
@@ -73,3 +85,19 @@ def test_a_command_begins_right_after_the_flush() -> None:
 def test_the_only_standby_that_answers_was_the_primary() -> None:
     """An agent is killed while a name queues, and the primary comes back as a standby: no read waits beside it."""
     assert run(300076).broken is None
+
+
+@pytest.mark.parametrize("seed", [LATE, LARGE_AND_LATE])
+def test_asynchronous_replication_loses_rows_at_a_crash_alone(seed: int) -> None:
+    """What the promoted standby had not received is lost, and nothing else is wrong; a switchover loses nothing."""
+    crashes = run(seed, [Fault(5.0 + 20.0 * number, 0.1, "crash", 2 + number % 2, 0) for number in range(4)])
+    assert crashes.broken is None
+    assert crashes.lost > 0
+    planned = run(seed, [Fault(5.0 + 15.0 * number, 0.1, "switchover", 2 * number, 0) for number in range(3)])
+    assert (planned.broken, planned.lost) == (None, 0)
+    assert planned.failovers == len(planned.faults)
+
+
+def test_a_third_server_is_taken_out_and_put_back() -> None:
+    """Its group fails over meanwhile, and no rule is broken."""
+    assert run(LARGE_AND_LATE, A_THIRD_SERVER_GOES).broken is None

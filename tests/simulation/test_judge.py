@@ -12,7 +12,7 @@ import pytest
 from resolver_agent.routing.observation import Identity, Role
 from tests.simulation.judge import FOREIGN, Judge
 from tests.simulation.simulate import Setting, configuration
-from tests.simulation.world import Host, World
+from tests.simulation.world import Data, Host, Shape, World
 
 if TYPE_CHECKING:
     from resolver_agent.routing.observation import Observation
@@ -63,3 +63,35 @@ def test_an_answer_that_comes_while_the_file_is_written(rule: str, comes: str) -
     scene.judge.file_written(scene.host, content, content, basis)
     broken = scene.judge.broken
     assert broken is None if comes == "while it writes" else broken is not None and broken.startswith(rule)
+
+
+@pytest.mark.parametrize("why", ["it is late", "it is rolled back", "it is late, and another one rolled back"])
+def test_rows_that_are_lost(why: str) -> None:
+    """Asynchronous replication may lose what had not come to the promoted standby. It excuses no other row."""
+    world = World(0, Shape(lags={"wk1": 2.0}))
+    judge = world.judge = Judge(world)
+    leaders = [group.leader for group in world.groups[1:] if group.leader is not None]
+    rows = (1, 2)
+    for host in leaders:
+        for row in rows:
+            world.change(host, row, Data.prepare, f"gid {row}", row)
+    world.scheduler.run(world.now + 3.0)
+    if "rolled back" in why:
+        world.change(leaders[0], 2, Data.resolve, "gid 2", commit=False)
+        world.scheduler.run(world.now + 3.0)
+    for host in leaders:
+        for row in host.server.data.prepared.copy().values():
+            world.change(host, row, Data.resolve, f"gid {row}", commit=True)
+    if "late" not in why:
+        world.scheduler.run(world.now + 3.0)
+    world.die(leaders[0], "it crashes")
+    world.promote(leaders[0].group.others(leaders[0])[0], "it has the lock")
+    for row in rows:
+        judge.acknowledged(row)
+        for group in world.groups[1:2]:  # as recovery does in the end
+            world.change(group.primaries[0], row, Data.resolve, f"gid {row}", commit=False)
+    judge._judge_rows()
+    if why == "it is late":
+        assert (judge.broken, judge.lost) == (None, len(rows))
+    else:
+        assert judge.broken == "row 2 was acknowledged and is lost on a worker"

@@ -6,10 +6,11 @@ servers shows that it is so.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resolver_agent.config.model import Node
 from resolver_agent.routing.observation import Identity, Observation, ProbeFailure, Role
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 PORT = 5432
 GROUPS = ("cn", "wk1", "wk2")
 TTL_S, LOOP_S = 30.0, 10.0
+SHAPES, ASYNCHRONOUS, LARGE = 16, (4, 10), (9, 10)
+"""Seeds with these remainders are of worlds with asynchronous replication, and with groups of three servers."""
+LAGS_S, SHARE = (0.02, 0.3, 2.0), 0.6
+"""How late an asynchronous standby gets a change at most, and the share of the groups of such a world."""
 QUICK = 0.85
 """The share of promotions, and of plans, that are made at once."""
 HOOK_S = 2.7
@@ -36,17 +41,73 @@ ALIVE_S = 0.5
 """How long the hook before a stop waits for a first answer: ``control.before_stop``."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shape:
+    """Which groups have three servers, and which replicate asynchronously: how late at most, in seconds."""
+
+    thirds: tuple[str, ...] = ()
+    lags: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, seed: int) -> Shape:
+        """Return that of a seed. Most worlds are plain, so that the known seeds of mutations stay what they are."""
+        rest = seed % SHAPES
+        chance = random.Random(f"{seed}/shape")  # noqa: S311
+        lags = {name: chance.choice(LAGS_S) for name in GROUPS if chance.random() < SHARE}
+        thirds = [name for name in GROUPS if chance.random() < SHARE]
+        return cls(
+            thirds=tuple(thirds or GROUPS[:1]) if rest in LARGE else (),
+            lags=(lags or {GROUPS[1]: LAGS_S[-1]}) if rest in ASYNCHRONOUS else {},
+        )
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class Data:
-    """What a server has on disk: rows, prepared transactions, and Citus' commit records as (transaction, worker)."""
+    """What a server has on disk: rows, prepared transactions, and Citus' commit records as (transaction, worker).
+
+    ``changes`` are the numbers of all changes that have come here: its WAL.
+    """
 
     rows: set[int] = dataclasses.field(default_factory=set)
     prepared: dict[str, int] = dataclasses.field(default_factory=dict)
     records: set[tuple[str, str]] = dataclasses.field(default_factory=set)
+    changes: set[int] = dataclasses.field(default_factory=set)
 
     def copy(self) -> Data:
         """Return another server's data, from here on."""
-        return Data(set(self.rows), dict(self.prepared), set(self.records))
+        return Data(set(self.rows), dict(self.prepared), set(self.records), set(self.changes))
+
+    def prepare(self, gid: str, row: int) -> None:
+        """Prepare a transaction."""
+        self.prepared[gid] = row
+
+    def resolve(self, gid: str, *, commit: bool) -> None:
+        """Commit a prepared transaction, or roll it back."""
+        row = self.prepared.pop(gid, None)
+        if row is not None and commit:
+            self.rows.add(row)
+
+    def record(self, records: set[tuple[str, str]]) -> None:
+        """Add commit records."""
+        self.records |= records
+
+    def forget(self, records: set[tuple[str, str]]) -> None:
+        """Drop commit records."""
+        self.records -= records
+
+
+_Change = tuple[int, "Callable[[Data], None]"]
+"""The number of a change, and what it does."""
+
+
+def _changed(what: Callable[..., None], arguments: tuple[Any, ...], named: dict[str, Any], data: Data) -> None:
+    what(data, *arguments, **named)
+
+
+def _apply(data: Data, change: _Change) -> None:
+    number, do = change
+    data.changes.add(number)
+    do(data)
 
 
 NOBODY = Identity(0, 0)
@@ -54,7 +115,7 @@ NOBODY = Identity(0, 0)
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Server:
-    """PostgreSQL on one host. A standby that streams shares the primary's ``data``.
+    """PostgreSQL on one host. A standby that streams has an ``upstream``; ``pending`` is what has not come from there.
 
     ``rejects``: agents of other hosts cannot log in. ``stalled_at``: since when a standby replays nothing.
     ``needs_sync``: a commit waits for the standby. ``active`` are the transactions of sessions that are at work here.
@@ -74,6 +135,9 @@ class Server:
     timeline: int = 1
     receiver: int | None = None
     needs_sync: bool = False
+    upstream: Host | None = None
+    pending: collections.deque[_Change] = dataclasses.field(default_factory=collections.deque)
+    behind_s: float = 0.0
     active: set[str] = dataclasses.field(default_factory=set)
     sessions: list[Session] = dataclasses.field(default_factory=list)
     flushed: int = 0
@@ -101,18 +165,21 @@ class Server:
 
     def lsn(self, at: float) -> int:
         """Return how far it has written or replayed: a busy primary writes 1,000 bytes a second."""
-        return int((at if self.stalled_at is None or not self.recovery else min(at, self.stalled_at)) * 1000)
+        if not self.recovery:
+            return int(at * 1000)
+        return int(((at if self.stalled_at is None else min(at, self.stalled_at)) - self.behind_s) * 1000)
 
 
 class Host:
     """One machine: PostgreSQL, Patroni, a hosts file and an agent."""
 
-    def __init__(self, number: int, group: Group) -> None:
+    def __init__(self, number: int, group: Group, letter: str) -> None:
         self.number = number
+        self.letter = letter
         self.group = group
         self.address = f"10.0.0.{number + 1}"
         self.node = Node(self.address, PORT)
-        self.server = Server(system_id=group.system_id, data=group.data)
+        self.server = Server(system_id=group.system_id, data=Data())
         self.up = True
         self.patroni_up = True
         self.patroni_hung = False
@@ -133,7 +200,7 @@ class Host:
 
     def __repr__(self) -> str:
         """Return how the story names it."""
-        return f"{self.group.name}{'ab'[self.number % 2]}"
+        return f"{self.group.name}{self.letter}"
 
     @property
     def patroni_works(self) -> bool:
@@ -152,12 +219,14 @@ class Host:
 
 
 class Group:
-    """The two hosts behind one name, and what the DCS has of them."""
+    """The hosts behind one name, and what the DCS has of them; ``lag_s``: they replicate asynchronously, so late."""
 
-    def __init__(self, name: str, system_id: int) -> None:
+    def __init__(self, name: str, system_id: int, *, lag_s: float) -> None:
         self.name = name
         self.system_id = system_id
-        self.data = Data()
+        self.lag_s = lag_s
+        self.changes: dict[int, int | None] = {}
+        """The row that each change concerns, wherever it was made: PostgreSQL may lose some where it is late."""
         self.hosts: list[Host] = []
         self.leader: Host | None = None
         self.last: Host | None = None
@@ -169,9 +238,9 @@ class Group:
         """Counts what has happened to the lock: what was planned for an earlier lease is void."""
         self.unhealthy = False
 
-    def other(self, host: Host) -> Host:
-        """Return the host that is not this one."""
-        return self.hosts[1] if self.hosts[0] is host else self.hosts[0]
+    def others(self, host: Host) -> list[Host]:
+        """Return the hosts that are not this one."""
+        return [one for one in self.hosts if one is not host]
 
     @property
     def primaries(self) -> list[Host]:
@@ -182,8 +251,10 @@ class Group:
 class World:
     """Everything but the agents' own code."""
 
-    def __init__(self, seed: int, *, is_told: bool = False) -> None:
+    def __init__(self, seed: int, shape: Shape | None = None, *, is_told: bool = False) -> None:
+        shape = shape if shape is not None else Shape()
         self.random = random.Random(seed)  # noqa: S311 -- the point is that it repeats
+        self.replication = random.Random(f"{seed}/replication")  # noqa: S311
         self.scheduler = Scheduler()
         self.story: list[str] = []
         self.removed: dict[int, str] = {}
@@ -200,14 +271,18 @@ class World:
         self.blocked: set[tuple[int, int]] = set()
         self.slow: dict[tuple[int, int], float] = {}
         self.lossy: set[int] = set()
-        self._runs = 0
-        self.groups = [Group(name, 7000 + number) for number, name in enumerate(GROUPS)]
+        self._runs = self._changes = 0
+        self.groups = [
+            Group(name, 7000 + number, lag_s=shape.lags.get(name, 0.0)) for number, name in enumerate(GROUPS)
+        ]
         self.hosts: list[Host] = []
         for group in self.groups:
-            for _ in range(2):
-                host = Host(len(self.hosts), group)
+            for letter in "ab":
+                host = Host(len(self.hosts), group, letter)
                 group.hosts.append(host)
                 self.hosts.append(host)
+        thirds = [Host(6 + number, self.group_of(name), "c") for number, name in enumerate(shape.thirds)]
+        self.hosts += thirds
         self.by_address = {host.address: host for host in self.hosts}
         self.agents: list[Host] = []
         """The hosts that have an agent."""
@@ -218,9 +293,14 @@ class World:
                 if self.random.random() < 0.5:
                     host.hosts += b"# BEGIN resolver-agent\n# END resolver-agent\n10.9.9.9\tprinter\n"
             first.server.recovery = False
-            first.server.needs_sync = True
-            group.leader, group.last, group.sync = first, first, second
-            second.server.receiver = self.new_number()
+            first.server.needs_sync = not group.lag_s
+            group.leader, group.last, group.sync = first, first, None if group.lag_s else second
+            self._follow(second, first)
+        for host in thirds:
+            host.group.hosts.insert(self.replication.randrange(3), host)
+            self.new_run(host.server)
+            if host.group.leader is not None:
+                self._follow(host, host.group.leader)
 
     # --- small things
 
@@ -326,11 +406,18 @@ class World:
 
     # --- PostgreSQL
 
-    def die(self, host: Host, why: str) -> None:
-        """End a server: its sessions end, and what was not replicated is on its disk alone."""
+    def die(self, host: Host, why: str, *, at_once: bool = True) -> None:
+        """End a server: its sessions end, and what was not replicated is on its disk alone.
+
+        Not ``at_once``: PostgreSQL stops in order, and has by then sent everything to the standbys that stream.
+        """
         server = host.server
         if not server.up:
             return
+        for standby in host.group.others(host) if not at_once else ():
+            if standby.server.upstream is host and self._can_stream(standby, host):
+                while standby.server.pending:
+                    self._receive(standby, host)
         self.tell(f"PostgreSQL on {host} ends: {why}")
         server.up = server.stopped = False
         self._leave_stream(host)
@@ -359,27 +446,54 @@ class World:
         self.server_changed(host)
         self.tend(host.group)
 
-    def _leave_stream(self, host: Host) -> None:
-        """Give a server data of its own: it no longer gets what others write."""
-        for one in host.group.hosts:
-            other = one.group.other(one)
-            if one.server.data is other.server.data:
-                one.server.data = one.server.data.copy()
+    def change(self, host: Host, row: int | None, what: Callable[..., None], *arguments: Any, **named: Any) -> None:
+        """Change a server's data, and that of the standbys that stream from it: at once, or a little later."""
+        self._changes += 1
+        change = (self._changes, functools.partial(_changed, what, arguments, named))
+        host.group.changes[self._changes] = row
+        _apply(host.server.data, change)
+        for standby in host.group.hosts:
+            if standby.server.upstream is host:
+                standby.server.pending.append(change)
+                if host.group.lag_s:
+                    self.after(self.replication.uniform(0.0, host.group.lag_s), self._receive, standby, host)
+                else:
+                    self._receive(standby, host)
 
-    def streams(self, standby: Host) -> bool:
-        """Report whether what the other server commits is on this one at once."""
-        return standby.server.data is standby.group.other(standby).server.data
+    def _receive(self, standby: Host, primary: Host) -> None:
+        """Have a standby get the next change."""
+        if standby.server.upstream is primary and standby.server.pending:
+            _apply(standby.server.data, standby.server.pending.popleft())
+
+    def _follow(self, standby: Host, primary: Host) -> None:
+        """Have a standby stream from a primary; it has what that has."""
+        server = standby.server
+        server.data = primary.server.data.copy()
+        server.upstream, server.behind_s = primary, standby.group.lag_s
+        server.pending.clear()
+        server.timeline = primary.server.timeline
+        server.receiver = self.new_number()
+
+    def _leave_stream(self, host: Host) -> None:
+        """End the streams from and to a server: what has not come through is lost there."""
+        for one in host.group.hosts:
+            if one is host or one.server.upstream is host:
+                one.server.upstream = None
+                one.server.pending.clear()
 
     def commits(self, host: Host) -> bool:
         """Report whether a commit on a server is acknowledged now."""
         server = host.server
         if not (host.up and server.is_primary) or server.stopped:
             return False
-        other = host.group.other(host)
-        return not server.needs_sync or (self.streams(other) and self._can_stream(other))
+        sync = host.group.sync
+        return not server.needs_sync or (sync is not None and self._streams(sync, host))
 
-    def _can_stream(self, standby: Host) -> bool:
-        primary = standby.group.other(standby)
+    def _streams(self, standby: Host, primary: Host) -> bool:
+        """Report whether what a primary commits comes to a standby."""
+        return standby.server.upstream is primary and self._can_stream(standby, primary)
+
+    def _can_stream(self, standby: Host, primary: Host) -> bool:
         return (
             standby.up
             and primary.up
@@ -478,6 +592,8 @@ class World:
             return
         fit = [host for host in group.hosts if host.patroni_works and host.server.up and host.server.serving]
         fit = [host for host in fit if not host.server.stopped and host.server.system_id == group.system_id]
+        if group.lag_s and self.replication.random() < QUICK:  # else the most advanced one is not heard of
+            fit.sort(key=lambda host: (host is not group.last, -len(host.server.data.changes)))
         found = next((host for host in fit if host.server.is_primary and self._has_all(host)), None)
         if found is not None:
             self._set_leader(group, found, "takes the lock, being a primary")
@@ -489,8 +605,8 @@ class World:
             self._begin_promotion(group, found, "it has the lock")
 
     def _has_all(self, host: Host) -> bool:
-        """Report whether a server has everything that was acknowledged: the last primary, or its synchronous one."""
-        return host in (host.group.last, host.group.sync)
+        """Report whether a server has all that was acknowledged: the last primary, its synchronous one; or may lead."""
+        return host.group.lag_s > 0 or host in (host.group.last, host.group.sync)
 
     def _begin_promotion(self, group: Group, host: Host, why: str) -> None:
         """Run ``pre_promote``, wait for it, and promote."""
@@ -539,8 +655,9 @@ class World:
             self.tend(host.group)
             return
         if host.server.system_id != host.group.system_id:
-            primary = host.group.other(host)
-            if not (primary.up and primary.server.is_primary and self.talks(host, primary)):
+            own = [one for one in host.group.primaries if one.server.system_id == host.group.system_id]
+            primary = next((one for one in own if one is not host and self.talks(host, one)), None)
+            if primary is None:
                 self.after(2.0, self.tend, host.group)  # there is nobody to clone
                 return
             host.server.system_id, host.server.data = host.group.system_id, primary.server.data.copy()
@@ -562,57 +679,62 @@ class World:
             self.tell(f"{host}: {line}")
             self.judge.forced_stop_held(host, self.now - begun)
             if host.server.run == run:
-                self.die(host, why)
+                self.die(host, why, at_once=False)
 
         self._run_stop_hook(host, done)
 
     def _tend_streams(self, group: Group) -> None:
         """Let a standby follow its primary, and a primary go on without one that does not."""
-        if not any(self._can_stream(host) for host in group.hosts):
-            self._break_stream(group)
+        for host in group.hosts:
+            upstream = host.server.upstream
+            if upstream is not None and not self._can_stream(host, upstream):
+                self._leave_stream(host)
+            if not any(self._can_stream(host, one) for one in group.others(host)):
+                self._break_stream(host)
         leader = group.leader
         if leader is None:
             return
-        standby = group.other(leader)
-        if self._can_stream(standby):
-            if not self.streams(standby):
+        able = [one for one in group.others(leader) if self._can_stream(one, leader)]
+        has_sync = group.sync in able and group.sync.server.upstream is leader
+        for standby in able:
+            if standby.server.upstream is not leader:
                 self.after(self.between(0.1, 1.0), self._join_stream, standby)
-            elif group.sync is not standby:
+            elif not has_sync and not group.lag_s:
                 self.after(self.between(0.1, 1.0), self._set_sync, standby)
-        elif leader.server.needs_sync:
+        if not able and leader.server.needs_sync:
             self.after(self.between(1.0, 3.0), self._go_on_alone, leader)
 
-    def _break_stream(self, group: Group) -> None:
-        """End a stream, and tell those who watch the standby."""
-        self._leave_stream(group.hosts[0])
-        for host in group.hosts:
-            if host.server.receiver is not None and not host.server.stopped:
-                host.server.receiver = None
-                self.server_changed(host)
+    def _break_stream(self, host: Host) -> None:
+        """Tell those who watch a standby that its stream has ended."""
+        if host.server.receiver is not None and not host.server.stopped:
+            host.server.receiver = None
+            self.server_changed(host)
 
     def _join_stream(self, standby: Host) -> None:
-        group, primary = standby.group, standby.group.other(standby)
-        if not self._can_stream(standby) or group.leader is not primary or self.streams(standby):
+        primary = standby.group.leader
+        if primary is None or not self._can_stream(standby, primary) or standby.server.upstream is primary:
             return
-        standby.server.data = primary.server.data
-        standby.server.timeline = primary.server.timeline
-        standby.server.receiver = self.new_number()
+        self._follow(standby, primary)
         self.server_changed(standby)
-        self.after(self.between(0.1, 1.0), self._set_sync, standby)
+        if not standby.group.lag_s:
+            self.after(self.between(0.1, 1.0), self._set_sync, standby)
 
     def _set_sync(self, standby: Host) -> None:
-        group, primary = standby.group, standby.group.other(standby)
-        if group.leader is primary and primary.patroni_works and self.streams(standby) and self._can_stream(standby):
-            primary.server.needs_sync = True
-            if group.sync is standby:
-                return
+        group, primary = standby.group, standby.group.leader
+        if primary is None or not (primary.patroni_works and self._streams(standby, primary)):
+            return
+        if group.sync not in (None, standby) and self._streams(group.sync, primary):
+            return
+        primary.server.needs_sync = True
+        if group.sync is not standby:
             group.sync = standby
             self.tell(f"{standby} is the synchronous standby of {primary}")
 
     def _go_on_alone(self, primary: Host) -> None:
-        group, standby = primary.group, primary.group.other(primary)
+        group = primary.group
         may = group.leader is primary and primary.patroni_works and primary.server.is_primary
-        if may and primary.server.needs_sync and not self._can_stream(standby):
+        alone = not any(self._can_stream(one, primary) for one in group.others(primary))
+        if may and primary.server.needs_sync and alone:
             group.sync = None
             primary.server.needs_sync = False
             self.tell(f"{primary} goes on without a synchronous standby")
@@ -624,17 +746,19 @@ class World:
         leader = group.leader
         if leader is None or group.promoting is not None or not leader.server.is_primary or not leader.patroni_works:
             return
-        other = group.other(leader)
-        if not (other.patroni_works and group.sync is other and self.streams(other) and self._can_stream(other)):
+        fit = [one for one in group.others(leader) if one.patroni_works and self._streams(one, leader)]
+        fit = [one for one in fit if group.lag_s or group.sync is one]
+        if not fit:
             return
+        other = fit[0] if len(fit) == 1 else self.replication.choice(fit)
         self.tell(f"switchover of {group.name} from {leader} to {other}")
         self._stop_gracefully(leader, lambda: self._hand_over(group, leader, other))
 
     def _hand_over(self, group: Group, leader: Host, other: Host) -> None:
         if group.leader is not leader:
             return
-        self.die(leader, "switchover")
-        if not (other.patroni_works and other.server.is_standby and group.sync is other):
+        self.die(leader, "switchover", at_once=False)
+        if not (other.patroni_works and other.server.is_standby and (group.lag_s or group.sync is other)):
             return
         self._set_leader(group, other, "takes the lock")
         self._begin_promotion(group, other, "switchover")
@@ -652,7 +776,7 @@ class World:
             if not host.up or not host.server.up:
                 return
             host.starting = True
-            self.die(host, "restart")
+            self.die(host, "restart", at_once=False)
             host.starting = False
             self.start(host, recovery=recovery)
 
