@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Group as ConfiguredGroup
     from resolver_agent.patroni.membership import Answer
     from resolver_agent.routing.observation import Observation
+    from tests.simulation.process import Process
     from tests.simulation.world import Group, Host, World
 
 PROMOTION_S, STOP_S, FORCED_STOP_S = 2.6, 5.6, 2.0
@@ -569,11 +570,23 @@ class Judge:
             both = any(rival is not None and self._is_fresh_primary(rival, place) for rival in rivals)
             if both and place.leader is not one and not host.uses_patroni:
                 self._broken(f"R6: 2PC recovery on {host} acts on {name} although {place.name} has two primaries")
+        self._judge_rivals(host, process)
         if host.server.flushed_at < host.moved_at < now - ROUND_S:
             self._broken(f"R6: 2PC recovery on {host} before the names that moved are flushed")
         wanted = {one.name: one.address for one in process.agent._decision.targets}
         if addresses(host.hosts).get(name) != wanted.get(name) and now - host.moved_at > FLUSHED_S:
             self._broken(f"R6: 2PC recovery on {host} although its file does not say what was decided")
+
+    def _judge_rivals(self, host: Host, process: Process) -> None:
+        """R6: after names have moved the other servers of the own group have answered again: one may lead by now."""
+        now, nodes = self._world.now, process.monitor.nodes
+        for other, _ in self._others(host, host):
+            state = nodes.get(other.node)
+            seen = state.role_seen if state is not None and not state.seen_dead else None
+            if seen is None or seen.identity is None or seen.identity.system_id != host.group.system_id:
+                continue
+            if now - FRESH_S < seen.at < host.moved_at < now - ROUND_S:
+                self._broken(f"R6: 2PC recovery on {host} on an answer of {other} from before its names moved")
 
     def _is_unseen(self, state: Told) -> bool:
         return not isinstance(state.latest, Role) and self._world.now - state.latest_since > EXPIRED_S

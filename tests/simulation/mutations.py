@@ -38,6 +38,9 @@ class Mutation(NamedTuple):
     faults: tuple[tuple[float, float, str, int, int], ...] | None = None
 
 
+_SLOW_BESIDE = ((3, 200, "slow_path", 0, 1), (3, 200, "slow_path", 1, 0))
+"""The coordinators' agents hear each other's server late."""
+
 MUTATIONS = (
     # R1, evidence
     Mutation(
@@ -210,6 +213,31 @@ MUTATIONS = (
         "elif now >= self._next_at:",
         "elif False:",
         1,
+    ),
+    Mutation(
+        "recovery on answers from before it was blocked",
+        "citus.maintenance",
+        "self._asked_at = None\n            return\n        if self._asked_at",
+        "return\n        if self._asked_at",
+        1,
+        (
+            *_SLOW_BESIDE,
+            *((at, 0.1, "switchover", 0, 0) for at in (5, 35, 65)),
+            *(
+                (at + 0.9 + 0.25 * number, 0.1, "edit_file", host, 0)
+                for at in (5, 35, 65)
+                for number in range(8)
+                for host in (0, 1)
+            ),
+        ),
+    ),
+    Mutation(
+        "recovery beside a server that has not answered again",
+        "citus.preconditions",
+        "if rival is not None:",
+        "if False:",
+        2,
+        (*_SLOW_BESIDE, (5, 0.1, "switchover", 0, 0)),
     ),
     # R7: the file
     Mutation(
@@ -556,20 +584,6 @@ UNSEEN = (
         ((5, 0.1, "switchover", 0, 0), (45, 0.1, "switchover", 0, 0)),
     ),
     Mutation(
-        "recovery on answers from before it was blocked",
-        "citus.maintenance",
-        "self._asked_at = None\n            return\n        if self._asked_at",
-        "return\n        if self._asked_at",
-        141,
-    ),
-    Mutation(
-        "recovery beside a server that has not answered again",
-        "citus.preconditions",
-        "if rival is not None:",
-        "if False:",
-        141,
-    ),
-    Mutation(
         "rooms are forwarded to what is remembered",
         "queue.windows",
         "elif name in rooms and _takes(decision, target)",
@@ -633,8 +647,6 @@ A name leaves its room for a server that is merely remembered only when its time
 whoever waits in it fails in either way.
 
 An announced promotion makes names lead to primaries; so does the leader lock, which Patroni takes before it.
-Recovery on answers from before it was blocked, and beside a rival, was found once (a row was lost), in a world that
-chance no longer makes: ``test_answers_from_before_a_block_do_not_count`` has it.
 """
 
 
