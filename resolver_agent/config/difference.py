@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from resolver_agent.config.model import Config, Group
+from resolver_agent.config.model import Config, Group, Node
 from resolver_agent.config.values import SECRETS
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ def _flat(field: str, value: Any) -> Iterator[tuple[str, object]]:
     key = _KEYS.get(field, field.removesuffix("_s"))
     if value is None or value == ():
         return
+    if isinstance(value, Node):
+        value = value._asdict()
     if dataclasses.is_dataclass(value):
         for one in dataclasses.fields(value):
             yield from ((f"{key}.{below}", found) for below, found in _flat(one.name, getattr(value, one.name)))
