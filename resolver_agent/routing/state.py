@@ -40,6 +40,8 @@ def is_usable(address: str | None) -> bool:
 class Code(enum.Enum):
     """Why a name has its address; the machine's half of a reason."""
 
+    __hash__ = object.__hash__  # that of Enum is a function in Python, and every name asks for its code's
+
     SELF = "self"  # R3: the local server's own group
     STANDBY = "standby"  # a fit standby
     PRIMARY = "primary"  # the one primary
@@ -112,6 +114,7 @@ class AlertCode(enum.Enum):
     Each code has one severity: a warning, where nothing else is given.
     """
 
+    __hash__ = object.__hash__  # as of ``Code``
     severity: Severity
 
     def __new__(cls, word: str, severity: Severity = Severity.WARNING) -> Self:
@@ -186,14 +189,14 @@ class Fitness:
 
     ``fit_since`` is None while it is not fit, and ``why`` then says why. ``lagging`` is set when the lag exceeds its
     limit, and is cleared below half of it. The lags are None while they cannot be measured, ``lag_s`` also where it has
-    no limit.
+    no limit. What the next decision does not read is not compared.
     """
 
     fit_since: float | None
-    why: str = ""
+    why: str = dataclasses.field(default="", compare=False)
     lagging: bool = False
-    lag_bytes: int | None = None
-    lag_s: float | None = None
+    lag_bytes: int | None = dataclasses.field(default=None, compare=False)
+    lag_s: float | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,8 +206,9 @@ class Memory:
     ``primary`` is the last known primary's address, and ``primary_demoted`` reports that it has been seen in recovery
     since. ``system_id`` and ``replaced_id`` are as in ``Target``. ``foreign`` are the nodes that had another system
     identifier while a server of the group's own answered. ``lsns`` is the history of the primary's LSN as (seen at,
-    LSN), oldest first, or that of the most advanced member as long as no primary was seen (``lsns_of_primary``).
-    ``lost_at`` is since when no primary is seen, where the name queues then.
+    LSN), oldest first, or that of the most advanced member as long as no primary was seen (``lsns_of_primary``); the
+    same answers add nothing to it, so it is not compared. ``lost_at`` is since when no primary is seen, where the name
+    queues then.
     """
 
     primary: str | None = None
@@ -212,7 +216,7 @@ class Memory:
     system_id: int | None = None
     replaced_id: int | None = None
     foreign: frozenset[Node] = frozenset()
-    lsns: tuple[tuple[float, int], ...] = ()
+    lsns: tuple[tuple[float, int], ...] = dataclasses.field(default=(), compare=False)
     lsns_of_primary: bool = False
     lost_at: float | None = None
     fitness: Mapping[Node, Fitness] = dataclasses.field(default_factory=dict)
@@ -223,10 +227,10 @@ class GroupState:
     """One name's part of a decision.
 
     ``target`` is None while nothing was ever known. ``own`` is the local server's address in this group, whatever the
-    name's route; a name that follows resolves to it (R3).
+    name's route; a name that follows resolves to it (R3). The next decision does not read the reason.
     """
 
     target: Target | None = None
-    reason: Reason = Reason(Code.UNKNOWN, "never seen")
+    reason: Reason = dataclasses.field(default=Reason(Code.UNKNOWN, "never seen"), compare=False)
     own: str | None = None
     memory: Memory = dataclasses.field(default_factory=Memory)

@@ -197,6 +197,18 @@ def test_alert_says_it_whole() -> None:
     ]
 
 
+def test_a_group_that_only_writes_is_not_assessed_anew() -> None:
+    """Without a limit of lag, LSNs and times alone give no new view, however much is written."""
+    agent = on_primary()
+    for lsn in (1000, 2000):
+        agent.wait(0.1).see({A: primary(lsn=lsn), B: standby(lsn=lsn)}).decide()
+    view = agent.decision.views["wk1"]
+    for lsn in (3000, 4000):
+        agent.wait(0.1).see({A: primary(lsn=lsn), B: standby(lsn=lsn)}).decide()
+        assert agent.decision.views["wk1"] is view
+    assert agent.see({A: dead()}).decide().decision.views["wk1"] is not view
+
+
 def test_recheck_at_when_time_alone_changes_something() -> None:
     """Without observations nothing is due; otherwise the oldest observation expires first."""
     agent = on_primary()
