@@ -66,15 +66,14 @@ def assess(
         system_id = None  # presumed, until a primary confirms it
     lsns, of_primary = extend_history(memory, group, primary.seen, members.values(), max_age_s=max_age_s)
     leaving = leaves_now(observations.windows.get(group.name), observations.nodes)
+    refused = {**foreign_words, **trusted.excluded}  # A7
+    if leaving is not None:
+        refused[leaving] = f"{leaving.host} stops as announced"
     fitness = assess_fitness(
         group,
         states,
         members=members,
-        refused={  # A7
-            **foreign_words,
-            **trusted.excluded,
-            **({leaving: f"{leaving.host} stops as announced"} if leaving is not None else {}),
-        },
+        refused=refused,
         lsns=lsns,
         previous=memory.fitness,
         now=now,
@@ -82,6 +81,7 @@ def assess(
     fit_from = {
         node: one.fit_since + group.failback_delay_s for node, one in fitness.items() if one.fit_since is not None
     }
+    pending = [at for at in fit_from.values() if at > now]
     return GroupView(
         group=group,
         status=status,
@@ -103,14 +103,12 @@ def assess(
         foreign=foreign,
         primary=primary,
         fit=tuple(fit_from),
-        healthy=frozenset(node for node, at in fit_from.items() if at <= now),
+        healthy=frozenset([node for node, at in fit_from.items() if at <= now]),
         own_seen=_find_own(states, observations),
         split=bool(split),
         alerts=(*replaced, *doubts, *alerts, *split),
         # The alert that Patroni reports another identifier lasts for one round.
-        pending_until=now
-        if replaced and replaced_id is None
-        else min((at for at in fit_from.values() if at > now), default=float("inf")),
+        pending_until=now if replaced and replaced_id is None else min(pending, default=float("inf")),
         leaving=leaving,
     )
 
@@ -136,12 +134,13 @@ def _would_repeat(
         or observations.patroni.get(group.name, _NO_STATUS) is not view.status
     ):
         return False
-    times_matter = view.own is not None or group.max_lag_bytes is not None or group.max_lag_s is not None
+    times_matter = before.own is not None or group.max_lag_bytes is not None or group.max_lag_s is not None
+    nodes, fresh = observations.nodes, view.fresh
     for node, state in view.states.items():
-        seen = observations.nodes.get(node, _NEVER_ASKED)
+        seen = nodes.get(node, _NEVER_ASKED)
         if state is not seen and (times_matter or state.change_key != seen.change_key):
             return False
-        if (_find_fresh(seen, now=now, max_age_s=max_age_s) is not None) is not (node in view.fresh):
+        if (_find_fresh(seen, now=now, max_age_s=max_age_s) is not None) is not (node in fresh):
             return False
     return _find_own(view.states, observations) is view.own_seen and before == view.before
 
@@ -162,9 +161,10 @@ def _trusted_status(
 
     A machine may run several servers, each with a Patroni, and the configuration may have the wrong one's port.
     """
+    if status.system_id in (None, system_id) or (status.leader is not None and status.leader not in fresh):
+        return status, []
     seen = {one.identity.system_id for one in fresh.values() if one.identity is not None}
-    is_silent = status.leader is not None and status.leader not in fresh
-    if status.system_id in (None, system_id) or is_silent or not seen or status.system_id in seen:
+    if not seen or status.system_id in seen:
         return status, []
     where = status.leader.host if status.leader else "its nodes"
     text = (
@@ -201,13 +201,15 @@ def _node_alerts(group: Group, states: Mapping[Node, NodeState], foreign: Mappin
         if state.role_seen is not None and not is_usable(_address(state))
     ]
     for node, state in states.items():
-        match state.latest and state.latest.result:
+        latest = state.latest
+        if latest is None or latest is state.role_seen:
+            continue
+        match latest.result:
             case ProbeFailure.REJECTING:
                 code, words = AlertCode.REJECTING, "cannot be asked"
             case ProbeFailure.NOT_SERVING:
                 code, words = AlertCode.NOT_SERVING, "is not serving"
             case _:
                 continue
-        detail = state.latest.detail if state.latest is not None else ""
-        alerts.append(Alert(code, f"{node} {words}: {detail}", of=(str(node),)))
+        alerts.append(Alert(code, f"{node} {words}: {latest.detail}", of=(str(node),)))
     return alerts

@@ -129,10 +129,11 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
     settled = _settled(views, owns, previous, (wanted, config.fallback), observations=observations)
     choices: dict[str, Choice] = {}
     for view in views:
-        if not (view.group.route is Route.FOLLOW and view.group.name in owns) and view.group.name not in settled:
+        name = view.group.name
+        if name not in settled and not (view.group.route is Route.FOLLOW and name in owns):
             wanted_role = _wanted_role(view, wanted)
             choose = choose_primary if wanted_role is Role.PRIMARY else choose_standby
-            choices[view.group.name] = choose(view, config.fallback)
+            choices[name] = choose(view, config.fallback)
     pins = pin.lasting(observations.pins, now=now)
     pause = observations.pause if pin.lasts(observations.pause, now=now) else None
     pinned, refused = _pinned(views, choices, pins, fallback=config.fallback)
@@ -152,7 +153,11 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
         for name in [view.group.name]
     }
     alerts = [alert for view in views for alert in view.alerts]
-    alerts += [alert for name, state in groups.items() for alert in _name_alerts(state, name)]
+    alerts += [
+        _name_alert(code, state, name)
+        for name, state in groups.items()
+        if (code := _ALERTED.get(state.reason.code)) is not None
+    ]
     alerts += [alert for alert in in_vain if groups[alert.of[0]].reason.code is not Code.PINNED]
     alerts += pin.alerts(pins, refused, pause)
     alerts += _local_alerts(observations.local, role)
@@ -195,13 +200,12 @@ def _settled(
         return {}
     unsettled = {*observations.windows, *observations.pins, *previous.pins}
     return {
-        view.group.name: before
+        name: before
         for view in views
-        for before in [previous.groups.get(view.group.name)]
-        if before is not None
-        and previous.views.get(view.group.name) is view
-        and before.own == owns.get(view.group.name)
-        and view.group.name not in unsettled
+        if previous.views.get(name := view.group.name) is view
+        and (before := previous.groups.get(name)) is not None
+        and before.own == owns.get(name)
+        and name not in unsettled
         and view.memory.lost_at is None
         and not (before.target is not None and before.target.kind is TargetKind.QUEUED)
     }
@@ -249,15 +253,15 @@ def _pinned(
 
 def _recheck_at(views: list[GroupView], observations: Observations, *, max_age_s: float, now: float) -> float:
     """Return when the next observation expires, the next node has been healthy for long enough, or a time is over."""
-    seen = (observations.nodes[node].role_seen for view in views for node in view.fresh)
-    expiries = (one.at + max_age_s for one in seen if one is not None)
-    waits = (at for view in views for at in queue.rechecks(view, observations.windows.get(view.group.name)))
-    by_hand = (one.until for one in (*observations.pins.values(), observations.pause) if one is not None)
-    return min(
-        min(expiries, default=float("inf")),
-        min((view.pending_until for view in views), default=float("inf")),
-        min((at for at in (*waits, *by_hand) if at > now), default=float("inf")),
-    )
+    nodes, windows = observations.nodes, observations.windows
+    times = [view.pending_until for view in views]
+    times += [one.at + max_age_s for view in views for node in view.fresh if (one := nodes[node].role_seen) is not None]
+    later = [one.until for one in (*observations.pins.values(), observations.pause) if one is not None]
+    for view in views:
+        if windows or view.memory.lost_at is not None:
+            later += queue.rechecks(view, windows.get(view.group.name))
+    times += [at for at in later if at > now]
+    return min(times, default=float("inf"))
 
 
 def _wanted_role(view: GroupView, local: Role | None) -> Role:
@@ -300,13 +304,10 @@ def _settle(view: GroupView, own: str | None, choice: Choice | None, now: float)
     )
 
 
-def _name_alerts(state: GroupState, name: str) -> list[Alert]:
+def _name_alert(code: AlertCode, state: GroupState, name: str) -> Alert:
     """Return the alert for a name that is held, fenced, fallen back, queues or is left out (R8)."""
-    code = _ALERTED.get(state.reason.code)
-    if code is None:
-        return []
     text = str(state.target) if state.target is not None else f"{name} is left out ({state.reason.text})"
-    return [Alert(code, text, of=(name,))]
+    return Alert(code, text, of=(name,))
 
 
 def _local_alerts(local: NodeState, role: Role | None) -> list[Alert]:

@@ -62,7 +62,7 @@ def extend_history(
         return (point,) if of_primary and newest.lsn < lsns[-1][1] else lsns, of_primary
     if lsns:
         point = (max(point[0], lsns[-1][0]), newest.lsn)
-    if not _is_limited(group):
+    if not is_limited(group):
         return (*lsns[-1:], point), of_primary
     oldest = bisect_right(lsns, (point[0] - 2 * max(group.max_lag_s or 0.0, max_age_s), _END))
     lsns = (*lsns[max(0, oldest - 1) :], point)
@@ -88,7 +88,8 @@ def _answered_at(seen: Observation, max_age_s: float) -> float:
     return answered_at if answered_at is not None and 0.0 <= answered_at - seen.at <= max_age_s else seen.at
 
 
-def _is_limited(group: Group) -> bool:
+def is_limited(group: Group) -> bool:
+    """Report whether the lag of a group's standbys has a limit."""
     return group.max_lag_bytes is not None or group.max_lag_s is not None
 
 
@@ -97,9 +98,9 @@ def measure_lag(group: Group, seen: Observation | None, lsns: History) -> tuple[
 
     It is not known of an answer that is older than the history.
     """
-    if seen is None or seen.role is not Role.STANDBY or seen.lsn is None or _lsn(seen) is None:
+    if seen is None or seen.result is not Role.STANDBY or seen.lsn is None or not 0 <= seen.lsn < _END:
         return None, None
-    reached = _reached(lsns, seen.at, exact=_is_limited(group))
+    reached = _reached(lsns, seen.at, exact=is_limited(group))
     if reached is None:
         return None, None
     lag_bytes = max(0, reached - seen.lsn)

@@ -33,7 +33,7 @@ def local_role(
     if local is None:
         return previous.role, previous.primary_run  # A2
     seen = [local, *(view.own_seen for view in views if view.own_seen is not None)]  # all of this run
-    if any(one.role is Role.PRIMARY for one in seen):
+    if any(one.result is Role.PRIMARY for one in seen):
         return Role.PRIMARY, local.identity
     if local.identity is not None and local.identity == previous.primary_run:
         return Role.PRIMARY, previous.primary_run
@@ -49,10 +49,10 @@ def own_addresses(views: list[GroupView], local: NodeState, fresh: Observation |
     seen = {view.group.name: view.own_seen.address for view in views if view.own_seen and view.own_seen.address}
     addresses = set(seen.values())
     remembered = {
-        view.group.name: view.own
+        view.group.name: own
         for view in views
-        if view.own is not None
-        and (view.own in addresses if addresses else not _is_another(view, view.own, local, fresh))
+        if (own := view.before.own) is not None
+        and (own in addresses if addresses else not _is_another(view, own, local, fresh))
     }
     return remembered | seen
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,8 +43,7 @@ _FAILED = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """Tells one running server from every other: its database system identifier and its postmaster's start time.
 
     ``started_us`` is in microseconds since the Unix epoch, by that server's clock.
@@ -99,14 +98,19 @@ class NodeState:
 
     def after(self, observation: Observation) -> NodeState:
         """Return the state after one more observation."""
-        if observation.role is not None:
+        if isinstance(observation.result, Role):
             same = self.role_seen is not None and self.role_seen.identity == observation.identity
             since = self.same_since if same else observation.at
             return NodeState(latest=observation, role_seen=observation, same_since=since)
         seen_dead = self.seen_dead or observation.result is ProbeFailure.DEAD
         silent = observation.result is ProbeFailure.UNREACHABLE
-        failure = self.failure if silent or isinstance(observation.result, Role) else observation.result
-        return dataclasses.replace(self, latest=observation, seen_dead=seen_dead, failure=failure)
+        return NodeState(
+            latest=observation,
+            role_seen=self.role_seen,
+            seen_dead=seen_dead,
+            failure=self.failure if silent else observation.result,
+            same_since=self.same_since,
+        )
 
     def fresh(self, *, now: float, max_age_s: float) -> Observation | None:
         """Return the last observation of a role if it counts.
@@ -114,9 +118,10 @@ class NodeState:
         It counts for ``max_age_s`` seconds, and no longer than until the server is seen dead, or a standby is seen not
         serving.
         """
-        if self.role_seen is None or self.seen_dead or not abs(now - self.role_seen.at) < max_age_s:
+        seen = self.role_seen
+        if seen is None or self.seen_dead or not abs(now - seen.at) < max_age_s:
             return None
-        return None if self.not_serving and self.role_seen.role is Role.STANDBY else self.role_seen
+        return None if self.failure is ProbeFailure.NOT_SERVING and seen.result is Role.STANDBY else seen
 
     @property
     def dead(self) -> bool:
@@ -246,7 +251,7 @@ class Observations:
 def describe(node: Node, state: NodeState, seen: Observation | None) -> str:
     """Say in words what is known of a node; ``seen`` is the observation of its role that still counts, if any."""
     if seen is not None:
-        return f"{seen.address or node.host} is {'primary' if seen.role is Role.PRIMARY else 'in recovery'}"
+        return f"{seen.address or node.host} is {'primary' if seen.result is Role.PRIMARY else 'in recovery'}"
     label, last = node.host, ""
     if state.role_seen is not None:
         label = state.role_seen.address or label

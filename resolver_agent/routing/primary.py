@@ -49,7 +49,7 @@ def find_primary(
     foreign_words: Mapping[Node, str],
 ) -> tuple[Primary, list[Alert]]:
     """Return the group's primary by rows P1 to P7, and an alert where there are several."""
-    primaries = _distinct([seen for seen in members.values() if seen.role is Role.PRIMARY], before.memory.primary)
+    primaries = _distinct([seen for seen in members.values() if seen.result is Role.PRIMARY], before.memory.primary)
     if len(primaries) == 1:
         return _accepted(primaries[0], Code.PRIMARY, f"primary, timeline {primaries[0].timeline}"), []  # P1
     last_at = nodes_at(before.memory.primary, group, states)

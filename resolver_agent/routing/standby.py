@@ -25,7 +25,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Fallback, Node, Route
-from resolver_agent.routing.lag import History, measure_lag, size
+from resolver_agent.routing.lag import History, is_limited, measure_lag, size
 from resolver_agent.routing.observation import NodeState, Observation, Role, describe
 from resolver_agent.routing.primary import primary_address
 from resolver_agent.routing.state import FENCE, Code, Fitness, Reason, TargetKind
@@ -56,14 +56,17 @@ def assess_fitness(
     words.
     """
     result = {}
+    limited = is_limited(group)
     for node in group.nodes:
         before = previous.get(node, _UNFIT)
         seen = members.get(node)
         lag_bytes, lag_s = measure_lag(group, seen, lsns)
-        lagging, why_lagging = _lagging(group, lag_bytes=lag_bytes, lag_s=lag_s, before=before)
+        lagging, why_lagging = False, ""
+        if limited:
+            lagging, why_lagging = _lagging(group, lag_bytes=lag_bytes, lag_s=lag_s, before=before)
         if node in refused:
             why = refused[node]
-        elif seen is None or seen.role is not Role.STANDBY:
+        elif seen is None or seen.result is not Role.STANDBY:
             why = describe(node, states[node], seen)
         else:
             why = why_lagging and f"{seen.address} {why_lagging}"

@@ -119,12 +119,12 @@ def find_foreign(states: Mapping[Node, NodeState], system_id: int | None) -> fro
     """Return the nodes that were last seen as servers of another database cluster, however long ago."""
     if system_id is None:
         return frozenset()
-    return frozenset(
+    found = [
         node
         for node, state in states.items()
-        for seen in [state.role_seen]
-        if seen is not None and seen.identity is not None and seen.identity.system_id != system_id
-    )
+        if (seen := state.role_seen) is not None and seen.identity and seen.identity.system_id != system_id
+    ]
+    return frozenset(found)
 
 
 def remember_foreign(

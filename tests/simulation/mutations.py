@@ -111,7 +111,7 @@ MUTATIONS = (
     Mutation(
         "the primary is any node that answers",
         "routing.primary",
-        "[seen for seen in members.values() if seen.role is Role.PRIMARY]",
+        "[seen for seen in members.values() if seen.result is Role.PRIMARY]",
         "[*members.values()][:1]",
         0,
     ),
@@ -365,8 +365,8 @@ MUTATIONS = (
     Mutation(
         "an answer counts for ever",
         "routing.observation",
-        "if self.role_seen is None or self.seen_dead or not abs(now - self.role_seen.at) < max_age_s:",
-        "if self.role_seen is None:",
+        "if seen is None or self.seen_dead or not abs(now - seen.at) < max_age_s:",
+        "if seen is None:",
         34,
         ((5, 70, "power_loss", 3, 0),),
     ),
@@ -665,7 +665,7 @@ OF_CORE = (
         "if False:",
         0,
     ),
-    Mutation("an excluded standby serves reads", "routing.assess", "**trusted.excluded,", "", 0),
+    Mutation("an excluded standby serves reads", "routing.assess", ", **trusted.excluded}", "}", 0),
     Mutation(
         "names do not return to the first standby",
         "routing.standby",

@@ -170,7 +170,7 @@ class Agent:
         identity = observation.identity
         if identity is not None:  # no two servers start in the same microsecond
             place = sum(256**i * ord(letter) for i, letter in enumerate(host))
-            identity = dataclasses.replace(identity, started_us=place * 1000 + identity.started_us)
+            identity = identity._replace(started_us=place * 1000 + identity.started_us)
         address = observation.address or (host if identity else None)
         return dataclasses.replace(observation, at=self.now, address=address, identity=identity)
 

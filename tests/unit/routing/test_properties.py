@@ -320,7 +320,7 @@ def members_or_strangers(strangers: set[str]) -> Callable[[Event], Event]:
         match event:
             case ("see", str(host), Observation() as seen) if seen.identity is not None:
                 system_id = FOREIGN if host in strangers else OURS
-                identity = dataclasses.replace(seen.identity, system_id=system_id)
+                identity = seen.identity._replace(system_id=system_id)
                 return ("see", host, dataclasses.replace(seen, identity=identity))
             case ("patroni", PatroniStatus() as status):
                 return ("patroni", dataclasses.replace(status, system_id=None))
