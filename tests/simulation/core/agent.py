@@ -5,7 +5,6 @@ What ``agent.py`` and ``observe`` do around the core is here in a few lines; the
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Route
@@ -160,7 +159,17 @@ class Agent:
         at = (self.world.now if stale is None else stale) - path.phase_s
         if at <= seen.at:
             return state
-        return state.after(dataclasses.replace(seen, at=at, answered_at=at, lsn=path.server.lsn_at(at)))
+        renewed = Observation(
+            result=seen.result,
+            at=at,
+            answered_at=at,
+            address=seen.address,
+            lsn=path.server.lsn_at(at),
+            timeline=seen.timeline,
+            identity=seen.identity,
+            receiver=seen.receiver,
+        )
+        return state.after(renewed)
 
     def hear(self, group: Group) -> None:
         """Take what a group's Patroni says, and whether the own one holds the leader lock."""
@@ -229,14 +238,15 @@ class Agent:
         self._review_announcement()
         seen = self.observations()
         before, decision = self.decision, decide(self.config, seen, self.decision, now)
-        moved = before.targets != decision.targets
+        targets = decision.targets
+        moved = before.targets != targets
         if moved and self.dies:
             self.dies = None
             self._die_and_return()
             return
         self.decision = decision
         world.judge.decided(self, before, decision, seen)
-        self.written = decision.targets
+        self.written = targets
         for name, address in decision.overtaken.items():
             if name in self.pins and self.pins[name].address == address:
                 del self.pins[name]
@@ -280,7 +290,7 @@ class Agent:
                     self.nodes[path.server.node] = self._renewed(path, state)
         claim, host = self.claim, self.host
         if claim is not None and claim.at < now - 1.0 and not host.hangs and claim.leads == (host.group.leader is host):
-            self.claim = dataclasses.replace(claim, at=now - 0.5)
+            self.claim = LockClaim(at=now - 0.5, leads=claim.leads, system_id=claim.system_id)
 
     def _review_announcement(self) -> None:
         if self.announced is None:
@@ -313,13 +323,14 @@ class Agent:
             times.append(now + 1.0)
         for view in decision.views.values():
             times.append(view.pending_until)
-            times += queue.rechecks(view, self.windows.get(view.group.name))
+            if self.windows or view.memory.lost_at is not None:
+                times += queue.rechecks(view, self.windows.get(view.group.name))
         for path in self.paths:
             state = self.local if path.is_local else self.nodes[path.server.node]
             seen = state.role_seen
             if seen is not None and (path.stale_since is not None or state.latest is not seen):
                 times.append(seen.at + self.config.max_age_s)
-        due = min((at for at in times if at > now), default=_INF)
+        due = min([at for at in times if at > now], default=_INF)
         if due != self._due_at:
             self._due_at = due
             if due < _INF:
