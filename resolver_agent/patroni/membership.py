@@ -70,11 +70,12 @@ class Placement:
     """A group's members among the nodes.
 
     ``joined`` are those that the configuration does not have, sorted. ``excluded`` are the nodes that must not serve
-    reads, with the reason.
+    reads, with the reason, and ``tagged`` those of them that the operator has tagged so.
     """
 
     joined: tuple[Node, ...] = ()
     excluded: Mapping[Node, str] = dataclasses.field(default_factory=dict)
+    tagged: Mapping[Node, str] = dataclasses.field(default_factory=dict)
     alerts: tuple[Alert, ...] = ()
 
 
@@ -191,7 +192,7 @@ class _Places:
     def place(self, group: Group, members: Iterable[Member], before: Placement) -> Placement:
         """Return a group's members among the nodes."""
         joined: dict[Node, None] = {}
-        excluded, alerts = {}, []
+        excluded, tagged, alerts = {}, {}, []
         for member in sorted(members, key=lambda member: member.node):
             try:
                 node = self._find(group, member) or self._join(group, member.node, before)
@@ -203,10 +204,12 @@ class _Places:
                 joined[node] = None
             if node is not None and member.exclusion:
                 excluded[node] = member.exclusion
+                if member.noloadbalance:
+                    tagged[node] = member.exclusion
         if len(alerts) > _MOST_ALERTS:
             more = f"{group.name}: {len(alerts) - _MOST_ALERTS} more members of Patroni are ignored"
             alerts[_MOST_ALERTS:] = [Alert(AlertCode.MEMBER, more, of=(group.name,))]
-        return Placement(joined=tuple(joined), excluded=excluded, alerts=tuple(alerts))
+        return Placement(joined=tuple(joined), excluded=excluded, tagged=tagged, alerts=tuple(alerts))
 
     def _find(self, group: Group, member: Member) -> Node | None:
         """Return the group's node that a member is, if it is one."""

@@ -121,7 +121,7 @@ class NodeApi:
 
 
 _LISTS_COUNT = 3
-"""A list of members excludes nodes from reads until this many more lists should have come."""
+"""The states of a list of members count until this many more lists should have come."""
 
 _NO_STATUS = PatroniStatus()
 
@@ -157,6 +157,7 @@ class PatroniGroup:
         self._on_members = on_members
         self._placed = self._was_heard = False
         self._counts_until = 0.0
+        self._listed_with: PatroniApi | None = None
         self._fault: tuple[float, str] | None = None
         self._turn = 0
         self._scope_found = Wakeup()
@@ -214,7 +215,10 @@ class PatroniGroup:
         return alerts
 
     def _find_word(self, now: float) -> PatroniStatus | None:
-        excluded = self.placement.excluded if now < self._counts_until else {}
+        if now < self._counts_until:
+            excluded = self.placement.excluded
+        else:  # R1: a state changes by itself, but a tag is configuration, which silence does not revoke
+            excluded = self.placement.tagged if self._listed_with == self.api else {}
         status = find_status(self._answers, self.scope, excluded, now=now)
         if status == (self.status or _NO_STATUS):
             return self.status  # the same object: routing compares statuses by identity
@@ -229,6 +233,7 @@ class PatroniGroup:
         if api is None:
             self._fault = None  # each node has an alert of its own that its API does not answer
             return
+        listed_with = self.api
         try:
             at, listed = await api.ask("/cluster", read_members)
         except ApiError as error:
@@ -236,6 +241,7 @@ class PatroniGroup:
             self._turn += 1
         else:
             self._fault = None
+            self._listed_with = listed_with
             self._counts_until = at + _LISTS_COUNT * self.calm_s + api.timeout_s
             before, self.members = self.members, remember(self.members, listed, now=at, gone_after_s=self._gone_after_s)
             if self.members != before:

@@ -1,7 +1,7 @@
 """Watches Patroni for the groups that have it: leader lock, members, and members that must not serve reads.
 
-While Patroni says nothing, SQL alone decides, so no decision waits for Patroni. ``poller`` has one node's API and one
-group, and ``membership`` what follows from the answers.
+While Patroni says nothing, SQL alone decides, so no decision waits for Patroni; only the tags that it last listed stay.
+``poller`` has one node's API and one group, and ``membership`` what follows from the answers.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def test_who_is_no_read_target(member: Member, exclusion: str) -> None:
     """Read targets are running or streaming, and not tagged; any other member is excluded."""
     excluded = {node(B): exclusion} if exclusion else {}
     placed = place([group()], {"wk1": [member]}, {}, before={})
-    assert placed == {"wk1": Placement(excluded=excluded)}
+    assert placed == {"wk1": Placement(excluded=excluded, tagged=excluded if member.noloadbalance else {})}
     assert find_status({}, "wk1", placed["wk1"].excluded, now=NOW) == PatroniStatus(excluded=excluded)
 
 

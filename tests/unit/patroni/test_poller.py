@@ -6,12 +6,29 @@ import dataclasses
 import threading
 from typing import TYPE_CHECKING
 
+from resolver_agent.routing.observation import PatroniStatus
 from resolver_agent.system.clock import boottime
 from tests.unit.builders import node
-from tests.unit.patroni.builders import INTERVAL_S, LEISURE_S, TIMEOUT_S, A, B, C, Rest, in_loop, watching
+from tests.unit.patroni.builders import (
+    INTERVAL_S,
+    LEISURE_S,
+    TIMEOUT_S,
+    A,
+    B,
+    C,
+    Rest,
+    config,
+    group,
+    in_loop,
+    watching,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pytest
+
+    from resolver_agent.config.model import Node
 
 
 @in_loop
@@ -60,6 +77,47 @@ async def test_silence() -> None:
         for host in (B, C):
             await rest.until_asked(host, "/leader", times=2)
         assert list(sight.watch.alerts) == []
+
+
+@in_loop
+async def test_silence_revokes_no_tag() -> None:
+    """When lists stop coming, states expire. Tags stay until a list comes without them, also through a reload."""
+    rest = Rest(A, B, C, leader=A)
+    rest.members[1]["state"] = "stopped"
+    rest.members[2]["tags"] = {"noloadbalance": True}
+    tagged = {node(C): f"{C} is tagged noloadbalance"}
+
+    def excluded() -> Mapping[Node, str]:
+        return sight.watch.statuses.get("wk1", PatroniStatus()).excluded
+
+    async with watching(rest, patience_s=0.0) as sight:
+        await sight.until(lambda: sight.hosts == [A, B, C])
+        await sight.until(lambda: excluded() == {node(B): f"{B} is stopped, says Patroni", **tagged})
+        rest.down = {A, B, C}
+        await sight.until(lambda: excluded() == tagged)
+        sight.watch.watch(sight.config)
+        await rest.until_asked(A, "/leader", times=3)
+        assert sight.watch.statuses == {"wk1": PatroniStatus(excluded=tagged)}
+        rest.members[2]["tags"] = {}
+        rest.down = set()
+        await sight.until(lambda: node(B) in excluded() and node(C) not in excluded())
+
+
+@in_loop
+async def test_a_tag_that_other_settings_told() -> None:
+    """Where the operator changes ``patroni`` of a name, tags that the old one told expire as states do."""
+    rest = Rest(A, B, leader=A)
+    rest.members[1]["tags"] = {"noloadbalance": True}
+    async with watching(rest) as sight:
+        await sight.until(lambda: sight.leader == A and sight.watch.statuses["wk1"].excluded)
+        rest.down = {A, B}
+        made = group()
+        assert made.patroni is not None
+        other = dataclasses.replace(made.patroni, networks=())
+        rest.apis.append(other)
+        sight.watch.watch(config(dataclasses.replace(made, patroni=other)))
+        assert sight.watch.statuses["wk1"].excluded == {node(B): f"{B} is tagged noloadbalance"}
+        await sight.until(lambda: not sight.watch.statuses)
 
 
 @in_loop
