@@ -76,7 +76,9 @@ def assess(
         refused=refused,
         lsns=lsns,
         previous=memory.fitness,
+        target=before.target,
         now=now,
+        max_age_s=max_age_s,
     )
     fit_from = {
         node: one.fit_since + group.failback_delay_s for node, one in fitness.items() if one.fit_since is not None

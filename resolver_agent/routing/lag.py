@@ -96,11 +96,15 @@ def is_limited(group: Group) -> bool:
 def measure_lag(group: Group, seen: Observation | None, lsns: History) -> tuple[int | None, float | None]:
     """Return a standby's lag in bytes, and in seconds where the group has a limit for it; None where it is not known.
 
-    It is not known of an answer that is older than the history.
+    Of an answer that is older than the history it is known only where it is within the limit even against the first
+    LSN of the history, which the primary reached later. In seconds it is not known of a standby that is behind the
+    whole history, until that alone exceeds the limit: when the primary passed that standby was not seen.
     """
     if seen is None or seen.result is not Role.STANDBY or seen.lsn is None or not 0 <= seen.lsn < _END:
         return None, None
     reached = _reached(lsns, seen.at, exact=is_limited(group))
+    if reached is None and lsns and 0 <= lsns[0][1] - seen.lsn <= (group.max_lag_bytes or 0):
+        reached = lsns[0][1]
     if reached is None:
         return None, None
     lag_bytes = max(0, reached - seen.lsn)
@@ -109,7 +113,10 @@ def measure_lag(group: Group, seen: Observation | None, lsns: History) -> tuple[
     # The lag runs from when the primary was first seen past the LSN replayed here, to when the standby was last asked:
     # a standby that has not been asked since does not fall behind by the clock alone (R1).
     passed = bisect_right(lsns, seen.lsn, key=itemgetter(1))
-    return lag_bytes, max(0.0, seen.at - lsns[passed][0]) if passed < len(lsns) else 0.0
+    if passed == len(lsns):
+        return lag_bytes, 0.0
+    lag_s = max(0.0, seen.at - lsns[passed][0])
+    return lag_bytes, lag_s if passed or lag_s > group.max_lag_s else None
 
 
 def _reached(lsns: History, at: float, *, exact: bool) -> int | None:

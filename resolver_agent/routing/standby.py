@@ -1,7 +1,8 @@
 """Which nodes of a group may serve reads, and what a name that wants a standby resolves to: values in, values out.
 
 A node is fit while it is in recovery, belongs to the group's database cluster, is not excluded by Patroni, and does not
-lag too much. The order is that of the configuration.
+lag too much. While its lag is not known, a fit node stays fit, and so does the one that the name is on; any other
+becomes fit once its lag is known. The order is that of the configuration.
 
 === ===================================================================== ============================================
 row what is seen                                                          the name
@@ -12,7 +13,8 @@ S2  its own standby is fit                                                stays,
 S3  its own standby refuses the login, or has not been asked yet          stays
 S4  it fell back to the primary, which is still seen                      returns to the first standby that has been
                                                                           healthy for ``failback_delay``
-S5  no fit standby, and no evidence against the present target            stays
+S5  no fit standby, and no evidence against the present target, or its    stays
+    next answer tells the lag of a standby
 S6  no fit standby, with ``fallback: none``                               is fenced
 S7  no fit standby, with ``fallback: primary`` or ``all``                 resolves to the primary, by the rows P
 S8  another group has no fit standby, with ``fallback: all``              resolves to its own primary, if that is seen,
@@ -28,7 +30,7 @@ from resolver_agent.config.model import Fallback, Node, Route
 from resolver_agent.routing.lag import History, is_limited, measure_lag, size
 from resolver_agent.routing.observation import NodeState, Observation, Role, describe
 from resolver_agent.routing.primary import primary_address
-from resolver_agent.routing.state import FENCE, Code, Fitness, Reason, TargetKind
+from resolver_agent.routing.state import FENCE, Code, Fitness, Reason, Target, TargetKind
 from resolver_agent.routing.view import Choice, GroupView, hold
 
 if TYPE_CHECKING:
@@ -48,12 +50,14 @@ def assess_fitness(
     refused: Mapping[Node, str],
     lsns: History,
     previous: Mapping[Node, Fitness],
+    target: Target | None,
     now: float,
+    max_age_s: float,
 ) -> dict[Node, Fitness]:
     """Return the fitness of every node of a group.
 
     ``members`` are the observations that count. ``refused`` are the nodes that must not serve reads, with the reason in
-    words.
+    words. ``target`` is the name's present one. Observations count for ``max_age_s`` seconds.
     """
     result = {}
     limited = is_limited(group)
@@ -61,18 +65,35 @@ def assess_fitness(
         before = previous.get(node, _UNFIT)
         seen = members.get(node)
         lag_bytes, lag_s = measure_lag(group, seen, lsns)
-        lagging, why_lagging = False, ""
+        lagging, why_lagging, lag_awaited = False, "", False
         if limited:
             lagging, why_lagging = _lagging(group, lag_bytes=lag_bytes, lag_s=lag_s, before=before)
         if node in refused:
             why = refused[node]
         elif seen is None or seen.result is not Role.STANDBY:
             why = describe(node, states[node], seen)
+            lag_awaited = before.lag_awaited and seen is None and not states[node].serves_no_reads
         else:
             why = why_lagging and f"{seen.address} {why_lagging}"
+            serves = target is not None and target.kind is TargetKind.STANDBY and target.address == seen.address
+            if not (why or serves) and before.fit_since is None and _is_unknown(group, lag_bytes, lag_s):
+                why = f"{seen.address} is in recovery, and its lag is not known yet"
+                lag_awaited = bool(lsns) and seen.at - lsns[0][0] < max_age_s
         fit_since = None if why else (now if before.fit_since is None else before.fit_since)
-        result[node] = Fitness(fit_since=fit_since, why=why, lagging=lagging, lag_bytes=lag_bytes, lag_s=lag_s)
+        result[node] = Fitness(
+            fit_since=fit_since,
+            why=why,
+            lagging=lagging,
+            lag_awaited=lag_awaited,
+            lag_bytes=lag_bytes,
+            lag_s=lag_s,
+        )
     return result
+
+
+def _is_unknown(group: Group, lag_bytes: int | None, lag_s: float | None) -> bool:
+    """Report whether a lag that has a limit is not known."""
+    return (group.max_lag_bytes is not None and lag_bytes is None) or (group.max_lag_s is not None and lag_s is None)
 
 
 def _lagging(group: Group, *, lag_bytes: int | None, lag_s: float | None, before: Fitness) -> tuple[bool, str]:
@@ -82,7 +103,7 @@ def _lagging(group: Group, *, lag_bytes: int | None, lag_s: float | None, before
             continue
         words = size(int(limit)) if in_bytes else f"{limit:.12g} s"
         if lag is None and before.lagging:
-            return True, f"lagged more than {words} behind its primary, and says no more"
+            return True, f"lagged more than {words} behind its primary, and its lag is not known now"
         if lag is not None and lag > limit:
             return True, f"lags more than {words} behind its primary"
         if lag is not None and before.lagging and lag >= limit / 2:
@@ -116,7 +137,10 @@ def choose_standby(view: GroupView, fallback: Fallback) -> Choice:
     why = f"no fit standby: {view.unfit_words}"
     seen_primary = fallback is not Fallback.NONE and view.primary.seen is not None
     astray = target is not None and view.is_foreign(target.address)  # A7
-    if not astray and not (view.asked_all and (view.has_evidence_against or seen_primary)):
+    # On a primary that it must leave, or new: at the start a standby in step is fit at its second answer.
+    unplaced = kind in (None, TargetKind.PRIMARY) or (kind is TargetKind.FALLBACK and fallback is Fallback.NONE)
+    awaits = unplaced and view.awaits_lag
+    if not astray and (awaits or not (view.asked_all and (view.has_evidence_against or seen_primary))):
         return hold(view, Role.STANDBY, why)  # S5
     if fallback is Fallback.NONE:
         return Choice(FENCE, TargetKind.FENCED, Reason(Code.FENCED, why), Role.STANDBY, lacks=True)  # S6

@@ -188,13 +188,15 @@ class Fitness:
     """Whether a node may serve reads, and its replay lag behind the group's primary.
 
     ``fit_since`` is None while it is not fit, and ``why`` then says why. ``lagging`` is set when the lag exceeds its
-    limit, and is cleared below half of it. The lags are None while they cannot be measured, ``lag_s`` also where it has
-    no limit. What the next decision does not read is not compared.
+    limit, and is cleared below half of it. ``lag_awaited``: it is not fit because its lag is not known, and its next
+    answers should tell. The lags are None while they cannot be measured, ``lag_s`` also where it has no limit. What the
+    next decision does not read is not compared.
     """
 
     fit_since: float | None
     why: str = dataclasses.field(default="", compare=False)
     lagging: bool = False
+    lag_awaited: bool = False
     lag_bytes: int | None = dataclasses.field(default=None, compare=False)
     lag_s: float | None = dataclasses.field(default=None, compare=False)
 

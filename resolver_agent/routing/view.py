@@ -85,6 +85,11 @@ class GroupView(NamedTuple):
         return "; ".join(one.why or f"{node.host} has not been fit for long" for node, one in fitness)
 
     @property
+    def awaits_lag(self) -> bool:
+        """Whether a node may prove to be fit by its next answers: by then its lag should be known."""
+        return any(one.lag_awaited for one in self.memory.fitness.values())
+
+    @property
     def has_evidence_against(self) -> bool:
         """Whether there is evidence against the present target; against every node where no node has its address.
 

@@ -61,7 +61,7 @@ MUTATIONS = (
     Mutation(
         "a silent standby is fenced",
         "routing.standby",
-        "if not astray and not (view.asked_all and (view.has_evidence_against or seen_primary)):",
+        "if not astray and (awaits or not (view.asked_all and (view.has_evidence_against or seen_primary))):",
         "if False:",
         3,
         ((5, 20, "freeze_server", 2, 0), (40, 20, "freeze_server", 3, 0)),

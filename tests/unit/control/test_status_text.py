@@ -48,9 +48,10 @@ def cluster() -> Status:
             group("wk1-ro", "10.0.0.3", "10.0.0.4", max_lag_s=30, route=Route.STANDBY),
         )
     )
+    agent.see_local(standby(), address="10.0.0.2")
+    agent.see({"10.0.0.3": primary(lsn=38_000_000), "10.0.0.4": standby(lsn=38_000_000)}).decide()
     agent.see({host: primary(lsn=50_000_000) for host in ("10.0.0.1", "10.0.0.3", "10.0.0.5")})
-    agent.see({"10.0.0.2": standby(lsn=50_000_000), "10.0.0.4": standby(lsn=38_000_000), "10.0.0.6": standby()})
-    agent.see_local(standby(), address="10.0.0.2").decide()
+    agent.see({"10.0.0.2": standby(lsn=50_000_000), "10.0.0.6": standby()}).decide()
     agent.see({"10.0.0.6": dead()}).decide()
     begun, fenced = "2026-03-02T07:12:40+01:00", "2026-03-04T14:05:09+01:00"
     found = status(agent)

@@ -94,8 +94,8 @@ class Metrics:
 def seen() -> Agent:
     """Return an agent on a standby that observes its group."""
     one = Agent(config(group("wk1", A, B, max_lag_s=30)))
-    one.see({A: primary(lsn=3000), B: standby(lsn=1000)})
-    return one.see_local(standby()).decide()
+    one.see({A: primary(lsn=1000), B: standby(lsn=1000)}).see_local(standby()).decide()
+    return one.see({A: primary(lsn=3000)}).decide()
 
 
 def metrics(

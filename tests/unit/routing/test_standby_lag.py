@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from resolver_agent.config.model import Fallback
 from resolver_agent.routing.lag import size
+from resolver_agent.routing.observation import Role
 from resolver_agent.routing.state import FENCE
-from tests.unit.builders import MAX_AGE_S, dead, node, primary, rejecting, standby, unreachable
-from tests.unit.routing.builders import A, B, C, on_standby
+from tests.unit.builders import MAX_AGE_S, dead, node, primary, rejecting, remembered, standby, unreachable
+from tests.unit.routing.builders import FALLBACK, FENCED, PRIMARY, STANDBY, A, B, C, on_standby
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from resolver_agent.config.model import Node
     from resolver_agent.routing.observation import Observation
+    from resolver_agent.routing.state import Target
     from tests.unit.builders import Agent
 
 
@@ -94,8 +97,8 @@ def test_history_of_lsns_is_short_and_close_enough(interval_s: float) -> None:
 
 def test_silence_adds_no_lag() -> None:
     """Lag is what was observed: a standby that was not asked again does not fall behind by the clock."""
-    agent = on_standby(max_lag_s=1).see({A: standby(lsn=100), B: primary(lsn=200)}).decide()
-    agent.wait(MAX_AGE_S - 0.1).see({A: rejecting()}).decide()
+    agent = on_standby(max_lag_s=1).see({A: standby(lsn=100), B: primary(lsn=100)}).decide()
+    agent.see({B: primary(lsn=200)}).decide().wait(MAX_AGE_S - 0.1).see({A: rejecting()}).decide()
     assert agent.leads() == f"wk1 → {A} (standby)"
 
 
@@ -250,6 +253,140 @@ def test_lag_where_no_primary_was_ever_seen() -> None:
 def lag(agent: Agent) -> int | None:
     """Return the lag of A in bytes."""
     return agent.decision.groups["wk1"].memory.fitness[node(A)].lag_bytes
+
+
+# ------------------------------------------------------------------------------------------ a lag that is not known yet
+
+
+def at_seconds(
+    agent: Agent, *seconds: int, behind: Callable[[int], int], others: Sequence[str] = ()
+) -> list[str | None]:
+    """Return the addresses that a name has so many seconds after the start.
+
+    B is a primary that writes 1,000 bytes a second. A is ``behind`` it, and all ``others`` are in step.
+    """
+    addresses = []
+    for second in range(max(seconds) + 1):
+        lsn = 10_000_000 + 1000 * second
+        agent.see({A: standby(lsn=lsn - behind(second)), B: primary(lsn=lsn)})
+        agent.see({host: standby(lsn=lsn) for host in others}).see_local(standby()).decide()
+        if second in seconds:
+            addresses.append(agent.address())
+        agent.wait(1)
+    return addresses
+
+
+FENCED_BEFORE = remembered(FENCE, FENCED, wanted_role=Role.STANDBY, last=B)
+
+
+@pytest.mark.parametrize(
+    ("block", "fallback", "far_behind", "in_step"),
+    [
+        pytest.param([], Fallback.NONE, [None, FENCE, FENCE], [None, A, A], id="new, none"),
+        pytest.param([], Fallback.PRIMARY, [None, B, B], [None, A, A], id="new, primary"),
+        pytest.param([remembered(A, STANDBY)], Fallback.NONE, [A, A, FENCE], [A, A, A], id="on it, none"),
+        pytest.param([remembered(A, STANDBY)], Fallback.PRIMARY, [A, A, B], [A, A, A], id="on it, primary"),
+        pytest.param([FENCED_BEFORE], Fallback.NONE, [FENCE, FENCE, FENCE], [FENCE, A, A], id="fenced, none"),
+        pytest.param([FENCED_BEFORE], Fallback.PRIMARY, [B, B, B], [B, B, A], id="fenced, primary"),
+        pytest.param([remembered(B, PRIMARY)], Fallback.NONE, [B, FENCE, FENCE], [B, A, A], id="on a primary, none"),
+        pytest.param([remembered(B, PRIMARY)], Fallback.PRIMARY, [B, B, B], [B, A, A], id="on a primary, primary"),
+        pytest.param([remembered(B, FALLBACK)], Fallback.NONE, [B, FENCE, FENCE], [B, A, A], id="fell back, none"),
+        pytest.param([remembered(B, FALLBACK)], Fallback.PRIMARY, [B, B, B], [B, B, A], id="fell back, primary"),
+    ],
+)
+def test_lag_that_is_not_known_at_the_start(
+    block: list[Target], fallback: Fallback, far_behind: list[str | None], in_step: list[str | None]
+) -> None:
+    """A name stays on a standby of which only time tells the lag, but goes to none. One in step is known in a second.
+
+    The addresses are those at once, when another answer is there, and when the limit is over.
+    """
+    for wanted, behind in (
+        (far_behind, lambda second: 9_000_000 + 500 * second),
+        (in_step, lambda _: 100),
+    ):
+        agent = on_standby(*block, fallback=fallback, max_lag_s=30)
+        assert at_seconds(agent, 0, 3, 31, behind=behind) == wanted
+
+
+def test_what_is_said_of_a_lag_that_is_not_known() -> None:
+    """It is no number, and the reason says so, until it exceeds the limit for certain."""
+    agent = on_standby(FENCED_BEFORE, max_lag_s=30)
+    at_seconds(agent, 0, behind=lambda _: 9_000_000)
+    fitness = agent.decision.groups["wk1"].memory.fitness[node(A)]
+    assert (fitness.lag_bytes, fitness.lag_s, fitness.fit_since) == (9_000_000, None, None)
+    assert agent.leads() == (
+        f"wk1 → fenced (no fit standby: {A} is in recovery, and its lag is not known yet; {B} is primary)"
+    )
+    at_seconds(agent, 31, behind=lambda _: 9_500_000)
+    assert agent.decision.groups["wk1"].memory.fitness[node(A)].lag_s == 32
+    assert agent.leads() == (
+        f"wk1 → fenced (no fit standby: {A} lags more than 30 s behind its primary; {B} is primary)"
+    )
+
+
+def test_an_earlier_node_whose_lag_is_not_known() -> None:
+    """A name does not leave a standby in step for an earlier one that was never seen in step."""
+    agent = on_standby(remembered(C, STANDBY, last=B), hosts=(A, C, B), max_lag_s=30)
+    assert at_seconds(agent, *range(60), behind=lambda _: 9_000_000, others=[C]) == [C] * 60
+
+
+def test_idle_servers_are_judged_at_once() -> None:
+    """A standby that has all that the primary ever wrote is fit at its first answer, also one that came before."""
+    for wait_s in (0, 0.01):
+        agent = on_standby(max_lag_s=30, max_lag_bytes=100).see({A: standby(lsn=1000)}).wait(wait_s)
+        assert agent.see({B: primary(lsn=1000)}).decide().address() == A
+
+
+def test_standbys_without_a_primary_whose_lag_is_not_known() -> None:
+    """The most advanced one is fit; another becomes so once it has what that had."""
+    agent = on_standby(hosts=(A, B, C), max_lag_s=30).see({A: standby(lsn=1000), B: standby(lsn=9000), C: dead()})
+    assert agent.decide().address() == B
+    agent.wait(1).see({A: standby(lsn=9000), B: standby(lsn=9000)}).decide()
+    assert agent.decision.groups["wk1"].memory.fitness[node(A)].fit_since == agent.now
+
+
+def test_what_is_not_known_after_a_failover_that_lost_something() -> None:
+    """The history begins anew: a standby that lagged still does, and one that was fit still is."""
+    agent = on_standby(hosts=(A, C, B), max_lag_s=30)
+    at_seconds(agent, 40, behind=lambda _: 9_000_000, others=[C])
+    agent.see({A: standby(lsn=1_050_000), B: dead(), C: primary(lsn=10_030_000, timeline=8)}).decide()
+    assert agent.leads() == (
+        f"wk1 → fenced (no fit standby: {A} lagged more than 30 s behind its primary, and its lag is not known now; "
+        f"{C} is primary; {B} is dead: Connection refused, last seen as primary)"
+    )
+    agent = on_standby(hosts=(A, C, B), max_lag_s=30)
+    at_seconds(agent, 40, behind=lambda _: 100, others=[C])
+    agent.see({A: standby(lsn=10_030_000), B: dead(), C: primary(lsn=10_031_000, timeline=8)}).decide()
+    assert agent.leads() == f"wk1 → {A} (standby)"
+
+
+@pytest.mark.parametrize(
+    ("lsn", "lag_bytes", "addresses"),
+    [
+        pytest.param(1, None, [None, FENCE], id="far behind"),
+        pytest.param(899, None, [None, A], id="not certain"),
+        pytest.param(900, 100, [A, A], id="at most at the limit"),
+        pytest.param(1000, 0, [A, A], id="in step"),
+        pytest.param(1001, None, [None, A], id="of another history"),
+    ],
+)
+def test_bytes_of_an_answer_older_than_the_history(
+    lsn: int, lag_bytes: int | None, addresses: list[str | None]
+) -> None:
+    """A standby that answered before the primary did is judged where the answer leaves no doubt, else at the next."""
+    agent = on_standby(max_lag_bytes=100).see({A: standby(lsn=lsn)}).wait(0.01).see({B: primary(lsn=1000)}).decide()
+    assert (lag(agent), agent.address()) == (lag_bytes, addresses[0])
+    agent.wait(1).see({A: standby(lsn=lsn + 50), B: primary(lsn=1000)}).decide()
+    assert agent.address() == addresses[1]
+
+
+def test_silence_while_a_lag_is_awaited() -> None:
+    """R1: a name that waits for the lag of a standby is not fenced because that standby falls silent."""
+    agent = on_standby(remembered(B, PRIMARY), max_lag_s=30).see({A: standby(lsn=1), B: primary(lsn=1000)}).decide()
+    agent.wait(MAX_AGE_S).see({A: unreachable(), B: primary(lsn=2000)}).decide()
+    assert agent.address() == B
+    assert agent.see({A: dead()}).decide().address() == FENCE
 
 
 @pytest.mark.parametrize(
