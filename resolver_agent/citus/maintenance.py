@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from typing import TYPE_CHECKING
@@ -255,12 +256,13 @@ class Recoverer:
         if ended is None:
             return
         try:
-            self._results = ended.result()
+            results, listed = ended.result(), True
         except Exception as error:  # noqa: BLE001 -- whatever it is, the names have to be kept
-            before = self._results
-            self._results = [recovery.Recovered(database=config.local.get("dbname", ""), fault=repr(error))]
-            if self._results != before:
+            fault = str(error) if isinstance(error, recovery.UnaskedError) else repr(error)
+            if not isinstance(error, recovery.UnaskedError) and fault not in (one.fault for one in self._results):
                 _log.error("a 2PC recovery ended with an unexpected error", exc_info=error)
+            results, listed = [recovery.Recovered(database=config.local.get("dbname", ""), fault=fault)], False
+        self._results = self._with_what_was_known(results, listed=listed, now=now)
         self._ended_at, self._asked_at = now, None
         well = all(one.fault is None and one.withdrawn is None for one in self._results)
         self._next_at = now + (PERIOD_S if well else _RETRY_S)
@@ -277,6 +279,24 @@ class Recoverer:
                 )
             if one.recovered or one.cleaned:
                 _log.info("%s", one)
+
+    def _with_what_was_known(
+        self, results: list[recovery.Recovered], *, listed: bool, now: float
+    ) -> list[recovery.Recovered]:
+        """Return ``results``, with the oldest prepared transaction as known from before where the pass could not look.
+
+        ``listed`` is False if the pass did not even learn which databases there are.
+        """
+        known = {
+            one.database: dataclasses.replace(one.oldest, age_s=one.oldest.age_s + now - self._ended_at)
+            for one in self._results
+            if one.oldest is not None
+        }
+        missed = [] if listed else sorted(known.keys() - {one.database for one in results})
+        return [
+            one if one.records is not None else dataclasses.replace(one, oldest=known.get(one.database))
+            for one in (*results, *(recovery.Recovered(database=name) for name in missed))
+        ]
 
 
 class CitusMaintenance:

@@ -150,6 +150,10 @@ _CLEANED = re.compile(r"cleaned up (\d+) orphaned (?:resources|shards)")
 _NOT_CLEANED = re.compile(r"(?:failed to clean up|Failed to drop) (\d+) orphaned (?:resources|shards)")
 
 
+class UnaskedError(Exception):
+    """The local server did not say which databases it has; the message says why."""
+
+
 class _StoppedError(Exception):
     """The pass must not go on; the message has the reason and the fix."""
 
@@ -174,8 +178,8 @@ class Recovered:
     if nothing went wrong. ``recovered`` is the number of transactions resolved on other nodes, in either case.
     ``cleaned`` and ``not_cleaned`` are numbers of orphaned resources. ``not_reached`` are the nodes that did not
     answer, as ``name:port``: their transactions wait. ``records`` is the number of commit records that are left.
-    ``oldest`` is the oldest of Citus' transactions that are prepared on the local server. Both are None if unknown or
-    none.
+    ``oldest`` is the oldest of Citus' transactions that are prepared on the local server. Both are None if the pass
+    could not look; where ``records`` is a number, ``oldest`` is None if there is none.
     """
 
     database: str
@@ -225,12 +229,14 @@ def recover_all(config: Config, still: Still) -> list[Recovered]:
     """Make a pass over every database of the local server that has Citus.
 
     Errors are in the results, also for databases that could not be asked. ``still`` is as for ``recover``.
+
+    Raises:
+        UnaskedError: the local server did not say which databases it has.
     """
     try:
         found = session.databases(config)
     except psycopg.Error as error:
-        fault = f"the local PostgreSQL cannot be asked for its databases: {_words(error)}"
-        return [Recovered(database=config.local.get("dbname", ""), fault=fault)]
+        raise UnaskedError(f"the local PostgreSQL cannot be asked for its databases: {_words(error)}") from error
     return [
         *(recover(config, name, still=still) for name in found.with_citus),
         *(

@@ -17,7 +17,7 @@ from resolver_agent.routing.state import AlertCode, Code
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from resolver_agent.control.report import Status
+    from resolver_agent.control.report import RecoveredDatabase, Status
     from resolver_agent.metrics.figures import Counted
     from resolver_agent.system.histogram import Distribution
 
@@ -237,8 +237,15 @@ def _citus(status: Status, counted: Counted) -> Iterator[Family]:
     yield _gauge(
         "oldest_prepared_age_seconds",
         "The age of the oldest of Citus' prepared transactions on the local PostgreSQL at the last pass; 0: none.",
-        *((label, one.oldest.age_s if one.oldest is not None else 0) for label, one in databases),
+        *((label, _oldest_s(one)) for label, one in databases),
     )
+
+
+def _oldest_s(found: RecoveredDatabase) -> float | None:
+    """Return the age of the oldest prepared transaction, 0 without one; None if the pass could not look."""
+    if found.oldest is not None:
+        return found.oldest.age_s
+    return None if found.records is None else 0.0
 
 
 def _queue(counted: Counted) -> Iterator[Family]:

@@ -8,8 +8,10 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
+
 from resolver_agent.citus.maintenance import PERIOD_S, Recoverer
-from resolver_agent.citus.recovery import Prepared, Recovered
+from resolver_agent.citus.recovery import Prepared, Recovered, UnaskedError
 from resolver_agent.routing.observation import Role
 from resolver_agent.system.clock import boottime
 from tests.unit.builders import INTERVAL_S, TIMEOUT_S, config, group
@@ -17,12 +19,11 @@ from tests.unit.builders import INTERVAL_S, TIMEOUT_S, config, group
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    import pytest
-
     from resolver_agent.config.model import Config
 
 CONFIG = dataclasses.replace(config(group("wk1", "10.0.0.3")), local={"dbname": "postgres"})
 SLOWEST_S = INTERVAL_S + 2 * TIMEOUT_S
+OLD = Recovered(database="app", records=1, oldest=Prepared(gid="citus_0_1_2_3", age_s=400.0))
 
 
 class Citus:
@@ -36,6 +37,13 @@ class Citus:
         self.begun = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
+
+    def end_with(self, found: Recovered | Exception) -> None:
+        """Have the next passes come to a result, or raise an error."""
+        if isinstance(found, Recovered):
+            self.result, self.defect = found, None
+        else:
+            self.defect = found
 
     def recover(self, _config: Config, still: Callable[[], str | None]) -> list[Recovered]:
         """Make a pass."""
@@ -318,10 +326,53 @@ def test_old_prepared_transactions_are_an_alert() -> None:
     """Old transactions that another node prepared here hold locks."""
 
     async def scenario(setup: Setup) -> None:
-        setup.citus.result = Recovered(database="app", oldest=Prepared(gid="citus_0_1_2_3", age_s=400.0))
+        setup.citus.result = OLD
         await setup.settle()
         [text] = setup.alerts
         assert text.startswith("citus_0_1_2_3 in database app has been prepared for 400 s")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [Recovered(database="app", fault="too many clients"), UnaskedError("too many clients"), OSError("no thread")],
+    ids=["database", "list of databases", "defect"],
+)
+def test_an_old_transaction_is_not_over_where_nobody_could_look(
+    fails: Recovered | Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pass that fails before it can look keeps what is known, older by now; one that looked ends it."""
+
+    async def scenario(setup: Setup) -> None:
+        setup.citus.result = OLD
+        await setup.settle()
+        setup.citus.end_with(fails)
+        for waits_s, age_s in ((PERIOD_S, 460), (10, 470)):
+            await setup.wait(waits_s).settle()
+            [of_app] = [one for one in setup.recoverer.status(setup.now).databases if one.database == "app"]
+            assert of_app.oldest is not None
+            assert of_app.oldest.age_s == pytest.approx(age_s)
+            assert of_app.records is None
+            assert f"citus_0_1_2_3 in database app has been prepared for {age_s} s" in " ".join(setup.alerts)
+        setup.citus.end_with(Recovered(database="app", records=0))
+        await setup.wait(10).settle()
+        assert setup.alerts == []
+        assert [one.oldest for one in setup.recoverer.status(setup.now).databases] == [None]
+
+    run(scenario)
+    assert len(caplog.records) == (isinstance(fails, OSError))
+
+
+def test_a_database_that_is_gone_is_forgotten() -> None:
+    """What was prepared in a database is over when the server no longer has it."""
+
+    async def scenario(setup: Setup) -> None:
+        setup.citus.result = OLD
+        await setup.settle()
+        setup.citus.result = Recovered(database="web", fault="too many clients")
+        await setup.wait(PERIOD_S).settle()
+        assert setup.alerts == ["2PC recovery in database web: too many clients"]
 
     run(scenario)
 

@@ -85,6 +85,8 @@ def test_what_was_counted() -> None:
         databases=[
             Recovered(database="app", records=3, oldest=Prepared(gid="citus_0", age_s=12.5)),
             Recovered(database="web", records=0),
+            Recovered(database="old", oldest=Prepared(gid="citus_0", age_s=300.0)),
+            Recovered(database="shut", fault="too many clients"),
         ],
         rounds=10,
         failed_rounds=1,
@@ -144,6 +146,7 @@ def test_what_was_counted() -> None:
         ("commit_records", "database", "app"): 3,
         ("oldest_prepared_age_seconds", "database", "app"): 12.5,
         ("oldest_prepared_age_seconds", "database", "web"): 0,
+        ("oldest_prepared_age_seconds", "database", "old"): 300,
         ("queue_waiting_connections", "name", "wk1"): 2,
         ("queue_windows_total", "name", "wk1"): 1,
         ("queue_forwarded_connections_total", "name", "wk1"): 15,
@@ -157,6 +160,7 @@ def test_what_was_counted() -> None:
     assert told == expected
     assert found.labels("alerts") == [{"code": code.value, "severity": code.severity.value} for code in AlertCode]
     assert [one["name"] for one in found.labels("name_changes_total")] == ["wk1"]
+    assert {"database": "shut"} not in found.labels("oldest_prepared_age_seconds")
 
 
 def test_without_a_local_server() -> None:
