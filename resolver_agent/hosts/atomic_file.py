@@ -189,7 +189,8 @@ class HostsFileWriter:
     """Reads and writes one file, following symbolic links to it.
 
     A file that another program changed less than ``settle_s`` seconds ago may be half written (emptied and not filled
-    yet, moved away and not put back). So a write waits until the last change is that old before it reads.
+    yet, moved away and not put back). So a write waits until the last change is that old before it reads, and so does
+    who reads it to act on it.
     """
 
     def __init__(self, path: str, *, settle_s: float = 0.1, system: System | None = None) -> None:
@@ -219,6 +220,17 @@ class HostsFileWriter:
             ReadError: the file could not be read.
         """
         return self._find().snapshot
+
+    def read_settled(self) -> Snapshot:
+        """Return the file as it is once others have finished. Only if it is new or missing that takes time.
+
+        Raises:
+            ReadError: the file could not be read.
+        """
+        if self.signature() is None:
+            self._call(time.sleep, self._settle_s)
+        self._let_others_finish()
+        return self.read()
 
     def update(self, transform: Callable[[bytes], bytes]) -> Outcome:
         """Replace the file's content by ``transform(content)``, which is called again if the file changed meanwhile.

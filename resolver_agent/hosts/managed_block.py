@@ -103,7 +103,7 @@ class HostsBlock:
         return remembered
 
     def _recall(self, names: Collection[str]) -> tuple[tuple[Target, ...], float]:
-        found = self._writer.read()
+        found = self._writer.read_settled()
         written_s = found.signature[3] / 1e9 if found.signature is not None else time.time()
         return block.recall(found.content, names), max(0.0, time.time() - written_s)
 

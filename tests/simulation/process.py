@@ -70,6 +70,8 @@ class _Writer:
         """Return the file."""
         return Snapshot(self._process.host.hosts, self.signature())
 
+    read_settled = read
+
     def sweep(self) -> tuple[str, ...]:
         """Find nothing that a killed writer left."""
         return ()

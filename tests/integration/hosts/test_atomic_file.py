@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -349,6 +350,28 @@ def test_nothing_to_do_writes_nothing(hosts: Path) -> None:
     missing = hosts.with_name("missing")
     assert HostsFileWriter(str(missing)).update(lambda content: content).snapshot.signature is None
     assert not missing.exists()
+
+
+@pytest.mark.parametrize("left", [b"", None], ids=["emptied", "moved away"])
+def test_a_file_that_is_just_written_is_read_afterwards(hosts: Path, left: bytes | None) -> None:
+    """Who acts on the content waits for the other program; a file that nobody has changed lately is read at once."""
+    other, waits = hosts.with_name("other"), []
+
+    def before(function: object) -> None:
+        if function is time.sleep:  # the other program finishes meanwhile
+            waits.append(function)
+            other.write_bytes(with_block(OLD))
+            os.utime(other, (1e9, 1e9))
+            other.rename(hosts)
+
+    writer = HostsFileWriter(str(hosts), settle_s=30, system=Watched(before))
+    hosts.unlink()
+    if left is not None:
+        hosts.write_bytes(left)
+    assert writer.read_settled().content == with_block(OLD)
+    assert len(waits) == 1
+    assert writer.read_settled().content == with_block(OLD)
+    assert len(waits) == 1
 
 
 def test_sweep_takes_our_leftovers_only(hosts: Path) -> None:

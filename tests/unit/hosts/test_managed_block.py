@@ -113,6 +113,18 @@ def test_recall_returns_what_was_put_and_clears_up(block: Block) -> None:
     assert (left.exists(), other.exists()) == (False, True)
 
 
+@pytest.mark.parametrize("left", ["", None], ids=["emptied", "moved away"])
+def test_recall_waits_for_who_writes_the_file(block: Block, left: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that an editor has just emptied or moved away is no file without a block."""
+    block.put(TO_A)
+    whole = block.path.read_text()
+    block.path.unlink()
+    if left is not None:
+        block.path.write_text(left)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: block.path.write_text(whole))
+    assert asyncio.run(HostsBlock(str(block.path)).recall(["wk1"])) == TO_A
+
+
 @pytest.mark.parametrize(("ago_s", "expected_s"), [(600.0, 600.0), (-600.0, 0.0)])
 def test_recall_knows_how_old_the_file_is(block: Block, ago_s: float, expected_s: float) -> None:
     """By the wall clock; a file from the future has no age."""
