@@ -628,8 +628,13 @@ OTHERS: tuple[Remedy, ...] = (
     ),
     Remedy(
         "`not listening to other agents there`",
-        "who sends NOTIFY on the channel `resolver_agent` in that database?",
-        "stop it; the agents hear each other again after a minute",
+        "the reason in the log line. Of too many: who sends NOTIFY on the channel `resolver_agent` in that database?",
+        "stop it, or as the reason says; the agents hear each other again after a minute at most",
+    ),
+    Remedy(
+        "`a message to other agents is lost`",
+        "`pg_stat_activity` there: a session with `wait_event` `SyncRep`, whose NOTIFY has all others wait",
+        "the standby that it waits for; a planned stop that was announced meanwhile has not been coordinated",
     ),
     Remedy(
         "`no agent runs in`",

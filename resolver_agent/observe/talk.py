@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from psycopg import pq
 
 from resolver_agent.system.clock import boottime
+from resolver_agent.system.foreign import plain
+from resolver_agent.system.pacing import backoff_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +31,19 @@ LIMIT = 1024
 """The longest message, in characters."""
 
 QUIET_S = 60.0
-"""How long nobody is listened to on a server where too much was sent."""
+"""How long nobody is listened to on a server where too much was sent, or where LISTEN does not work."""
+
+_FIRST_RETRY_S = 1.0
+"""How soon a LISTEN that failed is tried again, at first."""
+
+_NEVER_WORKS = ("0A000", "25006", "42501")
+"""SQLSTATE of a LISTEN that will not work soon: it is not supported, the server is a standby, or it is forbidden."""
+
+_IN_THE_WAY = ("55P03", "57014")
+"""SQLSTATE of a NOTIFY that only took too long: ``lock_timeout`` or ``statement_timeout``."""
+
+_SAY_FOR_S = 2.0
+"""How long a message is tried to be sent; after that it is of no use."""
 
 _BURST, _PER_S = 500, 20
 """How many notifications may come at once, and how many a second for long."""
@@ -46,6 +60,7 @@ _LISTEN = (
 )
 
 # Those who NOTIFY commit one after the other. One of them may wait for its standbys, and probes would wait for it too.
+# So ours is given up soon, and tried again after the probe.
 _NOTIFY = (
     b"SELECT pg_catalog.set_config('lock_timeout', '200', true), pg_catalog.pg_notify('" + CHANNEL.encode() + b"', $1)"
 )
@@ -69,6 +84,13 @@ class Statement(NamedTuple):
     parameter: bytes | None = None
 
 
+class _Said(NamedTuple):
+    """A message, and when it was to be sent, in seconds of CLOCK_BOOTTIME."""
+
+    message: bytes
+    at: float
+
+
 class _Hears(enum.Enum):
     NOT = enum.auto()
     SOON = enum.auto()
@@ -87,6 +109,7 @@ class Talk:
         self._name = name
         self._on_message = on_message
         self._quiet_until = 0.0
+        self._failures = 0
         self._warned = False
         self._allowed, self._allowed_at = float(_BURST), 0.0
         self._clear()
@@ -97,7 +120,9 @@ class Talk:
         self._asked = b""
         self._value: bytes | None = None
         self._failed = ""
-        self._outbox: list[bytes] = []
+        self._outbox: list[_Said] = []
+        self._saying: _Said | None = None
+        self._others_first = False
         self._inbox: list[tuple[int, str]] = []
         self._unchecked = 0
         """How many of the inbox came before the question under way, which tells whether their senders count."""
@@ -144,7 +169,7 @@ class Talk:
         elif not self.on or len(self._outbox) >= _OUTBOX:
             _log.debug("%s: a message is dropped: %s", self._name, "too many" if self.on else "no open talk")
         else:
-            self._outbox.append(message)
+            self._outbox.append(_Said(message, boottime()))
             self.on_ready()
 
     async def peers(self, *, within_s: float) -> frozenset[int] | None:
@@ -183,10 +208,12 @@ class Talk:
         """Return the statement to send now, if there is one; none may be under way."""
         if self._hears is _Hears.SOON:
             statement = Statement(_LISTEN)
-        elif self._outbox:
-            statement = Statement(_NOTIFY, self._outbox.pop(0))
+        elif self._outbox and not (self._others_first and (self._inbox or self._askers)):
+            self._saying = self._outbox.pop(0)
+            statement = Statement(_NOTIFY, self._saying.message)
         elif self._inbox or self._askers:
             statement = Statement(_PEERS)
+            self._others_first = False
             self._unchecked = len(self._inbox)
             self._waiting, self._askers = self._askers, []
         else:
@@ -197,7 +224,7 @@ class Talk:
     def take(self, result: pq.abc.PGresult) -> int:
         """Take a result of the statement under way; return the bytes of its values."""
         if result.status == pq.ExecStatus.FATAL_ERROR:
-            self._failed = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"?").decode(errors="replace")
+            self._failed = plain((result.error_field(pq.DiagnosticField.SQLSTATE) or b"?")[:5])
         elif result.status == pq.ExecStatus.TUPLES_OK and (result.ntuples, result.nfields) == (1, 1):
             self._value = result.get_value(0, 0) or b""
             return len(self._value)
@@ -206,14 +233,42 @@ class Talk:
     def done(self) -> None:
         """Take the end of the statement under way."""
         if self._failed:
-            _log.debug("%s: SQLSTATE %.5r from %.40r", self._name, self._failed, self._asked)
+            _log.debug("%s: SQLSTATE %s from %.40r", self._name, self._failed, self._asked)
         if self._asked == _LISTEN:
-            self._hears = _Hears.NOW
             if self._failed:
-                self._hears, self._quiet_until = _Hears.NOT, boottime() + QUIET_S
-                self._drop()
+                self._deaf()
+            else:
+                self._hears, self._failures = _Hears.NOW, 0
+        elif self._asked == _NOTIFY:
+            if self._failed:
+                self._unsaid()
         elif self._asked == _PEERS:
             self._checked(None if self._failed else _pids(self._value))
+
+    def _deaf(self) -> None:
+        """Try to listen again later: most reasons pass."""
+        self._failures += 1
+        wait_s = backoff_s(self._failures, first_s=_FIRST_RETRY_S, max_s=QUIET_S)
+        if self._failed in _NEVER_WORKS:
+            wait_s = QUIET_S
+        self._hears, self._quiet_until = _Hears.NOT, boottime() + wait_s
+        _log.log(
+            logging.WARNING if self._failures == 1 and self._failed != "25006" else logging.DEBUG,
+            "%s: LISTEN failed (SQLSTATE %s); not listening to other agents there for %g s",
+            self._name,
+            self._failed,
+            wait_s,
+        )
+        self._drop()
+
+    def _unsaid(self) -> None:
+        """Say again what could not be said, for a while; what has come meanwhile is looked at in between."""
+        assert self._saying is not None  # noqa: S101 -- its statement has just ended
+        if self._failed in _IN_THE_WAY and boottime() - self._saying.at < _SAY_FOR_S:
+            self._outbox.insert(0, self._saying)
+            self._others_first = True
+        else:
+            _log.warning("%s: a message to other agents is lost: SQLSTATE %s", self._name, self._failed)
 
     def _drop(self) -> None:
         self._outbox.clear()

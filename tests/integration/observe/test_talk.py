@@ -15,6 +15,7 @@ import pytest
 
 from resolver_agent.config.model import Config, Node
 from resolver_agent.demo.postgres import Postgres, Site
+from resolver_agent.observe import talk
 from resolver_agent.observe.talk import CHANNEL, LIMIT
 from resolver_agent.queue import message as queue_message
 from resolver_agent.routing.observation import ProbeFailure, Role
@@ -377,29 +378,59 @@ async def test_a_session_is_not_ended_for_being_idle(lone: Postgres, load: Load)
         await off_loop(lone.run_sql, f"ALTER ROLE {ROLE} RESET idle_session_timeout")
 
 
+@contextlib.asynccontextmanager
+async def a_commit_that_hangs(server: Postgres) -> AsyncIterator[None]:
+    """Have a session that NOTIFYs wait for a standby at its commit: all others who NOTIFY wait for it."""
+    await off_loop(server.run_sql, "CREATE TABLE IF NOT EXISTS written (n int)")
+    await off_loop(server.run_sql, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    await off_loop(server.reload)
+    waiting = asyncio.ensure_future(off_loop(server.run_sql, "INSERT INTO written VALUES (1); NOTIFY elsewhere"))
+    try:
+        await off_loop(server.wait_until, "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        yield
+    finally:
+        await off_loop(server.run_sql, "ALTER SYSTEM RESET synchronous_standby_names")
+        await off_loop(server.reload)
+        await waiting
+
+
 @in_loop
-async def test_a_notify_that_cannot_commit_delays_no_probe(lone: Postgres, load: Load) -> None:
-    """All who NOTIFY commit one after the other: behind one that waits for a standby, ours is given up soon."""
-    await off_loop(lone.run_sql, "CREATE TABLE IF NOT EXISTS written (n int)")
+async def test_a_notify_that_cannot_commit_delays_no_probe(
+    lone: Postgres, load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All who NOTIFY commit one after the other: behind one that waits for a standby, ours is given up after 2 s."""
     async with agents(load(lone, {"wk1": [lone.address]}, interval="100ms", timeout="1s")) as (one, two):
         await one.until_talking(lone, peers=1)
         await two.until_talking(lone, peers=1)
-        await off_loop(lone.run_sql, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-        await off_loop(lone.reload)
-        waiting = asyncio.ensure_future(off_loop(lone.run_sql, "INSERT INTO written VALUES (1); NOTIFY elsewhere"))
-        try:
-            await off_loop(lone.wait_until, "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        async with a_commit_that_hangs(lone):
             one.sight.monitor.say(node_of(lone), "given up")
+            asked = asyncio.ensure_future(one.sight.monitor.peers(node_of(lone), within_s=1))
             begun = await one.sight.probes(node_of(lone), for_s=1.5)
             assert max(later - earlier for earlier, later in itertools.pairwise(begun)) < 0.7
-        finally:
-            await off_loop(lone.run_sql, "ALTER SYSTEM RESET synchronous_standby_names")
-            await off_loop(lone.reload)
-            await waiting
+            assert len(await asked or ()) == 1
+            await one.sight.until(lambda: "a message to other agents is lost: SQLSTATE 55P03" in caplog.text)
         one.sight.monitor.say(node_of(lone), "said")
         await two.until_told("said")
         assert two.texts() == ["said"]
         assert one.sight.results(node_of(lone)) == [Role.PRIMARY]
+
+
+@in_loop
+async def test_a_notify_that_has_to_wait_is_said_afterwards(
+    lone: Postgres, load: Load, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages are tried again, in their order, while a commit of another session is in the way for a moment."""
+    monkeypatch.setattr(talk, "_SAY_FOR_S", 30.0)  # here the moment may be longer
+    caplog.set_level("DEBUG", "resolver_agent.observe.talk")
+    async with agents(load(lone, {"wk1": [lone.address]}, interval="10s")) as (one, two):
+        await one.until_talking(lone, peers=1)
+        await two.until_talking(lone, peers=1)
+        async with a_commit_that_hangs(lone):
+            one.sight.monitor.say(node_of(lone), "first")
+            one.sight.monitor.say(node_of(lone), "second")
+            await one.sight.until(lambda: "SQLSTATE 55P03" in caplog.text)
+        await two.until_told("second")
+        assert two.texts() == ["first", "second"]
 
 
 MANY = b" ".join(b"%d" % pid for pid in range(1000, 2001))
@@ -481,6 +512,38 @@ async def test_a_server_that_refuses_listen_is_observed_all_the_same(load: Load,
             await one.sight.until(lambda: len(asked) > 5)
             assert await one.sight.monitor.peers(node, within_s=1) is None
             assert one.sight.results(node) == [Role.PRIMARY]
+
+
+@in_loop
+async def test_a_listen_that_failed_is_tried_again_soon(
+    load: Load, lone: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that is short of something for a moment does not make an agent deaf for a minute."""
+
+    def serve(fake: HostileSession) -> None:
+        fake.begin()
+        fake.send(WELCOME)
+        while True:
+            fake.read(1)
+            query = fake.body()
+            if b"LISTEN" in query:
+                fake.send(
+                    message(b"C", b"LISTEN\0") + READY if failed else error("full", "53200", severity="ERROR") + READY
+                )
+                failed.append(1)
+            elif b"string_agg" in query:
+                fake.send(answer([b"17"]))
+            else:
+                fake.send(answer([b"f", *HONEST_ROW[1:5], None]))
+
+    failed: list[int] = []
+    with FakeServer(FAULTY, lone.port, serve):
+        async with agents(load(lone, {"wk1": [FAULTY]}, interval="50ms"), 1) as [one]:
+            await one.sight.until(lambda: len(failed) == 2)
+            assert await one.sight.monitor.peers(Node(FAULTY, lone.port), within_s=5) == frozenset({17})
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{Node(FAULTY, lone.port)}: LISTEN failed (SQLSTATE 53200); not listening to other agents there for 1 s"
+    ]
 
 
 @pytest.mark.parametrize("size", [1, 7000])
