@@ -214,18 +214,23 @@ class Agent:
             await asyncio.sleep(self._patience_s(_BREATH_S))
 
     async def _first_look(self) -> None:
-        """Wait until every node was asked: a decision on half the evidence may have to be reversed."""
+        """Wait until every node was asked, and pins and a pause were read.
+
+        A decision on half the evidence may have to be reversed.
+        """
         left, due = 0, 0.0
         # A name may point to a node that only Patroni knows. The wait for Patroni is short: SQL alone has to do.
         patroni_until = boottime() + 2 * self._config.timeout_s
         while not self._stopping and not self._observer.pressed(_SHORT_LOOK_S):
-            if self._observer.asked_all and (self._observer.heard_all or boottime() > patroni_until):
+            heard = self._observer.heard_all or boottime() > patroni_until
+            if self._observer.asked_all and heard and not self._overrides.is_awaited:
                 break
             self._observer.changed.clear()
             before, left = left, sum(state.latest is None for state in self._observer.nodes.values())
             if left != before:
                 due = boottime() + self._config.timeout_s
-            if boottime() <= due:  # without progress the watchdog may end the process
+            # Without progress the watchdog may end the process; the wait for the file of pins has an end of its own.
+            if boottime() <= due or self._overrides.is_awaited:
                 self._live()
             await self._observer.news_within(self._patience_s(_SHORT_LOOK_S))
             self._tick()

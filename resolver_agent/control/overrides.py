@@ -1,7 +1,7 @@
 """What the operator has decided by hand: pins and a pause, kept in ``state_dir`` over a restart, over by themselves.
 
-``routing.pin`` decides whether they count. Their file is trusted no more than other input: if it cannot be read, there
-are none, and that is an alert.
+``routing.pin`` decides whether they count. Their file is trusted no more than other input: while it cannot be read,
+there are none, and that is an alert.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ _MOST_BYTES = 1 << 20
 
 _FILE_S = 1.0
 """How long the start, or an answer, waits for the file."""
+
+_START_S = 10.0
+"""How long the first decision waits for a file that takes longer: without a pin it may choose the wrong server."""
 
 _RETRY_S = 30.0
 _LOSES = "a restart loses pins and a pause, or brings back old ones"
@@ -120,6 +123,8 @@ class Overrides:
         self._kept = Kept()
         self._fault: str | None = None
         self._reading: asyncio.Future[Kept] | None = None
+        self._loaded = self._unread = False
+        self._awaited_until = 0.0
         # By the wall clock; of a name's pin, None for the pause. CLOCK_BOOTTIME alone would not do, as the end is told,
         # and kept over a restart, by the wall clock, which may be wrong until NTP has set it; nor would the wall clock
         # alone: set back, it would have a pin last longer than it was made for.
@@ -146,32 +151,48 @@ class Overrides:
     @property
     def loaded(self) -> bool:
         """Whether the file was read, or cannot be. Before that nothing may be changed: it would be overwritten."""
-        return self._reading is not None and self._reading.done()
+        return self._loaded
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the first decision should wait: the disk has not answered yet, and may do so soon."""
+        return not self._loaded and boottime() < self._awaited_until
 
     async def load(self) -> None:
-        """Read the file. If that fails, there are no pins and no pause; if it takes long, there are none until then."""
-        if self._reading is None:
-            self._reading = threads.start(read, self._path)
-        await asyncio.wait({self._reading}, timeout=_FILE_S)
-        if self._reading.done():
-            self._take(self._reading)
-        else:
+        """Begin to read the file, and wait for it. Until it was read there are no pins and no pause.
+
+        A read that takes longer goes on. One that failed is tried again, until it succeeds or something is decided.
+        """
+        self._awaited_until = boottime() + _START_S
+        reading = self._begin_to_read()
+        await asyncio.wait({reading}, timeout=_FILE_S)
+        if not reading.done():
             self._fault = f"{self._path} cannot be read within {_FILE_S:g} s: no name is pinned or paused"
-            self._reading.add_done_callback(self._take)
+
+    def _begin_to_read(self) -> asyncio.Future[Kept]:
+        self._unread = False
+        self._reading = threads.start(read, self._path)
+        self._reading.add_done_callback(self._take)
+        return self._reading
 
     def _take(self, read: asyncio.Future[Kept]) -> None:
         if read.cancelled():
             return
+        self._loaded = True
         error = read.exception()
+        if read is not self._reading:  # something was decided meanwhile, and takes the place of what the file said
+            return
         if error is not None:
             self._fault = f"{plain(str(error))}; no name is pinned or paused"
+            self._unread, self._retry_at = True, boottime() + _RETRY_S
         else:
             self._fault = None
             self._set(read.result())
             self._end_what_is_over()
+        self._changed.set()
 
     def tick(self, overtaken: Mapping[str, str] = MappingProxyType({})) -> None:
-        """End what is over, and the pins that another primary has ended, and save what could not be saved.
+        """End what is over, and the pins that another primary has ended; read or save what could not be read or saved.
 
         Called once a round. ``overtaken`` are the addresses of those pins, by name.
         """
@@ -179,6 +200,8 @@ class Overrides:
         for name in ended:
             _log.warning("the pin of %s to %s has ended: another server is the primary", name, overtaken[name])
         self._end_what_is_over(ended)
+        if self._unread and boottime() >= self._retry_at:
+            self._begin_to_read()
         if not self._saved and boottime() >= self._retry_at:
             self._begin_to_save()
             self._report_hung()
@@ -245,6 +268,7 @@ class Overrides:
             self._begin_to_save()
 
     async def _save(self) -> bool:
+        self._reading, self._unread = None, False
         self._begin_to_save()
         if self._saving is not None:
             await asyncio.wait({self._saving}, timeout=_FILE_S)

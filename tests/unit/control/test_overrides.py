@@ -313,12 +313,88 @@ async def test_a_file_that_is_read_late(path: str, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(overrides, "read", slow)
     monkeypatch.setattr(overrides, "_FILE_S", 0.01)
-    late = made(path)
+    changed = asyncio.Event()
+    late = Overrides(path, changed=changed)
     await late.load()
     assert (late.loaded, late.pins, [alert.key for alert in late.alerts]) == (False, {}, ["overrides:state"])
+    assert late.is_awaited
     go_on.set()
-    assert late._reading is not None
-    await asyncio.wait({late._reading}, timeout=10)
-    await asyncio.sleep(0)
-    assert (set(late.pins), late.alerts) == ({"wk1"}, ())
+    await asyncio.wait_for(changed.wait(), 10)
+    assert (set(late.pins), late.alerts, late.loaded, late.is_awaited) == ({"wk1"}, (), True, False)
     await late.close()
+
+
+@in_loop
+async def test_a_file_that_is_not_waited_for_any_longer(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first decision is made without it after a while; nothing is changed before it was read all the same."""
+    hung = threading.Event()
+    monkeypatch.setattr(overrides, "read", lambda _path: hung.wait(30))
+    monkeypatch.setattr(overrides, "_FILE_S", 0.01)
+    monkeypatch.setattr(overrides, "_START_S", 0.01)
+    one = made(path)
+    assert not one.is_awaited
+    await one.load()
+    assert (one.is_awaited, one.loaded) == (False, False)
+    hung.set()
+
+
+class Broken:
+    """Stands for ``read``: it fails as often as it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+        self.true_read, self.error, self.reads, self.works = overrides.read, error, 0, False
+        monkeypatch.setattr(overrides, "read", self)
+
+    def __call__(self, path: str) -> Kept:
+        """Read, or fail."""
+        self.reads += 1
+        if not self.works:
+            raise self.error
+        return self.true_read(path)
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Broken:
+    """Have every read fail until it is mended."""
+    return Broken(monkeypatch, StateError("Input/output error"))
+
+
+@in_loop
+async def test_a_file_that_could_not_be_read_for_a_while(path: str, broken: Broken) -> None:
+    """It is tried again, not in every round, and counts once it was read."""
+    before = made(path)
+    await before.pin(pin())
+    await before.close()
+    changed = asyncio.Event()
+    one = Overrides(path, changed=changed)
+    await one.load()
+    for works, pins, alerts in ((False, set(), 1), (True, {"wk1"}, 0)):
+        one.tick()
+        one._retry_at, broken.works = 0.0, works
+        changed.clear()
+        one.tick()
+        one.tick()
+        await asyncio.wait_for(changed.wait(), 10)
+        assert (set(one.pins), len(one.alerts), one.is_awaited) == (pins, alerts, False)
+    one._retry_at = 0.0
+    one.tick()
+    assert broken.reads == 3
+    await one.close()
+
+
+@in_loop
+async def test_what_is_decided_takes_the_place_of_what_could_not_be_read(path: str, broken: Broken) -> None:
+    """It is not read again: also not by a read that has just begun."""
+    before = made(path)
+    await before.pin(pin("wk1"))
+    await before.close()
+    one = made(path)
+    await one.load()
+    one._retry_at, broken.works = 0.0, True
+    one.tick()
+    assert await one.pin(pin("wk2"))
+    one._retry_at = 0.0
+    one.tick()
+    await one.close()
+    assert (broken.reads, set(one.pins), one.alerts) == (2, {"wk2"}, ())
+    assert [each.name for each in read(path).pins] == ["wk2"]
