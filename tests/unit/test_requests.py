@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from resolver_agent.config.model import Config
+    from resolver_agent.queue.own_stop import WaitFor
     from resolver_agent.routing.observation import Role
 
 
@@ -35,7 +36,7 @@ class Stops:
     def __init__(self) -> None:
         self.announced: list[tuple[float, float]] = []
 
-    async def leave(self, *, within_s: float, since_s: float) -> report.StopAnswer:
+    async def leave(self, *, within_s: float, since_s: float, wait_for: WaitFor) -> report.StopAnswer:  # noqa: ARG002
         """Note it, and answer as after a wait."""
         self.announced.append((within_s, since_s))
         return report.StopAnswer(waited_ms=42, waited_for=("1 coordinator",), left=0, why="")
