@@ -16,7 +16,7 @@ import pytest
 
 from tests.bench.traffic import KINDS, PRIMARY, STANDBY, WORKER, Data, Kind, running, wait_for_all
 from tests.integration.support.agent_state import wait_until
-from tests.integration.support.citus_cluster import citus_version
+from tests.integration.support.citus_cluster import workers_have_metadata
 from tests.integration.support.cluster import at_once
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ CHOSEN = {
     STANDBY: ("SELECT one shard", "SELECT all shards", "SELECT all, new session"),
     WORKER: ("SELECT all shards", "INSERT"),
 }
-METADATA_ON_WORKERS = citus_version() >= (11,)
-MIXED = [kind for kind in KINDS if kind.name in CHOSEN[kind.side] and (kind.side != WORKER or METADATA_ON_WORKERS)]
+MIXED = [kind for kind in KINDS if kind.name in CHOSEN[kind.side]]
 FEW = [kind for kind in MIXED if kind.name in ("SELECT all shards", "INSERT", "two workers", "hot rows")]
 
 
@@ -233,7 +232,9 @@ def test_no_statement_fails(
     """A worker is switched over or restarted: nothing fails, nothing is lost, and the parameter is given back."""
     coordinator, standby = pair(cluster, "cn")
     other = "wk2" if group == "wk1" else "wk1"
-    asked = {PRIMARY: coordinator, STANDBY: standby, WORKER: pair(cluster, other)[0]}
+    asked = {PRIMARY: coordinator, STANDBY: standby}
+    if workers_have_metadata():
+        asked[WORKER] = pair(cluster, other)[0]
     before = len(windows(cluster, coordinator, group))
     with running(asked, cluster.site.port, data, kinds=MIXED) as clients:
         wait_for_all(clients)
@@ -266,7 +267,7 @@ def test_a_session_that_idles_in_a_transaction(cluster: CitusPatroniCluster, dat
     with pytest.raises(psycopg.Error):
         idle.execute(CHANGE)
     window = wait_for_window(cluster, coordinator, "wk1", after=before)
-    if citus_version() >= (11,):  # before, nothing tells whose a session on a worker is, so it is waited for
+    if workers_have_metadata():  # before that, nothing tells whose a session on a worker is, so it is waited for
         assert [f"process {idle.info.backend_pid} idles" in one for one in window["left"]] == [True]
     answered = cluster.agents[leader.name].wait_for_line("before-stop answered after", since=since)
     found = re.search(r"after (\d+) ms", answered)
@@ -329,7 +330,7 @@ def write_region(session: psycopg.Connection[Any], _data: Data) -> None:
 
 def test_the_coordinator_is_switched_over(cluster: CitusPatroniCluster, data: Data) -> None:
     """Statements of workers that need the coordinator wait; what it acknowledged before its stop is there."""
-    if not METADATA_ON_WORKERS:
+    if not workers_have_metadata():
         pytest.skip("before Citus 11 no worker has the metadata, or runs a statement that needs the coordinator")
     coordinator, _ = pair(cluster, "cn")
     worker, _ = pair(cluster, "wk1")

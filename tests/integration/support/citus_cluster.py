@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.integration.support.machine import Machine
 
-__all__ = ["DATABASE", "CitusCluster", "citus_version", "why_no_citus"]
+__all__ = ["DATABASE", "CitusCluster", "citus_version", "why_no_citus", "workers_have_metadata"]
 
 # A session that sets synchronous_commit to on waits for a standby that does not exist when it commits: after it has
 # prepared its transaction on the workers and written its own commit record, and before it has the workers commit.
@@ -61,6 +61,11 @@ def citus_version() -> tuple[int, ...]:
         server = site.primary("asked", "127.0.40.1")
         found = server.run_sql("SELECT default_version FROM pg_available_extensions WHERE name = 'citus'")
     return tuple(int(part) for part in found[0][0].split("-")[0].split(".")) if found else ()
+
+
+def workers_have_metadata() -> bool:
+    """Report whether workers have the metadata, and so the tables, of the coordinator: since Citus 11."""
+    return citus_version() >= (11,)
 
 
 def why_no_citus() -> str | None:
