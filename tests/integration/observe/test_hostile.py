@@ -144,7 +144,7 @@ def threads(agent: Agent) -> list[tuple[int, int]]:
     """Return the niceness and the CPU time (in ticks) of each of a process's threads."""
     found = []
     for task in Path(f"/proc/{agent.process.pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends before or while it is read
             fields = (task / "stat").read_text().rpartition(")")[2].split()
             found.append((int(fields[16]), int(fields[11]) + int(fields[12])))
     return found
