@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 NODES = "SELECT nodename FROM pg_dist_node ORDER BY groupid"
 SYNCED = "SELECT bool_and(metadatasynced OR NOT hasmetadata OR groupid = 0) FROM pg_dist_node"
-CACHED = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'citus_internal%'"
+CACHED = "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^citus(_internal.*)?$'"
 LOOP_S = 0.5
 NAMES = ["cn", "wk1", "wk2"]
 STANDBYS = {"wk1-2", "wk2-2"}
