@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from resolver_agent.routing.observation import Role
     from resolver_agent.routing.state import Target
 
+_AGAIN_S = 0.2
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pass:
@@ -41,7 +43,8 @@ class Pass:
 def look(config: Config, *, role: Role | None) -> Pass:
     """Return what a pass would do, for the local role or the one given, and change nothing.
 
-    A running agent with the same configuration is asked for its plan; otherwise every node is asked once.
+    A running agent with the same configuration is asked for its plan; otherwise every node is asked once, and again for
+    a moment where one answer does not tell the lag of a standby.
 
     Raises:
         HostsFileError: the hosts file cannot be read.
@@ -96,6 +99,13 @@ async def _look_alone(config: Config, role: Role | None, content: bytes) -> repo
             seen = observer.observations(role)
             decision = decide(at_once, seen, decision, boottime())
             await observer.ask_patroni(decision, within_s=config.timeout_s)
+        observer.refresh()
+        until = boottime() + config.max_age_s
+        while any(view.awaits_lag for view in decision.views.values()) and boottime() < until:
+            await observer.news_within(_AGAIN_S)
+            observer.changed.clear()
+            seen = observer.observations(role)
+            decision = decide(at_once, seen, decision, boottime())
         plan = report.plan(decision, seen.nodes, seen.local if config.has_local else None)
         return dataclasses.replace(plan, alerts=(*plan.alerts, *faults))
     finally:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 import yaml
 
@@ -65,6 +68,31 @@ def test_a_role_may_be_assumed(
         **{name: getattr(cluster[name], wanted).address for name in ("wk1", "wk2")},
     }
     assert ran.returncode == (1 if agent == "alone" or role == "standby" else 0)
+
+
+def test_a_lag_that_one_answer_does_not_tell(config: Path, cluster: dict[str, Group]) -> None:
+    """Nodes are asked again until it is known how far a standby is behind a primary that goes on writing."""
+    wk1, over = cluster["wk1"], threading.Event()
+    wk1.primary.run_sql("CREATE TABLE written (at timestamptz)")
+    wk1.standby.set(recovery_min_apply_delay="400ms")
+
+    def write() -> None:
+        with psycopg.connect(wk1.primary.conninfo, autocommit=True) as session:
+            while not over.wait(0.01):
+                session.execute("INSERT INTO written VALUES (now())")
+
+    config.write_text(config.read_text() + "max_lag_seconds: 30s\n")
+    with ThreadPoolExecutor(1) as threads:
+        writes = threads.submit(write)
+        try:
+            wk1.standby.wait_until("SELECT count(*) > 10 FROM written")
+            ran = run("once", "--dry-run", "--role", "standby", "-c", config)
+        finally:
+            over.set()
+            writes.result()
+            wk1.standby.set(recovery_min_apply_delay="0")
+            wk1.primary.run_sql("DROP TABLE written")
+    assert targets(ran.stdout)["wk1"] == wk1.standby.address, ran.stderr
 
 
 @pytest.mark.usefixtures("running")
