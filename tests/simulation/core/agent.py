@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from resolver_agent.routing.state import Target
     from tests.simulation.core.world import Group, Server, World
 
-OUTSIDE = b"127.0.0.1\tlocalhost\n"
+OUTSIDE, BELOW = b"127.0.0.1\tlocalhost\n", b"192.0.2.1\tprinter\n"
 _REFRESH_S = 1.9
 """An answer is renewed when it is so old: a server is asked every second, and one probe may be late."""
+_RENEWED_S = 2.0
+"""So long after a moment, a round knows an answer to a question that was asked after it."""
 _PRESSED_S = 1.0
 """So long a promotion waits for the first look of an agent that starts."""
 _INF = float("inf")
@@ -83,6 +85,7 @@ class Agent:
         if self.is_alive:
             return
         world, content = self.world, render(OUTSIDE, self.written)
+        world.judge.rendered(self, render(content + BELOW, self.written), OUTSIDE, BELOW)
         if self.damage is not None:
             content, self.damage = self.damage(content), None
             self.world.judge.forget(self)
@@ -325,6 +328,8 @@ class Agent:
             times.append(view.pending_until)
             if self.windows or view.memory.lost_at is not None:
                 times += queue.rechecks(view, self.windows.get(view.group.name))
+        # The answer that calls a stop off may be to the question after that moment.
+        times += [window.called_off_at + _RENEWED_S for window in self.windows.values()]
         for path in self.paths:
             state = self.local if path.is_local else self.nodes[path.server.node]
             seen = state.role_seen

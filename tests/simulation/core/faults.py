@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 _PATIENCE = 8
 _BLINK_S = 1.0
+MAX_LAG = 20 * WAL
+"""The limit of lag where there is one, in bytes: far more than a primary writes between two looks of an agent."""
+_CALLED_OFF_S = 10.0
+"""So long it takes at the most until everybody knows that a stop does not happen."""
+_LOOK_S, _LOOKS = 2.0, 4
+"""So often an agent looks at servers that do not change, and so many times at least at one that lags."""
 _STARTS = 0.3
 """The share of servers that are met while they start."""
 
@@ -383,15 +389,25 @@ def upgrade(world: World, fault: Fault) -> Steps:
 
 
 def fall_behind(world: World, fault: Fault) -> Steps:
-    """A standby falls behind its primary, and catches up again."""
-    standbys = _standbys(_group(world, fault))
+    """A standby falls behind its primary; it stays between the two thresholds for a while, and catches up."""
+    own = _agent(world, fault).host.group  # its name does not lead elsewhere, however far its standby is behind
+    groups = [group for group in world.groups if group is not own]
+    standbys = _standbys(groups[fault.host % len(groups)])
     server = standbys[fault.other % len(standbys)]
     if not server.may_lead:
         return
     world.tell(f"FAULT {server} falls behind")
-    server.lag = int((0.5 + world.chance() * 20.0) * WAL)
-    world.changed(server)
-    yield fault.lasts
+    run = server.run
+    for share in (0.1 + world.chance() * 3.0, 0.8 + world.chance() * 0.15):
+        if server.run != run or not server.may_lead:
+            break
+        server.lag = int(share * MAX_LAG)
+        world.changed(server)
+        for _ in range(_LOOKS + int(fault.lasts / _LOOK_S)):
+            yield _LOOK_S
+            for agent in world.agents:
+                if agent.config.groups[0].max_lag_bytes is not None:
+                    agent.wake()
     server.lag = 0
     world.changed(server)
 
@@ -473,7 +489,10 @@ def pause(world: World, fault: Fault) -> Steps:
 
 
 def call_off(world: World, fault: Fault) -> Steps:
-    """A promotion of an agent's server is announced, and does not happen."""
+    """A promotion of an agent's server is announced, or the stop of a primary, and does not happen."""
+    if fault.other % 4 > 1:
+        yield from _call_off_stop(world, fault)
+        return
     agent = _agent(world, fault)
     host = agent.host
     if host.group.is_busy or host.group.leader is host or host.state is not State.UP:
@@ -483,6 +502,18 @@ def call_off(world: World, fault: Fault) -> Steps:
     if host.receiver is not None:
         host.receiver += 10_000
         world.changed(host)
+
+
+def _call_off_stop(world: World, fault: Fault) -> Steps:
+    group = _group(world, fault)
+    leader = group.leader
+    if group.is_busy or leader is None or not leader.is_primary:
+        return
+    group.is_busy = True
+    world.tell(f"FAULT the stop of {leader} is called off")
+    yield from _announce_stop(world, leader)
+    yield _CALLED_OFF_S
+    group.is_busy = False
 
 
 def _without_comments(content: bytes) -> bytes:

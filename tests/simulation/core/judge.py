@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from resolver_agent.citus.preconditions import Evidence, blocker
 from resolver_agent.config.model import Fallback, Route
-from resolver_agent.routing.observation import ProbeFailure, Role
+from resolver_agent.routing.observation import ProbeFailure, Role, Stage
 from resolver_agent.routing.state import FENCE, AlertCode, TargetKind
-from tests.simulation.core.world import NOTHING, WAL
-from tests.simulation.judge import FOREIGN, UPGRADED, Told
+from tests.simulation.core.world import NOTHING, TIMEOUT_S, WAL
+from tests.simulation.judge import FOREIGN, Told
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from resolver_agent.config.model import Group as Named
     from resolver_agent.routing.decision import Decision
-    from resolver_agent.routing.observation import Observation, Observations
+    from resolver_agent.routing.observation import Observation, Observations, PatroniStatus, Pin
     from resolver_agent.routing.state import GroupState, Target
     from tests.simulation.core.agent import Agent
     from tests.simulation.core.world import Group, Path, Server, World
@@ -30,6 +30,16 @@ _RECOVERY = 0.2
 _TOLD_S = 0.1
 _FLAP_S = 1.0
 _HOOK_S = 0.15
+_EXPIRED_S = 1.1
+"""So long after silence was noticed, the answer before it counts no more; its question was asked before that."""
+_ASKED_S = 2.5
+"""Recovery counts answers to questions that were asked so long ago."""
+_LAGGED_S, _LAGGED = 4.0, 6 * WAL
+"""An agent knows of a lag that is so much beyond a limit for so long: between two looks the primary writes on."""
+_STILL_LAGGED = 0.75
+"""A standby that lagged still does with this share of the limit: half of it, and what is written between two looks."""
+_CALLED_OFF_S = 3.5
+"""So long after a stop must have happened, an agent has noticed that it has not."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -39,11 +49,18 @@ class _Known:
     states: list[Told]
     carried: dict[int, Role]
     remembered: frozenset[str | None] = frozenset()
-    is_edited: bool = False
-    """Whether another program has edited the block that it began with."""
     local: Told = dataclasses.field(default_factory=Told)
     told_at: list[float] = dataclasses.field(default_factory=list)
     unwritten: set[int] = dataclasses.field(default_factory=set)
+    statuses: dict[str, PatroniStatus] = dataclasses.field(default_factory=dict)
+    primary: dict[str, Server] = dataclasses.field(default_factory=dict)
+    """The last primary of each group that nobody disputed."""
+    accepted: dict[str, Server | None] = dataclasses.field(default_factory=dict)
+    """Those of them that answer now."""
+    strangers: dict[str, set[Server]] = dataclasses.field(default_factory=dict)
+    """The servers of each group that were of another cluster while one of its own answered."""
+    lagging: set[Server] = dataclasses.field(default_factory=set)
+    """Standbys that it must know to have lagged beyond the limit, and not to be below half of it again."""
     is_own: bool = False
     recognised: bool = False
     """Whether a decision was made while the node at the own address was seen as the local server."""
@@ -69,7 +86,9 @@ class Judge:
         self._by_name = {group.name: group for group in world.groups}
         self._known: dict[Agent, _Known] = {}
         self._carried: dict[Agent, dict[int, Role]] = {}
-        self._edited: set[Agent] = set()
+        self._clusters: dict[Agent, dict[str, int]] = {}
+        """The system identifier of each group, as the block has to remember it; none where that cannot be told."""
+        self._overtaken: dict[tuple[Agent, str], Pin] = {}
         self.broken: str | None = None
         self.moves = 0
 
@@ -85,10 +104,8 @@ class Judge:
         """Take in that an agent starts, with these targets in its block."""
         told = frozenset(address for target in remembered for address in (target.address, target.primary))
         states = [Told() for _ in self._world.servers]
-        edited = agent in self._edited
-        self._edited.discard(agent)
         carried = self._carried.get(agent, {})
-        self._known[agent] = _Known(states, carried, told, edited, told_at=[0.0] * len(states))
+        self._known[agent] = _Known(states, carried, told, told_at=[0.0] * len(states))
 
     def killed(self, agent: Agent) -> None:
         """Keep what the block of a killed agent has to remember: what it was told before its last write."""
@@ -101,7 +118,12 @@ class Judge:
     def forget(self, agent: Agent) -> None:
         """Take in that another program has edited the block."""
         self._carried[agent] = {}
-        self._edited.add(agent)
+        self._clusters[agent] = {}
+
+    def rendered(self, agent: Agent, content: bytes, above: bytes, below: bytes) -> None:
+        """R7: judge the lines around a block that is rendered once more."""
+        if not (content.startswith(above) and content.endswith(below)):
+            self._broken(f"R7: {agent} changes lines outside its block")
 
     def told(self, agent: Agent, path: Path, seen: Observation) -> None:
         """Take in that an answer has come."""
@@ -130,14 +152,95 @@ class Judge:
             return Role.PRIMARY
         if local.result is Role.PRIMARY or known.was_primary == local.identity.started_us:
             return Role.PRIMARY
-        if agent.claim is None:
+        claim = agent.claim
+        if claim is None:
             return None if self._world.with_patroni else Role.STANDBY
-        return None if agent.claim.leads else Role.STANDBY
+        if not claim.leads:
+            return Role.STANDBY
+        is_clear = claim.system_id == local.identity.system_id and self._world.now - claim.at < TIMEOUT_S
+        return Role.PRIMARY if is_clear else None
+
+    def _learn(self, agent: Agent, known: _Known) -> None:
+        """Take in what the answers since the last decision say of each group's database cluster and primary."""
+        clusters = self._clusters.setdefault(agent, {})
+        news = {self._world.servers[number].group for number in known.unwritten}
+        for group in self._world.groups:
+            status = agent.statuses.get(group.name, NOTHING)
+            if group in news or status is not known.statuses.get(group.name):
+                known.statuses[group.name] = status
+                self._learn_cluster(known, clusters, group, status)
+                self._learn_primary(known, clusters.get(group.name), group, status)
+        known.unwritten.clear()
+        limit = agent.config.groups[0].max_lag_bytes
+        if limit is not None:
+            for server in self._world.servers:
+                self._learn_lag(agent, known, server, limit)
+
+    def _learn_cluster(self, known: _Known, clusters: dict[str, int], group: Group, status: PatroniStatus) -> None:
+        """Another cluster takes a group over by Patroni's word, or when nobody is left with the old identifier.
+
+        Without that word a server that was foreign beside the group's own ones does not.
+        """
+        told = [known.states[server.number] for server in group.servers]
+        present = {one.system_id for one in told if isinstance(one.latest, Role)} - {None}
+        primaries = [one.system_id for one in told if one.latest is Role.PRIMARY]
+        agree = len(present) == 1 and all(isinstance(one.latest, Role) for one in told)
+        ours = clusters.get(group.name)
+        is_left = ours not in present and all(
+            one.failure is ProbeFailure.DEAD or one.system_id not in (None, ours) for one in told
+        )
+        strangers = known.strangers.setdefault(group.name, set())
+        answer = {one for one in group.servers if isinstance(known.states[one.number].latest, Role)}
+        own = {one for one in answer if known.states[one.number].system_id == ours}
+        if own:
+            strangers |= answer
+            strangers -= own
+        may_replace = is_left and not answer <= strangers
+        found = None
+        if status.system_id in present:
+            found = status.system_id
+        elif agree and (primaries if ours is None else may_replace):
+            found = next(iter(present))
+        elif ours is not None and may_replace and primaries and not self._world.with_patroni:
+            found = primaries[0]
+        if found is not None and found != ours:
+            clusters[group.name] = found
+            strangers.clear()
+
+    def _learn_primary(self, known: _Known, system_id: int | None, group: Group, status: PatroniStatus) -> None:
+        """One primary is that; of several it is the one with the leader lock."""
+        found = [
+            server
+            for server in group.servers
+            for told in [known.states[server.number]]
+            if told.latest is Role.PRIMARY and told.system_id == system_id
+        ]
+        leading = [server for server in found if server.node is status.leader and status.system_id == system_id]
+        accepted = leading or found
+        known.accepted[group.name] = accepted[0] if len(accepted) == 1 else None
+        if len(accepted) == 1:
+            known.primary[group.name] = accepted[0]
+
+    def _accepted(self, agent: Agent, group: Group) -> Server | None:
+        """Return the server that an agent must take for a group's primary, None where that cannot be told."""
+        known, now = self._known[agent], self._world.now
+        server = known.accepted.get(group.name)
+        if server is None or not self._sees(agent, server):
+            return None
+        status = known.statuses[group.name]
+        if status.leader is server.node and status.system_id == known.states[server.number].system_id:
+            return server
+        for one in group.servers:
+            told = known.states[one.number]
+            may_count = one is not server and told.last_role is Role.PRIMARY and not told.seen_dead
+            if may_count and now - told.latest_since < _EXPIRED_S + TIMEOUT_S:
+                return None
+        return server
 
     def decided(self, agent: Agent, before: Decision, decision: Decision, seen: Observations) -> None:
         """Judge a decision that is about to be written."""
         known = self._known[agent]
-        known.unwritten.clear()
+        self._learn(agent, known)
         known.recognised = known.recognised or known.is_own
         wish = self._wish(agent, known)
         same_wish = wish is not None and wish is known.wish
@@ -154,12 +257,14 @@ class Judge:
                     self._broken(f"R3: for {agent} its own name {name} is {address}")
                 continue
             wanted = agent.wanted(named.route, wish)
-            replaced = any(alert.code is AlertCode.REPLACED and alert.of == (name,) for alert in decision.alerts)
-            self._judge_place(agent, named, known, address, wanted, is_replaced=replaced)
-            if address == FENCE:
-                fenced = any(alert.code is AlertCode.FENCED and alert.of == (name,) for alert in decision.alerts)
-                if not fenced:
-                    self._broken(f"R8: for {agent} {name} is fenced, and there is no alert")
+            self._judge_place(agent, named, known, address, wanted)
+            self._judge_alert(agent, name, address, decision)
+            if wanted is Role.PRIMARY:
+                self._judge_primary(agent, named, address)
+            elif wanted is Role.STANDBY:
+                self._judge_reads(agent, named, address)
+            if agent.windows:
+                self._judge_window(agent, named, was, address)
             if address != was and wanted is not None and (same_wish or named.route is not Route.FOLLOW):
                 kind = state.target.kind if state.target is not None else None
                 self._judge_move(agent, named, _Move(was, address, kind), wanted)
@@ -177,7 +282,11 @@ class Judge:
         news, origin, moved_at = known.moves.get(name, (-1, None, 0.0))
         left = self._by_address.get(before or "")
         is_known = left is not None and self._knows(agent, left)  # it is no room, and its answer does not expire
-        if news == agent.news and origin == address and is_known and self._world.now - moved_at < _FLAP_S:
+        # With `fallback: all` the silence of another group moves it, too (S8).
+        kind = state.target.kind if state.target is not None else None
+        follows = agent.config.fallback is Fallback.ALL and kind is TargetKind.FALLBACK
+        soon = self._world.now - moved_at < _FLAP_S
+        if news == agent.news and origin == address and is_known and soon and not follows:
             self._broken(f"flaps: for {agent} {name} returns to {address}, and nothing was seen")
         known.moves[name] = (agent.news, before, self._world.now)
         if address is None:
@@ -186,9 +295,7 @@ class Judge:
     def _role(self, known: _Known, server: Server) -> Role | None:
         return known.states[server.number].last_role or known.carried.get(server.number)
 
-    def _judge_place(
-        self, agent: Agent, named: Named, known: _Known, address: str | None, wanted: Role | None, *, is_replaced: bool
-    ) -> None:
+    def _judge_place(self, agent: Agent, named: Named, known: _Known, address: str | None, wanted: Role | None) -> None:
         """Judge where a name is, however it came there: R2, A7, and the limits of lag."""
         server = self._by_address.get(address or "")
         if server is None:
@@ -198,15 +305,83 @@ class Judge:
             self._broken(f"R2: for {agent} {name} leads to {server}, which was last seen in recovery")
         if server.group is not self._group(named):
             self._broken(f"for {agent} {name} leads to {server}")
-        is_foreign = told.system_id is not None and told.system_id >= FOREIGN and not (known.is_edited or is_replaced)
-        if is_foreign and self._own_alive(known, server):
+        ours = self._clusters[agent].get(server.group.name)
+        if told.system_id is not None and told.system_id >= FOREIGN and ours not in (None, told.system_id):
             self._broken(f"A7: for {agent} {name} leads to {server}, a foreign server")
-        limit = named.max_lag_bytes
-        if limit is not None and wanted is Role.STANDBY and server.recovery and server.lag > 2 * limit + 4 * WAL:
-            leader = server.group.leader
-            seen = leader is not None and leader.is_primary and self._sees(agent, leader)
-            if seen and self._sees(agent, server):
-                self._broken(f"lag: for {agent} {name} leads to {server}, which is {server.lag} bytes behind")
+        by_hand = name in agent.pins or agent.pause is not None
+        if wanted is Role.STANDBY and server in known.lagging and not by_hand:
+            self._broken(f"lag: for {agent} {name} leads to {server}, which is {server.lag} bytes behind")
+
+    def _judge_alert(self, agent: Agent, name: str, address: str | None, decision: Decision) -> None:
+        if address == FENCE and not any(one.code is AlertCode.FENCED and one.of == (name,) for one in decision.alerts):
+            self._broken(f"R8: for {agent} {name} is fenced, and there is no alert")
+
+    def _learn_lag(self, agent: Agent, known: _Known, server: Server, limit: int) -> None:
+        """Tell whether an agent knows that a standby lags too much, or lagged so and is not below half of the limit."""
+        leader = server.group.leader
+        both_seen = leader is not None and all(
+            isinstance(known.states[one.number].latest, Role) for one in (leader, server)
+        )
+        if not both_seen or leader is None or not leader.is_primary or server.lag < _STILL_LAGGED * limit:
+            known.lagging.discard(server)
+        elif server.lag > limit + _LAGGED:
+            since = max(known.told_at[leader.number], known.told_at[server.number])
+            if self._world.now - since > _LAGGED_S and self._sees(agent, server) and self._sees(agent, leader):
+                known.lagging.add(server)
+
+    def _judge_primary(self, agent: Agent, named: Named, address: str | None) -> None:
+        """P1, P2 and M4: a name that wants the primary leads to the one that is seen, if nobody has pinned it."""
+        group, lasting = self._group(named), agent.pins.get(named.name)
+        seen = self._known[agent].accepted.get(group.name)
+        pinned = lasting is not None and lasting.address == address
+        if seen is None or (seen.node.host == address and lasting is None):
+            accepted = None
+        else:
+            accepted = self._accepted(agent, group)
+        if lasting is not None and lasting.wanted_role is Role.PRIMARY and self._world.now < lasting.until:
+            if accepted is not None and lasting.address != accepted.node.host:
+                self._overtaken[agent, named.name] = lasting
+            elif pinned and accepted is None and self._overtaken.get((agent, named.name)) is lasting:
+                self._broken(f"M4: for {agent} {named.name} is pinned to {address} again")
+        if accepted is None or accepted.node.host == address or agent.pause is not None or lasting is not None:
+            return
+        if named.name not in agent.windows or address in self._by_address or address == FENCE:
+            self._broken(f"P1: for {agent} {named.name} is {address}, and {accepted} is seen as the primary")
+
+    def _judge_reads(self, agent: Agent, named: Named, address: str | None) -> None:
+        """S1: a name that wants a standby is not fenced, nor on a dead server, beside a standby that is seen."""
+        known, group, server = self._known[agent], self._group(named), self._by_address.get(address or "")
+        is_dead = server is not None and known.states[server.number].seen_dead
+        by_hand = named.name in agent.pins or agent.pause is not None
+        if (
+            not (is_dead or address == FENCE)
+            or by_hand
+            or named.name in agent.windows
+            or named.max_lag_bytes is not None
+        ):
+            return
+        excluded = agent.statuses.get(group.name, NOTHING).excluded
+        for one in group.servers:
+            told = known.states[one.number]
+            is_own = told.system_id == self._clusters[agent].get(group.name)
+            if told.latest is Role.STANDBY and is_own and one.node not in excluded and self._sees(agent, one):
+                self._broken(f"S1: for {agent} {named.name} is {address}, and {one} is seen as a standby")
+
+    def _judge_window(self, agent: Agent, named: Named, was: str | None, address: str | None) -> None:
+        """Q1 and Q5: a name waits while its server stops as announced, and no longer when it does not."""
+        window = agent.windows.get(named.name)
+        if window is None or named.name in agent.pins or agent.pause is not None or window.stage is not Stage.ROOM:
+            return
+        server, now = self._by_address[window.address], self._world.now
+        seen = self._known[agent].states[server.number].role_seen
+        if seen is None or seen.identity != window.run or not self._sees(agent, server):
+            return
+        if address == window.address and now < min(window.called_off_at, window.until):
+            self._broken(f"Q1: for {agent} {named.name} leads to {server}, which stops as announced")
+        told_at = self._known[agent].told_at[server.number]  # it may have been cut off until then
+        is_late = now > max(window.called_off_at, told_at) + _CALLED_OFF_S
+        if is_late and was not in self._by_address and was != FENCE and seen.role is window.role:
+            self._broken(f"Q5: for {agent} {named.name} waits for {server}, which has not stopped")
 
     def _group(self, named: Named) -> Group:
         return self._by_name[named.name.partition("-")[0]]
@@ -220,10 +395,6 @@ class Judge:
     def _knows(self, agent: Agent, server: Server) -> bool:
         """Report whether an agent has known all there is to know of a server for a while."""
         return self._world.now - self._known[agent].told_at[server.number] >= _TOLD_S and self._sees(agent, server)
-
-    def _own_alive(self, known: _Known, foreign: Server) -> bool:
-        others = (known.states[one.number] for one in foreign.group.servers if one is not foreign)
-        return any((one.system_id or FOREIGN) < FOREIGN and not one.serves_no_reads for one in others)
 
     def _judge_move(self, agent: Agent, named: Named, move: _Move, wanted: Role) -> None:
         """R1: judge whether there was evidence for a move."""
@@ -248,12 +419,17 @@ class Judge:
                 self._broken(f"P3: for {agent} {named.name} leaves {source}, which leads and is seen")
 
     def _judge_fence(self, agent: Agent, name: str, source: Server, wanted: Role) -> None:
-        """R1: a server that is merely silent is held; a primary of another database cluster is not."""
+        """R1: a server that is merely silent is held, but not where another database cluster took its group's place.
+
+        A primary that was overtaken by another one is not held either: a pin may have led there.
+        """
         known, place = self._known[agent], source.group
         old = known.states[source.number]
+        if old.system_id != self._clusters[agent].get(place.name):
+            return
         primaries = sum(known.states[one.number].last_role is Role.PRIMARY for one in place.servers)
-        own = old.system_id == place.system_id and place.system_id < UPGRADED
-        if wanted is Role.PRIMARY and old.last_role is Role.PRIMARY and primaries == 1 and own:
+        was_last = old.last_role is Role.PRIMARY and known.primary.get(place.name) is source
+        if wanted is Role.PRIMARY and was_last and primaries == 1:
             self._broken(f"R1: for {agent} {name} is fenced although its primary was not seen in recovery")
         if wanted is Role.STANDBY and agent.config.fallback is Fallback.NONE and old.is_merely_silent:
             self._broken(f"R1: for {agent} {name} is fenced although its standby {source} is merely silent")
@@ -291,24 +467,38 @@ class Judge:
         claims = {group.name: agent.claim for group in agent.config.groups} if self._world.with_patroni else {}
         evidence = Evidence(
             now=now,
-            since=now - 2.5,
+            since=now - _ASKED_S,
             max_age_s=agent.config.max_age_s,
             local=seen.local,
             claims=claims,
-            written=True,
-            flushed=True,
+            written=self._world.events % 8 != 0,
+            flushed=self._world.events % 8 != 1,
         )
-        if blocker(agent.config, decision, evidence) is not None:
-            return
-        if known.local.last_role is not Role.PRIMARY or known.local.seen_dead:
-            self._broken(f"R6: recovery by {agent}, whose server was not just seen as a primary")
-        if self._world.with_patroni and (agent.claim is None or not agent.claim.leads):
-            self._broken(f"R6: recovery by {agent}, whose Patroni does not say that it leads")
         no_matter = {named.name for named in agent.config.groups if named.route is Route.STANDBY}
         no_matter.add(agent.host.group.name)
         lasting = {name for name, one in agent.pins.items() if now < one.until} - no_matter
-        if lasting or (agent.pause is not None and now < agent.pause.until):
+        by_hand = bool(lasting) or (agent.pause is not None and now < agent.pause.until)
+        if blocker(agent.config, decision, evidence) is not None:
+            unpinned = dataclasses.replace(decision, pins={})
+            if decision.pins and not by_hand and blocker(agent.config, unpinned, evidence) is None:
+                self._broken(f"R6: recovery by {agent} is held by the pin of a name that does not matter")
+            return
+        if not (evidence.written and evidence.flushed):
+            self._broken(f"R6: recovery by {agent} before a move is written and flushed")
+        own = known.states[agent.host.number]
+        if known.local.last_role is not Role.PRIMARY or known.local.seen_dead:
+            self._broken(f"R6: recovery by {agent}, whose server was not just seen as a primary")
+        if self._is_silent(known.local) or self._is_silent(own):
+            self._broken(f"R6: recovery by {agent}, whose server does not answer")
+        claim = agent.claim
+        if self._world.with_patroni and (claim is None or not claim.leads or now - claim.at > _ASKED_S):
+            self._broken(f"R6: recovery by {agent}, whose Patroni does not say that it leads")
+        if by_hand:
             self._broken(f"R6: recovery by {agent} while a name is pinned or all are paused")
+        self._judge_recovered(agent, decision, known)
+
+    def _judge_recovered(self, agent: Agent, decision: Decision, known: _Known) -> None:
+        """R6: judge the servers that recovery acts on."""
         for named in agent.config.groups:
             state = decision.groups[named.name]
             own = named.nodes[0] is agent.host.group.servers[0].node and named.route is Route.FOLLOW
@@ -318,9 +508,15 @@ class Judge:
             told = known.states[target.number] if target is not None else Told()
             if target is None or told.last_role is not Role.PRIMARY or told.failure is ProbeFailure.DEAD:
                 self._broken(f"R6: recovery by {agent} acts on {named.name}, not seen as a primary")
+            if self._is_silent(told):
+                self._broken(f"R6: recovery by {agent} acts on {named.name}, which does not answer")
             leader = agent.statuses.get(self._group(named).name, NOTHING).leader
             if target not in (None, agent.host) and leader not in (None, target.node if target else None):
                 self._broken(f"R6: recovery by {agent} acts on {target}, but {leader} leads")
+
+    def _is_silent(self, told: Told) -> bool:
+        """Report whether a server has not answered for so long that what it said before counts no more."""
+        return told.latest is ProbeFailure.UNREACHABLE and self._world.now - told.latest_since > _EXPIRED_S
 
     # --- the end
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Config, Fallback, Group, PatroniApi, Queue, Route
 from tests.simulation.core.agent import Agent
-from tests.simulation.core.faults import BY_NAME, plan
+from tests.simulation.core.faults import BY_NAME, MAX_LAG, plan
 from tests.simulation.core.judge import Judge
 from tests.simulation.core.world import State, World
 from tests.simulation.simulate import Result
@@ -80,7 +80,7 @@ def _begin(seed: int, chance: random.Random, *, is_told: bool) -> World:
     config = _config(
         tuple(names),
         chance.choice((Fallback.NONE, Fallback.NONE, Fallback.PRIMARY, Fallback.PRIMARY, Fallback.ALL)),
-        chance.choice((None, None, None, 2_000_000)),
+        chance.choice((None, None, None, MAX_LAG)),
         chance.choice((0.0, 15.0)),
         chance.choice((0.0, 0.0, 0.0, 10.0)),
         with_patroni=world.with_patroni,
