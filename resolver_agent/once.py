@@ -99,9 +99,9 @@ async def _look_alone(config: Config, role: Role | None, content: bytes) -> repo
             seen = observer.observations(role)
             decision = decide(at_once, seen, decision, boottime())
             await observer.ask_patroni(decision, within_s=config.timeout_s)
-        observer.refresh()
         until = boottime() + config.max_age_s
         while any(view.awaits_lag for view in decision.views.values()) and boottime() < until:
+            observer.refresh()
             await observer.news_within(_AGAIN_S)
             observer.changed.clear()
             seen = observer.observations(role)

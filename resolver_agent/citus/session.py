@@ -19,6 +19,8 @@ from resolver_agent.system.foreign import plain
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from typing_extensions import LiteralString
+
     from resolver_agent.config.model import Config
 
 _LEAST_S = 2.0
@@ -100,6 +102,15 @@ def databases(config: Config) -> Databases:
     )
 
 
+def holds(config: Config, database: str, query: LiteralString) -> bool | str:
+    """Return whether a query is true in a database of the local server, or why it could not be asked."""
+    try:
+        with connect(config, dbname=database, limit_s=config.timeout_s) as session:
+            return session.execute(query).fetchone() == (True,)
+    except psycopg.Error as error:
+        return words(error)
+
+
 def faults_of(connection: psycopg.Connection, functions: Sequence[str], *, privileges: bool = False) -> list[str]:
     """Return which functions of ``systemd/role.sql`` must not be called, each with the reason.
 
@@ -140,11 +151,7 @@ def _has_citus(config: Config, name: bytes) -> tuple[str, bool | str]:
     database = _shown(name)
     if database.encode() != name:
         return database, "its name is no printable UTF-8: rename it"
-    try:
-        with connect(config, dbname=database, limit_s=config.timeout_s) as session:
-            return database, session.execute(_HAS_CITUS).fetchone() == (True,)
-    except psycopg.Error as error:
-        return database, words(error)
+    return database, holds(config, database, _HAS_CITUS)
 
 
 @contextlib.contextmanager

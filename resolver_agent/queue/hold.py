@@ -98,21 +98,12 @@ def coordinated_databases(config: Config) -> session.Databases:
         psycopg.Error: the local server could not be asked.
     """
     found = session.databases(config)
-    asked = {database: _coordinates(config, database) for database in found.with_citus}
+    asked = {database: session.holds(config, database, _COORDINATES) for database in found.with_citus}
     return dataclasses.replace(
         found,
         with_citus=tuple(database for database, answer in asked.items() if answer is True),
         faults={**found.faults, **{name: answer for name, answer in asked.items() if isinstance(answer, str)}},
     )
-
-
-def _coordinates(config: Config, database: str) -> bool | str:
-    """Return whether the local server is a coordinator with workers in a database, or why it could not be asked."""
-    try:
-        with session.connect(config, dbname=database, limit_s=config.timeout_s) as connection:
-            return connection.execute(_COORDINATES).fetchone() == (True,)
-    except psycopg.Error as error:
-        return session.words(error)
 
 
 def hold(

@@ -43,9 +43,9 @@ class Message:
     """One message.
 
     ``node`` is the server that stops, as configured, and ``wait_s`` how long its hook waits at most; both are in LEAVES
-    alone. ``coordinator`` and ``later`` are in HELD: whether a coordinator's agent answers, and whether it
-    begins later: it has to finish with another stop first, or has just started. ``left`` is in CLEAR: how many
-    transactions were still under way when the time was up.
+    alone. ``coordinator`` and ``later`` are in HELD: whether a coordinator's agent answers, and whether it begins
+    later: it has to finish with another stop first, or has just started. ``left`` is in CLEAR: how many transactions
+    were still under way when the time was up.
     """
 
     kind: Kind
