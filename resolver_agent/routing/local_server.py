@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from resolver_agent.routing.observation import Role, nodes_at
+from resolver_agent.routing.observation import ProbeFailure, Role, nodes_at
 from resolver_agent.routing.state import Alert, AlertCode
 
 if TYPE_CHECKING:
@@ -99,10 +99,15 @@ class Announced:
     receiver_known: bool = True
 
     def after(self, local: NodeState) -> Announced:
-        """Return the same, with the WAL receiver filled in if it was not known (right after the agent's start)."""
-        if self.receiver_known or local.role_seen is None:
+        """Return the same, with the WAL receiver filled in if it was not known and the server has answered.
+
+        A server that was seen dead since has none of before: what it streams through later is a new connection.
+        """
+        latest = local.latest
+        if self.receiver_known or latest is None:
             return self
-        return Announced(since=self.since, receiver=local.role_seen.receiver)
+        has_ended = latest.result is ProbeFailure.DEAD and latest.at >= self.since
+        return Announced(since=self.since, receiver=latest.receiver) if latest.role or has_ended else self
 
     @property
     def alert(self) -> Alert:

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 ANNOUNCED = Announced(since=100.0, receiver=7)
 
 
+def failed(result: ProbeFailure, at: float) -> Observation:
+    """Return what a probe saw that learned no role."""
+    return Observation(result=result, at=at)
+
+
 def local(result: Role | ProbeFailure, at: float, receiver: int | None = None) -> NodeState:
     """Return the state of the local server after one probe."""
     return NodeState().after(Observation(result=result, at=at, receiver=receiver))
@@ -253,6 +258,19 @@ def test_the_receiver_of_before_is_the_first_one_seen() -> None:
     announced = announced.after(local(Role.STANDBY, 100.5, 3))
     assert announced == Announced(since=100.0, receiver=3)
     assert announced.after(local(Role.STANDBY, 100.6, 4)) == announced
+
+
+def test_a_server_that_died_since_has_no_receiver_of_before() -> None:
+    """An agent that could not ask its server until that was promoted, and then restarted as a standby, finds its end.
+
+    What was seen before the login was refused is no receiver of that moment, nor is what died before.
+    """
+    before = local(Role.STANDBY, 90.0, 3).after(failed(ProbeFailure.REJECTING, 99.0))
+    announced = Announced(since=100.0, receiver_known=False).after(before)
+    assert not announced.receiver_known
+    assert not announced.after(before.after(failed(ProbeFailure.DEAD, 99.5))).receiver_known
+    announced = announced.after(before.after(failed(ProbeFailure.DEAD, 101.0)))
+    assert how_it_ended(announced, local=local(Role.STANDBY, 103.0, 4), claim=None, primary_at=102.0) == STREAMS
 
 
 @pytest.mark.parametrize(
