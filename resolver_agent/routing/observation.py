@@ -86,8 +86,8 @@ class NodeState:
     A probe that could not ask (unreachable, rejecting) says nothing about the role, so it must not hide the last one
     that did. ``seen_dead`` reports that the server with this role was seen dead since. The role is kept all the same,
     because "was last seen in recovery" still counts after the server died (R2). ``failure`` is the last failure since
-    the role was seen, except for silence, which hides none. ``same_since`` is when this run of the server was first
-    seen.
+    the role was seen, except for silence, which hides none. ``same_since`` is when this run of the server first
+    answered: its question may have been asked before it started.
     """
 
     latest: Observation | None = None
@@ -100,7 +100,8 @@ class NodeState:
         """Return the state after one more observation."""
         if isinstance(observation.result, Role):
             same = self.role_seen is not None and self.role_seen.identity == observation.identity
-            since = self.same_since if same else observation.at
+            answered_at = observation.at if observation.answered_at is None else observation.answered_at
+            since = self.same_since if same else answered_at
             return NodeState(latest=observation, role_seen=observation, same_since=since)
         seen_dead = self.seen_dead or observation.result is ProbeFailure.DEAD
         silent = observation.result is ProbeFailure.UNREACHABLE

@@ -146,6 +146,14 @@ def test_own_name_through_the_local_servers_restart() -> None:
             assert agent.decide().address("cn") == CN2
 
 
+def test_own_name_where_the_answer_to_an_early_question_is_late() -> None:
+    """A question over the network may be asked before the restart, and the socket's answer come from before it."""
+    agent = own_agent().see_local(standby(), address=CN2).see({CN1: standby(), CN2: standby()}).decide()
+    agent.wait(0.1).see({CN2: dataclasses.replace(standby(started=1), answered_at=agent.now + 0.2)})
+    agent.wait(0.1).see_local(standby(), address=CN2)
+    assert agent.wait(0.1).decide().address("cn") == CN2
+
+
 def test_own_address_under_two_names() -> None:
     """Once recognised under one name, its address stays under the other name until that node is asked again."""
     agent = Agent(config(group("cn", CN1, CN2), group("cn2", CN1, CN2, port=6432)))
