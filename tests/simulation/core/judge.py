@@ -66,7 +66,7 @@ class _Known:
     """Whether a decision was made while the node at the own address was seen as the local server."""
     was_primary: int | None = None
     wish: Role | None = None
-    moves: dict[str, tuple[int, str | None, float]] = dataclasses.field(default_factory=dict)
+    moves: dict[str, tuple[int, str | None, float, bool]] = dataclasses.field(default_factory=dict)
 
 
 class _Move(NamedTuple):
@@ -148,10 +148,11 @@ class Judge:
         local = known.local.role_seen
         if local is None or local.identity is None:
             return None
-        if agent.announced is not None:
+        if agent.announced is not None or local.result is Role.PRIMARY:
             return Role.PRIMARY
-        if local.result is Role.PRIMARY or known.was_primary == local.identity.started_us:
-            return Role.PRIMARY
+        if known.was_primary == local.identity.started_us:
+            # Over the network it may have been seen as a primary and restarted since the last decision.
+            return Role.PRIMARY if known.is_own else None
         claim = agent.claim
         if claim is None:
             return None if self._world.with_patroni else Role.STANDBY
@@ -279,16 +280,16 @@ class Judge:
         self.moves += 1
         if self._world.story is not None:
             self._world.tell(f"{agent}: {name} → {address} ({state.reason.text})")
-        news, origin, moved_at = known.moves.get(name, (-1, None, 0.0))
+        news, origin, moved_at, followed = known.moves.get(name, (-1, None, 0.0, False))
         left = self._by_address.get(before or "")
         is_known = left is not None and self._knows(agent, left)  # it is no room, and its answer does not expire
-        # With `fallback: all` the silence of another group moves it, too (S8).
+        # With `fallback: all` the silence of another group moves it, too, and so does its end (S8).
         kind = state.target.kind if state.target is not None else None
         follows = agent.config.fallback is Fallback.ALL and kind is TargetKind.FALLBACK
         soon = self._world.now - moved_at < _FLAP_S
-        if news == agent.news and origin == address and is_known and soon and not follows:
+        if news == agent.news and origin == address and is_known and soon and not (follows or followed):
             self._broken(f"flaps: for {agent} {name} returns to {address}, and nothing was seen")
-        known.moves[name] = (agent.news, before, self._world.now)
+        known.moves[name] = (agent.news, before, self._world.now, follows)
         if address is None:
             self._broken(f"R1: for {agent} {name} is gone from the file")
 
