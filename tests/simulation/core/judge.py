@@ -202,7 +202,7 @@ class Judge:
             found = status.system_id
         elif agree and (primaries if ours is None else may_replace):
             found = next(iter(present))
-        elif ours is not None and may_replace and primaries and not self._world.with_patroni:
+        elif ours is not None and may_replace and primaries and len(present) == 1 and not self._world.with_patroni:
             found = primaries[0]
         if found is not None and found != ours:
             clusters[group.name] = found
@@ -470,6 +470,7 @@ class Judge:
             now=now,
             since=now - _ASKED_S,
             max_age_s=agent.config.max_age_s,
+            nodes=seen.nodes,
             local=seen.local,
             claims=claims,
             written=self._world.events % 8 != 0,
