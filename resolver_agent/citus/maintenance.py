@@ -340,6 +340,7 @@ class CitusMaintenance:
                 now=now,
                 since=-math.inf if since is None else since,
                 max_age_s=math.inf if since is None else observer.config.max_age_s,
+                nodes=observer.nodes,
                 local=observer.local,
                 claims=observer.claims,
                 written=written,

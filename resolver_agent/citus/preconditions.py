@@ -15,7 +15,9 @@ from resolver_agent.routing.observation import Role, nodes_at
 from resolver_agent.routing.state import Code, GroupState, TargetKind
 
 if TYPE_CHECKING:
-    from resolver_agent.config.model import Config, Group
+    from collections.abc import Mapping
+
+    from resolver_agent.config.model import Config, Group, Node
     from resolver_agent.routing.decision import Decision
     from resolver_agent.routing.observation import LockClaim, NodeState
 
@@ -28,13 +30,16 @@ class Evidence:
     """What the preconditions are checked against, besides the decision.
 
     An answer counts only if its question was asked at ``since`` or later, and no more than ``max_age_s`` seconds before
-    ``now``. ``claims`` are the local Patroni's answers about the leader lock, by name of the group. ``written`` reports
-    that the decision is on disk, ``flushed`` that Citus' cached connections were closed since.
+    ``now``. ``nodes`` and ``local`` are what is known of the servers now; an answer that the decision was not made from
+    counts only if it is the same but for its time. ``claims`` are the local Patroni's answers about the leader lock, by
+    name of the group. ``written`` reports that the decision is on disk, ``flushed`` that Citus' cached connections were
+    closed since.
     """
 
     now: float
     since: float
     max_age_s: float
+    nodes: Mapping[Node, NodeState]
     local: NodeState
     claims: dict[str, LockClaim | None]
     written: bool
@@ -88,12 +93,14 @@ def _own_blocker(group: Group, decision: Decision, evidence: Evidence) -> str | 
     primary = view.primary
     if primary.seen is None or primary.reason.code not in _CONFIRMED or primary.address != _state(decision, group).own:
         return f"the local PostgreSQL is not the accepted primary of {group.name} ({primary.reason.text})"
-    if not evidence.counts(primary.seen.at):
-        return f"the primary of {group.name} has not just been seen"
-    # A node that was a standby a moment ago may have been promoted since.
-    rival = next((node for node, seen in view.fresh.items() if seen.at < evidence.since), None)
-    if rival is not None:
-        return f"{rival.host} of {group.name} has not answered again yet"
+    for node, seen in view.fresh.items():
+        state = evidence.nodes.get(node)
+        again = state.role_seen if state is not None and state.change_key == view.states[node].change_key else None
+        if seen is primary.seen and (again is None or not evidence.counts(again.at)):
+            return f"the primary of {group.name} has not just been seen"
+        # A node that was a standby a moment ago may have been promoted since.
+        if again is None or again.at < evidence.since:
+            return f"{node.host} of {group.name} has not answered again yet"
     return None
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resolver_agent.routing.lag import extend_history
+from resolver_agent.routing.lag import extend_history, is_limited
 from resolver_agent.routing.observation import NodeState, Observation, Observations, PatroniStatus, ProbeFailure
 from resolver_agent.routing.primary import find_primary
 from resolver_agent.routing.queue import leaves_now, since_lost
@@ -41,7 +41,7 @@ def assess(
     thousand groups.
     """
     if view_before and _would_repeat(view_before, group, observations, before, now=now, max_age_s=max_age_s):
-        return view_before
+        return view_before if before == view_before.before else view_before._replace(before=before)
     memory = before.memory
     states = {node: observations.nodes.get(node, _NEVER_ASKED) for node in group.nodes}
     status = observations.patroni.get(group.name, _NO_STATUS)
@@ -106,7 +106,7 @@ def assess(
         primary=primary,
         fit=tuple(fit_from),
         healthy=frozenset([node for node, at in fit_from.items() if at <= now]),
-        own_seen=_find_own(states, observations),
+        own_node=_find_own(states, observations),
         split=bool(split),
         alerts=(*replaced, *doubts, *alerts, *split),
         # The alert that Patroni reports another identifier lasts for one round.
@@ -136,7 +136,7 @@ def _would_repeat(
         or observations.patroni.get(group.name, _NO_STATUS) is not view.status
     ):
         return False
-    times_matter = before.own is not None or group.max_lag_bytes is not None or group.max_lag_s is not None
+    times_matter = is_limited(group)
     nodes, fresh = observations.nodes, view.fresh
     for node, state in view.states.items():
         seen = nodes.get(node, _NEVER_ASKED)
@@ -144,7 +144,10 @@ def _would_repeat(
             return False
         if (_find_fresh(seen, now=now, max_age_s=max_age_s) is not None) is not (node in fresh):
             return False
-    return _find_own(view.states, observations) is view.own_seen and before == view.before
+    if _find_own(view.states, observations) is not view.own_node:
+        return False
+    # What this view has led to leads to it again; it was made from what was before that.
+    return before == view.before or (before.memory is view.memory and view.memory.system_id is not None)
 
 
 def _find_fresh(state: NodeState, *, now: float, max_age_s: float) -> Observation | None:
@@ -176,15 +179,15 @@ def _trusted_status(
     return _NO_STATUS, [Alert(AlertCode.PATRONI, text, of=(group.name,))]
 
 
-def _find_own(states: Mapping[Node, NodeState], observations: Observations) -> Observation | None:
-    """Return the observation of the node that is the local server, if one is."""
+def _find_own(states: Mapping[Node, NodeState], observations: Observations) -> Node | None:
+    """Return the node that is the local server, if one is."""
     local = observations.local.role_seen
     if local is None or local.identity is None:
         return None
-    for state in states.values():
+    for node, state in states.items():
         seen = state.role_seen
         if seen is not None and seen.identity == local.identity and is_usable(seen.address):
-            return seen
+            return node
     return None
 
 

@@ -124,7 +124,7 @@ def decide(config: Config, observations: Observations, previous: Decision, now: 
     role, primary_run, owns = None, None, {}
     if config.has_local:
         role, primary_run = local_role(views, observations, previous)
-        owns = own_addresses(views, observations.local, observations.local.fresh(now=now, max_age_s=max_age_s))
+        owns = own_addresses(views, observations, observations.local.fresh(now=now, max_age_s=max_age_s))
     wanted = observations.assumed or (Role.PRIMARY if observations.holds_lock else role)
     settled = _settled(views, owns, previous, (wanted, config.fallback), observations=observations)
     choices: dict[str, Choice] = {}

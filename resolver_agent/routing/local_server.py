@@ -40,11 +40,12 @@ def local_role(
     return Role.STANDBY, previous.primary_run
 
 
-def own_addresses(views: list[GroupView], local: NodeState, fresh: Observation | None) -> dict[str, str]:
+def own_addresses(views: list[GroupView], observations: Observations, fresh: Observation | None) -> dict[str, str]:
     """Return the local server's own address for each name of its own group, of any route.
 
     The local server stays recognised while it is down. That ends when it is recognised at another address, or when both
     it and the server at that address were asked, each after the other's last start, and are not the same server.
+    ``fresh`` is the local server's last answer, if it counts.
     """
     seen = {view.group.name: view.own_seen.address for view in views if view.own_seen and view.own_seen.address}
     addresses = set(seen.values())
@@ -52,7 +53,7 @@ def own_addresses(views: list[GroupView], local: NodeState, fresh: Observation |
         view.group.name: own
         for view in views
         if (own := view.before.own) is not None
-        and (own in addresses if addresses else not _is_another(view, own, local, fresh))
+        and (own in addresses if addresses else not _is_another(view, own, observations, fresh))
     }
     return remembered | seen
 
@@ -78,10 +79,13 @@ def rival_seen_at(config: Config, own: Mapping[str, Node], states: Mapping[Node,
     return max((one.at for one in seen if one is not None), default=None)
 
 
-def _is_another(view: GroupView, own: str, local: NodeState, fresh: Observation | None) -> bool:
+def _is_another(view: GroupView, own: str, observations: Observations, fresh: Observation | None) -> bool:
     """Report whether the server at ``own`` is another than the local one; every node, if none has that address."""
     return fresh is not None and all(
-        node in view.fresh and view.fresh[node].at >= local.same_since and fresh.at >= view.states[node].same_since
+        node in view.fresh
+        and (seen := (state := observations.nodes[node]).role_seen) is not None
+        and seen.at >= observations.local.same_since
+        and fresh.at >= state.same_since
         for node in nodes_at(own, view.group, view.states) or view.group.nodes
     )
 

@@ -46,9 +46,10 @@ class GroupView(NamedTuple):
     ``fresh`` has the observations that count, by node. ``fit`` are the nodes that may serve reads, in the configured
     order, and ``healthy`` those of them that have been fit for ``failback_delay``; ``pending_until`` is when the next
     one will be. ``split`` reports that there are several primaries. ``leader`` holds the leader lock, says Patroni.
-    ``leaving`` is the standby that stops as announced. ``before`` is the previous decision, ``memory`` what the next
-    one needs to know. ``foreign`` are the nodes that were
-    last seen as servers of another database cluster.
+    ``leaving`` is the standby that stops as announced. ``own_node`` is the one that is seen to be the local server.
+    ``before`` is the previous decision, ``memory`` what the next one needs to know. ``foreign`` are the nodes that were
+    last seen as servers of another database cluster. Where the lag has no limit, the same view serves for as long as
+    nothing but times and LSNs change: what depends on those must not read them here.
     """
 
     group: Group
@@ -62,7 +63,7 @@ class GroupView(NamedTuple):
     primary: Primary
     fit: tuple[Node, ...]
     healthy: frozenset[Node]
-    own_seen: Observation | None
+    own_node: Node | None
     split: bool
     alerts: tuple[Alert, ...]
     pending_until: float
@@ -77,6 +78,11 @@ class GroupView(NamedTuple):
     def own(self) -> str | None:
         """The local server's address in this group, if it was recognised before."""
         return self.before.own
+
+    @property
+    def own_seen(self) -> Observation | None:
+        """What was seen of the local server as a node of this group, if it was recognised as one."""
+        return self.states[self.own_node].role_seen if self.own_node is not None else None
 
     @property
     def unfit_words(self) -> str:

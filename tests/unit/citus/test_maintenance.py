@@ -13,7 +13,7 @@ from tests.unit.builders import Agent, config, group, primary, standby
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from resolver_agent.config.model import Config
+    from resolver_agent.config.model import Config, Node
 
 
 @dataclasses.dataclass
@@ -21,6 +21,7 @@ class Observer:
     """The part of the observer that the maintenance reads."""
 
     config: Config
+    nodes: dict[Node, NodeState]
     local: NodeState
     claims: dict[str, LockClaim | None] = dataclasses.field(default_factory=dict)
     max_age_s: float = 3.0
@@ -38,7 +39,7 @@ def test_recovery_is_overdue_where_nothing_can_be_flushed(tmp_path: Path) -> Non
     async def play() -> list[str]:
         changed = asyncio.Event()
         maintenance = CitusMaintenance(changed=changed, ask_again=lambda: None)
-        observer = Observer(settings, agent.local)
+        observer = Observer(settings, agent.states, agent.local)
         for at in (agent.now, agent.now + 182):
             changed.clear()
             for _ in range(2):

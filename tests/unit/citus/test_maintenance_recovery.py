@@ -167,7 +167,7 @@ def test_answers_from_before_a_block_do_not_count() -> None:
         setup.blocker = "wk1 is held"
         setup.wait(0.1).tick()
         setup.blocker = None
-        setup.wait(2).tick().wait(0.1).tick()
+        setup.wait(2).tick().wait(0.2).tick()
         await asyncio.wait_for(setup.changed.wait(), 10)
         assert len(setup.asked) == 2
         assert setup.since[-1] == setup.asked[-1] > setup.asked[0]

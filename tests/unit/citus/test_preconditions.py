@@ -35,6 +35,7 @@ def asked(agent: Agent, **changes: object) -> str | None:
         now=agent.now,
         since=agent.now,
         max_age_s=MAX_AGE_S,
+        nodes=agent.states,
         local=agent.local,
         claims={"cn": LockClaim(agent.now, leads=True)},
         written=True,
