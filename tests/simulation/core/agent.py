@@ -20,6 +20,7 @@ from resolver_agent.routing.observation import (
     PatroniStatus,
     Pause,
     Pin,
+    ProbeFailure,
     Role,
     Window,
     asked_all,
@@ -70,6 +71,8 @@ class Agent:
         self.claim: LockClaim | None = None
         self.windows: dict[str, Window] = {}
         self.announced: local_server.Announced | None = None
+        self.is_blind = False
+        """It could not ask its server when a promotion was announced, and has not seen it dead since."""
         self.decision = Decision(groups={})
         self.paths: list[Path] = []
         self.has_looked = False
@@ -145,6 +148,7 @@ class Agent:
         state = state.after(seen)
         if path.is_local:
             self.local = state
+            self.is_blind = self.is_blind and seen.result is not ProbeFailure.DEAD
         else:
             self.nodes[path.server.node] = state
         if changes == path.changes:
@@ -201,6 +205,7 @@ class Agent:
         if not self.is_alive:
             return
         self.announced = local_server.Announced(since=self.world.now, receiver_known=False).after(self.local)
+        self.is_blind = not self.announced.receiver_known
         self.news += 1
         self.world.tell(f"{self}: a promotion is announced")
         self.wake()

@@ -151,6 +151,8 @@ def _mend(world: World) -> None:
         world.lead(group, group.leader)
     for agent in world.agents:
         agent.dies, agent.pause = None, None
+        if agent.is_blind:  # nothing may tell it how the promotion ended: the operator does
+            agent.announced = None
         agent.pins.clear()
         agent.begin()
         agent.news += 1
