@@ -134,7 +134,7 @@ def remember_foreign(
     before = memory.foreign if system_id == memory.system_id or memory.system_id is None else frozenset()
     if not before and len(members) == len(fresh):
         return before
-    return (before | (fresh.keys() if members else frozenset())) - members.keys()
+    return before.union(fresh if members else ()).difference(members)
 
 
 def describe_foreign(seen: Observation, system_id: int | None) -> str:
