@@ -29,7 +29,8 @@ _RECOVERY = 0.2
 """In this share of the rounds on a primary it is asked whether recovery may run."""
 _TOLD_S = 0.1
 _FLAP_S = 1.0
-_HOOK_S = 0.15
+_HOOK_S = 0.16
+"""A round comes 0.152 s after the news at the latest, and the hook waits for it."""
 _EXPIRED_S = 1.1
 """So long after silence was noticed, the answer before it counts no more; its question was asked before that."""
 _ASKED_S = 2.5
