@@ -188,6 +188,17 @@ def test_a_standby_that_may_be_the_primary_by_now_forbids_it() -> None:
     assert asked(agent) is None
 
 
+def test_only_what_was_decided_on_counts() -> None:
+    """The same answers again count without another decision; answers that differ do not."""
+    agent = fit().wait(0.5)
+    agent.see({"10.0.0.1": primary(), "10.0.0.2": standby()}).see_local(primary(), address="10.0.0.1")
+    assert asked(agent) is None
+    agent.see({"10.0.0.2": primary(timeline=8)})
+    assert asked(agent) == "10.0.0.2 of cn has not answered again yet"
+    agent.see({"10.0.0.1": standby(started=1), "10.0.0.2": standby()})
+    assert asked(agent) == "the primary of cn has not just been seen"
+
+
 def test_the_leader_of_a_worker_is_no_blocker() -> None:
     """It may run where Patroni and SQL agree on a worker, and where Patroni has no status for it."""
     agent = fit()
