@@ -234,7 +234,7 @@ MUTATIONS = (
     Mutation(
         "recovery beside a server that has not answered again",
         "citus.preconditions",
-        "if rival is not None:",
+        "if again is None or again.at < evidence.since:",
         "if False:",
         2,
         (*_SLOW_BESIDE, (5, 0.1, "switchover", 0, 0)),
