@@ -221,7 +221,12 @@ class Judge:
         accepted = leading or found
         known.accepted[group.name] = accepted[0] if len(accepted) == 1 else None
         if len(accepted) == 1:
-            known.primary[group.name] = accepted[0]
+            # One that shuts down counts until it is seen dead, or in recovery.
+            others = [known.states[one.number] for one in group.servers if one is not accepted[0]]
+            if leading or not any(one.last_role is Role.PRIMARY and not one.seen_dead for one in others):
+                known.primary[group.name] = accepted[0]
+            else:
+                known.primary.pop(group.name, None)
 
     def _accepted(self, agent: Agent, group: Group) -> Server | None:
         """Return the server that an agent must take for a group's primary, None where that cannot be told."""
@@ -417,7 +422,8 @@ class Judge:
             self._judge_standby(agent, named, target, is_standby=move.kind is TargetKind.STANDBY)
         elif source is not None and source is not target:
             leads = place.leader is source and source.is_primary and self._knows(agent, source)
-            if leads and self._is_heard(agent, place):
+            was_accepted = known.primary.get(place.name) is source  # not merely pinned
+            if leads and was_accepted and self._is_heard(agent, place):
                 self._broken(f"P3: for {agent} {named.name} leaves {source}, which leads and is seen")
 
     def _judge_fence(self, agent: Agent, name: str, source: Server, wanted: Role) -> None:
@@ -433,7 +439,9 @@ class Judge:
         was_last = old.last_role is Role.PRIMARY and known.primary.get(place.name) is source
         if wanted is Role.PRIMARY and was_last and primaries == 1:
             self._broken(f"R1: for {agent} {name} is fenced although its primary was not seen in recovery")
-        if wanted is Role.STANDBY and agent.config.fallback is Fallback.NONE and old.is_merely_silent:
+        excluded = agent.statuses.get(name, NOTHING).excluded
+        silent = old.is_merely_silent and source.node not in excluded
+        if wanted is Role.STANDBY and agent.config.fallback is Fallback.NONE and silent:
             self._broken(f"R1: for {agent} {name} is fenced although its standby {source} is merely silent")
 
     def _judge_standby(self, agent: Agent, named: Named, target: Server, *, is_standby: bool) -> None:
