@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.routing.lag import extend_history, is_limited
 from resolver_agent.routing.observation import NodeState, Observation, Observations, PatroniStatus, ProbeFailure
-from resolver_agent.routing.primary import find_primary
+from resolver_agent.routing.primary import find_deposed, find_primary
 from resolver_agent.routing.queue import leaves_now, since_lost
 from resolver_agent.routing.standby import assess_fitness
 from resolver_agent.routing.state import Alert, AlertCode, GroupState, Memory, is_usable
@@ -58,8 +58,16 @@ def assess(
         foreign_words = {node: describe_foreign(seen, system_id) for node, seen in fresh.items() if node not in members}
     alerts = _node_alerts(group, states, foreign_words if system_id is not None else {})
     foreign = find_foreign(states, system_id)
+    deposed = find_deposed(memory.deposed, trusted, states=states, members=members)
     primary, split = find_primary(
-        group, before, trusted, states=states, members=members, foreign=foreign, foreign_words=foreign_words
+        group,
+        before,
+        trusted,
+        states=states,
+        members=members,
+        deposed=deposed,
+        foreign=foreign,
+        foreign_words=foreign_words,
     )
     met_beside = remember_foreign(memory, system_id, fresh=fresh, members=members)
     if memory.system_id is None and trusted.system_id is None and primary.seen is None:
@@ -94,6 +102,7 @@ def assess(
         memory=Memory(
             primary=primary.last,
             primary_demoted=primary.demoted,
+            deposed=deposed,
             system_id=system_id,
             replaced_id=replaced_id,
             foreign=met_beside,

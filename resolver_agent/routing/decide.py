@@ -90,14 +90,14 @@ def _sound(target: Target) -> Target:
 
 
 def confirm(decision: Decision) -> Decision:
-    """Return the same with all replaced system identifiers confirmed, as the operator does by a reload."""
+    """Return the same with all replaced system identifiers and deposed primaries confirmed: the operator reloads."""
     groups = {
         name: state
-        if state.memory.replaced_id is None
+        if state.memory.replaced_id is None and not state.memory.deposed
         else dataclasses.replace(
             state,
             target=state.target and dataclasses.replace(state.target, replaced_id=None),
-            memory=dataclasses.replace(state.memory, replaced_id=None),
+            memory=dataclasses.replace(state.memory, replaced_id=None, deposed=frozenset()),
         )
         for name, state in decision.groups.items()
     }

@@ -1,11 +1,13 @@
 """Which node of a group is its primary, and what a name that wants the primary resolves to: values in, values out.
 
-A node counts as a primary until it is seen dead or in recovery, or its observation expires.
+A node counts as a primary until it is seen dead or in recovery, or its observation expires. One that was seen beside
+the holder of the leader lock, on an older timeline, is deposed: what it writes is lost. It does not count when that
+holder is lost, until it is started anew, holds the lock itself, or the operator confirms it by a reload.
 
 === ======================================================================= ==================================
 row what is seen                                                            the name
 === ======================================================================= ==================================
-P1  one primary                                                             resolves to it
+P1  one primary, beside deposed ones if any                                 resolves to it
 P2  several primaries, and Patroni says which one holds the leader lock     resolves to that one
 P3  several primaries, and the last known one is among them                 resolves to the last known one
 P4  several primaries otherwise                                             is fenced
@@ -22,6 +24,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resolver_agent.routing.observation import (
+    Identity,
     NodeState,
     Observation,
     PatroniStatus,
@@ -45,33 +48,67 @@ def find_primary(
     *,
     states: Mapping[Node, NodeState],
     members: Mapping[Node, Observation],
+    deposed: frozenset[Identity],
     foreign: frozenset[Node],
     foreign_words: Mapping[Node, str],
 ) -> tuple[Primary, list[Alert]]:
     """Return the group's primary by rows P1 to P7, and an alert where there are several."""
-    primaries = _distinct([seen for seen in members.values() if seen.result is Role.PRIMARY], before.memory.primary)
+    claims = _distinct([seen for seen in members.values() if seen.result is Role.PRIMARY], before.memory.primary)
+    primaries = [seen for seen in claims if seen.identity not in deposed]
+    alerts, told = [], ""
+    if len(claims) > 1:
+        told = f"several primaries: {', '.join(str(seen.address) for seen in claims)}"
+        alerts = [Alert(AlertCode.PRIMARIES, f"{group.name}: {told}", of=(group.name,))]
+        leader = members.get(status.leader) if status.leader else None
+        if leader is not None and leader.result is Role.PRIMARY:
+            return _accepted(leader, Code.LEADER, f"holds the leader lock; {told}"), alerts  # P2
     if len(primaries) == 1:
-        return _accepted(primaries[0], Code.PRIMARY, f"primary, timeline {primaries[0].timeline}"), []  # P1
+        return _accepted(primaries[0], Code.PRIMARY, f"primary, timeline {primaries[0].timeline}"), alerts  # P1
     last_at = nodes_at(before.memory.primary, group, states)
     # The address may belong to a node that was removed since. Then all other nodes must have been seen in recovery.
     demoted = before.memory.primary is not None and (
         before.memory.primary_demoted or all(states[node].last_role is Role.STANDBY for node in last_at or group.nodes)
     )
     if primaries:
-        alert = Alert(AlertCode.PRIMARIES, f"{group.name}: several primaries: {_claims(primaries)}", of=(group.name,))
-        leader = members.get(status.leader) if status.leader else None
-        return _one_of(primaries, before, leader, demoted=demoted), [alert]  # P2, P3, P4
+        return _last_of(primaries, told, before, demoted=demoted), alerts  # P3, P4
     words = "; ".join(
-        foreign_words.get(node) or describe(node, state, members.get(node)) for node, state in states.items()
+        foreign_words.get(node)
+        or describe(node, state, members.get(node)) + (" of an older timeline" if members.get(node) in claims else "")
+        for node, state in states.items()
     )
     if before.memory.primary is None and not members:
         reason = Reason(Code.UNKNOWN, f"no primary known; {words}")
-        return Primary(None, reason, None, demoted=False), []  # P7
+        return Primary(None, reason, None, demoted=False), alerts  # P7
     if before.memory.primary is None or demoted or not foreign.isdisjoint(last_at):
         reason = Reason(Code.FENCED, f"no primary; {words}")
-        return Primary(FENCE, reason, before.memory.primary, demoted=demoted), []  # P6
+        return Primary(FENCE, reason, before.memory.primary, demoted=demoted), alerts  # P6
     reason = Reason(Code.HELD, f"held; no primary; {words}")
-    return Primary(before.memory.primary, reason, before.memory.primary, demoted=False), []  # P5
+    return Primary(before.memory.primary, reason, before.memory.primary, demoted=False), alerts  # P5
+
+
+def find_deposed(
+    before: frozenset[Identity],
+    status: PatroniStatus,
+    *,
+    states: Mapping[Node, NodeState],
+    members: Mapping[Node, Observation],
+) -> frozenset[Identity]:
+    """Return the runs of servers that were primaries beside the holder of the leader lock, on an older timeline.
+
+    Only a promotion begins a timeline, so Patroni's word from before the last one deposes nobody.
+    """
+    leader = members.get(status.leader) if status.leader is not None else None
+    newest = leader.timeline if leader is not None and leader.result is Role.PRIMARY else None
+    older = [seen for seen in members.values() if seen.result is Role.PRIMARY and _is_older(seen, newest)]
+    if not before and not older:
+        return before
+    found = before.union(seen.identity for seen in older if seen.identity is not None)
+    present = [state.role_seen.identity for state in states.values() if state.role_seen is not None]
+    return found.intersection(present).difference([leader.identity] if leader is not None else ())
+
+
+def _is_older(seen: Observation, timeline: int | None) -> bool:
+    return seen.timeline is not None and timeline is not None and seen.timeline < timeline
 
 
 def _distinct(primaries: list[Observation], last: str | None) -> list[Observation]:
@@ -82,20 +119,13 @@ def _distinct(primaries: list[Observation], last: str | None) -> list[Observatio
     return list((by_server | {seen.identity: seen for seen in primaries if seen.address == last}).values())[::-1]
 
 
-def _one_of(primaries: list[Observation], before: GroupState, leader: Observation | None, *, demoted: bool) -> Primary:
-    """Return the one of several primaries with Patroni's leader lock, otherwise the last known one, otherwise none."""
-    claims = _claims(primaries)
-    if leader is not None and leader.role is Role.PRIMARY:
-        return _accepted(leader, Code.LEADER, f"holds the leader lock; several primaries: {claims}")  # P2
+def _last_of(primaries: list[Observation], told: str, before: GroupState, *, demoted: bool) -> Primary:
+    """Return the last known one of several primaries, otherwise none."""
     last = next((seen for seen in primaries if seen.address == before.memory.primary), None)
     if last is not None:
-        return _accepted(last, Code.LAST_PRIMARY, f"last known primary; several primaries: {claims}")  # P3
-    reason = Reason(Code.FENCED, f"several primaries: {claims}, and nothing tells which is right")
+        return _accepted(last, Code.LAST_PRIMARY, f"last known primary; {told}")  # P3
+    reason = Reason(Code.FENCED, f"{told}, and nothing tells which is right")
     return Primary(FENCE, reason, before.memory.primary, demoted)  # P4
-
-
-def _claims(primaries: list[Observation]) -> str:
-    return ", ".join(str(seen.address) for seen in primaries)
 
 
 def _accepted(seen: Observation, code: Code, text: str) -> Primary:

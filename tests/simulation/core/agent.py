@@ -215,6 +215,7 @@ class Agent:
         """Read the configuration again, by which the operator confirms a new database cluster."""
         if self.is_alive:
             self.decision = confirm(self.decision)
+            self.world.judge.confirmed(self)
             self.news += 1
             self.wake()
 

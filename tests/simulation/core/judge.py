@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Group as Named
     from resolver_agent.routing.decision import Decision
-    from resolver_agent.routing.observation import Observation, Observations, PatroniStatus, Pin
+    from resolver_agent.routing.observation import Identity, Observation, Observations, PatroniStatus, Pin
     from resolver_agent.routing.state import GroupState, Target
     from tests.simulation.core.agent import Agent
     from tests.simulation.core.world import Group, Path, Server, World
@@ -58,6 +58,10 @@ class _Known:
     """The last primary of each group that nobody disputed."""
     accepted: dict[str, Server | None] = dataclasses.field(default_factory=dict)
     """Those of them that answer now."""
+    deposed: set[Identity | None] = dataclasses.field(default_factory=set)
+    """Runs of primaries that may have counted beside the holder of the leader lock, on an older timeline."""
+    surely_deposed: set[Identity | None] = dataclasses.field(default_factory=set)
+    """Those of them that answered then."""
     strangers: dict[str, set[Server]] = dataclasses.field(default_factory=dict)
     """The servers of each group that were of another cluster while one of its own answered."""
     lagging: set[Server] = dataclasses.field(default_factory=set)
@@ -218,7 +222,9 @@ class Judge:
             if told.latest is Role.PRIMARY and told.system_id == system_id
         ]
         leading = [server for server in found if server.node is status.leader and status.system_id == system_id]
-        accepted = leading or found
+        self._learn_deposed(known, group, leading)
+        runs = {server: known.states[server.number].role_seen for server in found}
+        accepted = leading or [one for one, seen in runs.items() if seen is None or seen.identity not in known.deposed]
         known.accepted[group.name] = accepted[0] if len(accepted) == 1 else None
         if len(accepted) == 1:
             # One that shuts down counts until it is seen dead, or in recovery.
@@ -227,6 +233,28 @@ class Judge:
                 known.primary[group.name] = accepted[0]
             else:
                 known.primary.pop(group.name, None)
+
+    def _learn_deposed(self, known: _Known, group: Group, leading: list[Server]) -> None:
+        """What is a primary on an older timeline beside the holder of the leader lock is no more to be followed."""
+        for leader in leading:
+            newest = known.states[leader.number].role_seen
+            for told in [known.states[server.number] for server in group.servers]:
+                seen = told.role_seen
+                if seen is None or newest is None or told.last_role is not Role.PRIMARY or told.seen_dead:
+                    continue
+                runs = {seen.identity} - {None}
+                if (seen.timeline or 0) < (newest.timeline or 0):
+                    known.deposed |= runs
+                    known.surely_deposed |= runs if told.latest is Role.PRIMARY else set()
+                elif told.latest is Role.PRIMARY:
+                    known.deposed -= runs
+                    known.surely_deposed -= runs
+
+    def confirmed(self, agent: Agent) -> None:
+        """Take in that the operator confirms what an agent sees."""
+        known = self._known[agent]
+        known.deposed.clear()
+        known.surely_deposed.clear()
 
     def _accepted(self, agent: Agent, group: Group) -> Server | None:
         """Return the server that an agent must take for a group's primary, None where that cannot be told."""
@@ -420,6 +448,8 @@ class Judge:
                 self._broken(f"R1: for {agent} {named.name} moves to {target}, of which nothing is known")
         elif wanted is Role.STANDBY:
             self._judge_standby(agent, named, target, is_standby=move.kind is TargetKind.STANDBY)
+        elif new.role_seen.identity in known.surely_deposed and known.statuses[place.name].leader is not target.node:
+            self._broken(f"P1: for {agent} {named.name} moves to {target}, a primary that was deposed")
         elif source is not None and source is not target:
             leads = place.leader is source and source.is_primary and self._knows(agent, source)
             was_accepted = known.primary.get(place.name) is source  # not merely pinned

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from resolver_agent.routing.decide import resume
+from resolver_agent.routing.decide import confirm, resume
 from resolver_agent.routing.observation import PatroniStatus, Role
 from resolver_agent.routing.state import FENCE, Code, Target
 from tests.unit.builders import (
@@ -42,7 +42,7 @@ from tests.unit.routing.builders import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from resolver_agent.config.model import Node
     from resolver_agent.routing.observation import Observation
@@ -255,6 +255,55 @@ def test_several_primaries(last: str, status: PatroniStatus, expected: str, why:
     assert agent.leads() == expected
     assert code(agent) is why
     assert "wk1:primaries" in agent.alerts
+
+
+def deposed_beside_the_leader() -> Agent:
+    """Return an agent that has seen A as the primary, and B promoted beside it with the leader lock, and dead since."""
+    agent = on_primary().see({A: primary(), B: standby()}).decide()
+    agent.patroni = {"wk1": PatroniStatus(leader=node(B))}
+    assert agent.see({A: primary(), B: primary(timeline=8)}).decide().address() == B
+    return agent.see({B: dead()}).decide()
+
+
+def test_a_deposed_primary_takes_no_name_back() -> None:
+    """What it writes is lost, so it is not the one primary when the one with the leader lock dies before it does."""
+    agent = deposed_beside_the_leader()
+    words = f"{A} is primary of an older timeline; {B} {REFUSED}, last seen as primary"
+    assert agent.leads() == f"wk1 → {B} (held; no primary; {words})"
+    assert agent.wait(1).see({A: primary()}).decide().address() == B
+    assert agent.see({B: standby(started=1)}).decide().address() == FENCE
+    assert agent.see({B: primary(timeline=9, started=1)}).decide().address() == B
+
+
+def restarted(agent: Agent) -> None:
+    """Start the deposed primary anew, as a primary."""
+    agent.see({A: primary(started=1)})
+
+
+def has_the_lock(agent: Agent) -> None:
+    """Give it the leader lock."""
+    agent.patroni = {"wk1": PatroniStatus(leader=node(A))}
+
+
+def confirmed(agent: Agent) -> None:
+    """Reload the configuration."""
+    agent.decision = confirm(agent.decision)
+
+
+@pytest.mark.parametrize("change", [restarted, has_the_lock, confirmed])
+def test_a_deposed_primary_is_one_again(change: Callable[[Agent], None]) -> None:
+    """Another run may be right, and so is what Patroni or the operator says."""
+    agent = deposed_beside_the_leader()
+    change(agent)
+    assert agent.decide().leads() == f"wk1 → {A} (primary, timeline 7)"
+
+
+def test_an_old_word_deposes_nobody() -> None:
+    """The new primary takes over at once when the old one dies, also where Patroni's word is from before it."""
+    agent = on_primary().see({A: primary(), B: standby()})
+    agent.patroni = {"wk1": PatroniStatus(leader=node(A))}
+    assert agent.decide().see({B: primary(timeline=8)}).decide().address() == A
+    assert agent.see({A: dead()}).decide().leads() == f"wk1 → {B} (primary, timeline 8)"
 
 
 def test_one_primary_needs_no_word() -> None:
