@@ -314,9 +314,9 @@ MUTATIONS = (
     Mutation(
         "one of several primaries is taken",
         "routing.primary",
-        "return _one_of(primaries, before, leader, demoted=demoted), [alert]",
-        'return _accepted(primaries[-1], Code.PRIMARY, "one of them"), [alert]',
-        54,
+        "return _last_of(primaries, told, before, demoted=demoted), alerts",
+        'return _accepted(primaries[-1], Code.PRIMARY, "one of them"), alerts',
+        65,
     ),
     # standbys
     Mutation(
@@ -652,6 +652,20 @@ An announced promotion makes names lead to primaries; so does the leader lock, w
 
 OF_CORE = (
     Mutation(
+        "a deposed primary takes names back",
+        "routing.primary",
+        "primaries = [seen for seen in claims if seen.identity not in deposed]",
+        "primaries = claims",
+        0,
+    ),
+    Mutation(
+        "Patroni's old word deposes a primary",
+        "routing.primary",
+        "return seen.timeline is not None and timeline is not None and seen.timeline < timeline",
+        "return timeline is not None",
+        0,
+    ),
+    Mutation(
         "the block forgets that a primary was demoted",
         "routing.decide",
         "primary_demoted=target.primary_demoted,",
@@ -691,6 +705,8 @@ OF_CORE = (
 """Defects that are hunted in the small worlds alone."""
 
 CORE: dict[str, int] = {
+    "a deposed primary takes names back": 42,
+    "Patroni's old word deposes a primary": 3,
     "silence counts as death": 0,
     "a silent standby is fenced": 0,
     "a silent primary is fenced": 0,
