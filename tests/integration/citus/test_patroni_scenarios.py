@@ -215,6 +215,19 @@ def test_sessions_leave_a_deposed_worker(cluster: CitusPatroniCluster) -> None:
     session.execute(CHARGE)
 
 
+def test_a_deposed_worker_takes_no_name_back(cluster: CitusPatroniCluster) -> None:
+    """Its Patroni hangs, and it is the only primary once its successor has lost its power: what it takes is lost."""
+    cn1, (deposed, successor) = cluster.machines["cn-1"], cluster.groups["wk1"]
+    cluster.pause_patroni(deposed)
+    cluster.expire_lock("wk1")
+    cluster.wait_for_primary(successor)
+    wait_for_status(cluster, cn1, lambda status: "holds the leader lock; several primaries" in str(status))
+    successor.kill()
+    wait_for_status(cluster, cn1, lambda status: "is primary of an older timeline" in str(status))
+    assert not deposed.server.is_in_recovery
+    cn1.wait_for_names({"wk1": successor.address})
+
+
 def test_a_deposed_coordinator_rolls_nothing_back(cluster: CitusPatroniCluster) -> None:
     """While its Patroni hangs it is still a primary, but its agent lets it resolve no transaction of its successor."""
     cn1, cn2 = cluster.groups["cn"]
