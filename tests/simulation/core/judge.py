@@ -93,6 +93,8 @@ class Judge:
         self._carried: dict[Agent, dict[int, Role]] = {}
         self._clusters: dict[Agent, dict[str, int]] = {}
         """The system identifier of each group, as the block has to remember it; none where that cannot be told."""
+        self._replaced: dict[Agent, set[str]] = {}
+        """The groups of another identifier than before that nobody has confirmed: it may give way to the old one."""
         self._overtaken: dict[tuple[Agent, str], Pin] = {}
         self.broken: str | None = None
         self.moves = 0
@@ -124,6 +126,7 @@ class Judge:
         """Take in that another program has edited the block."""
         self._carried[agent] = {}
         self._clusters[agent] = {}
+        self._replaced.pop(agent, None)
 
     def rendered(self, agent: Agent, content: bytes, above: bytes, below: bytes) -> None:
         """R7: judge the lines around a block that is rendered once more."""
@@ -174,7 +177,10 @@ class Judge:
             status = agent.statuses.get(group.name, NOTHING)
             if group in news or status is not known.statuses.get(group.name):
                 known.statuses[group.name] = status
+                before = clusters.get(group.name)
                 self._learn_cluster(known, clusters, group, status)
+                if before not in (None, clusters.get(group.name)):
+                    self._replaced.setdefault(agent, set()).add(group.name)
                 self._learn_primary(known, clusters.get(group.name), group, status)
         known.unwritten.clear()
         limit = agent.config.groups[0].max_lag_bytes
@@ -253,6 +259,7 @@ class Judge:
     def confirmed(self, agent: Agent) -> None:
         """Take in that the operator confirms what an agent sees."""
         known = self._known[agent]
+        self._replaced.pop(agent, None)
         known.deposed.clear()
         known.surely_deposed.clear()
 
@@ -463,7 +470,7 @@ class Judge:
         """
         known, place = self._known[agent], source.group
         old = known.states[source.number]
-        if old.system_id != self._clusters[agent].get(place.name):
+        if old.system_id != self._clusters[agent].get(place.name) or place.name in self._replaced.get(agent, ()):
             return
         primaries = sum(known.states[one.number].last_role is Role.PRIMARY for one in place.servers)
         was_last = old.last_role is Role.PRIMARY and known.primary.get(place.name) is source
