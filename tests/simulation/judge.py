@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Config
     from resolver_agent.config.model import Group as ConfiguredGroup
     from resolver_agent.patroni.membership import Answer
-    from resolver_agent.routing.observation import Observation
+    from resolver_agent.routing.observation import Identity, Observation
     from tests.simulation.process import Process
     from tests.simulation.world import Group, Host, World
 
@@ -91,9 +91,19 @@ class Told:
         return seen.result if seen is not None and isinstance(seen.result, Role) else None
 
     @property
+    def may_be_primary(self) -> bool:
+        """Whether it was last seen as a primary, and not dead since."""
+        return self.last_role is Role.PRIMARY and not self.seen_dead
+
+    @property
+    def identity(self) -> Identity | None:
+        """The run of it that was last seen."""
+        return self.role_seen.identity if self.role_seen is not None else None
+
+    @property
     def system_id(self) -> int | None:
         """Its system identifier, as last seen."""
-        identity = self.role_seen.identity if self.role_seen is not None else None
+        identity = self.identity
         return identity.system_id if identity is not None else None
 
     @property

@@ -228,33 +228,38 @@ class Judge:
             if told.latest is Role.PRIMARY and told.system_id == system_id
         ]
         leading = [server for server in found if server.node is status.leader and status.system_id == system_id]
-        self._learn_deposed(known, group, leading)
-        runs = {server: known.states[server.number].role_seen for server in found}
-        accepted = leading or [one for one, seen in runs.items() if seen is None or seen.identity not in known.deposed]
+        self._learn_deposed(known, group, status)
+        accepted = leading or [one for one in found if known.states[one.number].identity not in known.deposed]
         known.accepted[group.name] = accepted[0] if len(accepted) == 1 else None
         if len(accepted) == 1:
             # One that shuts down counts until it is seen dead, or in recovery.
             others = [known.states[one.number] for one in group.servers if one is not accepted[0]]
-            if leading or not any(one.last_role is Role.PRIMARY and not one.seen_dead for one in others):
+            if leading or not any(one.may_be_primary for one in others):
                 known.primary[group.name] = accepted[0]
             else:
                 known.primary.pop(group.name, None)
 
-    def _learn_deposed(self, known: _Known, group: Group, leading: list[Server]) -> None:
-        """What is a primary on an older timeline beside the holder of the leader lock is no more to be followed."""
-        for leader in leading:
-            newest = known.states[leader.number].role_seen
-            for told in [known.states[server.number] for server in group.servers]:
-                seen = told.role_seen
-                if seen is None or newest is None or told.last_role is not Role.PRIMARY or told.seen_dead:
-                    continue
-                runs = {seen.identity} - {None}
-                if (seen.timeline or 0) < (newest.timeline or 0):
-                    known.deposed |= runs
-                    known.surely_deposed |= runs if told.latest is Role.PRIMARY else set()
-                elif told.latest is Role.PRIMARY:
-                    known.deposed -= runs
-                    known.surely_deposed -= runs
+    def _learn_deposed(self, known: _Known, group: Group, status: PatroniStatus) -> None:
+        """What is a primary on an older timeline beside the holder of the leader lock is no more to be followed.
+
+        A silent one may count for a while, the holder too; surely one is deposed only while both answer.
+        """
+        told = {server.node: known.states[server.number] for server in group.servers}
+        leader = told.get(status.leader) if status.leader is not None else None
+        if leader is None or not leader.may_be_primary or leader.system_id != status.system_id:
+            return
+        timeline = leader.role_seen.timeline if leader.role_seen is not None else None
+        for one in told.values():
+            seen = one.role_seen
+            if seen is None or not one.may_be_primary:
+                continue
+            if (seen.timeline or 0) < (timeline or 0):
+                known.deposed.add(seen.identity)
+                if one.latest is leader.latest is Role.PRIMARY:
+                    known.surely_deposed.add(seen.identity)
+            elif one.latest is Role.PRIMARY:
+                known.deposed.discard(seen.identity)
+                known.surely_deposed.discard(seen.identity)
 
     def confirmed(self, agent: Agent) -> None:
         """Take in that the operator confirms what an agent sees."""
@@ -274,7 +279,7 @@ class Judge:
             return server
         for one in group.servers:
             told = known.states[one.number]
-            may_count = one is not server and told.last_role is Role.PRIMARY and not told.seen_dead
+            may_count = one is not server and told.may_be_primary
             if may_count and now - told.latest_since < _EXPIRED_S + TIMEOUT_S:
                 return None
         return server
@@ -455,7 +460,7 @@ class Judge:
                 self._broken(f"R1: for {agent} {named.name} moves to {target}, of which nothing is known")
         elif wanted is Role.STANDBY:
             self._judge_standby(agent, named, target, is_standby=move.kind is TargetKind.STANDBY)
-        elif new.role_seen.identity in known.surely_deposed and known.statuses[place.name].leader is not target.node:
+        elif new.identity in known.surely_deposed and known.statuses[place.name].leader is not target.node:
             self._broken(f"P1: for {agent} {named.name} moves to {target}, a primary that was deposed")
         elif source is not None and source is not target:
             leads = place.leader is source and source.is_primary and self._knows(agent, source)
