@@ -40,8 +40,8 @@ def assess(
     Where it would come out the same, the previous view is returned: at any moment that is so for nearly all of a
     thousand groups.
     """
-    if view_before and _would_repeat(view_before, group, observations, before, now=now, max_age_s=max_age_s):
-        return view_before if before == view_before.before else view_before._replace(before=before)
+    if view_before and (again := _repeated(view_before, group, observations, before, now=now, max_age_s=max_age_s)):
+        return again
     memory = before.memory
     states = {node: observations.nodes.get(node, _NEVER_ASKED) for node in group.nodes}
     status = observations.patroni.get(group.name, _NO_STATUS)
@@ -58,11 +58,12 @@ def assess(
         foreign_words = {node: describe_foreign(seen, system_id) for node, seen in fresh.items() if node not in members}
     alerts = _node_alerts(group, states, foreign_words if system_id is not None else {})
     foreign = find_foreign(states, system_id)
-    deposed = find_deposed(memory.deposed, trusted, states=states, members=members)
+    leader = members.get(trusted.leader) if trusted.leader is not None else None
+    deposed = find_deposed(memory.deposed, leader, states=states, members=members)
     primary, split = find_primary(
         group,
         before,
-        trusted,
+        leader,
         states=states,
         members=members,
         deposed=deposed,
@@ -124,7 +125,7 @@ def assess(
     )
 
 
-def _would_repeat(
+def _repeated(
     view: GroupView,
     group: Group,
     observations: Observations,
@@ -132,8 +133,8 @@ def _would_repeat(
     *,
     now: float,
     max_age_s: float,
-) -> bool:
-    """Report whether a new view would differ only in times and LSNs, and nothing depends on those.
+) -> GroupView | None:
+    """Return the view once more where a new one would differ only in times and LSNs, and nothing depends on those.
 
     Whether an announced stop is called off depends on when its server was last asked.
     """
@@ -144,19 +145,21 @@ def _would_repeat(
         or view.leaving is not None
         or observations.patroni.get(group.name, _NO_STATUS) is not view.status
     ):
-        return False
+        return None
     times_matter = is_limited(group)
     nodes, fresh = observations.nodes, view.fresh
     for node, state in view.states.items():
         seen = nodes.get(node, _NEVER_ASKED)
         if state is not seen and (times_matter or state.change_key != seen.change_key):
-            return False
+            return None
         if (_find_fresh(seen, now=now, max_age_s=max_age_s) is not None) is not (node in fresh):
-            return False
+            return None
     if _find_own(view.states, observations) is not view.own_node:
-        return False
+        return None
+    if before == view.before:
+        return view
     # What this view has led to leads to it again; it was made from what was before that.
-    return before == view.before or (before.memory is view.memory and view.memory.system_id is not None)
+    return view._replace(before=before) if before.memory is view.memory and view.memory.system_id is not None else None
 
 
 def _find_fresh(state: NodeState, *, now: float, max_age_s: float) -> Observation | None:

@@ -27,7 +27,6 @@ from resolver_agent.routing.observation import (
     Identity,
     NodeState,
     Observation,
-    PatroniStatus,
     Role,
     describe,
     nodes_at,
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 def find_primary(
     group: Group,
     before: GroupState,
-    status: PatroniStatus,
+    leader: Observation | None,
     *,
     states: Mapping[Node, NodeState],
     members: Mapping[Node, Observation],
@@ -52,14 +51,16 @@ def find_primary(
     foreign: frozenset[Node],
     foreign_words: Mapping[Node, str],
 ) -> tuple[Primary, list[Alert]]:
-    """Return the group's primary by rows P1 to P7, and an alert where there are several."""
+    """Return the group's primary by rows P1 to P7, and an alert where there are several.
+
+    ``leader`` is what was seen of the holder of the leader lock, if that counts.
+    """
     claims = _distinct([seen for seen in members.values() if seen.result is Role.PRIMARY], before.memory.primary)
     primaries = [seen for seen in claims if seen.identity not in deposed]
     alerts, told = [], ""
     if len(claims) > 1:
         told = f"several primaries: {', '.join(str(seen.address) for seen in claims)}"
         alerts = [Alert(AlertCode.PRIMARIES, f"{group.name}: {told}", of=(group.name,))]
-        leader = members.get(status.leader) if status.leader else None
         if leader is not None and leader.result is Role.PRIMARY:
             return _accepted(leader, Code.LEADER, f"holds the leader lock; {told}"), alerts  # P2
     if len(primaries) == 1:
@@ -88,7 +89,7 @@ def find_primary(
 
 def find_deposed(
     before: frozenset[Identity],
-    status: PatroniStatus,
+    leader: Observation | None,
     *,
     states: Mapping[Node, NodeState],
     members: Mapping[Node, Observation],
@@ -97,7 +98,6 @@ def find_deposed(
 
     Only a promotion begins a timeline, so Patroni's word from before the last one deposes nobody.
     """
-    leader = members.get(status.leader) if status.leader is not None else None
     newest = leader.timeline if leader is not None and leader.result is Role.PRIMARY else None
     older = [seen for seen in members.values() if seen.result is Role.PRIMARY and _is_older(seen, newest)]
     if not before and not older:

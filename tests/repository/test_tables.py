@@ -52,7 +52,7 @@ def test_every_return_has_its_row(module: str, table: str) -> None:
     """In what chooses, no return is without the number of its row."""
     text = (TOP / f"resolver_agent/routing/{module}.py").read_text(encoding="utf-8")
     choosing = re.findall(
-        r"^def (?:find_primary|_one_of|choose_\w+|primary_address)\(.*?(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL
+        r"^def (?:find_primary|_last_of|choose_\w+|primary_address)\(.*?(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL
     )
     returns = [line for body in choosing for line in body.splitlines() if line.strip().startswith("return ")]
     assert len(returns) > 4

@@ -305,8 +305,8 @@ MUTATIONS = (
     ),
     Mutation(
         "the leader lock does not count",
-        "routing.primary",
-        "leader = members.get(status.leader) if status.leader else None",
+        "routing.assess",
+        "leader = members.get(trusted.leader) if trusted.leader is not None else None",
         "leader = None",
         1,
         ((5.0, 90.0, "hang_patroni", 2, 0),),
