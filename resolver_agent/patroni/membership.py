@@ -25,9 +25,10 @@ MOST_MEMBERS = 100
 _MOST_ALERTS = 10
 """How many ignored members of a group have an alert of their own: a list that changes all the time fills no log."""
 
-_SERVES = frozenset(("running", "streaming"))
+_SERVES = frozenset(("running", "streaming", "starting"))
 """The states of a member that may serve reads. ``GET /cluster`` gives its replication state (streaming, in archive
-recovery) or, without one, what Patroni did with the server last (running, starting, stopped, creating replica, …)."""
+recovery) or, without one, what Patroni did with the server last (running, starting, stopped, creating replica, …). A
+server that answers has started, but Patroni lists it as starting until its next round, ``loop_wait`` (10 s) later."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,7 +94,7 @@ def test_without_agreement_no_claim_counts() -> None:
 @pytest.mark.parametrize(
     ("member", "exclusion"),
     [
-        *(pytest.param(Member(node(B), state), "", id=state) for state in ("running", "streaming")),
+        *(pytest.param(Member(node(B), state), "", id=state) for state in ("running", "streaming", "starting")),
         *(
             pytest.param(Member(node(B), state), f"{B} is {state}, says Patroni", id=state)
             for state in (
@@ -104,7 +104,6 @@ def test_without_agreement_no_claim_counts() -> None:
                 "running custom bootstrap script",
                 "custom bootstrap failed",
                 "creating replica",
-                "starting",
                 "starting after custom bootstrap",
                 "start failed",
                 "restarting",
@@ -122,7 +121,7 @@ def test_without_agreement_no_claim_counts() -> None:
     ],
 )
 def test_who_is_no_read_target(member: Member, exclusion: str) -> None:
-    """Read targets are running or streaming, and not tagged; any other member is excluded."""
+    """Read targets run, stream or start, and are not tagged; any other member is excluded."""
     excluded = {node(B): exclusion} if exclusion else {}
     placed = place([group()], {"wk1": [member]}, {}, before={})
     assert placed == {"wk1": Placement(excluded=excluded, tagged=excluded if member.noloadbalance else {})}
