@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.routing.lag import extend_history, is_limited
 from resolver_agent.routing.observation import NodeState, Observation, Observations, PatroniStatus, ProbeFailure
-from resolver_agent.routing.primary import find_deposed, find_primary
+from resolver_agent.routing.primary import find_primary, leader_timeline
 from resolver_agent.routing.queue import leaves_now, since_lost
 from resolver_agent.routing.standby import assess_fitness
 from resolver_agent.routing.state import Alert, AlertCode, GroupState, Memory, is_usable
@@ -59,14 +59,14 @@ def assess(
     alerts = _node_alerts(group, states, foreign_words if system_id is not None else {})
     foreign = find_foreign(states, system_id)
     leader = members.get(trusted.leader) if trusted.leader is not None else None
-    deposed = find_deposed(memory.deposed, leader, states=states, members=members)
+    led = leader_timeline(leader, memory.leader_timeline if system_id == memory.system_id else None)
     primary, split = find_primary(
         group,
         before,
         leader,
         states=states,
         members=members,
-        deposed=deposed,
+        led=led,
         foreign=foreign,
         foreign_words=foreign_words,
     )
@@ -103,7 +103,7 @@ def assess(
         memory=Memory(
             primary=primary.last,
             primary_demoted=primary.demoted,
-            deposed=deposed,
+            leader_timeline=led,
             system_id=system_id,
             replaced_id=replaced_id,
             foreign=met_beside,

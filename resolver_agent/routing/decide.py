@@ -93,11 +93,11 @@ def confirm(decision: Decision) -> Decision:
     """Return the same with all replaced system identifiers and deposed primaries confirmed: the operator reloads."""
     groups = {
         name: state
-        if state.memory.replaced_id is None and not state.memory.deposed
+        if state.memory.replaced_id is None and state.memory.leader_timeline is None
         else dataclasses.replace(
             state,
             target=state.target and dataclasses.replace(state.target, replaced_id=None),
-            memory=dataclasses.replace(state.memory, replaced_id=None, deposed=frozenset()),
+            memory=dataclasses.replace(state.memory, replaced_id=None, leader_timeline=None),
         )
         for name, state in decision.groups.items()
     }

@@ -1,8 +1,8 @@
 """Which node of a group is its primary, and what a name that wants the primary resolves to: values in, values out.
 
-A node counts as a primary until it is seen dead or in recovery, or its observation expires. One that was seen beside
-the holder of the leader lock, on an older timeline, is deposed: what it writes is lost. It does not count when that
-holder is lost, until it is started anew, holds the lock itself, or the operator confirms it by a reload.
+A node counts as a primary until it is seen dead or in recovery, or its observation expires. One on an older timeline
+than the last holder of the leader lock is deposed: what it writes is lost. It does not count, also when that holder is
+lost, until it holds the lock itself, or the operator confirms it by a reload.
 
 === ======================================================================= ==================================
 row what is seen                                                            the name
@@ -24,7 +24,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resolver_agent.routing.observation import (
-    Identity,
     NodeState,
     Observation,
     Role,
@@ -47,16 +46,17 @@ def find_primary(
     *,
     states: Mapping[Node, NodeState],
     members: Mapping[Node, Observation],
-    deposed: frozenset[Identity],
+    led: int | None,
     foreign: frozenset[Node],
     foreign_words: Mapping[Node, str],
 ) -> tuple[Primary, list[Alert]]:
     """Return the group's primary by rows P1 to P7, and an alert where there are several.
 
-    ``leader`` is what was seen of the holder of the leader lock, if that counts.
+    ``leader`` is what was seen of the holder of the leader lock, if that counts, and ``led`` is the timeline of the
+    last one that was a primary.
     """
     claims = _distinct([seen for seen in members.values() if seen.result is Role.PRIMARY], before.memory.primary)
-    primaries = [seen for seen in claims if seen.identity not in deposed]
+    primaries = [seen for seen in claims if not _is_older(seen, led)]
     alerts, told = [], ""
     if len(claims) > 1:
         told = f"several primaries: {', '.join(str(seen.address) for seen in claims)}"
@@ -87,24 +87,9 @@ def find_primary(
     return Primary(before.memory.primary, reason, before.memory.primary, demoted=False), alerts  # P5
 
 
-def find_deposed(
-    before: frozenset[Identity],
-    leader: Observation | None,
-    *,
-    states: Mapping[Node, NodeState],
-    members: Mapping[Node, Observation],
-) -> frozenset[Identity]:
-    """Return the runs of servers that were primaries beside the holder of the leader lock, on an older timeline.
-
-    Only a promotion begins a timeline, so Patroni's word from before the last one deposes nobody.
-    """
-    newest = leader.timeline if leader is not None and leader.result is Role.PRIMARY else None
-    older = [seen for seen in members.values() if seen.result is Role.PRIMARY and _is_older(seen, newest)]
-    if not before and not older:
-        return before
-    found = before.union(seen.identity for seen in older if seen.identity is not None)
-    present = [state.role_seen.identity for state in states.values() if state.role_seen is not None]
-    return found.intersection(present).difference([leader.identity] if leader is not None else ())
+def leader_timeline(leader: Observation | None, before: int | None) -> int | None:
+    """Return the timeline of the holder of the leader lock, or that of the one before while none is a primary."""
+    return leader.timeline if leader is not None and leader.result is Role.PRIMARY else before
 
 
 def _is_older(seen: Observation, timeline: int | None) -> bool:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from resolver_agent.config.model import Node
-    from resolver_agent.routing.observation import Identity, Role
+    from resolver_agent.routing.observation import Role
 
 FENCE = "255.255.255.255"
 """The limited broadcast address: ``connect()`` refuses it in the kernel at once, without a packet."""
@@ -206,17 +206,16 @@ class Memory:
     """What the next decision needs to know of a group, and no probe can tell it.
 
     ``primary`` is the last known primary's address, and ``primary_demoted`` reports that it has been seen in recovery
-    since. ``deposed`` are the runs of servers that were primaries beside the holder of the leader lock, on an older
-    timeline. ``system_id`` and ``replaced_id`` are as in ``Target``. ``foreign`` are the nodes that had another system
-    identifier while a server of the group's own answered. ``lsns`` is the history of the primary's LSN as (seen at,
-    LSN), oldest first, or that of the most advanced member as long as no primary was seen (``lsns_of_primary``); the
-    same answers add nothing to it, so it is not compared. ``lost_at`` is since when no primary is seen, where the name
-    queues then.
+    since. ``leader_timeline`` is that of the primary which was last seen with the leader lock. ``system_id`` and
+    ``replaced_id`` are as in ``Target``. ``foreign`` are the nodes that had another system identifier while a server
+    of the group's own answered. ``lsns`` is the history of the primary's LSN as (seen at, LSN), oldest first, or that
+    of the most advanced member as long as no primary was seen (``lsns_of_primary``); the same answers add nothing to
+    it, so it is not compared. ``lost_at`` is since when no primary is seen, where the name queues then.
     """
 
     primary: str | None = None
     primary_demoted: bool = False
-    deposed: frozenset[Identity] = frozenset()
+    leader_timeline: int | None = None
     system_id: int | None = None
     replaced_id: int | None = None
     foreign: frozenset[Node] = frozenset()

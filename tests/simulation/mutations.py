@@ -654,7 +654,7 @@ OF_CORE = (
     Mutation(
         "a deposed primary takes names back",
         "routing.primary",
-        "primaries = [seen for seen in claims if seen.identity not in deposed]",
+        "primaries = [seen for seen in claims if not _is_older(seen, led)]",
         "primaries = claims",
         0,
     ),

@@ -275,9 +275,15 @@ def test_a_deposed_primary_takes_no_name_back() -> None:
     assert agent.see({B: primary(timeline=9, started=1)}).decide().address() == B
 
 
-def restarted(agent: Agent) -> None:
-    """Start the deposed primary anew, as a primary."""
-    agent.see({A: primary(started=1)})
+def test_a_deposed_primary_that_was_never_seen_beside_its_successor() -> None:
+    """It is on an older timeline than the last holder of the leader lock, whenever it is seen, and after a restart."""
+    agent = on_primary().see({A: primary(), B: standby()}).decide()
+    agent.patroni = {"wk1": PatroniStatus(leader=node(B))}
+    assert agent.see({A: rejecting()}).wait(MAX_AGE_S).see({B: primary(timeline=8)}).decide().address() == B
+    agent.patroni = {}
+    agent.see({B: dead(), A: primary()}).decide()
+    assert code(agent) is Code.HELD
+    assert agent.see({A: dead()}).decide().see({A: primary(started=1)}).decide().address() == B
 
 
 def has_the_lock(agent: Agent) -> None:
@@ -290,9 +296,9 @@ def confirmed(agent: Agent) -> None:
     agent.decision = confirm(agent.decision)
 
 
-@pytest.mark.parametrize("change", [restarted, has_the_lock, confirmed])
+@pytest.mark.parametrize("change", [has_the_lock, confirmed])
 def test_a_deposed_primary_is_one_again(change: Callable[[Agent], None]) -> None:
-    """Another run may be right, and so is what Patroni or the operator says."""
+    """What Patroni or the operator says is right."""
     agent = deposed_beside_the_leader()
     change(agent)
     assert agent.decide().leads() == f"wk1 → {A} (primary, timeline 7)"
