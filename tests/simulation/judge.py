@@ -107,6 +107,11 @@ class Told:
         return identity.system_id if identity is not None else None
 
     @property
+    def timeline(self) -> int:
+        """Its timeline as last seen, 0 where that is not known."""
+        return (self.role_seen.timeline or 0) if self.role_seen is not None else 0
+
+    @property
     def is_merely_silent(self) -> bool:
         """Whether it is a standby of which nothing bad is known but that it no longer answers, or refuses the login."""
         cannot_tell = self.latest in (ProbeFailure.UNREACHABLE, ProbeFailure.REJECTING)

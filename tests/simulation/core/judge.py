@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from resolver_agent.config.model import Group as Named
     from resolver_agent.routing.decision import Decision
-    from resolver_agent.routing.observation import Identity, Observation, Observations, PatroniStatus, Pin
+    from resolver_agent.routing.observation import Observation, Observations, PatroniStatus, Pin
     from resolver_agent.routing.state import GroupState, Target
     from tests.simulation.core.agent import Agent
     from tests.simulation.core.world import Group, Path, Server, World
@@ -55,13 +55,13 @@ class _Known:
     unwritten: set[int] = dataclasses.field(default_factory=set)
     statuses: dict[str, PatroniStatus] = dataclasses.field(default_factory=dict)
     primary: dict[str, Server] = dataclasses.field(default_factory=dict)
-    """The last primary of each group that nobody disputed."""
+    """The last primary of each group that nobody disputed, and that was not seen in recovery since."""
     accepted: dict[str, Server | None] = dataclasses.field(default_factory=dict)
     """Those of them that answer now."""
-    deposed: set[Identity | None] = dataclasses.field(default_factory=set)
-    """Runs of primaries that may have counted beside the holder of the leader lock, on an older timeline."""
-    surely_deposed: set[Identity | None] = dataclasses.field(default_factory=set)
-    """Those of them that answered then."""
+    led: dict[str, int] = dataclasses.field(default_factory=dict)
+    """The timeline of each group's last holder of the leader lock that answered as a primary."""
+    may_have_led: dict[str, int] = dataclasses.field(default_factory=dict)
+    """The newest one since then of a holder that was silent, and may have counted for a while."""
     strangers: dict[str, set[Server]] = dataclasses.field(default_factory=dict)
     """The servers of each group that were of another cluster while one of its own answered."""
     lagging: set[Server] = dataclasses.field(default_factory=set)
@@ -181,6 +181,8 @@ class Judge:
                 self._learn_cluster(known, clusters, group, status)
                 if before not in (None, clusters.get(group.name)):
                     self._replaced.setdefault(agent, set()).add(group.name)
+                    known.led.pop(group.name, None)
+                    known.may_have_led.pop(group.name, None)
                 self._learn_primary(known, clusters.get(group.name), group, status)
         known.unwritten.clear()
         limit = agent.config.groups[0].max_lag_bytes
@@ -228,8 +230,12 @@ class Judge:
             if told.latest is Role.PRIMARY and told.system_id == system_id
         ]
         leading = [server for server in found if server.node is status.leader and status.system_id == system_id]
-        self._learn_deposed(known, group, status)
-        accepted = leading or [one for one in found if known.states[one.number].identity not in known.deposed]
+        self._learn_leader(known, group, status)
+        last = known.primary.get(group.name)
+        if last is not None and known.states[last.number].last_role is Role.STANDBY:
+            del known.primary[group.name]
+        led = known.may_have_led.get(group.name, 0)
+        accepted = leading or [one for one in found if known.states[one.number].timeline >= led]
         known.accepted[group.name] = accepted[0] if len(accepted) == 1 else None
         if len(accepted) == 1:
             # One that shuts down counts until it is seen dead, or in recovery.
@@ -239,34 +245,23 @@ class Judge:
             else:
                 known.primary.pop(group.name, None)
 
-    def _learn_deposed(self, known: _Known, group: Group, status: PatroniStatus) -> None:
-        """What is a primary on an older timeline beside the holder of the leader lock is no more to be followed.
-
-        A silent one may count for a while, the holder too; surely one is deposed only while both answer.
-        """
-        told = {server.node: known.states[server.number] for server in group.servers}
-        leader = told.get(status.leader) if status.leader is not None else None
-        if leader is None or not leader.may_be_primary or leader.system_id != status.system_id:
+    def _learn_leader(self, known: _Known, group: Group, status: PatroniStatus) -> None:
+        """Only what is on the timeline of the last holder of the leader lock, or on a newer one, is to be followed."""
+        leader = next((known.states[one.number] for one in group.servers if one.node is status.leader), None)
+        if leader is None or leader.system_id != status.system_id:
             return
-        timeline = leader.role_seen.timeline if leader.role_seen is not None else None
-        for one in told.values():
-            seen = one.role_seen
-            if seen is None or not one.may_be_primary:
-                continue
-            if (seen.timeline or 0) < (timeline or 0):
-                known.deposed.add(seen.identity)
-                if one.latest is leader.latest is Role.PRIMARY:
-                    known.surely_deposed.add(seen.identity)
-            elif one.latest is Role.PRIMARY:
-                known.deposed.discard(seen.identity)
-                known.surely_deposed.discard(seen.identity)
+        if leader.latest is Role.PRIMARY:
+            known.led[group.name] = known.may_have_led[group.name] = leader.timeline
+        elif leader.may_be_primary:
+            known.may_have_led[group.name] = max(known.may_have_led.get(group.name, 0), leader.timeline)
 
     def confirmed(self, agent: Agent) -> None:
         """Take in that the operator confirms what an agent sees."""
         known = self._known[agent]
         self._replaced.pop(agent, None)
-        known.deposed.clear()
-        known.surely_deposed.clear()
+        known.led.clear()
+        known.may_have_led.clear()
+        known.statuses.clear()  # the next decision looks again who leads
 
     def _accepted(self, agent: Agent, group: Group) -> Server | None:
         """Return the server that an agent must take for a group's primary, None where that cannot be told."""
@@ -460,7 +455,7 @@ class Judge:
                 self._broken(f"R1: for {agent} {named.name} moves to {target}, of which nothing is known")
         elif wanted is Role.STANDBY:
             self._judge_standby(agent, named, target, is_standby=move.kind is TargetKind.STANDBY)
-        elif new.identity in known.surely_deposed and known.statuses[place.name].leader is not target.node:
+        elif new.timeline < known.led.get(place.name, 0) and known.statuses[place.name].leader is not target.node:
             self._broken(f"P1: for {agent} {named.name} moves to {target}, a primary that was deposed")
         elif source is not None and source is not target:
             leads = place.leader is source and source.is_primary and self._knows(agent, source)
