@@ -25,10 +25,11 @@ MOST_MEMBERS = 100
 _MOST_ALERTS = 10
 """How many ignored members of a group have an alert of their own: a list that changes all the time fills no log."""
 
-_SERVES = frozenset(("running", "streaming", "starting"))
+_SERVES = frozenset(("running", "streaming", "stopped", "starting"))
 """The states of a member that may serve reads. ``GET /cluster`` gives its replication state (streaming, in archive
 recovery) or, without one, what Patroni did with the server last (running, starting, stopped, creating replica, …). A
-server that answers has started, but Patroni lists it as starting until its next round, ``loop_wait`` (10 s) later."""
+server that answers has started, but Patroni lists it as stopped or starting until its next round, at most ``loop_wait``
+(10 s) later."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,7 +94,10 @@ def test_without_agreement_no_claim_counts() -> None:
 @pytest.mark.parametrize(
     ("member", "exclusion"),
     [
-        *(pytest.param(Member(node(B), state), "", id=state) for state in ("running", "streaming", "starting")),
+        *(
+            pytest.param(Member(node(B), state), "", id=state)
+            for state in ("running", "streaming", "stopped", "starting")
+        ),
         *(
             pytest.param(Member(node(B), state), f"{B} is {state}, says Patroni", id=state)
             for state in (
@@ -109,7 +112,6 @@ def test_without_agreement_no_claim_counts() -> None:
                 "restarting",
                 "restart failed",
                 "stopping",
-                "stopped",
                 "stop failed",
                 "crashed",
                 "unknown",
@@ -117,11 +119,11 @@ def test_without_agreement_no_claim_counts() -> None:
         ),
         pytest.param(Member(node(B), ""), f"{B} is in no state, says Patroni", id="no state"),
         pytest.param(Member(node(B), noloadbalance=True), f"{B} is tagged noloadbalance", id="tagged"),
-        pytest.param(Member(node(B), "stopped", noloadbalance=True), f"{B} is tagged noloadbalance", id="both"),
+        pytest.param(Member(node(B), "crashed", noloadbalance=True), f"{B} is tagged noloadbalance", id="both"),
     ],
 )
 def test_who_is_no_read_target(member: Member, exclusion: str) -> None:
-    """Read targets run, stream or start, and are not tagged; any other member is excluded."""
+    """Read targets run, stream, or were being started, and are not tagged; any other member is excluded."""
     excluded = {node(B): exclusion} if exclusion else {}
     placed = place([group()], {"wk1": [member]}, {}, before={})
     assert placed == {"wk1": Placement(excluded=excluded, tagged=excluded if member.noloadbalance else {})}

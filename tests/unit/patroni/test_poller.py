@@ -58,10 +58,10 @@ async def test_another_node_is_asked_for_the_members() -> None:
 async def test_silence() -> None:
     """When Patroni falls silent, its statuses expire one by one. The nodes stay, and each failure is an alert."""
     rest = Rest(A, B, C, leader=A)
-    rest.members[1]["state"] = "stopped"
+    rest.members[1]["state"] = "stopping"
     async with watching(rest, gone_after_s=0.0, patience_s=0.3) as sight:
         await sight.until(lambda: sight.hosts == [A, B, C] and sight.leader == A)
-        assert sight.watch.statuses["wk1"].excluded == {node(B): f"{B} is stopped, says Patroni"}
+        assert sight.watch.statuses["wk1"].excluded == {node(B): f"{B} is stopping, says Patroni"}
         assert list(sight.watch.alerts) == []
         rest.down = {A, B, C}
         await sight.until(lambda: sight.leader is None)
@@ -83,7 +83,7 @@ async def test_silence() -> None:
 async def test_silence_revokes_no_tag() -> None:
     """When lists stop coming, states expire. Tags stay until a list comes without them, also through a reload."""
     rest = Rest(A, B, C, leader=A)
-    rest.members[1]["state"] = "stopped"
+    rest.members[1]["state"] = "stopping"
     rest.members[2]["tags"] = {"noloadbalance": True}
     tagged = {node(C): f"{C} is tagged noloadbalance"}
 
@@ -92,7 +92,7 @@ async def test_silence_revokes_no_tag() -> None:
 
     async with watching(rest, patience_s=0.0) as sight:
         await sight.until(lambda: sight.hosts == [A, B, C])
-        await sight.until(lambda: excluded() == {node(B): f"{B} is stopped, says Patroni", **tagged})
+        await sight.until(lambda: excluded() == {node(B): f"{B} is stopping, says Patroni", **tagged})
         rest.down = {A, B, C}
         await sight.until(lambda: excluded() == tagged)
         sight.watch.watch(sight.config)

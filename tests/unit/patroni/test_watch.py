@@ -201,7 +201,7 @@ async def test_one_node_behind_two_names() -> None:
 async def test_a_word_that_expires_between_two_turns() -> None:
     """Reading the status changes nothing; the next tick reports once that it has expired."""
     rest = Rest(A, B, leader=A)
-    rest.members[1]["state"] = "stopped"
+    rest.members[1]["state"] = "stopping"
     async with watching(rest, calm_s=0.2) as sight:
         await sight.until(lambda: sight.leader == A and sight.watch.statuses["wk1"].excluded)
         sight.changed.clear()
