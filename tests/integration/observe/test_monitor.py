@@ -379,7 +379,7 @@ async def test_close_leaves_nothing_however_early_it_comes(steps: int, lone: Pos
         time.sleep(0.0005)  # noqa: ASYNC251 -- so that something else is ready at each step
     await asyncio.wait_for(monitor.close(), 1)
     closed_by = boottime() + 5  # a thread that libpq is at work in closes its own
-    while descriptors() != open_before:
+    while descriptors() > open_before:  # earlier tests may have left some that close now
         assert boottime() < closed_by
         await asyncio.sleep(0.005)
 
