@@ -113,9 +113,13 @@ class GroupView(NamedTuple):
         return not all(self.states[node].serves_no_reads or node in self.fresh for node in nodes)
 
     def cannot_tell(self, address: str) -> bool:
-        """Report whether the state of the server at ``address`` is unknown: it refuses the login, or was not asked."""
+        """Report whether the state of the server at ``address`` is unknown: it refuses the login, or was not asked.
+
+        Of one that stops as announced enough is known.
+        """
         return any(
             node not in self.fresh
+            and node != self.leaving
             and not self.states[node].serves_no_reads
             and (latest is None or latest.result is not ProbeFailure.UNREACHABLE)
             for node in self._at(address)

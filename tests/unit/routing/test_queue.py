@@ -145,6 +145,27 @@ def test_a_standby_stops(fallback: Fallback, others: dict[str | Node, Observatio
         assert one.address() == NEW
 
 
+@pytest.mark.parametrize(
+    ("fallback", "others", "expected"),
+    [
+        (Fallback.NONE, {}, ROOM),
+        (Fallback.NONE, {THIRD: standby()}, THIRD),
+        (Fallback.PRIMARY, {}, OLD),
+    ],
+    ids=["alone", "another standby", "fallback"],
+)
+def test_a_standby_that_refuses_the_login_stops(
+    fallback: Fallback, others: dict[str | Node, Observation], expected: str
+) -> None:
+    """What is not known of it keeps no reads there, and makes none wait, when it stops as announced."""
+    one = Agent(config(group("cn", "10.0.0.1"), group("wk1", NEW, THIRD, OLD), fallback=fallback))
+    one.see({"10.0.0.1": standby(), OLD: primary(), NEW: standby(), THIRD: dead()})
+    one.see_local(standby(), address="10.0.0.1").decide()
+    one.wait(4).see({"10.0.0.1": standby(), OLD: primary(), NEW: rejecting(), THIRD: dead(), **others})
+    assert one.see_local(standby(), address="10.0.0.1").decide().address() == NEW
+    assert one.stops(NEW).decide().address() == expected
+
+
 UNPLANNED: dict[str, tuple[dict[str | Node, Observation], float, str]] = {
     "Q3 killed": ({OLD: dead()}, 0.1, ROOM),
     "Q3 silent for long": ({OLD: unreachable()}, 4.0, ROOM),
