@@ -701,6 +701,85 @@ OF_CORE = (
         "chosen = current",
         0,
     ),
+    # Where lag has a limit in seconds
+    Mutation(
+        "the limit of a lag in seconds does not count",
+        "routing.standby",
+        ", (lag_s, group.max_lag_s, False)):",
+        ",):",
+        0,
+    ),
+    Mutation(
+        "the history is too short for a limit in seconds",
+        "routing.lag",
+        "2 * max(group.max_lag_s or 0.0, max_age_s)",
+        "2 * max_age_s",
+        0,
+    ),
+    Mutation(
+        "the standby of an idle primary seems to fall behind",
+        "routing.lag",
+        "passed = bisect_right(lsns, seen.lsn, key=itemgetter(1))",
+        "passed = bisect_right(lsns, seen.lsn - 1, key=itemgetter(1))",
+        0,
+    ),
+    Mutation(
+        "a lag in seconds includes the time before the primary went on",
+        "routing.lag",
+        "lag_s = max(0.0, seen.at - lsns[passed][0])",
+        "lag_s = max(0.0, seen.at - lsns[passed - 1][0])",
+        0,
+    ),
+    Mutation(
+        "a lag in seconds is that since the agent's start",
+        "routing.lag",
+        "lag_s if passed or lag_s > group.max_lag_s else None",
+        "lag_s",
+        0,
+    ),
+    Mutation(
+        "a standby whose lag in seconds is not known is fit",
+        "routing.standby",
+        " or (group.max_lag_s is not None and lag_s is None)",
+        "",
+        0,
+    ),
+    Mutation(
+        "a lag in seconds is looked at with the next change",
+        "routing.assess",
+        "times_matter = is_limited(group)",
+        "times_matter = group.max_lag_bytes is not None",
+        0,
+    ),
+    # Where stops of standbys are announced
+    Mutation(
+        "a standby that stops is chosen for reads",
+        "routing.queue",
+        "if window is None or window.stage is not Stage.ROOM or window.role is not Role.STANDBY:",
+        "if True:",
+        0,
+    ),
+    Mutation(
+        "reads do not wait for a standby that stops",
+        "routing.queue",
+        "if choice.address == FENCE and (choice.wanted_role is Role.STANDBY or not over):",
+        "if False:",
+        0,
+    ),
+    Mutation(
+        "the stop of a standby is over while there is a primary",
+        "routing.queue",
+        "view.primary.seen if window.role is Role.PRIMARY else view.fresh.get(window.node)",
+        "view.primary.seen",
+        0,
+    ),
+    Mutation(
+        "a window does not end with another run",
+        "routing.queue",
+        "if seen.identity != window.run:",
+        "if False:",
+        0,
+    ),
 )
 """Defects that are hunted in the small worlds alone."""
 
@@ -749,6 +828,18 @@ CORE: dict[str, int] = {
     "a new block takes the place of the whole file": 321,
     "a fenced name is no alert": 0,
     "foreign servers are members": 0,
+    "the limit of a lag in seconds does not count": 95,
+    "the history is too short for a limit in seconds": 207,
+    "the standby of an idle primary seems to fall behind": 31,
+    "a lag in seconds includes the time before the primary went on": 95,
+    "a lag in seconds is that since the agent's start": 799,
+    "a standby whose lag in seconds is not known is fit": 799,
+    "a lag in seconds is looked at with the next change": 255,
+    "a standby that stops is chosen for reads": 23,
+    "reads do not wait for a standby that stops": 215,
+    "the stop of a standby is over while there is a primary": 567,
+    "a window does not end with another run": 23,
+    "a standby that stopped never serves again": 39,
 }
 """Those mutations that the small worlds around the pure core find, too, and the seed that does."""
 

@@ -6,10 +6,11 @@ To add one: write the generator, and name it in ``KINDS`` with its weight.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from resolver_agent.config.model import Route
 from resolver_agent.routing.observation import Identity, Pause, Pin, Role, Stage, Window
-from tests.simulation.core.world import WAL, State
+from tests.simulation.core.world import LOOK_S, WAL, State
 from tests.simulation.faults import Fault
 from tests.simulation.judge import FOREIGN, UPGRADED
 
@@ -24,10 +25,18 @@ _PATIENCE = 8
 _BLINK_S = 1.0
 MAX_LAG = 20 * WAL
 """The limit of lag where there is one, in bytes: far more than a primary writes between two looks of an agent."""
+MAX_LAG_S = 12.0
+"""The limit of lag where there is one in seconds: few groups go for much longer without a failover."""
 _CALLED_OFF_S = 10.0
 """So long it takes at the most until everybody knows that a stop does not happen."""
-_LOOK_S, _LOOKS = 2.0, 4
-"""So often an agent looks at servers that do not change, and so many times at least at one that lags."""
+_LOOKS = 4
+"""So many times at least an agent looks at a server that lags."""
+_KILLED = 0.3
+"""The share of standbys that lag while an agent is killed: it then does not know how far."""
+_ALONE = 0.5
+"""The share of standbys that lag while nobody fails over their group."""
+_SAID = 0.5
+"""The share of stops that are called off with a word."""
 _STARTS = 0.3
 """The share of servers that are met while they start."""
 
@@ -243,6 +252,71 @@ def _open_windows(world: World, agent: Agent, old: Server, stage: Stage) -> None
     agent.wake()
 
 
+def stop_standby(world: World, fault: Fault) -> Steps:
+    """A standby stops as announced, and returns; or its stop is called off, with or without a word."""
+    server = _standby_elsewhere(world, fault)
+    if not server.may_lead:
+        return
+    world.tell(f"FAULT {fault.kind} of {server}")
+    run = server.run
+    for stage in (Stage.DRAINING, Stage.ROOM):
+        for agent in world.agents:
+            if stage is Stage.DRAINING:
+                _open_standby_windows(world, agent, server)
+            else:
+                _change_windows(agent, server, stage=stage)
+        yield 0.05 + world.chance()
+    if server.run != run or not server.may_lead:
+        return
+    if fault.other % 3 == 0:
+        world.tell(f"the stop of {server} is called off")
+        if world.chance() < _SAID:
+            for agent in world.agents:
+                _change_windows(agent, server, called_off_at=world.now)
+        return
+    world.stop(server, "is stopped")
+    yield fault.lasts
+    yield from _rejoin(world, server)
+
+
+def _open_standby_windows(world: World, agent: Agent, server: Server) -> None:
+    """Open a window for each name of a standby's group, also for those that lead elsewhere."""
+    if not agent.is_alive or not agent.has_looked or agent.host is server:
+        return
+    decision = agent.decision
+    for named in agent.config.groups:
+        view = decision.views.get(named.name)
+        seen = view.fresh.get(server.node) if view is not None else None
+        if view is None or seen is None or seen.role is not Role.STANDBY or view.primary.seen is None:
+            continue  # it is told over the session to the primary
+        is_own = decision.groups[named.name].own is not None and named.route is Route.FOLLOW
+        if is_own or named.name in agent.windows or decision.by_hand(named.name):
+            continue
+        agent.windows[named.name] = Window(
+            id=f"{server.number}-{server.run}",
+            node=server.node,
+            address=server.node.host,
+            run=seen.identity,
+            role=Role.STANDBY,
+            since=world.now,
+            until=world.now + 15.0,
+            called_off_at=world.now + 6.0,
+            stage=Stage.DRAINING,
+        )
+        world.judge.announced(agent, named.name, agent.windows[named.name])
+    agent.news += 1
+    agent.wake()
+
+
+def _change_windows(agent: Agent, server: Server, **changes: Any) -> None:
+    for name, window in agent.windows.items():
+        if window.id == f"{server.number}-{server.run}" and window.role is Role.STANDBY:
+            agent.windows[name] = dataclasses.replace(window, **changes)
+            agent.world.judge.announced(agent, name, agent.windows[name])
+    agent.news += 1
+    agent.wake()
+
+
 def promote_by_hand(world: World, fault: Fault) -> Steps:
     """Somebody promotes a standby beside the primary, and Patroni makes it a standby again."""
     group = yield from _find_pair(world, fault)
@@ -388,12 +462,16 @@ def upgrade(world: World, fault: Fault) -> Steps:
         agent.reload()
 
 
-def fall_behind(world: World, fault: Fault) -> Steps:
-    """A standby falls behind its primary; it stays between the two thresholds for a while, and catches up."""
-    own = _agent(world, fault).host.group  # its name does not lead elsewhere, however far its standby is behind
+def _standby_elsewhere(world: World, fault: Fault) -> Server:
+    own = _agent(world, fault).host.group  # its name does not lead elsewhere, whatever happens to its servers
     groups = [group for group in world.groups if group is not own]
     standbys = _standbys(groups[fault.host % len(groups)])
-    server = standbys[fault.other % len(standbys)]
+    return standbys[fault.other % len(standbys)]
+
+
+def fall_behind(world: World, fault: Fault) -> Steps:
+    """A standby falls behind its primary; it stays between the two thresholds for a while, and catches up."""
+    server = _standby_elsewhere(world, fault)
     if not server.may_lead:
         return
     world.tell(f"FAULT {server} falls behind")
@@ -403,13 +481,45 @@ def fall_behind(world: World, fault: Fault) -> Steps:
             break
         server.lag = int(share * MAX_LAG)
         world.changed(server)
-        for _ in range(_LOOKS + int(fault.lasts / _LOOK_S)):
-            yield _LOOK_S
+        for _ in range(_LOOKS + int(fault.lasts / LOOK_S)):
+            yield LOOK_S
             for agent in world.agents:
                 if agent.config.groups[0].max_lag_bytes is not None:
                     agent.wake()
     server.lag = 0
     world.changed(server)
+
+
+def stall(world: World, fault: Fault) -> Steps:
+    """A standby replays nothing for a while, then too little to come below half of the limit, and catches up."""
+    server, limit_s = _standby_elsewhere(world, fault), world.agents[0].config.groups[0].max_lag_s
+    if not server.may_lead or server.lag or server.stalled_at is not None or limit_s is None:
+        return
+    world.tell(f"FAULT {server} replays nothing")
+    is_alone = not server.group.is_busy and world.chance() < _ALONE
+    server.group.is_busy = server.group.is_busy or is_alone
+    yield from _stalled(world, fault, server, limit_s)
+    server.group.is_busy = server.group.is_busy and not is_alone
+
+
+def _stalled(world: World, fault: Fault, server: Server, limit_s: float) -> Steps:
+    run = server.run
+    server.stalled_at = since = world.now
+    world.changed(server)
+    lasts_s, share = (0.1 + world.chance() * 2.4) * limit_s, world.chance()
+    world.look_for(lasts_s + fault.lasts + _LOOKS * LOOK_S)
+    yield share * lasts_s
+    if world.chance() < _KILLED:
+        yield from kill_agent(world, fault)
+    yield (1.0 - share) * lasts_s
+    if server.stalled_at == since and server.may_lead:  # it has not been started anew, promoted or mended
+        server.lag, server.stalled_at = int((0.5 + world.chance() * 0.45) * limit_s * WAL), None
+        world.changed(server)
+        yield fault.lasts
+    if server.lag and server.run == run and server.may_lead:
+        world.tell(f"{server} has caught up")
+        server.lag = 0
+        world.changed(server)
 
 
 def exclude(world: World, fault: Fault) -> Steps:
@@ -572,14 +682,20 @@ KINDS: dict[Callable[[World, Fault], Steps], int] = {
     pause: 1,
     call_off: 2,
 }
-BY_NAME = {kind.__name__: kind for kind in KINDS}
-_NAMES = [*BY_NAME]
+STALLS, STOPS = ("stall",), ("stop_standby",)
+"""What goes wrong in some worlds alone, in ``OWN`` of the places of other faults."""
+OWN = 0.15
+BY_NAME = {kind.__name__: kind for kind in (*KINDS, stall, stop_standby)}
+_NAMES = [kind.__name__ for kind in KINDS]
 _WEIGHTS = [*KINDS.values()]
 
 
-def plan(random: random.Random) -> tuple[Fault, ...]:
-    """Return what goes wrong in one world."""
-    return tuple(_faults(random, random.randint(20, 120)))
+def plan(random: random.Random, own: tuple[str, ...] = ()) -> tuple[Fault, ...]:
+    """Return what goes wrong in one world; ``own`` are the kinds that it has beside those of all worlds."""
+    faults = tuple(_faults(random, random.randint(20, 120)))
+    if not own:
+        return faults
+    return tuple(dataclasses.replace(one, kind=random.choice(own)) if random.random() < OWN else one for one in faults)
 
 
 def _faults(random: random.Random, count: int) -> Iterator[Fault]:

@@ -16,11 +16,11 @@ from tests.simulation.core.world import NOTHING, TIMEOUT_S, WAL
 from tests.simulation.judge import FOREIGN, Told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from resolver_agent.config.model import Group as Named
     from resolver_agent.routing.decision import Decision
-    from resolver_agent.routing.observation import Observation, Observations, PatroniStatus, Pin
+    from resolver_agent.routing.observation import Observation, Observations, PatroniStatus, Pin, Window
     from resolver_agent.routing.state import GroupState, Target
     from tests.simulation.core.agent import Agent
     from tests.simulation.core.world import Group, Path, Server, World
@@ -35,10 +35,17 @@ _EXPIRED_S = 1.1
 """So long after silence was noticed, the answer before it counts no more; its question was asked before that."""
 _ASKED_S = 2.5
 """Recovery counts answers to questions that were asked so long ago."""
+_INF = float("inf")
 _LAGGED_S, _LAGGED = 4.0, 6 * WAL
 """An agent knows of a lag that is so much beyond a limit for so long: between two looks the primary writes on."""
-_STILL_LAGGED = 0.75
-"""A standby that lagged still does with this share of the limit: half of it, and what is written between two looks."""
+_LOOK_S = 2.5
+"""An agent that looks no more often does not know how far a standby is behind in seconds."""
+_NEAR = 0.4
+"""A standby that lagged does no longer with this share of the limit."""
+_STILL_LAGGED_S = 5.0
+"""A standby that lagged still does with half of the limit, and with what is written between two looks beside that."""
+_SERVES_S = 6.0
+"""So long after a standby is seen to serve reads, where they have limits of lag, names do not do without it."""
 _CALLED_OFF_S = 3.5
 """So long after a stop must have happened, an agent has noticed that it has not."""
 
@@ -66,6 +73,15 @@ class _Known:
     """The servers of each group that were of another cluster while one of its own answered."""
     lagging: set[Server] = dataclasses.field(default_factory=set)
     """Standbys that it must know to have lagged beyond the limit, and not to be below half of it again."""
+    unknown: set[Server] = dataclasses.field(default_factory=set)
+    """Standbys beyond the limit, of which it cannot know how far they lag: they were so when it started."""
+    looked_at: float = 0.0
+    looks_since: float = 0.0
+    """Since when it has looked at servers that do not change, again and again."""
+    serves: dict[Server, float] = dataclasses.field(default_factory=dict)
+    """Since when it must know of a standby that it serves reads; only where lag has a limit in seconds."""
+    stops: dict[str, Window] = dataclasses.field(default_factory=dict)
+    """The stops of standbys that were announced to it, by name."""
     is_own: bool = False
     recognised: bool = False
     """Whether a decision was made while the node at the own address was seen as the local server."""
@@ -149,6 +165,10 @@ class Judge:
                 if local.result is Role.PRIMARY or (known.is_own and own is not None and own.result is Role.PRIMARY):
                     known.was_primary = local.identity.started_us
 
+    def announced(self, agent: Agent, name: str, window: Window) -> None:
+        """Take in that an agent is told of a standby's stop, or more of it."""
+        self._known[agent].stops[name] = window
+
     # --- what agents decide
 
     def _wish(self, agent: Agent, known: _Known) -> Role | None:
@@ -185,10 +205,13 @@ class Judge:
                     known.may_have_led.pop(group.name, None)
                 self._learn_primary(known, clusters.get(group.name), group, status)
         known.unwritten.clear()
-        limit = agent.config.groups[0].max_lag_bytes
-        if limit is not None:
+        named = agent.config.groups[0]
+        if named.max_lag_bytes is not None or named.max_lag_s is not None:
+            if self._world.now - known.looked_at > _LOOK_S:
+                known.looks_since = self._world.now
             for server in self._world.servers:
-                self._learn_lag(agent, known, server, limit)
+                self._learn_lag(agent, known, server, named)
+            known.looked_at = self._world.now
 
     def _learn_cluster(self, known: _Known, clusters: dict[str, int], group: Group, status: PatroniStatus) -> None:
         """Another cluster takes a group over by Patroni's word, or when nobody is left with the old identifier.
@@ -304,7 +327,7 @@ class Judge:
             if wanted is Role.PRIMARY:
                 self._judge_primary(agent, named, address)
             elif wanted is Role.STANDBY:
-                self._judge_reads(agent, named, address)
+                self._judge_reads(agent, named, state.target)
             if agent.windows:
                 self._judge_window(agent, named, was, address)
             if address != was and wanted is not None and (same_wish or named.route is not Route.FOLLOW):
@@ -323,7 +346,8 @@ class Judge:
             self._world.tell(f"{agent}: {name} → {address} ({state.reason.text})")
         news, origin, moved_at, followed = known.moves.get(name, (-1, None, 0.0, False))
         left = self._by_address.get(before or "")
-        is_known = left is not None and self._knows(agent, left)  # it is no room, and its answer does not expire
+        # It is no room, its answer does not expire, and it does not fall behind without any news.
+        is_known = left is not None and self._knows(agent, left) and left.stalled_at is None
         # With `fallback: all` the silence of another group moves it, too, and so does its end (S8).
         kind = state.target.kind if state.target is not None else None
         follows = agent.config.fallback is Fallback.ALL and kind is TargetKind.FALLBACK
@@ -352,24 +376,76 @@ class Judge:
             self._broken(f"A7: for {agent} {name} leads to {server}, a foreign server")
         by_hand = name in agent.pins or agent.pause is not None
         if wanted is Role.STANDBY and server in known.lagging and not by_hand:
-            self._broken(f"lag: for {agent} {name} leads to {server}, which is {server.lag} bytes behind")
+            self._broken(f"lag: for {agent} {name} leads to {server}, which lags too much")
+        if wanted is Role.STANDBY and server in known.unknown and not by_hand:
+            self._broken(f"lag: for {agent} {name} leads to {server}, of whose lag it knows nothing")
 
     def _judge_alert(self, agent: Agent, name: str, address: str | None, decision: Decision) -> None:
         if address == FENCE and not any(one.code is AlertCode.FENCED and one.of == (name,) for one in decision.alerts):
             self._broken(f"R8: for {agent} {name} is fenced, and there is no alert")
 
-    def _learn_lag(self, agent: Agent, known: _Known, server: Server, limit: int) -> None:
-        """Tell whether an agent knows that a standby lags too much, or lagged so and is not below half of the limit."""
-        leader = server.group.leader
-        both_seen = leader is not None and all(
-            isinstance(known.states[one.number].latest, Role) for one in (leader, server)
-        )
-        if not both_seen or leader is None or not leader.is_primary or server.lag < _STILL_LAGGED * limit:
+    def _learn_lag(self, agent: Agent, known: _Known, server: Server, named: Named) -> None:
+        """Tell whether an agent knows that a standby lags too much, or lagged so and is not below half of the limit.
+
+        In seconds it knows no more than how long it has looked: until then it does not know of a standby that it has
+        met beyond the limit.
+        """
+        now, leader = self._world.now, server.group.leader
+        told = known.states[server.number]
+        sees_leader = leader is not None and isinstance(known.states[leader.number].latest, Role)
+        is_standby = server is not leader and isinstance(told.latest, Role)
+        if leader is None or not (sees_leader and leader.is_primary and is_standby):
+            if not (sees_leader and told.is_merely_silent):
+                known.lagging.discard(server)
+            known.unknown.discard(server)
+            known.serves.pop(server, None)
+            return
+        lag_bytes, lag_s = server.behind(leader, now)
+        max_bytes, max_s = named.max_lag_bytes or _INF, named.max_lag_s or _INF
+        if lag_bytes < max_bytes / 2 + _STILL_LAGGED_S * WAL and lag_s < max_s / 2 + _STILL_LAGGED_S:
             known.lagging.discard(server)
-        elif server.lag > limit + _LAGGED:
+        if lag_bytes > max_bytes + _LAGGED or lag_s > max_s + _LAGGED / WAL:
             since = max(known.told_at[leader.number], known.told_at[server.number])
-            if self._world.now - since > _LAGGED_S and self._sees(agent, server) and self._sees(agent, leader):
+            if lag_bytes <= max_bytes + _LAGGED:
+                since = max(since, known.looks_since) + max_s
+            sees_both = self._sees(agent, server) and self._sees(agent, leader)
+            if sees_both and now - since > _LAGGED_S:
                 known.lagging.add(server)
+            is_read = any(one.address == server.node.host for one in agent.written)
+            if sees_both and not known.looked_at and not is_read:
+                known.unknown.add(server)
+        else:
+            known.unknown.discard(server)
+        if named.max_lag_s is not None:
+            is_near = lag_bytes < _NEAR * max_bytes and lag_s < _NEAR * max_s
+            is_told = not lag_s or now - lag_s > known.told_at[leader.number] + TIMEOUT_S  # of when it was passed
+            if is_near and is_told and self._is_fit(agent, known, server) and self._sees(agent, leader):
+                known.serves.setdefault(server, now)
+            else:
+                known.serves.pop(server, None)
+
+    def _lags(self, named: Named, server: Server, leader: Server) -> bool:
+        lag_bytes, lag_s = server.behind(leader, self._world.now)
+        return lag_bytes > (named.max_lag_bytes or _INF) / 2 or lag_s > (named.max_lag_s or _INF) / 2
+
+    def _is_fit(self, agent: Agent, known: _Known, server: Server) -> bool:
+        """Report whether an agent sees that a standby serves reads, whatever its lag is, and does not stop."""
+        told, place = known.states[server.number], server.group.name
+        if told.latest is not Role.STANDBY or told.system_id != self._clusters[agent].get(place):
+            return False
+        is_excluded = server.node in agent.statuses.get(place, NOTHING).excluded
+        return not is_excluded and self._sees(agent, server) and not self._leaves(known, server)
+
+    def _leaves(self, known: _Known, server: Server) -> bool:
+        """Report whether an agent may still take a standby for one that stops as announced."""
+        seen = known.states[server.number].role_seen
+        return any(
+            one.node == server.node
+            and seen is not None
+            and seen.identity == one.run
+            and self._world.now < max(one.called_off_at, known.told_at[server.number]) + _CALLED_OFF_S
+            for one in known.stops.values()
+        )
 
     def _judge_primary(self, agent: Agent, named: Named, address: str | None) -> None:
         """P1, P2 and M4: a name that wants the primary leads to the one that is seen, if nobody has pinned it."""
@@ -390,24 +466,51 @@ class Judge:
         if named.name not in agent.windows or address in self._by_address or address == FENCE:
             self._broken(f"P1: for {agent} {named.name} is {address}, and {accepted} is seen as the primary")
 
-    def _judge_reads(self, agent: Agent, named: Named, address: str | None) -> None:
-        """S1: a name that wants a standby is not fenced, nor on a dead server, beside a standby that is seen."""
-        known, group, server = self._known[agent], self._group(named), self._by_address.get(address or "")
-        is_dead = server is not None and known.states[server.number].seen_dead
-        by_hand = named.name in agent.pins or agent.pause is not None
-        if (
-            not (is_dead or address == FENCE)
-            or by_hand
-            or named.name in agent.windows
-            or named.max_lag_bytes is not None
-        ):
+    def _judge_reads(self, agent: Agent, named: Named, target: Target | None) -> None:
+        """S1 and S4: a name that wants a standby does not do without one that is seen.
+
+        It is not fenced, nor on a dead server, and does not wait for one that stops. Where lag has a limit in seconds
+        it does not stay on its fallback either.
+        """
+        if named.name in agent.pins or agent.pause is not None or target is None:
             return
-        excluded = agent.statuses.get(group.name, NOTHING).excluded
-        for one in group.servers:
-            told = known.states[one.number]
-            is_own = told.system_id == self._clusters[agent].get(group.name)
-            if told.latest is Role.STANDBY and is_own and one.node not in excluded and self._sees(agent, one):
-                self._broken(f"S1: for {agent} {named.name} is {address}, and {one} is seen as a standby")
+        known, group, window = self._known[agent], self._group(named), agent.windows.get(named.name)
+        if named.name in known.stops:
+            self._judge_stop(agent, named, known.stops[named.name], target)
+        server, with_all = self._by_address.get(target.address), agent.config.fallback is Fallback.ALL
+        is_dead = server is not None and known.states[server.number].seen_dead
+        waits = target.kind is TargetKind.QUEUED and window is not None and not with_all
+        if waits and window is not None:  # one that was promoted instead is waited for until its stop is called off
+            waits = known.states[self._by_address[window.address].number].last_role is not Role.PRIMARY
+        is_served = not (waits or is_dead or target.address == FENCE)
+        if not is_served and window is not None and window.role is Role.PRIMARY:
+            return
+        found: Sequence[Server] = ()
+        if named.max_lag_s is not None:
+            if not is_served or (target.kind is TargetKind.FALLBACK and not with_all):
+                since = self._world.now - _SERVES_S - (named.failback_delay_s if is_served else 0.0)
+                found = [one for one in group.servers if max(known.serves.get(one, _INF), known.looks_since) < since]
+        elif named.max_lag_bytes is None and not is_served:
+            found = [one for one in group.servers if self._is_fit(agent, known, one)]
+        if found:
+            self._broken(f"S1: for {agent} {named.name} is {target.address}, and {found[0]} is seen as a standby")
+
+    def _judge_stop(self, agent: Agent, named: Named, window: Window, target: Target) -> None:
+        """Q1, Q2 and S7: judge what becomes of the readers of a standby that stops as announced."""
+        if window.stage is not Stage.ROOM:
+            return
+        server, now, address = self._by_address[window.address], self._world.now, target.address
+        seen = self._known[agent].states[server.number].role_seen
+        is_same = seen is not None and seen.identity == window.run and seen.role is Role.STANDBY
+        if not is_same or now >= min(window.called_off_at, window.until):
+            return
+        if address == window.address and self._sees(agent, server):
+            self._broken(f"Q1: for {agent} {named.name} leads to {server}, which stops as announced")
+        if address == FENCE:
+            self._broken(f"Q2: for {agent} {named.name} is fenced, and {server} stops as announced")
+        primary = self._accepted(agent, server.group)
+        if target.kind is TargetKind.QUEUED and primary is not None and agent.config.fallback is not Fallback.NONE:
+            self._broken(f"S7: for {agent} {named.name} waits, and {primary} is seen as the primary")
 
     def _judge_window(self, agent: Agent, named: Named, was: str | None, address: str | None) -> None:
         """Q1 and Q5: a name waits while its server stops as announced, and no longer when it does not."""
@@ -446,7 +549,7 @@ class Judge:
         if named.name in agent.pins:
             return
         if move.address == FENCE and source is not None:
-            self._judge_fence(agent, named.name, source, wanted)
+            self._judge_fence(agent, named, source, wanted)
         if target is None:
             return
         new = known.states[target.number]
@@ -463,12 +566,12 @@ class Judge:
             if leads and was_accepted and self._is_heard(agent, place):
                 self._broken(f"P3: for {agent} {named.name} leaves {source}, which leads and is seen")
 
-    def _judge_fence(self, agent: Agent, name: str, source: Server, wanted: Role) -> None:
+    def _judge_fence(self, agent: Agent, named: Named, source: Server, wanted: Role) -> None:
         """R1: a server that is merely silent is held, but not where another database cluster took its group's place.
 
         A primary that was overtaken by another one is not held either: a pin may have led there.
         """
-        known, place = self._known[agent], source.group
+        known, place, name = self._known[agent], source.group, named.name
         old = known.states[source.number]
         if old.system_id != self._clusters[agent].get(place.name) or place.name in self._replaced.get(agent, ()):
             return
@@ -478,7 +581,8 @@ class Judge:
             self._broken(f"R1: for {agent} {name} is fenced although its primary was not seen in recovery")
         excluded = agent.statuses.get(name, NOTHING).excluded
         silent = old.is_merely_silent and source.node not in excluded
-        if wanted is Role.STANDBY and agent.config.fallback is Fallback.NONE and silent:
+        lags = place.leader is not None and self._lags(named, source, place.leader)  # so it may have said before
+        if wanted is Role.STANDBY and agent.config.fallback is Fallback.NONE and silent and not lags:
             self._broken(f"R1: for {agent} {name} is fenced although its standby {source} is merely silent")
 
     def _judge_standby(self, agent: Agent, named: Named, target: Server, *, is_standby: bool) -> None:

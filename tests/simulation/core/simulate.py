@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from resolver_agent.config.model import Config, Fallback, Group, PatroniApi, Queue, Route
 from tests.simulation.core.agent import Agent
-from tests.simulation.core.faults import BY_NAME, MAX_LAG, plan
+from tests.simulation.core.faults import BY_NAME, MAX_LAG, MAX_LAG_S, STALLS, STOPS, plan
 from tests.simulation.core.judge import Judge
 from tests.simulation.core.world import State, World
 from tests.simulation.simulate import Result
@@ -26,13 +26,38 @@ SETTLE_S = 20.0
 QUIET_S = (1.0, 5.0, 60.0)
 _API = PatroniApi(port=8008)
 _LONGEST = 50
+_SHAPES = 16
+"""A seed's remainder by this tells the shape of its world; the seeds that find mutations of old have other remainders.
+"""
+_WITH_SECONDS, _WITH_STOPS = 15, 7
+_LIMITS = ((MAX_LAG_S, None), (MAX_LAG_S, MAX_LAG), (2 * MAX_LAG_S, MAX_LAG))
+
+
+class Shape(NamedTuple):
+    """What some worlds have: a limit of lag in seconds, beside that in bytes, and announced stops of standbys."""
+
+    max_lag_s: float | None = None
+    max_lag_bytes: int | None = None
+    has_stops: bool = False
+
+    @classmethod
+    def of(cls, seed: int) -> Shape:
+        """Return that of a seed."""
+        rest = seed % _SHAPES
+        max_lag_s, max_lag_bytes = _LIMITS[seed // _SHAPES % len(_LIMITS)] if rest == _WITH_SECONDS else (None, None)
+        return cls(max_lag_s, max_lag_bytes, has_stops=rest == _WITH_STOPS)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of faults that only such worlds have."""
+        return (STALLS if self.max_lag_s is not None else ()) + (STOPS if self.has_stops else ())
 
 
 @functools.lru_cache(maxsize=256)
 def _config(
     names: tuple[tuple[str, tuple[Node, ...], Route], ...],
     fallback: Fallback,
-    max_lag_bytes: int | None,
+    limits: tuple[int | None, float | None],
     planned_s: float,
     unplanned_s: float,
     *,
@@ -43,8 +68,8 @@ def _config(
             name=name,
             nodes=nodes,
             route=route,
-            max_lag_bytes=max_lag_bytes,
-            max_lag_s=None,
+            max_lag_bytes=limits[0],
+            max_lag_s=limits[1],
             failback_delay_s=10.0,
             patroni=_API if with_patroni else None,
             queue=Queue(planned_s=planned_s, drain_s=2.0, unplanned_s=unplanned_s),
@@ -68,20 +93,28 @@ def _config(
     )
 
 
-def _begin(seed: int, chance: random.Random, *, is_told: bool) -> World:
+def _begin(seed: int, shape: Shape, chance: random.Random, *, is_told: bool) -> World:
     sizes = [2] * chance.choice((2, 2, 2, 2, 3))
     if chance.random() < 0.25:
         sizes[-1] = 3
+    if shape.has_stops:  # a reader has somewhere to go
+        sizes[1] = 3
     world = World(seed, tuple(sizes), with_patroni=chance.random() < 0.8, is_told=is_told)
     world.judge = Judge(world)
+    if shape.max_lag_s is not None:
+        for group in world.groups:
+            group.idles = chance.random() < 0.5
     names = [(group.name, tuple(server.node for server in group.servers), Route.FOLLOW) for group in world.groups]
     if chance.random() < 0.1:
         names += [("wk1-ro", names[1][1], Route.STANDBY), ("wk1-rw", names[1][1], Route.PRIMARY)]
+    fallback = chance.choice((Fallback.NONE, Fallback.NONE, Fallback.PRIMARY, Fallback.PRIMARY, Fallback.ALL))
+    max_lag_bytes = chance.choice((None, None, None, MAX_LAG))
+    planned_s = chance.choice((0.0, 15.0))
     config = _config(
         tuple(names),
-        chance.choice((Fallback.NONE, Fallback.NONE, Fallback.PRIMARY, Fallback.PRIMARY, Fallback.ALL)),
-        chance.choice((None, None, None, MAX_LAG)),
-        chance.choice((0.0, 15.0)),
+        fallback,
+        (max_lag_bytes, None) if shape.max_lag_s is None else (shape.max_lag_bytes, shape.max_lag_s),
+        15.0 if shape.has_stops else planned_s,
         chance.choice((0.0, 0.0, 0.0, 10.0)),
         with_patroni=world.with_patroni,
     )
@@ -96,9 +129,10 @@ def _begin(seed: int, chance: random.Random, *, is_told: bool) -> World:
 def run(seed: int, faults: Sequence[Fault] | None = None, *, is_told: bool = False) -> Result:
     """Run the world of a seed, with its own faults or with these."""
     chance = random.Random(seed)  # noqa: S311
-    own = plan(chance)
+    shape = Shape.of(seed)
+    own = plan(chance, shape.kinds)
     given = own if faults is None else tuple(faults)
-    world = _begin(seed, chance, is_told=is_told)
+    world = _begin(seed, shape, chance, is_told=is_told)
     last = world.now
     for fault in given:
         world.after(fault.at, _start, world, fault)
@@ -110,6 +144,8 @@ def run(seed: int, faults: Sequence[Fault] | None = None, *, is_told: bool = Fal
         world.run(world.now + 1.0)
     if not world.is_over:
         _mend(world)
+        if shape.max_lag_s is not None:  # one look does not tell such a lag
+            world.look_for(SETTLE_S)
         world.run(world.now + SETTLE_S)
     if not world.is_over:
         _judge_end(world)
@@ -139,8 +175,8 @@ def _mend(world: World) -> None:
         if group.leader is None:
             group.leader = group.servers[0]
         for server in group.servers:
-            if server.rejects or server.lag:
-                server.rejects, server.lag = False, 0
+            if server.rejects or server.lag or server.stalled_at is not None:
+                server.rejects, server.lag, server.stalled_at = False, 0, None
                 world.changed(server)
             server.hangs = False
             if server is group.leader:

@@ -27,6 +27,10 @@ TIMEOUT_S = 2.0
 NOTHING = PatroniStatus()
 WAL = 1_000_000
 """How many bytes a primary writes in a second."""
+LOOK_S = 2.0
+"""So often an agent looks at servers that do not change, while somebody looks at their lag."""
+PERIOD_S, BUSY_S = 60, 20
+"""In some worlds primaries write for so many seconds of each period, and are idle for the rest of it."""
 
 
 class State(enum.Enum):
@@ -60,6 +64,8 @@ class Server:
     timeline: int = 1
     receiver: int | None = None
     lag: int = 0
+    stalled_at: float | None = None
+    """Since when it replays nothing."""
     run: int = 0
     rejects: bool = False
     is_foreign: bool = False
@@ -83,7 +89,21 @@ class Server:
 
     def lsn_at(self, at: float) -> int:
         """Return its LSN at a moment; all primaries write at the same pace."""
+        if self.stalled_at is not None:
+            at = min(at, self.stalled_at)
+        if self.group.idles:
+            at = at // PERIOD_S * BUSY_S + min(at % PERIOD_S, BUSY_S)
         return int(at * WAL) - self.lag
+
+    def behind(self, leader: Server, at: float) -> tuple[int, float]:
+        """Return how far it is behind its primary, in bytes, and in seconds since that has gone on from its LSN."""
+        lsn = self.lsn_at(at)
+        lag_bytes = leader.lsn_at(at) - lsn
+        if lag_bytes <= 0:
+            return 0, 0.0
+        written_s = lsn / WAL
+        passed_at = written_s // BUSY_S * PERIOD_S + written_s % BUSY_S if self.group.idles else written_s
+        return lag_bytes, at - passed_at
 
     def seen(self, at: float, answered_at: float) -> Observation:
         """Return what a probe of it sees."""
@@ -114,6 +134,8 @@ class Group:
     leader: Server | None = None
     lease: int = 0
     is_busy: bool = False
+    idles: bool = False
+    """Its primary is idle now and then."""
     excluded: set[Server] = dataclasses.field(default_factory=set)
 
     def status(self) -> PatroniStatus:
@@ -162,6 +184,8 @@ class World:
         self.judge: Judge
         self.agents: list[Agent] = []
         self.blocks: dict[tuple[int, int], int] = {}
+        self.looks_until = 0.0
+        self._is_looking = False
         self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._count = 0
         self.groups: list[Group] = []
@@ -247,6 +271,20 @@ class World:
         if path.life == path.agent.life:
             path.agent.take(path, seen, changes)
 
+    def look_for(self, lasts_s: float) -> None:
+        """Let all agents look at servers that do not change, for so long from now on."""
+        self.looks_until = max(self.looks_until, self.now + lasts_s)
+        if not self._is_looking:
+            self._is_looking = True
+            self._look()
+
+    def _look(self) -> None:
+        for agent in self.agents:
+            agent.wake()
+        self._is_looking = self.now < self.looks_until
+        if self._is_looking:
+            self.after(LOOK_S, self._look)
+
     def patroni_changed(self, group: Group) -> None:
         """Let all agents hear what a group's Patroni says now, each in its time."""
         if self.with_patroni:
@@ -275,7 +313,8 @@ class World:
         """Start a server; a standby follows the present timeline."""
         group = server.group
         server.run += 1
-        server.state, server.recovery, server.is_foreign, server.lag = State.UP, recovery, False, 0
+        server.state, server.recovery, server.is_foreign = State.UP, recovery, False
+        server.lag, server.stalled_at = 0, None
         server.identity = Identity(group.system_id, int((self.now + self.wall_offset_s) * 1e6) + server.number)
         if recovery:
             server.timeline = group.timeline
@@ -287,7 +326,8 @@ class World:
         """Make a standby a primary."""
         group = server.group
         group.timeline += 1
-        server.timeline, server.recovery, server.receiver, server.lag = group.timeline, False, None, 0
+        server.timeline, server.recovery, server.receiver = group.timeline, False, None
+        server.lag, server.stalled_at = 0, None
         self.failovers += 1
         self.tell(f"{server} is promoted: {why}")
         self.judge.promoted(server)
