@@ -66,9 +66,9 @@ class _Known:
     accepted: dict[str, Server | None] = dataclasses.field(default_factory=dict)
     """Those of them that answer now."""
     led: dict[str, int] = dataclasses.field(default_factory=dict)
-    """The timeline of each group's last holder of the leader lock that answered as a primary."""
+    """The timeline of each group's last holder of the leader lock, the oldest where that cannot be told."""
     may_have_led: dict[str, int] = dataclasses.field(default_factory=dict)
-    """The newest one since then of a holder that was silent, and may have counted for a while."""
+    """The newest where it cannot: a holder that is silent may count for a while."""
     strangers: dict[str, set[Server]] = dataclasses.field(default_factory=dict)
     """The servers of each group that were of another cluster while one of its own answered."""
     lagging: set[Server] = dataclasses.field(default_factory=set)
@@ -276,6 +276,7 @@ class Judge:
         if leader.latest is Role.PRIMARY:
             known.led[group.name] = known.may_have_led[group.name] = leader.timeline
         elif leader.may_be_primary:
+            known.led[group.name] = min(known.led.get(group.name, 0), leader.timeline)
             known.may_have_led[group.name] = max(known.may_have_led.get(group.name, 0), leader.timeline)
 
     def confirmed(self, agent: Agent) -> None:
