@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _LEAST_S = 2.0
 """How long a connection may take at least: a session does more than a probe, and on a busy server."""
 
+LOCK_S = 2.0
+"""How long a session waits for a lock: its first query, too, for which Citus reads ``pg_dist_node``."""
+
 # A DROP DATABASE that was interrupted leaves a database with the limit -2, which nobody can use any more.
 _DATABASES = """
 SELECT datname, datconnlimit = -2, datallowconn, datconnlimit = 0
@@ -64,10 +67,13 @@ class Databases:
 
 
 @contextlib.contextmanager
-def connect(config: Config, *, limit_s: float, **keywords: str) -> Iterator[psycopg.Connection]:
+def connect(
+    config: Config, *, limit_s: float, lock_s: float | None = LOCK_S, **keywords: str
+) -> Iterator[psycopg.Connection]:
     """Open a session on the local server, in autocommit mode, that ends after ``limit_s`` at the latest.
 
-    ``keywords`` are libpq's and override those of the configuration. The search path is ``pg_catalog`` alone.
+    ``lock_s`` is how long it waits for a lock; with None, as long as the server says. ``keywords`` are libpq's and
+    override those of the configuration. The search path is ``pg_catalog`` alone.
 
     Raises:
         psycopg.Error: the connection took longer than ``timeout_s`` (at least 2 s), a statement failed, the limit was
@@ -77,10 +83,19 @@ def connect(config: Config, *, limit_s: float, **keywords: str) -> Iterator[psyc
         raise psycopg.OperationalError(NO_LOCAL)
     # Without a client encoding, a session in a SQL_ASCII database returns bytes for text.
     given = {"client_encoding": "UTF8", **config.local, **keywords}
-    options = f"{given.get('options', '')} -c search_path=pg_catalog"
-    opened = connection.connect({**given, "options": options}, within_s=max(_LEAST_S, config.timeout_s))
+    given["options"] = options(given, lock_s=lock_s)
+    opened = connection.connect(given, within_s=max(_LEAST_S, config.timeout_s))
     with opened as session, ended_after(limit_s, session):
         yield session
+
+
+def options(login: Mapping[str, str], *, lock_s: float | None = LOCK_S) -> str:
+    """Return libpq's ``options`` for a session, after those of its login.
+
+    The server applies the limit for locks by itself, so a session whose client has given up does not go on waiting.
+    """
+    lock = "" if lock_s is None else f" -c lock_timeout={round(1000 * lock_s)}"
+    return f"{login.get('options', '')} -c search_path=pg_catalog{lock}"
 
 
 def databases(config: Config) -> Databases:

@@ -553,8 +553,9 @@ ALERTS: tuple[Explanation, ...] = (
             Remedy(
                 "`2PC recovery in database`",
                 "the reason in the alert. `rolled back` lost nothing: what was resolved on primaries stays resolved, "
-                "and the rest is tried again",
-                "as the alert says",
+                "and the rest is tried again. `canceling statement due to lock timeout`: somebody's transaction has "
+                "held `pg_dist_node` or `pg_dist_transaction` for longer than 2 s; see `pg_locks`",
+                "as the alert says. For a lock nothing if it ends soon: recovery is tried again every 10 s",
             ),
             Remedy(
                 "`a server of another group`",

@@ -112,7 +112,8 @@ def ask(config: Config) -> Server | Unknown:
     """Return the facts about the local server, and about Citus in its databases."""
     try:
         found = session.databases(config)
-        with session.connect(config, limit_s=config.timeout_s) as connection:
+        # Our own limit for locks would hide the server's.
+        with session.connect(config, limit_s=config.timeout_s, lock_s=None) as connection:
             version = connection.info.server_version
             login = _LOGIN_SINCE_15 if version >= flush.FIRST_WITH_GRANT else _LOGIN
             [(user, may_reload, may_alter, may_uncache)] = connection.execute(login)

@@ -95,9 +95,8 @@ def connect(
         psycopg.Error: it could not be opened within ``within_s``, or a statement failed, or the limit was reached.
     """
     login = config.login_at(node)
-    options = f"{login.get('options', '')} -c search_path=pg_catalog"
-    where = {"host": node.host, "hostaddr": address, "port": str(node.port)}
-    opened = connection.connect({**login, **where, "options": options, "client_encoding": "UTF8"}, within_s=within_s)
+    where = {"host": node.host, "hostaddr": address, "port": str(node.port), "options": session.options(login)}
+    opened = connection.connect({**login, **where, "client_encoding": "UTF8"}, within_s=within_s)
     with opened as server, session.ended_after(limit_s, server):
         yield server
 
