@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.citus.flush import Flushed, FlushError
 from resolver_agent.citus.recovery import Recovered, objection, refusal
+from resolver_agent.citus.session import LOCK_S
 from resolver_agent.routing.state import FENCE
-from tests.simulation.gate import is_closed
+from tests.simulation.gate import NO_RESULT, NODES, is_closed
 from tests.simulation.world import QUICK, Data
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     """What a client does: it yields how long each step takes, in seconds."""
 
 WORKERS = ("wk1", "wk2")
+RECORDS = "pg_dist_transaction"
+"""What else an operator may lock: who writes needs it, and recovery."""
 COPY, LATE, LONG, WIDE = 0.15, 0.25, (0.3, 0.4), 0.85
 """Which writes, by a number by chance, are made by COPY, come to the workers late, take long there, and need a second
 connection to each."""
@@ -31,7 +34,11 @@ _POLL_S = 0.02
 _PLAN_S = 0.01
 """How long after its begin a command comes to the gate, at most."""
 _LONG_S, _ROW_S = 0.7, 0.3
+LATE_READS = 0.3
+"""The share of reads that connect late, in worlds where there are any."""
 _SILENCE_S = 2.0
+_WRITER, _READER = "writer", "reader on {}"
+"""The database roles of clients: those who read on standbys have their own, as README advises."""
 _ALONE_S = 15.0
 
 
@@ -45,11 +52,21 @@ class Session:
 
     ``inside``: its command, begun at ``begun_at``, has passed the gate. ``open_on`` are the workers on which it has a
     transaction open. ``caches``: it keeps its connections at the end of the command.
+
+    ``sent`` is where its command has sent an intermediate result, by name: the host and the server's run. It is found
+    there by the ``role`` of the command and the ``number`` of its transaction. Each coordinator counts from 1, so two
+    of them may have the same number: here those of clients with the same number always have. ``rivals`` are those
+    whose results were in the same place. ``on_standby``: the command began in recovery.
     """
 
     host: Host
     run: int
     pid: int = 0
+    number: int = 0
+    role: str = ""
+    on_standby: bool = False
+    sent: dict[str, tuple[Host, int]] = dataclasses.field(default_factory=dict)
+    rivals: dict[Host, Session] = dataclasses.field(default_factory=dict)
     flushed: int = 0
     caches: bool = True
     is_busy: bool = False
@@ -72,6 +89,8 @@ def command(world: World, session: Session) -> Iterator[None]:
         session.cache.clear()
     session.caches = not server.uncached
     session.begun_at = world.now
+    session.on_standby = server.recovery
+    session.role = _READER.format(session.host) if server.recovery and not world.readers_share else _WRITER
     server.sessions.append(session)
     try:
         yield
@@ -80,6 +99,7 @@ def command(world: World, session: Session) -> Iterator[None]:
             server.sessions.remove(session)
         session.inside = False
         session.open_on.clear()
+        _take_results_away(session)
         if not session.caches:
             session.cache.clear()
 
@@ -87,7 +107,7 @@ def command(world: World, session: Session) -> Iterator[None]:
 def _pass_the_gate(world: World, session: Session) -> Steps:
     """Take the lock on ``pg_dist_node`` that every distributed statement needs, and keep it to the end."""
     yield world.between(0.0, _PLAN_S if world.random.random() < QUICK else 10 * _PLAN_S)
-    while is_closed(session.host, world.now) and _alive(session):
+    while (is_closed(session.host, world.now) or NODES in session.host.server.locks) and _alive(session):
         yield _POLL_S
     session.inside = True
 
@@ -205,11 +225,16 @@ def _reach_workers(world: World, session: Session, chance: float, parts: list[tu
             session.cache.pop(name, None)
             raise Failed(f"{name}: {target} is in recovery")
         session.open_on.add(target)
+        _send_result(session, name, target)
         parts.append((name, target, run))
     if LONG[0] <= chance < LONG[1]:
         yield world.between(0.1, _LONG_S)
+    for name, target, _ in parts if chance < WIDE else ():
+        _read_result(world, session, name, target)
     for name in WORKERS if chance >= WIDE else ():
-        yield from _connection(world, session, name, is_new=True)
+        target, _, _ = yield from _connection(world, session, name, is_new=True)
+        _read_result(world, session, name, target)
+    _use_own_result(world, session)
 
 
 def _prepare_and_commit(
@@ -226,6 +251,8 @@ def _prepare_and_commit(
         yield from _committed(world, target, run)
         if not world.reaches(target, host):
             raise Failed(f"{target}: no answer")
+    while RECORDS in server.locks and _alive(session):
+        yield _POLL_S
     if not _alive(session) or server.recovery:
         raise Failed("the coordinator has gone")
     world.change(host, number, Data.record, {(gid, name) for name, _, _ in parts})
@@ -240,7 +267,8 @@ def _prepare_and_commit(
 
 
 def _resolve(world: World, target: Host, gid: str, *, commit: bool) -> bool:
-    number = target.server.data.prepared.get(gid)
+    """End a prepared transaction. While no standby confirms that, it is seen as prepared by everybody else."""
+    number = target.server.data.prepared.get(gid) if world.commits(target) else None
     if number is not None:
         world.change(target, number, Data.resolve, gid, commit=commit)
     return number is not None
@@ -258,11 +286,95 @@ def read(world: World, session: Session) -> Steps:
                 target, run, was_cached = yield from _connection(world, session, name)
                 session.open_on.add(target)
                 world.judge.reached(host, name, target, was_cached=was_cached, writes=False)
+                _send_result(session, name, target)
                 yield _hop(world)
                 if not (target.server.up and target.server.run == run):
                     raise Failed(f"{target}: the connection is lost")  # noqa: TRY301 -- as all other failures
+            is_late = world.further is not None and world.further.random() < LATE_READS
+            if is_late:
+                yield world.between(0.1, _LONG_S)
+            for name in WORKERS:
+                yield from _read(world, session, name, is_late=is_late)
+            _use_own_result(world, session)
         except Failed as why:
             world.judge.failed(host, str(why))
+
+
+def _read(world: World, session: Session, name: str, *, is_late: bool) -> Steps:
+    """Read what the result that was sent to a worker is joined with, over the same connection or another one."""
+    target, run = session.sent[name]
+    if not (target.server.up and target.server.run == run):
+        raise Failed(f"{target}: the connection is lost")
+    if is_late:
+        target, _, _ = yield from _connection(world, session, name, is_new=True)
+    _read_result(world, session, name, target)
+
+
+# --- intermediate results
+
+
+def _send_result(session: Session, name: str, target: Host) -> None:
+    """Send the intermediate result of a command to a node: another one of the same role and number is overwritten."""
+    session.sent[name] = (target, target.server.run)
+    if not _alive(session):
+        return
+    results, place = target.server.results, (session.role, session.number)
+    other = results.get(place)
+    if other is not None and other.host is not session.host and _alive(other):  # else that connection is closed
+        session.rivals[target], other.rivals[target] = other, session
+    results[place] = session
+
+
+def _read_result(world: World, session: Session, name: str, target: Host) -> None:
+    """Read it on a node. A worker that has none says so, and the statement fails; that of another one looks the same.
+
+    Of two in the same place, whoever ends first takes both away. Where the server that it was sent to has ended, the
+    connection is lost, and the command fails for that.
+    """
+    sent_to, run = session.sent[name]
+    if sent_to.server.run != run or not _alive(session):
+        return
+    found = target.server.results.get((session.role, session.number))
+    if found is session:
+        return
+    if target in session.rivals:
+        world.judge.mixed_up(session, session.rivals[target], target)
+    else:
+        world.judge.lacks_result(session, name, target)
+    if found is None:
+        raise Failed(f"{target}: {NO_RESULT}")
+
+
+def _take_results_away(session: Session) -> None:
+    """Remove the results of a command that ends."""
+    for target, run in session.sent.values():
+        results, place = target.server.results, (session.role, session.number)
+        found = results.get(place)
+        is_there = found is session or (target in session.rivals and _alive(session))
+        if found is not None and is_there and target.server.run == run:
+            del results[place]
+            if found is not session:
+                found.rivals[target] = session
+    session.sent.clear()
+    session.rivals.clear()
+
+
+def _use_own_result(world: World, session: Session) -> None:
+    """Send it to the own name, and read it here: without it the rows are missing, and nothing fails."""
+    host, name = session.host, session.host.group.name
+    if not _alive(session):
+        return
+    target, run = session.cache.get(name, (None, 0))
+    if target is None or not target.server.up or target.server.run != run:
+        address = world.lookup(host, name)
+        target = world.by_address.get(address or "")
+        if target is None:
+            raise Failed(f"{name} is fenced")
+        if not (world.talks(host, target) and target.server.up and target.server.serving):
+            raise Failed(f"{name}: refused")
+        session.cache[name] = (target, target.server.run)
+    if target is not host:
+        world.judge.reads_no_own_result(session, target)
 
 
 # --- what the agent calls instead of sessions on its local server
@@ -322,11 +434,13 @@ class _Pass:
 
     async def run(self) -> None:
         """Recover, or raise ``_EndedError`` and change nothing here."""
+        await self._wait_for(NODES)
         await self._step()
         before = {node: answer for node, (answer, _) in _reached(self._world, self._host).items()}
         if (why := refusal(before)) is not None:
             raise _EndedError("fault", f"not begun: {why}")
         self._check()
+        await self._wait_for(RECORDS)
         removed: set[tuple[str, str]] = set()
         warnings = []
         for name in WORKERS:
@@ -355,6 +469,8 @@ class _Pass:
         server = self._host.server
         found = {} if target.server.recovery else dict(target.server.data.prepared)
         self._world.judge.recovers(self._host, name, target)
+        if found and not self._world.commits(target):
+            raise _EndedError("fault", "canceling statement due to statement timeout")
         for gid in found:
             if (gid, name) in server.data.records:
                 self.recovered += _resolve(self._world, target, gid, commit=True)
@@ -368,6 +484,14 @@ class _Pass:
         server = self._host.server
         if not (server.is_primary and server.run == self._run) or server.stopped:
             raise _EndedError("fault", "the local PostgreSQL has gone")
+
+    async def _wait_for(self, relation: str) -> None:
+        """Wait until no operator has locked it."""
+        until = self._world.now + LOCK_S
+        while relation in self._host.server.locks:
+            if self._world.now > until:
+                raise _EndedError("fault", "canceling statement due to lock timeout")
+            await self._process.sleep(_POLL_S)
 
     def _check(self) -> None:
         if (why := self._still()) is not None:
@@ -383,10 +507,12 @@ async def recover_all(process: Process, still: Callable[[], str | None]) -> list
     if process.host.group.name != "cn":
         await process.sleep(0.003)
         return []
-    one = _Pass(process, still)
+    one, begun = _Pass(process, still), process.world.now
     try:
         await one.run()
     except _EndedError as why:
         kind, words = why.args
         return [Recovered(database="citus", recovered=one.recovered, **{kind: words})]
+    finally:
+        process.world.judge.pass_ended(process.host, process.world.now - begun)
     return [Recovered(database="citus", recovered=one.recovered)]

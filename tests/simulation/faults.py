@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from tests.simulation.citus import RECORDS
+from tests.simulation.gate import NODES
 from tests.simulation.judge import FOREIGN
 from tests.simulation.world import GROUPS, Data
 
@@ -273,6 +275,40 @@ def stall_replay(world: World, host: Host, _other: Host) -> End:
     return end
 
 
+def lose_slot(world: World, host: Host, _other: Host) -> End:
+    """A standby stops while its primary drops its slot: the WAL that it needs is gone, until it is initialised anew."""
+    server, group = host.server, host.group
+    if not server.is_standby or server.left_at is not None or host in (group.leader, group.promoting):
+        return None
+    world.die(host, "it stops, and its primary drops its slot")
+    server.left_at = world.now
+    return lambda: world.make_anew(host)
+
+
+def lock_nodes(world: World, _host: Host, _other: Host) -> End:
+    """An operator's transaction on the coordinator locks ``pg_dist_node``, as an update of Citus does."""
+    return _lock(world, NODES)
+
+
+def lock_records(world: World, _host: Host, _other: Host) -> End:
+    """An operator's transaction locks the commit records, as ``citus_create_restore_point()`` does."""
+    return _lock(world, RECORDS)
+
+
+def _lock(world: World, relation: str) -> End:
+    host = world.groups[0].leader
+    if host is None or not host.server.is_primary or relation in host.server.locks:
+        return None
+    server, run = host.server, host.server.run
+    server.locks.add(relation)
+
+    def end() -> None:
+        if server.run == run:
+            server.locks.discard(relation)
+
+    return end
+
+
 def slow_server(_world: World, host: Host, _other: Host) -> End:
     """PostgreSQL takes up to a second to load its configuration files."""
     host.is_slow = True
@@ -297,7 +333,7 @@ def foreign_server(world: World, host: Host, _other: Host) -> End:
     world.die(host, "another database cluster takes its place")
     host.server.system_id = FOREIGN + host.number
     host.server.data = Data()
-    host.server.timeline = 1
+    host.server.timeline, host.server.left_at = 1, None
     world.start(host, recovery=False)
 
     def end() -> None:
@@ -456,7 +492,7 @@ def upgrade(world: World, host: Host, _other: Host) -> End:
         world.die(one, "pg_upgrade", at_once=False)
     group.system_id += 100
     for one in group.hosts:
-        one.server.system_id = group.system_id
+        one.server.system_id, one.server.left_at = group.system_id, None
         world.patroni_changed(one)
 
     def end() -> None:
@@ -503,11 +539,19 @@ KINDS: dict[Callable[[World, Host, Host], End], int] = {
     pause_patroni: 2,
     promote_by_hand: 4,
     upgrade: 2,
+    lose_slot: 0,  # these are in FURTHER_KINDS
+    lock_nodes: 0,
+    lock_records: 0,
 }
 BY_NAME = {kind.__name__: kind for kind in KINDS}
 _NAMES = [*BY_NAME]
 _WEIGHTS = [*KINDS.values()]
 
+
+FURTHER_KINDS = (lose_slot, lock_nodes, lock_records)
+"""What goes wrong, or is in the way, in worlds of that shape."""
+FURTHER_SHARE = 0.3
+"""Beside such a share of the other faults."""
 
 PLANNED_KINDS = tuple(kind.__name__ for kind in (switchover, restart, call_off_stop, slow_disk, slow_python))
 """Where there are no others no statement may fail."""
@@ -538,3 +582,18 @@ def plan(random: random.Random, hosts: int) -> tuple[Fault, ...]:
             faults.append(Fault(round(at, 3), round(lasts, 3), "remove_member", random.randrange(6, hosts), 0))
         at += random.choice((0.02, 0.3, 2.0, 8.0, 20.0)) * random.uniform(0.2, 1.5)
     return tuple(faults)
+
+
+def further(random: random.Random, faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
+    """Return what goes wrong in a world of further faults, each a little before or after another fault."""
+    return tuple(
+        Fault(
+            round(max(0.5, one.at + random.uniform(-4.0, 1.0)), 3),
+            round(random.choice((0.5, 3.0, 12.0, 35.0)) * random.uniform(0.5, 1.5), 3),
+            random.choice(FURTHER_KINDS).__name__,
+            one.host,
+            0,
+        )
+        for one in faults
+        if random.random() < FURTHER_SHARE
+    )

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from resolver_agent.citus import flush, session
-from resolver_agent.citus.session import Databases
+from resolver_agent.citus.session import LOCK_S, Databases
 from resolver_agent.patroni.client import ApiError, Leadership
 from resolver_agent.queue import drain, hold, own_stop, windows
 from resolver_agent.queue.drain import Open
 from resolver_agent.queue.evidence import ServerState
-from resolver_agent.queue.gate import UnderWay
+from resolver_agent.queue.gate import GateError, UnderWay
 from resolver_agent.queue.room import RoomState
 from tests.simulation.blocking import Event, Worker
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from tests.simulation.world import Host, World
 
 
+NODES = "pg_dist_node"
+"""What an operator may lock, and every first query of a session needs."""
+NO_RESULT = "no intermediate result"
 _SILENCE_S = 2.0
 _NOTICED_S = 0.1
 """So often a request of a gate looks whether its client is there: ``client_connection_check_interval``."""
@@ -132,6 +135,8 @@ def coordinated_databases(world: World) -> Callable[[Config], Databases]:
         host = _host_of(world, config)
         if not (host.server.up and host.server.serving):
             raise psycopg.OperationalError("connection refused")
+        if NODES in host.server.locks:
+            return Databases((), {"citus": "canceling statement due to lock timeout"})
         return Databases(("citus",) if host.group.name == "cn" else (), {})
 
     return find
@@ -157,6 +162,18 @@ class _Local:
             Worker.current.pause(_SILENCE_S)
         if not (self.host.up and server.up and server.serving and server.run == self.run) or server.stopped:
             raise psycopg.OperationalError("the local PostgreSQL does not answer")
+
+    def wait_for_nodes(self, within_s: float) -> None:
+        """Wait until no operator has locked ``pg_dist_node``.
+
+        Raises:
+            GateError: not within that time.
+        """
+        until = self.world.now + within_s
+        while NODES in self.host.server.locks:
+            if self.world.now > until:
+                raise GateError("canceling statement due to lock timeout")
+            self.step(drain.POLL_S, drain.POLL_S)
 
     def execute(self, _query: str) -> None:
         """Stand for a session."""
@@ -186,8 +203,8 @@ class _Gate:
 
     def keep(self, *, within_s: float) -> None:
         """Have the keeper take its lock."""
-        del within_s
         self._local.step()
+        self._local.wait_for_nodes(within_s)
         self._is_kept = True
 
     def close(self, *, within_s: float) -> None:
@@ -246,6 +263,7 @@ class _Sockets:
         del limit_s
         local = _Local(self._world, _host_of(self._world, config))
         local.step()
+        local.wait_for_nodes(LOCK_S)  # as the first query of a session does
         gate = _Gate(local, lock_s)
         try:
             yield gate
@@ -348,7 +366,15 @@ def queue_replacements(world: World) -> list[tuple[object, str, object]]:
     async def hold_in_thread(config: Config, *arguments: Any, **named: Any) -> Held:
         process = _host_of(world, config).process
         assert process is not None
-        return await process.in_thread(lambda: do_hold(config, *arguments, **named))  # type: ignore[no-any-return]
+
+        def hold_and_tell() -> Held:
+            begun = world.now
+            try:
+                return do_hold(config, *arguments, **named)
+            finally:
+                world.judge.hold_ended(process.host, world.now - begun)
+
+        return await process.in_thread(hold_and_tell)  # type: ignore[no-any-return]
 
     async def drain_in_thread(config: Config, within_s: float) -> int:
         process = _host_of(world, config).process

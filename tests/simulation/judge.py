@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from resolver_agent.config.model import Fallback, Route
 from resolver_agent.routing.observation import ProbeFailure, Role
 from resolver_agent.routing.state import FENCE, AlertCode
+from tests.simulation.gate import NO_RESULT
 from tests.simulation.world import addresses
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from resolver_agent.config.model import Group as ConfiguredGroup
     from resolver_agent.patroni.membership import Answer
     from resolver_agent.routing.observation import Identity, Observation
+    from tests.simulation.citus import Session
     from tests.simulation.process import Process
     from tests.simulation.world import Group, Host, World
 
@@ -31,6 +33,8 @@ TURNED_S = 15.0
 FRESH_S = 2.0
 EXPIRED_S = 1.5
 """So long after a question has remained without an answer, the answer before it counts no more: 3 s after it came."""
+REFUSED_S = EXPIRED_S + 2.0
+"""So long after a question was refused: that takes no time."""
 CALLED_OFF_S = 9.0
 """So long a name waits for a stop that does not happen: its hook's time, and a little."""
 QUEUED_S = 5.0
@@ -45,6 +49,10 @@ ROUND_S = 0.03
 """How long after a move a pass of recovery is told of it: the round ends with that."""
 FLUSHED_S = 0.2
 """A flush takes less."""
+SETTLED_S = 10.0
+"""So long after names have moved, or could have had to, no command is under way that began before it was flushed."""
+PASS_S, HOLD_S = 8.0, 16.0
+"""So long a pass of recovery and a hold at the gate may take at most, whatever an operator has locked."""
 FIRST_LOOK_S = 6.0
 """How long an agent that starts may ask before it decides anything."""
 UPGRADED = 7100
@@ -159,6 +167,8 @@ class Judge:
         self._ready: dict[int, int] = {}
         self._queued_at: dict[tuple[int, str], float] = {}
         """When each name on a host last moved."""
+        self._left_at: dict[int, float] = {}
+        """When a file was last written before its agent ended: the next one knows no more of how long names wait."""
         self._wishes: dict[int, Role | None] = {}
         self.broken: str | None = None
         self._promoted_at: dict[int, float] = {}
@@ -187,6 +197,7 @@ class Judge:
 
     def agent_ended(self, host: Host) -> None:
         """Forget what a killed agent knew."""
+        self._left_at[host.number] = self._written_at(host)
         self._known.pop(host.number, None)
         self._wishes.pop(host.number, None)
         self._ready.pop(host.number, None)
@@ -446,7 +457,7 @@ class Judge:
             self._judge_dead(host, why.partition(":")[0])
         if why.endswith("no answer") and self._is_able(host):
             self._judge_silent(host, why.partition(":")[0])
-        if self.is_planned and why != "the coordinator has gone":
+        if self.is_planned and why != "the coordinator has gone" and not why.endswith(NO_RESULT):
             self._broken(f"Q: a statement on {host} fails in planned work: {why}")
         self._world.tell(f"{host}: a statement fails: {why}")
 
@@ -539,13 +550,14 @@ class Judge:
 
     def _judge_queued(self, host: Host, name: str, limit_s: float) -> None:
         """Q: a name leads to its room for a limited time, also where the agent is killed again and again."""
-        queued_s = self._world.now - self._queued_at.get((host.number, name), self._world.now)
+        since = self._queued_at.get((host.number, name), self._world.now)
+        queued_s = self._world.now - max(since, self._left_at.get(host.number, 0.0))
         if queued_s > limit_s + QUEUED_S and self._able_since(host) < self._world.now - queued_s:
             self._broken(f"Q: on {host} {name} has led to its room for {queued_s:.0f} s")
 
     def _judge_lag(self, host: Host, name: str, target: Host) -> None:
         """No read on a standby comes to one that has lagged more than its limit allows, for a while."""
-        stalled_at, limit_s, now = target.server.stalled_at, self._world.max_lag_s, self._world.now
+        stalled_at, limit_s, now = target.server.behind_since, self._world.max_lag_s, self._world.now
         if stalled_at is None or limit_s is None or not (host.server.recovery and target.server.recovery):
             return
         if len(target.group.primaries) != 1:
@@ -560,6 +572,53 @@ class Judge:
 
     def _written_at(self, host: Host) -> float:
         return host.hosts_written_at - self._world.wall_offset_s
+
+    # --- intermediate results
+
+    def reads_no_own_result(self, session: Session, target: Host) -> None:
+        """R3: a result that is sent to the own name is read on the own server: else rows are missing, silently."""
+        if self._is_settled(session) and self._of(session.host).recognised:
+            self._broken(f"R3: a statement on {session.host} reads no rows: its own name leads to {target}")
+
+    def lacks_result(self, session: Session, name: str, target: Host) -> None:
+        """Take in that a statement does not find its result: a name moved while it was under way.
+
+        That costs no statement on a coordinator that waits for those before a planned stop.
+        """
+        host = session.host
+        is_held = self.is_planned and not session.on_standby
+        if is_held or self._is_settled(session):
+            self._broken(f"a statement on {host} for {name} finds no intermediate result on {target}")
+
+    def mixed_up(self, session: Session, other: Session, target: Host) -> None:
+        """A statement reads another coordinator's result, or lacks its own: a reader must not be where a writer is."""
+        readers = [one for one in (session, other) if one.on_standby]
+        for reader in readers if len(readers) == 1 else ():
+            told = self._of(reader.host).states.get(target.number)
+            knows = told is not None and told.latest is Role.PRIMARY
+            since = self._world.now if told is None else max(told.since, told.latest_since)
+            follows = self._wish(reader.host, self._of(reader.host)) is Role.STANDBY
+            if knows and follows and self._is_settled(reader, since):
+                text = f"intermediate results of {session.host} and {other.host} are mixed up on {target}"
+                self._broken(f"{text}, which is a primary")
+
+    def _is_settled(self, session: Session, since: float = 0.0) -> bool:
+        """Report whether a command began so late that all names had moved and were flushed."""
+        host = session.host
+        since = max(since, self._able_since(host), self._written_at(host), host.moved_at, host.server.flushed_at)
+        return self._is_able(host) and session.begun_at - since > SETTLED_S
+
+    # --- the operator's locks
+
+    def pass_ended(self, host: Host, took_s: float) -> None:
+        """No pass of recovery waits for longer than its limits."""
+        if took_s > PASS_S:
+            self._broken(f"R6: a pass of recovery on {host} has taken {took_s:.0f} s")
+
+    def hold_ended(self, host: Host, took_s: float) -> None:
+        """Nor does what a coordinator does before another server's planned stop."""
+        if took_s > HOLD_S:
+            self._broken(f"Q: statements on {host} were held for {took_s:.0f} s")
 
     def gate_granted(self, host: Host) -> None:
         """The request that closes the gate must never be granted: standbys replay that lock, and hang."""
@@ -604,7 +663,8 @@ class Judge:
                 self._broken(f"R6: 2PC recovery on {host} on an answer of {other} from before its names moved")
 
     def _is_unseen(self, state: Told) -> bool:
-        return not isinstance(state.latest, Role) and self._world.now - state.latest_since > EXPIRED_S
+        after_s = EXPIRED_S if state.latest is ProbeFailure.UNREACHABLE else REFUSED_S
+        return not isinstance(state.latest, Role) and self._world.now - state.latest_since > after_s
 
     def _judge_claim(self, host: Host, known: _Known) -> None:
         """R6: 2PC recovery runs only where the local Patroni says that it leads, and has just said so."""

@@ -572,6 +572,58 @@ MUTATIONS = (
         3,
         tuple((5, 40, "stall_replay", host, 0) for host in range(2, 6)),
     ),
+    # intermediate results
+    Mutation(
+        "with fallback none a name goes to its primary",
+        "routing.standby",
+        "    if fallback is Fallback.NONE:\n",
+        "    if False:\n",
+        1,
+        ((5, 40, "power_loss", 2, 0),),
+    ),
+    Mutation(
+        "a standby coordinator counts as flushed",
+        "citus.maintenance",
+        "        server = local.role_seen.identity\n        if not self.flushed:",
+        "        server = local.role_seen.identity\n        if local.role_seen.result is Role.STANDBY:\n"
+        "            self._flushed = self._wanted\n        if not self.flushed:",
+        26,
+        ((5, 40, "stall_replay", 2, 0), (5, 40, "stall_replay", 3, 0)),
+    ),
+    # lost slots
+    Mutation(
+        "a standby behind the whole history has no lag",
+        "routing.lag",
+        "    if passed == len(lsns):",
+        "    if passed in (0, len(lsns)):",
+        3,
+        tuple((5, 40, "lose_slot", host, 0) for host in range(2, 6)),
+    ),
+    # locks
+    Mutation(
+        "a pass of recovery that failed is the last one",
+        "citus.maintenance",
+        "self._next_at = now + (PERIOD_S if well else _RETRY_S)",
+        "self._next_at = now + PERIOD_S if well else math.inf",
+        0,
+        ((30, 60, "lock_records", 0, 0),),
+    ),
+    Mutation(
+        "a session waits for a lock for a minute",
+        "citus.session",
+        "LOCK_S = 2.0",
+        "LOCK_S = 60.0",
+        0,
+        ((30, 60, "lock_nodes", 0, 0),),
+    ),
+    Mutation(
+        "a planned stop waits for a lock for a minute",
+        "citus.session",
+        "LOCK_S = 2.0",
+        "LOCK_S = 60.0",
+        1,
+        ((30, 60, "lock_nodes", 0, 0), (35, 0.1, "switchover", 2, 0)),
+    ),
 )
 
 UNSEEN = (

@@ -191,7 +191,7 @@ class SimulatedAgent(Agent):
         waits = self._observer.windows or self._observer.announced is not None or self._decision.paused
         recovery = self._maintenance.recoverer.status(now)
         tries = recovery.under_way or recovery.blocked_by not in (None, "the local PostgreSQL is not a primary")
-        lags = any(one.server.stalled_at is not None for one in self._process.world.hosts)
+        lags = any(one.server.behind_since is not None for one in self._process.world.hosts)
         if not (waits or tries or lags) and self._block.says(decision.targets) and self._maintenance.flushed:
             views = decision.views.values()
             lost = any(view.memory.lost_at is not None for view in views)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Config, Fallback, Group, PatroniApi, Queue, Route
 from tests.simulation import citus
-from tests.simulation.faults import BY_NAME, PLANNED_KINDS, Fault, plan, planned_work
+from tests.simulation.faults import BY_NAME, PLANNED_KINDS, Fault, further, plan, planned_work
 from tests.simulation.judge import Judge
 from tests.simulation.process import Process, replaced
 from tests.simulation.world import GROUPS, Shape, World
@@ -165,7 +165,7 @@ class _Clients:
         key = 2 * host.number + number
         session = self._sessions.get(key)
         if session is None or session.run != server.run:
-            session = self._sessions[key] = citus.Session(host, server.run, pid=self._world.new_number())
+            session = self._sessions[key] = citus.Session(host, server.run, self._world.new_number(), number)
         if not session.is_busy:
             session.is_busy = True
             self._step(session, citus.read(world, session) if server.recovery else citus.write(world, session))
@@ -194,12 +194,15 @@ def run(seed: int, faults: Sequence[Fault] | None = None, *, is_told: bool = Fal
     world = World(seed, shape, is_told=is_told)
     count = len(world.hosts)
     own = planned_work(chance, count) if setting.is_planned else plan(chance, count)
+    if world.further is not None and not setting.is_planned:
+        own = (*own, *further(world.further, own))
     given = own if faults is None else tuple(faults)
     with_agent = [host.number for host in world.hosts[6:] if setting.is_planned or host.group.name == "cn"]
     setting = dataclasses.replace(setting, agents=(*setting.agents, *with_agent))
     world.judge = Judge(world)
     world.judge.is_planned = setting.is_planned and all(one.kind in PLANNED_KINDS for one in given)
     world.is_hooked, world.max_lag_s = setting.is_hooked, setting.max_lag_s
+    world.readers_share = setting.fallback is Fallback.NONE and len(world.groups[0].hosts) == 2
     world.tell(f"seed {seed}: {setting}, {shape}")
     world.uses_patroni(with_patroni=setting.with_patroni)
 

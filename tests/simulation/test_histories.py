@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from resolver_agent.routing import decide, standby
 from tests.simulation.faults import Fault
+from tests.simulation.judge import Judge
 from tests.simulation.simulate import run
 
 HISTORIES = {
@@ -55,9 +57,28 @@ HISTORIES = {
         Fault(40.0, 50.0, "reject_logins", 3, 0),
     ),
     "a stop is announced and called off": (Fault(5.0, 0.1, "call_off_stop", 2, 0),),
+    "the standbys of both workers lose their slots, and one has no other server": (
+        *(Fault(5.0, 60.0, "lose_slot", host, 0) for host in range(2, 6)),
+        Fault(12.0, 20.0, "power_loss", 2, 0),
+        Fault(40.0, 0.1, "crash", 3, 0),
+    ),
+    "an operator updates Citus while a worker and the coordinator are switched over": (
+        Fault(4.0, 20.0, "lock_nodes", 0, 0),
+        Fault(5.0, 0.1, "switchover", 2, 0),
+        Fault(30.0, 5.0, "lock_nodes", 0, 0),
+        Fault(32.0, 0.1, "switchover", 0, 0),
+    ),
+    "an operator makes a restore point while both workers are switched over": (
+        Fault(4.0, 20.0, "lock_records", 0, 0),
+        Fault(5.0, 0.1, "switchover", 2, 0),
+        Fault(6.0, 0.1, "switchover", 4, 0),
+        Fault(40.0, 30.0, "lock_records", 0, 0),
+    ),
 }
 LARGE_AND_LATE = 42
 """A world whose coordinator and first worker have three servers, and whose first worker replicates 2 s late."""
+LIMITED = 3
+"""A plain world whose standbys may lag for 5 s."""
 LATE = 36
 """A plain world, but its first worker replicates 2 s late."""
 
@@ -96,6 +117,22 @@ def test_asynchronous_replication_loses_rows_at_a_crash_alone(seed: int) -> None
     planned = run(seed, [Fault(5.0 + 15.0 * number, 0.1, "switchover", 2 * number, 0) for number in range(3)])
     assert (planned.broken, planned.lost) == (None, 0)
     assert planned.failovers == len(planned.faults)
+
+
+def test_reads_leave_a_standby_that_lost_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never catches up, and only the limit of its lag tells."""
+    slots = [Fault(5.0, 40.0, "lose_slot", host, 0) for host in range(2, 6)]
+    assert run(LIMITED, slots).broken is None
+    monkeypatch.setattr(standby, "_lagging", lambda *_, **__: (False, ""))
+    assert str(run(LIMITED, slots).broken).startswith("L1: a read on ")
+
+
+def test_a_coordinator_whose_own_name_leads_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its statements read no rows of their intermediate results, also where nobody looks at its file (R3)."""
+    monkeypatch.setattr(Judge, "file_written", lambda *_: None)
+    assert run(0).broken is None
+    monkeypatch.setattr(decide, "own_addresses", lambda *_: {})
+    assert str(run(0).broken).startswith("R3: a statement on ")
 
 
 def test_a_third_server_is_taken_out_and_put_back() -> None:

@@ -30,6 +30,8 @@ GROUPS = ("cn", "wk1", "wk2")
 TTL_S, LOOP_S = 30.0, 10.0
 SHAPES, ASYNCHRONOUS, LARGE = 16, (4, 10), (9, 10)
 """Seeds with these remainders are of worlds with asynchronous replication, and with groups of three servers."""
+FURTHER_SHAPES, FURTHER = 32, (7, 19, 20, 25, 26)
+"""Seeds with these remainders by 32 are of worlds with further faults, and with reads that connect late."""
 LAGS_S, SHARE = (0.02, 0.3, 2.0), 0.6
 """How late an asynchronous standby gets a change at most, and the share of the groups of such a world."""
 QUICK = 0.85
@@ -43,10 +45,14 @@ ALIVE_S = 0.5
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shape:
-    """Which groups have three servers, and which replicate asynchronously: how late at most, in seconds."""
+    """Which groups have three servers, and which replicate asynchronously: how late at most, in seconds.
+
+    ``is_further``: there are further faults (``faults.FURTHER_KINDS``), and reads that connect late.
+    """
 
     thirds: tuple[str, ...] = ()
     lags: dict[str, float] = dataclasses.field(default_factory=dict)
+    is_further: bool = False
 
     @classmethod
     def of(cls, seed: int) -> Shape:
@@ -58,6 +64,7 @@ class Shape:
         return cls(
             thirds=tuple(thirds or GROUPS[:1]) if rest in LARGE else (),
             lags=(lags or {GROUPS[1]: LAGS_S[-1]}) if rest in ASYNCHRONOUS else {},
+            is_further=seed % FURTHER_SHAPES in FURTHER,
         )
 
 
@@ -118,9 +125,12 @@ class Server:
     """PostgreSQL on one host. A standby that streams has an ``upstream``; ``pending`` is what has not come from there.
 
     ``rejects``: agents of other hosts cannot log in. ``stalled_at``: since when a standby replays nothing.
+    ``left_at``: since when it gets nothing any more, because its primary no longer has the WAL that it needs.
     ``needs_sync``: a commit waits for the standby. ``active`` are the transactions of sessions that are at work here.
     ``sessions`` are those that run a command now. ``flushed`` counts the flushes that sessions must have seen before
-    their next command, ``uncached`` says whether they are to cache no connections then.
+    their next command, ``uncached`` says whether they are to cache no connections then. ``results`` are the
+    intermediate results that are here, by the role and the number of the transaction: the session that wrote it last.
+    ``locks`` are the relations that an operator has locked: others who need them wait.
     """
 
     system_id: int
@@ -131,6 +141,7 @@ class Server:
     stopped: bool = False
     rejects: bool = False
     stalled_at: float | None = None
+    left_at: float | None = None
     run: int = 0
     timeline: int = 1
     receiver: int | None = None
@@ -144,6 +155,8 @@ class Server:
     uncached: bool = False
     flushed_at: float = 0.0
     identity: Identity = NOBODY
+    results: dict[tuple[str, int], Session] = dataclasses.field(default_factory=dict)
+    locks: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def is_primary(self) -> bool:
@@ -156,18 +169,24 @@ class Server:
         return self.up and self.serving and self.recovery
 
     @property
+    def behind_since(self) -> float | None:
+        """Since when a standby replays nothing, for whatever reason."""
+        return min((at for at in (self.stalled_at, self.left_at) if at is not None), default=None)
+
+    @property
     def kind(self) -> tuple[object, ...]:
         """All that a probe can tell, but for LSN and time."""
         if self.stopped:
             return ("stopped", self.run)
-        told = (self.identity, self.timeline, self.receiver is None, self.rejects, self.stalled_at is None)
+        told = (self.identity, self.timeline, self.receiver is None, self.rejects, self.behind_since is None)
         return (self.up, self.serving, self.recovery, *told)
 
     def lsn(self, at: float) -> int:
         """Return how far it has written or replayed: a busy primary writes 1,000 bytes a second."""
         if not self.recovery:
             return int(at * 1000)
-        return int(((at if self.stalled_at is None else min(at, self.stalled_at)) - self.behind_s) * 1000)
+        since = self.behind_since
+        return int(((at if since is None else min(at, since)) - self.behind_s) * 1000)
 
 
 class Host:
@@ -255,6 +274,7 @@ class World:
         shape = shape if shape is not None else Shape()
         self.random = random.Random(seed)  # noqa: S311 -- the point is that it repeats
         self.replication = random.Random(f"{seed}/replication")  # noqa: S311
+        self.further = random.Random(f"{seed}/further") if shape.is_further else None  # noqa: S311
         self.scheduler = Scheduler()
         self.story: list[str] = []
         self.removed: dict[int, str] = {}
@@ -264,6 +284,8 @@ class World:
         self.is_told = is_told
         self.is_hooked = True
         """Whether Patroni runs ``pre_promote``."""
+        self.readers_share = False
+        """Whether clients read on a standby coordinator with the database role of those who write."""
         self.max_lag_s: float | None = None
         self.judge: Judge
         self.failovers = 0
@@ -333,6 +355,8 @@ class World:
         server.identity = Identity(server.system_id, server.run)
         server.active.clear()
         server.sessions.clear()
+        server.results.clear()
+        server.locks.clear()
         server.receiver = None
 
     def group_of(self, name: str) -> Group:
@@ -500,6 +524,7 @@ class World:
             and standby.server.is_standby
             and not standby.server.stopped
             and not primary.server.stopped
+            and standby.server.left_at is None
             and primary.server.is_primary
             and standby.server.system_id == primary.server.system_id
             and self.talks(standby, primary)
@@ -513,7 +538,7 @@ class World:
         self._leave_stream(host)
         group.timeline += 1
         server.recovery, server.timeline, server.receiver, server.stalled_at = False, group.timeline, None, None
-        server.needs_sync = False
+        server.needs_sync, server.left_at = False, None
         self.failovers += 1
         self.tell(f"PostgreSQL on {host} is promoted ({why}), timeline {server.timeline}")
         self.judge.promoted(host, by_hand=why == "by hand")
@@ -592,6 +617,7 @@ class World:
             return
         fit = [host for host in group.hosts if host.patroni_works and host.server.up and host.server.serving]
         fit = [host for host in fit if not host.server.stopped and host.server.system_id == group.system_id]
+        fit = [host for host in fit if host.server.left_at is None]
         if group.lag_s and self.replication.random() < QUICK:  # else the most advanced one is not heard of
             fit.sort(key=lambda host: (host is not group.last, -len(host.server.data.changes)))
         found = next((host for host in fit if host.server.is_primary and self._has_all(host)), None)
@@ -741,6 +767,19 @@ class World:
 
     # --- operators
 
+    def make_anew(self, host: Host) -> None:
+        """Initialise a standby anew that cannot catch up, as ``patronictl reinit`` does, as soon as that can be."""
+        server, primary = host.server, host.group.leader
+        if server.left_at is None:
+            return
+        able = primary is not None and primary is not host and primary.server.is_primary and host.patroni_answers
+        if primary is None or not able or host.starting or primary.server.stopped or not self.talks(host, primary):
+            self.after(2.0, self.make_anew, host)
+            return
+        self.die(host, "it is initialised anew")
+        server.left_at, server.data = None, primary.server.data.copy()
+        self.tend(host.group)
+
     def switch_over(self, group: Group) -> None:
         """Switch over, as ``patronictl switchover`` does: checkpoint, hook, stop, promotion of the other one."""
         leader = group.leader
@@ -840,6 +879,7 @@ class World:
             return
         self.tell(f"power of {host} is back")
         host.up, host.patroni_hung = True, False
+        self.judge.hindered(host)
         self.server_changed(host)
         self.after(self.between(0.5, 3.0), self.start_patroni, host)
         self.after(self.between(0.3, 2.0), self.start_agent, host)
