@@ -58,8 +58,8 @@ def assess(
         foreign_words = {node: describe_foreign(seen, system_id) for node, seen in fresh.items() if node not in members}
     alerts = _node_alerts(group, states, foreign_words if system_id is not None else {})
     foreign = find_foreign(states, system_id)
-    leader = members.get(trusted.leader) if trusted.leader is not None else None
-    led = leader_timeline(leader, memory.leader_timeline if system_id == memory.system_id else None)
+    leader = trusted.leader
+    led = leader_timeline(leader, members, memory.leader_timeline if system_id == memory.system_id else None)
     primary, split = find_primary(
         group,
         before,
@@ -96,7 +96,7 @@ def assess(
     return GroupView(
         group=group,
         status=status,
-        leader=trusted.leader,
+        leader=leader,
         states=states,
         before=before,
         fresh=fresh,

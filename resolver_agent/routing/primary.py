@@ -2,7 +2,8 @@
 
 A node counts as a primary until it is seen dead or in recovery, or its observation expires. One on an older timeline
 than the last holder of the leader lock is deposed: what it writes is lost. It does not count, also when that holder is
-lost, until it holds the lock itself, or the operator confirms it by a reload.
+lost, until it holds the lock itself, or the operator confirms it by a reload. Nor does any other one count while the
+last known primary is merely silent, and holds the lock by the word of its Patroni.
 
 === ======================================================================= ==================================
 row what is seen                                                            the name
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 def find_primary(
     group: Group,
     before: GroupState,
-    leader: Observation | None,
+    leader: Node | None,
     *,
     states: Mapping[Node, NodeState],
     members: Mapping[Node, Observation],
@@ -52,17 +53,19 @@ def find_primary(
 ) -> tuple[Primary, list[Alert]]:
     """Return the group's primary by rows P1 to P7, and an alert where there are several.
 
-    ``leader`` is what was seen of the holder of the leader lock, if that counts, and ``led`` is the timeline of the
-    last one that was a primary.
+    ``leader`` holds the leader lock, as Patroni says, and ``led`` is the timeline of the last one that was a primary.
     """
     claims = _distinct([seen for seen in members.values() if seen.result is Role.PRIMARY], before.memory.primary)
     primaries = [seen for seen in claims if not _is_older(seen, led)]
+    holder = members.get(leader) if leader is not None else None
+    if leader is not None and holder is None and leader not in foreign:
+        primaries = [] if _may_be(before.memory.primary, states.get(leader)) else primaries
     alerts, told = [], ""
     if len(claims) > 1:
         told = f"several primaries: {', '.join(str(seen.address) for seen in claims)}"
         alerts = [Alert(AlertCode.PRIMARIES, f"{group.name}: {told}", of=(group.name,))]
-        if leader is not None and leader.result is Role.PRIMARY:
-            return _accepted(leader, Code.LEADER, f"holds the leader lock; {told}"), alerts  # P2
+        if holder is not None and holder.result is Role.PRIMARY:
+            return _accepted(holder, Code.LEADER, f"holds the leader lock; {told}"), alerts  # P2
     if len(primaries) == 1:
         return _accepted(primaries[0], Code.PRIMARY, f"primary, timeline {primaries[0].timeline}"), alerts  # P1
     last_at = nodes_at(before.memory.primary, group, states)
@@ -73,8 +76,7 @@ def find_primary(
     if primaries:
         return _last_of(primaries, told, before, demoted=demoted), alerts  # P3, P4
     words = "; ".join(
-        foreign_words.get(node)
-        or describe(node, state, members.get(node)) + (" of an older timeline" if members.get(node) in claims else "")
+        foreign_words.get(node) or describe(node, state, members.get(node)) + _why_not(members.get(node), claims, led)
         for node, state in states.items()
     )
     if before.memory.primary is None and not members:
@@ -87,9 +89,22 @@ def find_primary(
     return Primary(before.memory.primary, reason, before.memory.primary, demoted=False), alerts  # P5
 
 
-def leader_timeline(leader: Observation | None, before: int | None) -> int | None:
+def leader_timeline(leader: Node | None, members: Mapping[Node, Observation], before: int | None) -> int | None:
     """Return the timeline of the holder of the leader lock, or that of the one before while none is a primary."""
-    return leader.timeline if leader is not None and leader.result is Role.PRIMARY else before
+    seen = members.get(leader) if leader is not None else None
+    return seen.timeline if seen is not None and seen.result is Role.PRIMARY else before
+
+
+def _may_be(primary: str | None, state: NodeState | None) -> bool:
+    """Report whether a server that cannot be asked is still the primary at an address, by all that was seen of it."""
+    seen = state.role_seen if state is not None and not state.seen_dead else None
+    return seen is not None and seen.result is Role.PRIMARY and seen.address == primary
+
+
+def _why_not(seen: Observation | None, claims: list[Observation], led: int | None) -> str:
+    if seen is None or seen not in claims:
+        return ""
+    return " of an older timeline" if _is_older(seen, led) else " without the leader lock"
 
 
 def _is_older(seen: Observation, timeline: int | None) -> bool:

@@ -306,7 +306,7 @@ MUTATIONS = (
     Mutation(
         "the leader lock does not count",
         "routing.assess",
-        "leader = members.get(trusted.leader) if trusted.leader is not None else None",
+        "leader = trusted.leader",
         "leader = None",
         1,
         ((5.0, 90.0, "hang_patroni", 2, 0),),
@@ -711,6 +711,13 @@ OF_CORE = (
         0,
     ),
     Mutation(
+        "a silent holder of the lock loses its names",
+        "routing.primary",
+        "primaries = [] if _may_be(before.memory.primary, states.get(leader)) else primaries",
+        "pass",
+        0,
+    ),
+    Mutation(
         "Patroni's old word deposes a primary",
         "routing.primary",
         "return seen.timeline is not None and timeline is not None and seen.timeline < timeline",
@@ -836,6 +843,7 @@ OF_CORE = (
 """Defects that are hunted in the small worlds alone."""
 
 CORE: dict[str, int] = {
+    "a silent holder of the lock loses its names": 471,
     "a deposed primary takes names back": 42,
     "Patroni's old word deposes a primary": 3,
     "silence counts as death": 0,
@@ -858,7 +866,7 @@ CORE: dict[str, int] = {
     "a pause keeps names on a server in recovery": 683,
     "a pin that was overtaken counts again": 454,
     "one of several primaries is taken": 444,
-    "the leader lock does not count": 453,
+    "the leader lock does not count": 1,
     "an answer counts for ever": 382,
     "a refused login counts as death": 253,
     "a new database cluster is never accepted": 404,

@@ -255,8 +255,12 @@ class Judge:
         leading = [server for server in found if server.node is status.leader and status.system_id == system_id]
         self._learn_leader(known, group, status)
         last = known.primary.get(group.name)
-        if last is not None and known.states[last.number].last_role is Role.STANDBY:
+        told = known.states[last.number] if last is not None else Told()
+        if told.last_role is Role.STANDBY:
             del known.primary[group.name]
+        if last not in found and told.may_be_primary and last is not None and last.node is status.leader:
+            known.accepted[group.name] = None  # it is silent, and holds the lock
+            return
         led = known.may_have_led.get(group.name, 0)
         accepted = leading or [one for one in found if known.states[one.number].timeline >= led]
         known.accepted[group.name] = accepted[0] if len(accepted) == 1 else None
@@ -562,10 +566,17 @@ class Judge:
         elif new.timeline < known.led.get(place.name, 0) and known.statuses[place.name].leader is not target.node:
             self._broken(f"P1: for {agent} {named.name} moves to {target}, a primary that was deposed")
         elif source is not None and source is not target:
-            leads = place.leader is source and source.is_primary and self._knows(agent, source)
-            was_accepted = known.primary.get(place.name) is source  # not merely pinned
-            if leads and was_accepted and self._is_heard(agent, place):
-                self._broken(f"P3: for {agent} {named.name} leaves {source}, which leads and is seen")
+            self._judge_leaving(agent, named, source)
+
+    def _judge_leaving(self, agent: Agent, named: Named, source: Server) -> None:
+        """P3: a name does not leave the primary that leads for another one, unless there is evidence against it."""
+        known, place = self._known[agent], source.group
+        if known.primary.get(place.name) is not source or not self._is_heard(agent, place):  # merely pinned
+            return
+        if place.leader is source and source.is_primary and self._knows(agent, source):
+            self._broken(f"P3: for {agent} {named.name} leaves {source}, which leads and is seen")
+        elif known.statuses[place.name].leader is source.node and known.states[source.number].may_be_primary:
+            self._broken(f"P3: for {agent} {named.name} leaves {source}, which is silent and has the lock")
 
     def _judge_fence(self, agent: Agent, named: Named, source: Server, wanted: Role) -> None:
         """R1: a server that is merely silent is held, but not where another database cluster took its group's place.

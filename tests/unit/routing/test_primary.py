@@ -304,6 +304,45 @@ def test_a_deposed_primary_is_one_again(change: Callable[[Agent], None]) -> None
     assert agent.decide().leads() == f"wk1 → {A} (primary, timeline 7)"
 
 
+def silent_with_the_lock() -> Agent:
+    """Return an agent to which A is silent for as long as its answers count, and B was promoted beside it by hand."""
+    agent = on_primary().see({A: primary(), B: standby()})
+    agent.patroni = {"wk1": PatroniStatus(leader=node(A))}
+    agent.decide().see({A: unreachable()}).wait(MAX_AGE_S)
+    return agent.see({B: primary(timeline=8)})
+
+
+def test_a_silent_holder_of_the_lock_keeps_its_names() -> None:
+    """Another primary takes nothing from it while its Patroni says that it leads."""
+    agent = silent_with_the_lock()
+    words = f"{A} does not answer: no answer within 2 s, last seen as primary; {B} is primary without the leader lock"
+    assert agent.decide().leads() == f"wk1 → {A} (held; no primary; {words})"
+    assert agent.see({A: primary()}).decide().leads().startswith(f"wk1 → {A} (holds the leader lock; several primaries")
+
+
+def says_nothing(agent: Agent) -> None:
+    """Let Patroni's word expire."""
+    agent.patroni = {}
+
+
+def is_dead(agent: Agent) -> None:
+    """Let the holder of the lock be seen dead."""
+    agent.see({A: dead()})
+
+
+def is_in_recovery(agent: Agent) -> None:
+    """Let the holder of the lock be seen in recovery, and be silent again."""
+    agent.see({A: standby()}).decide().see({A: unreachable()}).wait(MAX_AGE_S).see({B: primary(timeline=8)})
+
+
+@pytest.mark.parametrize("change", [says_nothing, is_dead, is_in_recovery])
+def test_a_holder_of_the_lock_that_is_no_primary_any_more(change: Callable[[Agent], None]) -> None:
+    """The one primary that is seen has the name at once."""
+    agent = silent_with_the_lock()
+    change(agent)
+    assert agent.decide().leads() == f"wk1 → {B} (primary, timeline 8)"
+
+
 def test_an_old_word_deposes_nobody() -> None:
     """The new primary takes over at once when the old one dies, also where Patroni's word is from before it."""
     agent = on_primary().see({A: primary(), B: standby()})
