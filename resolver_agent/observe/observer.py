@@ -199,10 +199,10 @@ class Observer:
         return announced is not None
 
     def track(self, decision: Decision) -> None:
-        """Ask Patroni more often where the decision depends on it: the local one, and those of split groups."""
+        """Ask Patroni more often where the decision depends on it: the local one, and where its word is in doubt."""
         self.own = own_nodes(self.config, decision, self.nodes)
         self._patroni.own(self.own.values())
-        self._patroni.hurry([name for name, view in decision.views.items() if view.split])
+        self._patroni.hurry([name for name, view in decision.views.items() if view.doubts_patroni])
 
     async def news_within(self, seconds: float) -> None:
         """Wait until something has changed, for so many seconds at most."""

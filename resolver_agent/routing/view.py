@@ -85,6 +85,12 @@ class GroupView(NamedTuple):
         return self.states[self.own_node].role_seen if self.own_node is not None else None
 
     @property
+    def doubts_patroni(self) -> bool:
+        """Whether Patroni is to be asked at once: there are several primaries, or its leader is not seen as one."""
+        seen = self.fresh.get(self.leader) if self.leader is not None else None
+        return self.split or (self.leader is not None and (seen is None or seen.result is not Role.PRIMARY))
+
+    @property
     def unfit_words(self) -> str:
         """Say why no node serves reads, node by node."""
         fitness = self.memory.fitness.items()

@@ -92,7 +92,7 @@ MUTATIONS = (
         "routing.local_server",
         "return Role.PRIMARY, local.identity",
         "return None, None",
-        3,
+        4,
     ),
     Mutation(
         "a pin counts on a server in recovery",
@@ -125,7 +125,7 @@ MUTATIONS = (
         1,
     ),
     # R4: before, not after
-    Mutation("the hook announces nothing", "requests", "self._observer.announce()", "pass", 1),
+    Mutation("the hook announces nothing", "requests", "self._observer.announce()", "pass", 3),
     Mutation(
         "the hook is answered at once",
         "requests",
@@ -141,7 +141,7 @@ MUTATIONS = (
         1,
     ),
     Mutation("an announced promotion never ends", "observe.observer", "if ended is not None:", "if False:", 1),
-    Mutation("an announced promotion ends at once", "observe.observer", "if ended is not None:", "if True:", 1),
+    Mutation("an announced promotion ends at once", "observe.observer", "if ended is not None:", "if True:", 3),
     # R5: no session left behind
     Mutation("nothing is flushed", "citus.maintenance", "if not self.flushed:", "if False:", 0),
     Mutation(
@@ -300,7 +300,7 @@ MUTATIONS = (
         "routing.system_id",
         "led = group.patroni is None and any(",
         "led = any(",
-        29,
+        48,
         ((5, 30, "foreign_server", 3, 0), (8, 20, "power_loss", 2, 0)),
     ),
     Mutation(
@@ -399,7 +399,7 @@ MUTATIONS = (
         "routing.decide",
         "wanted = observations.assumed or (Role.PRIMARY if observations.holds_lock else role)",
         "wanted = observations.assumed or role",
-        24,
+        26,
         tuple((5 + 15 * number, 0.1, "switchover", 0, 0) for number in range(8)),
     ),
     Mutation(
@@ -414,7 +414,7 @@ MUTATIONS = (
         "queue.windows",
         "if stop.cleared or (stop.part is _Part.HOLD and stop.held is None):\n            return",
         "if stop.cleared:\n            return\n        self._clear(stop)",
-        28,
+        49,
     ),
     Mutation(
         "names do not queue",
@@ -443,7 +443,7 @@ MUTATIONS = (
         "queue.hold",
         "for step in (one.uncache, one.grow_out, one.close, one.drain):",
         "for step in (one.uncache, one.grow_out, one.drain, one.close):",
-        127,
+        43,
     ),
     Mutation(
         "the gate closes before connections are uncached",
@@ -457,7 +457,7 @@ MUTATIONS = (
         "queue.hold",
         "for step in (one.uncache, one.grow_out, one.close, one.drain):",
         "for step in (one.grow_out, one.uncache, one.close, one.drain):",
-        14,
+        28,
     ),
     Mutation(
         "the gate has no keeper",

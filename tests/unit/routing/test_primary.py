@@ -343,6 +343,27 @@ def test_a_holder_of_the_lock_that_is_no_primary_any_more(change: Callable[[Agen
     assert agent.decide().leads() == f"wk1 → {B} (primary, timeline 8)"
 
 
+@pytest.mark.parametrize(
+    ("status", "seen", "doubted"),
+    [
+        pytest.param(PatroniStatus(), {A: primary(), B: standby()}, False, id="it names no leader"),
+        pytest.param(
+            PatroniStatus(leader=node(A)), {A: primary(), B: standby()}, False, id="its leader is the primary"
+        ),
+        pytest.param(PatroniStatus(leader=node(A)), {A: dead(), B: primary()}, True, id="its leader is dead"),
+        pytest.param(PatroniStatus(leader=node(A)), {A: standby(), B: primary()}, True, id="its leader is a standby"),
+        pytest.param(PatroniStatus(leader=node(A)), {A: primary(), B: primary()}, True, id="there are two primaries"),
+    ],
+)
+def test_when_patroni_is_asked_at_once(
+    status: PatroniStatus, seen: dict[str | Node, Observation], *, doubted: bool
+) -> None:
+    """It is where the primary depends on its word, and where that may be from before a promotion."""
+    agent = on_primary()
+    agent.patroni = {"wk1": status}
+    assert agent.see(seen).decide().decision.views["wk1"].doubts_patroni is doubted
+
+
 def test_an_old_word_deposes_nobody() -> None:
     """The new primary takes over at once when the old one dies, also where Patroni's word is from before it."""
     agent = on_primary().see({A: primary(), B: standby()})
