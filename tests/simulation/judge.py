@@ -239,9 +239,9 @@ class Judge:
         process = host.process
         if name != "pre-promote" or process is None:
             return
-        if well:
+        if well and host.server.recovery:  # an answer after the promotion comes too late for what began before it
             self._ready[host.number] = host.server.run
-        elif took_s < PATIENCE_S and self._is_able(host) and process.agent._observer.announced is not None:
+        elif not well and took_s < PATIENCE_S and self._is_able(host) and process.agent._observer.announced is not None:
             self._broken(f"R4: the hook on {host} gives up after {took_s:.2f} s")
 
     def promotion_held(self, host: Host, seconds: float) -> None:
