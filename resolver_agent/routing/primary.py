@@ -58,8 +58,8 @@ def find_primary(
     claims = _distinct([seen for seen in members.values() if seen.result is Role.PRIMARY], before.memory.primary)
     primaries = [seen for seen in claims if not _is_older(seen, led)]
     holder = members.get(leader) if leader is not None else None
-    if leader is not None and holder is None and leader not in foreign:
-        primaries = [] if _may_be(before.memory.primary, states.get(leader)) else primaries
+    if holder is None and leader not in foreign and _may_be(before.memory.primary, leader, states):
+        primaries = []
     alerts, told = [], ""
     if len(claims) > 1:
         told = f"several primaries: {', '.join(str(seen.address) for seen in claims)}"
@@ -95,8 +95,9 @@ def leader_timeline(leader: Node | None, members: Mapping[Node, Observation], be
     return seen.timeline if seen is not None and seen.result is Role.PRIMARY else before
 
 
-def _may_be(primary: str | None, state: NodeState | None) -> bool:
-    """Report whether a server that cannot be asked is still the primary at an address, by all that was seen of it."""
+def _may_be(primary: str | None, leader: Node | None, states: Mapping[Node, NodeState]) -> bool:
+    """Report whether the lock's holder, which cannot be asked, is the last known primary by all that was seen."""
+    state = states.get(leader) if leader is not None else None
     seen = state.role_seen if state is not None and not state.seen_dead else None
     return seen is not None and seen.result is Role.PRIMARY and seen.address == primary
 

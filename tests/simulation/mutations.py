@@ -713,8 +713,8 @@ OF_CORE = (
     Mutation(
         "a silent holder of the lock loses its names",
         "routing.primary",
-        "primaries = [] if _may_be(before.memory.primary, states.get(leader)) else primaries",
-        "pass",
+        "_may_be(before.memory.primary, leader, states)",
+        "False",
         0,
     ),
     Mutation(
