@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Generator, Iterator
 
+    from resolver_agent.routing.observation import Observation
     from tests.simulation.core.agent import Agent
     from tests.simulation.core.world import Group, Server, Steps, World
 
@@ -228,6 +229,21 @@ def _announce_stop(world: World, old: Server) -> Steps:
         yield 0.05 + world.chance()
 
 
+def _opened(world: World, server: Server, seen: Observation, role: Role) -> Window:
+    """Return the window of a stop that is announced now, of a server as an agent has seen it."""
+    return Window(
+        id=f"{server.number}-{server.run}",
+        node=server.node,
+        address=server.node.host,
+        run=seen.identity,
+        role=role,
+        since=world.now,
+        until=world.now + 15.0,
+        called_off_at=world.now + 6.0,
+        stage=Stage.DRAINING,
+    )
+
+
 def _open_windows(world: World, agent: Agent, old: Server, stage: Stage) -> None:
     if not agent.is_alive or not agent.has_looked:
         return
@@ -237,17 +253,7 @@ def _open_windows(world: World, agent: Agent, old: Server, stage: Stage) -> None
         if window is not None and stage is Stage.ROOM:
             agent.windows[target.name] = dataclasses.replace(window, stage=stage)
         elif window is None and target.address == old.node.host and agent.host is not old and seen is not None:
-            agent.windows[target.name] = Window(
-                id=f"{old.number}-{old.run}",
-                node=old.node,
-                address=old.node.host,
-                run=seen.identity,
-                role=Role.PRIMARY,
-                since=world.now,
-                until=world.now + 15.0,
-                called_off_at=world.now + 6.0,
-                stage=Stage.DRAINING,
-            )
+            agent.windows[target.name] = _opened(world, old, seen, Role.PRIMARY)
     agent.news += 1
     agent.wake()
 
@@ -292,17 +298,7 @@ def _open_standby_windows(world: World, agent: Agent, server: Server) -> None:
         is_own = decision.groups[named.name].own is not None and named.route is Route.FOLLOW
         if is_own or named.name in agent.windows or decision.by_hand(named.name):
             continue
-        agent.windows[named.name] = Window(
-            id=f"{server.number}-{server.run}",
-            node=server.node,
-            address=server.node.host,
-            run=seen.identity,
-            role=Role.STANDBY,
-            since=world.now,
-            until=world.now + 15.0,
-            called_off_at=world.now + 6.0,
-            stage=Stage.DRAINING,
-        )
+        agent.windows[named.name] = _opened(world, server, seen, Role.STANDBY)
         world.judge.announced(agent, named.name, agent.windows[named.name])
     agent.news += 1
     agent.wake()
