@@ -267,6 +267,9 @@ def stall_replay(world: World, host: Host, _other: Host) -> End:
         return None
     server.stalled_at = world.now
     world.server_changed(host)
+    for one in world.hosts:
+        if one.process is not None:
+            one.process.decide()  # rounds that could change nothing were left out
 
     def end() -> None:
         server.stalled_at = None

@@ -313,6 +313,10 @@ class Process:
         """Another program has written the hosts file."""
         self.call_after(self.world.between(0.0, 0.1), self.agent.hosts_file_is_disturbed)
 
+    def decide(self) -> None:
+        """Have it decide soon."""
+        self.call_after(0.0, self.agent._observer.changed.set)
+
     def stop(self) -> None:
         """Send SIGSTOP."""
         self.loop.is_stopped = True

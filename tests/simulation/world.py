@@ -896,6 +896,8 @@ class World:
     def kill_agent(self, host: Host) -> None:
         """End the agent's process at once."""
         if host.process is not None:
+            if host.process.loop.is_stopped:
+                self.judge.hindered(host)
             host.process.kill()
             host.process = None
             self.judge.agent_ended(host)
