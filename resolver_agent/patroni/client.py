@@ -50,6 +50,7 @@ _UNKNOWN_AUTHORITY = frozenset((2, 18, 19, 20, 21))
 """X509_V_ERR_*: the issuer cannot be found, or is no authority that was given (openssl-verification-options(1))."""
 
 _CLOSED = "it closed the connection without an answer"
+_CLOSED_TLS = f"TLS: {_CLOSED} (it has no TLS, or it requires a client certificate)"
 
 _HOLDS_LOCK, _DOES_NOT = 200, 503
 _PRIMARY = ("primary", "master")  # the second until Patroni 3
@@ -145,11 +146,13 @@ def _fetch_from(
         raise
     except ssl.SSLCertVerificationError as error:
         raise ApiError(_refusal(error)) from None
+    except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+        raise ApiError(_CLOSED_TLS) from None
     except ssl.SSLError as error:
         raise ApiError(f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}") from None
     except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
         if secure is not None:  # its alert is often lost: TLS 1.3 tells of a refusal after the client's first request
-            raise ApiError(f"TLS: {_CLOSED} (it has no TLS, or it requires a client certificate)") from None
+            raise ApiError(_CLOSED_TLS) from None
         raise ApiError(_CLOSED if isinstance(error, http.client.RemoteDisconnected) else _reason(error)) from None
     except (OSError, UnicodeError) as error:
         raise ApiError(_reason(error)) from None
