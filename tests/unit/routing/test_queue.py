@@ -124,7 +124,7 @@ def test_draining_moves_nothing() -> None:
     assert agent().stops(OLD, stage=Stage.DRAINING).decide().address() == OLD
 
 
-@pytest.mark.parametrize(
+WHERE_READS_GO = pytest.mark.parametrize(
     ("fallback", "others", "expected"),
     [
         (Fallback.NONE, {}, ROOM),
@@ -133,34 +133,32 @@ def test_draining_moves_nothing() -> None:
     ],
     ids=["alone", "another standby", "fallback"],
 )
-def test_a_standby_stops(fallback: Fallback, others: dict[str | Node, Observation], expected: str) -> None:
-    """Reads leave a standby before it stops: for another one, for the primary, or else they queue."""
+
+
+def reads_from_new(fallback: Fallback, others: dict[str | Node, Observation]) -> Agent:
+    """Return an agent on a coordinator's standby, whose reads of wk1 are on NEW."""
     one = Agent(config(group("cn", "10.0.0.1"), group("wk1", NEW, THIRD, OLD), fallback=fallback))
     one.see({"10.0.0.1": standby(), OLD: primary(), NEW: standby(), THIRD: dead(), **others})
-    one.see_local(standby(), address="10.0.0.1").decide()
-    assert one.address() == NEW
+    assert one.see_local(standby(), address="10.0.0.1").decide().address() == NEW
+    return one
+
+
+@WHERE_READS_GO
+def test_a_standby_stops(fallback: Fallback, others: dict[str | Node, Observation], expected: str) -> None:
+    """Reads leave a standby before it stops: for another one, for the primary, or else they queue."""
+    one = reads_from_new(fallback, others)
     assert one.stops(NEW).decide().address() == expected
     one.wait(0.1).see({NEW: standby(started=1)}).decide()
     if expected == ROOM:
         assert one.address() == NEW
 
 
-@pytest.mark.parametrize(
-    ("fallback", "others", "expected"),
-    [
-        (Fallback.NONE, {}, ROOM),
-        (Fallback.NONE, {THIRD: standby()}, THIRD),
-        (Fallback.PRIMARY, {}, OLD),
-    ],
-    ids=["alone", "another standby", "fallback"],
-)
+@WHERE_READS_GO
 def test_a_standby_that_refuses_the_login_stops(
     fallback: Fallback, others: dict[str | Node, Observation], expected: str
 ) -> None:
     """What is not known of it keeps no reads there, and makes none wait, when it stops as announced."""
-    one = Agent(config(group("cn", "10.0.0.1"), group("wk1", NEW, THIRD, OLD), fallback=fallback))
-    one.see({"10.0.0.1": standby(), OLD: primary(), NEW: standby(), THIRD: dead()})
-    one.see_local(standby(), address="10.0.0.1").decide()
+    one = reads_from_new(fallback, {})
     one.wait(4).see({"10.0.0.1": standby(), OLD: primary(), NEW: rejecting(), THIRD: dead(), **others})
     assert one.see_local(standby(), address="10.0.0.1").decide().address() == NEW
     assert one.stops(NEW).decide().address() == expected
