@@ -97,5 +97,6 @@ def test_pip(host: SystemdHost, packages: Packages, tmp_path: Path) -> None:
 
     assert "Restart the agent" in well(play(host, tmp_path, **wheel))
     assert running(host)[0] == LATER
+    sh(host, TO_ADDRESSES)
     well(play(host, tmp_path, resolver_agent_state="absent"))
     assert sh(host, LEFT) == ""
