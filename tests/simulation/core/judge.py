@@ -352,7 +352,8 @@ class Judge:
         news, origin, moved_at, followed = known.moves.get(name, (-1, None, 0.0, False))
         left = self._by_address.get(before or "")
         # It is no room, its answer does not expire, and it does not fall behind without any news.
-        is_known = left is not None and self._knows(agent, left) and left.stalled_at is None
+        falls_behind = left is not None and (left.stalled_at is not None or left.lag > 0)
+        is_known = left is not None and self._knows(agent, left) and not falls_behind
         # With `fallback: all` the silence of another group moves it, too, and so does its end (S8).
         kind = state.target.kind if state.target is not None else None
         follows = agent.config.fallback is Fallback.ALL and kind is TargetKind.FALLBACK
@@ -468,6 +469,9 @@ class Judge:
                 self._broken(f"M4: for {agent} {named.name} is pinned to {address} again")
         if accepted is None or accepted.node.host == address or agent.pause is not None or lasting is not None:
             return
+        told = [self._known[agent].states[one.number].latest for one in group.servers]
+        if address is None and None in told:
+            return  # nothing tells it whose database cluster that is: the name was not in its block
         if named.name not in agent.windows or address in self._by_address or address == FENCE:
             self._broken(f"P1: for {agent} {named.name} is {address}, and {accepted} is seen as the primary")
 
