@@ -5,6 +5,8 @@ What ``agent.py`` and ``observe`` do around the core is here in a few lines; the
 
 from __future__ import annotations
 
+import enum
+import functools
 from typing import TYPE_CHECKING
 
 from resolver_agent.config.model import Route
@@ -44,6 +46,21 @@ _PRESSED_S = 1.0
 _INF = float("inf")
 
 
+class Death(enum.Enum):
+    """When an agent is killed in the round that moves a name."""
+
+    BEFORE_WRITE = "before the file is written"
+    IN_WRITE = "with its host, while the file is written in place"
+    AFTER_WRITE = "after the file is written"
+
+
+def torn(old: bytes, new: bytes, share: float) -> bytes:
+    """Return a file of which so much was written over, as ``hosts.atomic_file`` writes in place."""
+    length = max(len(old), len(new))
+    cut = int(share * (length + 1))
+    return new.ljust(length, b"\n")[:cut] + old.ljust(length, b"\n")[cut:]
+
+
 class Agent:
     """One host's agent. ``life`` counts its starts; ``written`` is what its file says."""
 
@@ -54,8 +71,8 @@ class Agent:
         self.written: tuple[Target, ...] = ()
         self.damage: Callable[[bytes], bytes] | None = None
         """What another program does to the file before the next start."""
-        self.dies: bool | None = None
-        """Killed in the next round that moves a name: before the file is written (True), or after it."""
+        self.dies: Death | None = None
+        """It is killed in the next round that moves a name."""
         self.pins: dict[str, Pin] = {}
         self.pause: Pause | None = None
         self._reset()
@@ -249,8 +266,8 @@ class Agent:
         before, decision = self.decision, decide(self.config, seen, self.decision, now)
         targets = decision.targets
         moved = before.targets != targets
-        if moved and self.dies:
-            self.dies = None
+        dies = self.dies if moved else None
+        if dies is Death.BEFORE_WRITE:
             self._die_and_return()
             return
         self.decision = decision
@@ -259,8 +276,9 @@ class Agent:
         for name, address in decision.overtaken.items():
             if name in self.pins and self.pins[name].address == address:
                 del self.pins[name]
-        if moved and self.dies is False:
-            self.dies = None
+        if dies is not None:
+            if dies is Death.IN_WRITE:
+                self.damage = functools.partial(torn, render(OUTSIDE, before.targets), share=world.chance())
             self._die_and_return()
             return
         if self.windows:
@@ -268,6 +286,7 @@ class Agent:
         self._set_due(decision)
 
     def _die_and_return(self) -> None:
+        self.dies = None
         self.kill()
         self.world.after(0.1 + 3.0 * self.world.chance(), self.begin)
 

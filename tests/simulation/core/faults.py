@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from resolver_agent.config.model import Route
 from resolver_agent.routing.observation import Identity, Pause, Pin, Role, Stage, Window
+from tests.simulation.core.agent import Death
 from tests.simulation.core.world import LOOK_S, WAL, State
 from tests.simulation.faults import Fault
 from tests.simulation.judge import FOREIGN, UPGRADED
@@ -540,13 +541,19 @@ def kill_agent(world: World, fault: Fault) -> Steps:
 
 def kill_before_write(world: World, fault: Fault) -> Steps:
     """An agent is killed when it has decided on a move, and has not written it yet."""
-    _agent(world, fault).dies = True
+    _agent(world, fault).dies = Death.BEFORE_WRITE
     yield 0.0
 
 
 def kill_after_write(world: World, fault: Fault) -> Steps:
     """An agent is killed when it has just written a move."""
-    _agent(world, fault).dies = False
+    _agent(world, fault).dies = Death.AFTER_WRITE
+    yield 0.0
+
+
+def tear_write(world: World, fault: Fault) -> Steps:
+    """An agent's host loses its power while a move is written in place, as where the file is a bind mount."""
+    _agent(world, fault).dies = Death.IN_WRITE
     yield 0.0
 
 
@@ -678,10 +685,10 @@ KINDS: dict[Callable[[World, Fault], Steps], int] = {
     pause: 1,
     call_off: 2,
 }
-STALLS, STOPS = ("stall",), ("stop_standby",)
+STALLS, STOPS, TEARS = ("stall",), ("stop_standby",), ("tear_write",)
 """What goes wrong in some worlds alone, in ``OWN`` of the places of other faults."""
 OWN = 0.15
-BY_NAME = {kind.__name__: kind for kind in (*KINDS, stall, stop_standby)}
+BY_NAME = {kind.__name__: kind for kind in (*KINDS, stall, stop_standby, tear_write)}
 _NAMES = [kind.__name__ for kind in KINDS]
 _WEIGHTS = [*KINDS.values()]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from resolver_agent.config.model import Config, Fallback, Group, PatroniApi, Queue, Route
 from tests.simulation.core.agent import Agent
-from tests.simulation.core.faults import BY_NAME, MAX_LAG, MAX_LAG_S, STALLS, STOPS, plan
+from tests.simulation.core.faults import BY_NAME, MAX_LAG, MAX_LAG_S, STALLS, STOPS, TEARS, plan
 from tests.simulation.core.judge import Judge
 from tests.simulation.core.world import State, World
 from tests.simulation.simulate import Result
@@ -29,28 +29,30 @@ _LONGEST = 50
 _SHAPES = 16
 """A seed's remainder by this tells the shape of its world; the seeds that find mutations of old have other remainders.
 """
-_WITH_SECONDS, _WITH_STOPS = 15, 7
+_WITH_SECONDS, _WITH_STOPS, _WITH_TEARS = 15, 7, 5
 _LIMITS = ((MAX_LAG_S, None), (MAX_LAG_S, MAX_LAG), (2 * MAX_LAG_S, MAX_LAG))
 
 
 class Shape(NamedTuple):
-    """What some worlds have: a limit of lag in seconds, beside that in bytes, and announced stops of standbys."""
+    """What some worlds have: a limit of lag in seconds beside that in bytes, stops of standbys, torn writes."""
 
     max_lag_s: float | None = None
     max_lag_bytes: int | None = None
     has_stops: bool = False
+    has_tears: bool = False
 
     @classmethod
     def of(cls, seed: int) -> Shape:
         """Return that of a seed."""
         rest = seed % _SHAPES
         max_lag_s, max_lag_bytes = _LIMITS[seed // _SHAPES % len(_LIMITS)] if rest == _WITH_SECONDS else (None, None)
-        return cls(max_lag_s, max_lag_bytes, has_stops=rest == _WITH_STOPS)
+        return cls(max_lag_s, max_lag_bytes, has_stops=rest == _WITH_STOPS, has_tears=rest == _WITH_TEARS)
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of faults that only such worlds have."""
-        return (STALLS if self.max_lag_s is not None else ()) + (STOPS if self.has_stops else ())
+        own = ((STALLS, self.max_lag_s is not None), (STOPS, self.has_stops), (TEARS, self.has_tears))
+        return tuple(kind for kinds, is_so in own if is_so for kind in kinds)
 
 
 @functools.lru_cache(maxsize=256)
