@@ -78,8 +78,19 @@ class _TroubleError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
+    """Run the command line and return the exit code; without ``arguments`` end the process, whose own they are.
+
+    It ends at once: a thread may still be in libpq, and crash while Python and OpenSSL take themselves apart.
+    """
+    if arguments is not None:
+        return _exit_code(arguments)
+    code = _exit_code(sys.argv[1:])
+    with contextlib.suppress(OSError):
+        print(end="", flush=True)  # what a command with trouble has printed before
+    os._exit(code)
+
+
+def _exit_code(given: Sequence[str]) -> int:
     if (_HELP | hook.BY_HAND).isdisjoint(given):
         for one in (pre_promote, before_stop):
             if _is_command(one.NAME, given):  # before anything else can fail or take time
@@ -432,6 +443,8 @@ def _run(options: argparse.Namespace) -> int:
         asyncio.run(agent.run())
     except (lock.LockedError, lock.LockUnavailableError, client.ControlError) as error:
         raise _TroubleError(str(error)) from error
+    finally:
+        logging.shutdown()  # waits until all lines are written
     return OK
 
 

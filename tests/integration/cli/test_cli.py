@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,13 @@ def test_validate_config(config: Path) -> None:
     ran = run("--validate-config", "-c", config)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout == f"{config}: nothing wrong; names: cn, wk1, wk2\n"
+
+
+def test_a_process_ends_at_once(config: Path) -> None:
+    """It says all that it has to, and is gone: while Python ends by itself, a thread that is in libpq may crash."""
+    script = "import atexit; atexit.register(print, 'Python ends'); from resolver_agent import cli; cli.main()"
+    ran = run("--validate-config", "-c", config, program=[sys.executable, "-c", script])
+    assert (ran.returncode, ran.stdout) == (0, f"{config}: nothing wrong; names: cn, wk1, wk2\n")
 
 
 def test_validate_config_reports_every_error(tmp_path: Path) -> None:
