@@ -242,7 +242,7 @@ def test_without_a_login_nothing_changes(
     agent.wait_for_line("alert: wk2 → .*held")
     assert written(hosts_file) == before
     nodes = {f"{node.address}:{node.port}:rejecting" for group in cluster.values() for node in group.nodes}
-    assert nodes | {"local", "wk1:held", "wk2:held"} <= alerts(config)
+    wait_until(lambda: nodes | {"local", "wk1:held", "wk2:held"} <= alerts(config))
     wait_until(lambda: count(agent, 'cannot be asked: .*role "nobody" does not exist') >= len(nodes))
 
 
