@@ -78,7 +78,7 @@ class _TroubleError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; without ``arguments`` end the process, whose own they are.
+    """Run the command line and return the exit code. Without ``arguments`` those of the process count, and it ends.
 
     It ends at once: a thread may still be in libpq, and crash while Python and OpenSSL take themselves apart.
     """
