@@ -116,6 +116,7 @@ class Agent:
             world.after(5.0, self.begin)
             return
         self._reset()
+        self.written = remembered
         self.is_alive = True
         self.life += 1
         self.decision = resume(self.config, remembered)

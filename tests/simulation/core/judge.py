@@ -255,11 +255,15 @@ class Judge:
         leading = [server for server in found if server.node is status.leader and status.system_id == system_id]
         self._learn_leader(known, group, status)
         last = known.primary.get(group.name)
-        told = known.states[last.number] if last is not None else Told()
-        if told.last_role is Role.STANDBY:
+        if last is not None and known.states[last.number].last_role is Role.STANDBY:
             del known.primary[group.name]
-        if last not in found and told.may_be_primary and last is not None and last.node is status.leader:
-            known.accepted[group.name] = None  # it is silent, and holds the lock
+        silent = [
+            server
+            for server in group.servers
+            if server.node is status.leader and server not in found and known.states[server.number].may_be_primary
+        ]
+        if silent and last in (None, *silent):
+            known.accepted[group.name] = None  # it holds the lock, and was the primary for all that can be told
             return
         led = known.may_have_led.get(group.name, 0)
         accepted = leading or [one for one in found if known.states[one.number].timeline >= led]
