@@ -1,7 +1,7 @@
 """Many worlds by hand: `python -m tests.simulation.campaign --seeds 10000`; or the story of one: `--story 4711`.
 
 With `--core` they are the small worlds around the pure core of the program; with `--compiled` that core, its agents and
-their judge are compiled first, by mypyc, which takes two minutes and needs a C compiler and Python's headers.
+their judge are compiled first, by mypyc, which takes about 80 seconds and needs a C compiler and Python's headers.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _TOP = Path(__file__).parents[2]
 _COMPILED = ("resolver_agent/config/model.py", "resolver_agent/routing/*.py")
 _COMPILED_TOO = ("tests/simulation/core/agent.py", "tests/simulation/core/judge.py", "tests/simulation/judge.py")
+"""These are compiled as they are: at run time some of them could not import each other."""
 _INTERPRETED = ("__init__.py", "state.py")
 """mypyc does not take the enumeration of ``routing.state``."""
 _PIECE = 16

@@ -70,7 +70,7 @@ class Agent:
         self.is_alive = False
         self.written: tuple[Target, ...] = ()
         self.damage: Callable[[bytes], bytes] | None = None
-        """What another program does to the file before the next start."""
+        """What happens to the file before the next start: another program edits it, or a write of it was torn."""
         self.dies: Death | None = None
         """It is killed in the next round that moves a name."""
         self.pins: dict[str, Pin] = {}
@@ -269,7 +269,7 @@ class Agent:
         moved = before.targets != targets
         dies = self.dies if moved else None
         if dies is Death.BEFORE_WRITE:
-            self._die_and_return()
+            self._die_and_return(dies)
             return
         self.decision = decision
         world.judge.decided(self, before, decision, seen)
@@ -280,14 +280,15 @@ class Agent:
         if dies is not None:
             if dies is Death.IN_WRITE:
                 self.damage = functools.partial(torn, render(OUTSIDE, before.targets), share=world.chance())
-            self._die_and_return()
+            self._die_and_return(dies)
             return
         if self.windows:
             self._review_windows()
         self._set_due(decision)
 
-    def _die_and_return(self) -> None:
+    def _die_and_return(self, death: Death) -> None:
         self.dies = None
+        self.world.tell(f"{self} ends {death.value}")
         self.kill()
         self.world.after(0.1 + 3.0 * self.world.chance(), self.begin)
 

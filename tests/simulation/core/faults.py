@@ -490,7 +490,7 @@ def fall_behind(world: World, fault: Fault) -> Steps:
 def stall(world: World, fault: Fault) -> Steps:
     """A standby replays nothing for a while, then too little to come below half of the limit, and catches up."""
     server, limit_s = _standby_elsewhere(world, fault), world.agents[0].config.groups[0].max_lag_s
-    if not server.may_lead or server.lag or server.stalled_at is not None or limit_s is None:
+    if not server.may_lead or server.falls_behind or limit_s is None:
         return
     world.tell(f"FAULT {server} replays nothing")
     is_alone = not server.group.is_busy and world.chance() < _ALONE

@@ -252,17 +252,15 @@ class Judge:
             for told in [known.states[server.number]]
             if told.latest is Role.PRIMARY and told.system_id == system_id
         ]
-        leading = [server for server in found if server.node is status.leader and status.system_id == system_id]
-        self._learn_leader(known, group, status)
+        holder = next((server for server in group.servers if server.node is status.leader), None)
+        leading = [server for server in found if server is holder and status.system_id == system_id]
+        if holder is not None and known.states[holder.number].system_id == status.system_id:
+            self._learn_leader(known, group, known.states[holder.number])
         last = known.primary.get(group.name)
         if last is not None and known.states[last.number].last_role is Role.STANDBY:
             del known.primary[group.name]
-        silent = [
-            server
-            for server in group.servers
-            if server.node is status.leader and server not in found and known.states[server.number].may_be_primary
-        ]
-        if silent and last in (None, *silent):
+        is_silent = holder is not None and holder not in found and known.states[holder.number].may_be_primary
+        if is_silent and last in (None, holder):
             known.accepted[group.name] = None  # it holds the lock, and was the primary for all that can be told
             return
         led = known.may_have_led.get(group.name, 0)
@@ -276,11 +274,8 @@ class Judge:
             else:
                 known.primary.pop(group.name, None)
 
-    def _learn_leader(self, known: _Known, group: Group, status: PatroniStatus) -> None:
+    def _learn_leader(self, known: _Known, group: Group, leader: Told) -> None:
         """Only what is on the timeline of the last holder of the leader lock, or on a newer one, is to be followed."""
-        leader = next((known.states[one.number] for one in group.servers if one.node is status.leader), None)
-        if leader is None or leader.system_id != status.system_id:
-            return
         if leader.latest is Role.PRIMARY:
             known.led[group.name] = known.may_have_led[group.name] = leader.timeline
         elif leader.may_be_primary:
@@ -356,8 +351,7 @@ class Judge:
         news, origin, moved_at, followed = known.moves.get(name, (-1, None, 0.0, False))
         left = self._by_address.get(before or "")
         # It is no room, its answer does not expire, and it does not fall behind without any news.
-        falls_behind = left is not None and (left.stalled_at is not None or left.lag > 0)
-        is_known = left is not None and self._knows(agent, left) and not falls_behind
+        is_known = left is not None and self._knows(agent, left) and not left.falls_behind
         # With `fallback: all` the silence of another group moves it, too, and so does its end (S8).
         kind = state.target.kind if state.target is not None else None
         follows = agent.config.fallback is Fallback.ALL and kind is TargetKind.FALLBACK

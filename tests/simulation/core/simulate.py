@@ -51,8 +51,8 @@ class Shape(NamedTuple):
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of faults that only such worlds have."""
-        own = ((STALLS, self.max_lag_s is not None), (STOPS, self.has_stops), (TEARS, self.has_tears))
-        return tuple(kind for kinds, is_so in own if is_so for kind in kinds)
+        stalls = STALLS if self.max_lag_s is not None else ()
+        return stalls + (STOPS if self.has_stops else ()) + (TEARS if self.has_tears else ())
 
 
 @functools.lru_cache(maxsize=256)
@@ -177,7 +177,7 @@ def _mend(world: World) -> None:
         if group.leader is None:
             group.leader = group.servers[0]
         for server in group.servers:
-            if server.rejects or server.lag or server.stalled_at is not None:
+            if server.rejects or server.falls_behind:
                 server.rejects, server.lag, server.stalled_at = False, 0, None
                 world.changed(server)
             server.hangs = False

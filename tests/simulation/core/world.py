@@ -95,6 +95,11 @@ class Server:
             at = at // PERIOD_S * BUSY_S + min(at % PERIOD_S, BUSY_S)
         return int(at * WAL) - self.lag
 
+    @property
+    def falls_behind(self) -> bool:
+        """Whether a fault keeps it behind its primary."""
+        return self.lag > 0 or self.stalled_at is not None
+
     def behind(self, leader: Server, at: float) -> tuple[int, float]:
         """Return how far it is behind its primary, in bytes, and in seconds since that has gone on from its LSN."""
         lsn = self.lsn_at(at)
